@@ -1,0 +1,80 @@
+"""interp: look inside transformer language models.
+
+    import interp
+    model = interp.load("zoo:default")
+    interp.detect(model)                  # every head analysis, as one tidy table
+    interp.analyze(model, "induction")    # one of them
+
+Names are imported when first used, so that `import interp` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "load": "interp.model",
+    "Model": "interp.model",
+    "ModelInfo": "interp.model",
+    "Site": "interp.sites",
+    "Ablate": "interp.edits",
+    "ablate_heads": "interp.edits",
+    "Batch": "interp.batch",
+    "Result": "interp.results",
+    "analysis": "interp.registry",
+    "analyses": "interp.registry",
+    "analyze": "interp.registry",
+    "detect": "interp.registry",
+    "report": "interp.report",
+    "InterpError": "interp.errors",
+}
+
+if TYPE_CHECKING:
+    from interp.batch import Batch as Batch
+    from interp.edits import Ablate as Ablate
+    from interp.edits import ablate_heads as ablate_heads
+    from interp.errors import InterpError as InterpError
+    from interp.model import Model as Model
+    from interp.model import ModelInfo as ModelInfo
+    from interp.model import load as load
+    from interp.registry import analyses as analyses
+    from interp.registry import analysis as analysis
+    from interp.registry import analyze as analyze
+    from interp.registry import detect as detect
+    from interp.report import report as report
+    from interp.results import Result as Result
+    from interp.sites import Site as Site
+
+__all__ = [
+    "Ablate",
+    "Batch",
+    "InterpError",
+    "Model",
+    "ModelInfo",
+    "Result",
+    "Site",
+    "__version__",
+    "ablate_heads",
+    "analyses",
+    "analysis",
+    "analyze",
+    "detect",
+    "load",
+    "report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its home on first use (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'interp' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,47 @@
+"""Attention statistics without attention matrices: ask for a number, never for the pattern.
+
+    from interp.attention import Mean, Offset, measure
+
+`statistics` says what can be asked, `naive` answers densely (the oracle), `fused` answers from fused
+attention and its log-sum-exp in O(n) memory, `hook` puts either inside a transformers model.
+The derivations are in README.md beside this file. Needs torch and transformers, nothing else.
+"""
+
+from interp.attention.call import Call
+from interp.attention.hook import Recorder, StopForward, intercept
+from interp.attention.masks import CausalMask
+from interp.attention.measure import METHODS, measure
+from interp.attention.statistics import (
+    Distance,
+    Entropy,
+    KeyMass,
+    Mean,
+    Offset,
+    Pairs,
+    Received,
+    Rows,
+    Statistic,
+    SumSquares,
+    TopKeys,
+)
+
+__all__ = [
+    "METHODS",
+    "Call",
+    "CausalMask",
+    "Distance",
+    "Entropy",
+    "KeyMass",
+    "Mean",
+    "Offset",
+    "Pairs",
+    "Received",
+    "Recorder",
+    "Rows",
+    "Statistic",
+    "StopForward",
+    "SumSquares",
+    "TopKeys",
+    "intercept",
+    "measure",
+]

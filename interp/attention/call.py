@@ -1,0 +1,54 @@
+"""One layer's attention, as a model asks for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.attention.masks import CausalMask
+
+
+@dataclass(frozen=True)
+class Call:
+    """Inputs of softmax attention for one layer, after rotary embedding and QK-norm.
+
+    The score of query i and key j is `s_ij = cap(scale * q_i . k_j)` where visible, `cap(x) = c tanh(x / c)`
+    under a soft-cap c and the identity without; `p_ij = exp(s_ij - L_i)`, `L_i = log(sum_j exp s_ij + exp sink)`.
+    Keys and values stay in their `kv_head` groups: query head h reads group `h // (head / kv_head)`.
+    """
+
+    query: Float[Tensor, "batch head query d_head"]
+    key: Float[Tensor, "batch kv_head key d_head"]
+    value: Float[Tensor, "batch kv_head key d_value"]
+    scale: float
+    mask: CausalMask
+    softcap: float | None = None
+    sinks: Float[Tensor, " head"] | None = None
+
+    @property
+    def group(self) -> int:
+        """Query heads per key-value head."""
+        return self.query.shape[1] // self.key.shape[1]
+
+    def float(self) -> Call:
+        """The same call in float32 (or float64 if it already is): statistics are never taken in half precision."""
+        if self.query.dtype in (torch.float32, torch.float64):
+            return self
+        return self.to(torch.float32)
+
+    def to(self, dtype: torch.dtype) -> Call:
+        """The same call with every tensor in `dtype`."""
+        sinks = None if self.sinks is None else self.sinks.to(dtype)
+        q, k, v = (x.to(dtype) for x in (self.query, self.key, self.value))
+        return Call(q, k, v, self.scale, self.mask, self.softcap, sinks)
+
+    def cap(self, score: Tensor) -> Tensor:
+        """Soft-cap the scaled scores, elementwise."""
+        return score if self.softcap is None else self.softcap * torch.tanh(score / self.softcap)
+
+    def shared(self, x: Float[Tensor, "batch kv_head key d"]) -> Float[Tensor, "batch head key d"]:
+        """Every query head's view of a per-group tensor (a copy where groups are larger than one)."""
+        return x if self.group == 1 else x.repeat_interleave(self.group, dim=1)

@@ -1,0 +1,336 @@
+"""Attention statistics from fused attention and its log-sum-exp. O(n) memory; README.md derives each identity.
+
+The forward pass of the model is computed here once, fused, giving the output z and L_i = log sum_j exp s_ij.
+Each question is then answered from q, k and L: p_ij = exp(s_ij - L_i) where few pairs are asked for, one more
+fused call with other values where a linear read-out of the row is, tiles of scores only where nothing less will do
+(soft-capped entropy, the largest keys of chosen rows, sums of squares).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import singledispatch
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.attention.call import Call
+from interp.attention.kernels import flash
+from interp.attention.masks import Segment
+from interp.attention.statistics import (
+    Distance,
+    Entropy,
+    KeyMass,
+    Mean,
+    Offset,
+    Pairs,
+    Received,
+    Rows,
+    Statistic,
+    SumSquares,
+    TopKeys,
+)
+
+PAIR_CHUNK = 1 << 22  # elements of gathered queries at a time: 16 MiB in float32
+NEVER = -1e30  # log of zero weight that survives arithmetic in the kernel; exp gives exactly 0
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A finished forward pass of one call in float32: what every answer starts from."""
+
+    call: Call
+    lse: Float[Tensor, "batch head query"]
+
+
+def measure(call: Call, questions: Mapping[str, Statistic]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Attention output in the call's dtype, and the answer to each question in float32."""
+    output, lse = attend(call)
+    done = Pass(call.float(), lse.to(torch.promote_types(lse.dtype, torch.float32)))
+    return output, {name: answer(question, done) for name, question in questions.items()}
+
+
+def attend(
+    call: Call, value: Float[Tensor, "batch kv_head key d_value"] | None = None
+) -> tuple[Float[Tensor, "batch head query d_value"], Float[Tensor, "batch head query"]]:
+    """sum_j p_ij v_j for the call's values or others, and L_i; padding rows give zeros and -inf."""
+    v = call.value if value is None else value
+    first = call.mask.segments[0] if len(call.mask.segments) == 1 else None
+    if first is not None and first.full and call.mask.padding is None and call.softcap is None:
+        output, lse = flash(call.query, call.key, v, scale=call.scale, causal=True)
+    else:
+        output, lse = _attend_segments(call, v)
+    if call.sinks is None:
+        return output, lse
+    with_sink = torch.logaddexp(lse, call.sinks[None, :, None].to(lse.dtype))
+    return output * (lse - with_sink).exp()[..., None].to(output.dtype), with_sink
+
+
+def _attend_segments(call: Call, v: Tensor) -> tuple[Tensor, Tensor]:
+    shape, wide = call.query.shape[:3], torch.promote_types(v.dtype, torch.float32)
+    output = v.new_zeros(*shape, v.shape[-1])
+    lse = torch.full(shape, -torch.inf, device=v.device, dtype=wide)
+    for segment in call.mask.segments:
+        if segment.full and call.softcap is None:
+            span = slice(segment.start, segment.stop)
+            q, k, x = (t[segment.rows, :, span] for t in (call.query, call.key, v))
+            out, part = flash(q, k, x, scale=call.scale, causal=True)
+            output[segment.rows, :, span] = out
+            lse[segment.rows, :, span] = part.to(wide)
+        else:
+            _attend_tiles(call, v, segment, output, lse)
+    return output, lse
+
+
+def _attend_tiles(call: Call, v: Tensor, segment: Segment, output: Tensor, lse: Tensor) -> None:
+    for a, b, low in segment.blocks:
+        high = b + call.mask.offset
+        seen = call.mask.tile(segment.rows[:1], slice(a, b), slice(low, high))[:, None]
+        q, k, x = call.query[segment.rows, :, a:b], call.key[segment.rows, :, low:high], v[segment.rows, :, low:high]
+        if call.softcap is None:
+            bias = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill(~seen, -torch.inf)
+            out, part = flash(q, k, x, scale=call.scale, bias=bias.expand(len(q), -1, -1, -1))
+        else:
+            score = _scores(call, q, k).masked_fill(~seen, -torch.inf)
+            part = score.logsumexp(-1)
+            out = _by_group((score - part[..., None]).exp().to(x.dtype), x)
+        output[segment.rows, :, a:b] = out
+        lse[segment.rows, :, a:b] = part.to(lse.dtype)
+
+
+def _scores(call: Call, q: Tensor, k: Tensor) -> Float[Tensor, "rows head query key"]:
+    """Capped scores of a tile in float32 or wider, keys shared within their group without being copied."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    return call.cap(call.scale * _by_group(q.to(wide), k.to(wide).mT))
+
+
+def _by_group(x: Float[Tensor, "rows head query inner"], y: Float[Tensor, "rows kv_head inner outer"]) -> Tensor:
+    """x @ y where each y serves a group of consecutive heads of x."""
+    rows, head, n, inner = x.shape
+    kv = y.shape[1]
+    return (x.reshape(rows, kv, (head // kv) * n, inner) @ y).reshape(rows, head, n, y.shape[-1])
+
+
+def _tiles(done: Pass) -> Iterator[tuple[Tensor, slice, slice, Tensor, Tensor]]:
+    """Each tile's batch rows, queries, keys, capped scores (-inf where unseen) and probabilities."""
+    call = done.call
+    for segment in call.mask.segments:
+        for a, b, low in segment.blocks:
+            high = b + call.mask.offset
+            seen = call.mask.tile(segment.rows[:1], slice(a, b), slice(low, high))[:, None]
+            score = _scores(call, call.query[segment.rows, :, a:b], call.key[segment.rows, :, low:high])
+            score = score.masked_fill(~seen, -torch.inf)
+            p = (score - done.lse[segment.rows, :, a:b, None]).exp()
+            yield segment.rows, slice(a, b), slice(low, high), score, p
+
+
+def _unanswered(done: Pass) -> Float[Tensor, "batch head query"]:
+    return torch.full_like(done.lse, torch.nan)
+
+
+def _real_only(value: Tensor, done: Pass) -> Tensor:
+    return value.masked_fill(~done.call.mask.real()[:, None], torch.nan)
+
+
+@singledispatch
+def answer(question: Statistic, done: Pass) -> Tensor:
+    """One statistic, from the forward pass already done."""
+    raise TypeError(f"no fused answer for {type(question).__name__}")
+
+
+@answer.register
+def _(question: Mean, done: Pass) -> Tensor:
+    value = answer(question.of, done)
+    if question.rows is not None:
+        value = value.masked_fill(~question.rows.to(value.device)[:, None], torch.nan)
+    return value.nanmean(-1)
+
+
+@answer.register
+def _(question: Offset, done: Pass) -> Tensor:
+    call, back = done.call, question.distance
+    result = _unanswered(done)
+    first = max(0, back - call.mask.offset)  # first query that has a key so far back
+    n = call.mask.n_query
+    if first >= n:
+        return result
+    i = torch.arange(first, n, device=result.device)
+    j = i + call.mask.offset - back
+    key = call.shared(call.key[:, :, j[0] : j[-1] + 1])
+    score = call.cap(call.scale * torch.einsum("bhqd,bhqd->bhq", call.query[:, :, first:], key))
+    rows = torch.arange(call.mask.batch, device=result.device)[:, None]
+    seen = call.mask.visible(rows, i[None], j[None]) & call.mask.real()[:, first:]
+    result[:, :, first:] = (score - done.lse[:, :, first:]).exp().masked_fill(~seen[:, None], torch.nan)
+    return result
+
+
+@answer.register
+def _(question: Pairs, done: Pass) -> Tensor:
+    call = done.call
+    n_batch, n_head, n_query = done.lse.shape
+    total = torch.zeros(n_batch * n_query, n_head, dtype=done.lse.dtype, device=done.lse.device)
+    answered = torch.zeros(n_batch * n_query, dtype=torch.bool, device=done.lse.device)
+    chunk = max(1, PAIR_CHUNK // (n_head * call.query.shape[-1]))
+    pairs = torch.stack([question.batch, question.query, question.key]).to(done.lse.device)
+    for part in pairs.split(chunk, dim=1):
+        b, i, j = part
+        b, i, j = part[:, call.mask.visible(b, i, j) & call.mask.real()[b, i]]
+        key = call.key[b, :, j].repeat_interleave(call.group, dim=1)  # pairs head d_head
+        score = call.cap(call.scale * (call.query[b, :, i] * key).sum(-1))
+        row = b * n_query + i
+        total.index_add_(0, row, (score - done.lse[b, :, i]).exp())
+        answered[row] = True
+    total[~answered] = torch.nan
+    return total.view(n_batch, n_query, n_head).transpose(1, 2)
+
+
+def _readout(done: Pass, columns: Float[Tensor, "batch key column"]) -> Float[Tensor, "batch head query column"]:
+    """sum_j p_ij x_jc: a fused call whose values are the columns, the same for every head."""
+    value = columns[:, None].expand(-1, done.call.key.shape[1], -1, -1).to(done.call.key.dtype)
+    return attend(done.call, value)[0]
+
+
+@answer.register
+def _(question: KeyMass, done: Pass) -> Tensor:
+    mask, readout = done.call.mask, question.readout.to(done.lse.device)
+    inside = (readout != 0) if mask.padding is None else (readout != 0) & mask.padding
+    batch, key = inside.nonzero(as_tuple=True)
+    few = len(key) <= done.call.query.shape[-1] * mask.batch  # then pairs cost no more than a fused call
+    result = _few_keys(done, batch, key, readout) if few else _readout(done, readout[..., None])[..., 0]
+    has_key = _sees_any(done, inside)
+    return result.masked_fill(~has_key[:, None], torch.nan)
+
+
+def _few_keys(done: Pass, batch: Tensor, key: Tensor, readout: Tensor) -> Tensor:
+    call = done.call
+    total = torch.zeros_like(done.lse)
+    i = torch.arange(call.mask.n_query, device=total.device)
+    for b, j in zip(batch.tolist(), key.tolist(), strict=True):
+        k = call.shared(call.key[b : b + 1, :, j : j + 1])[0]  # head 1 d_head
+        score = call.cap(call.scale * (call.query[b] @ k.mT)[..., 0])
+        rows = torch.full_like(i, b)
+        seen = call.mask.visible(rows, i, torch.full_like(i, j)) & call.mask.real()[b]
+        total[b] += readout[b, j].to(total.dtype) * (score - done.lse[b]).exp().masked_fill(~seen, 0.0)
+    return total
+
+
+def _sees_any(done: Pass, inside: Tensor) -> Tensor:
+    """[batch, query]: whether some key of the set is visible, from running counts and each tile row's reach."""
+    answered = torch.zeros(done.call.mask.batch, done.call.mask.n_query, dtype=torch.bool, device=inside.device)
+    for segment in done.call.mask.segments:
+        for a, b, low in segment.blocks:
+            high = b + done.call.mask.offset
+            if segment.full:
+                count = inside[segment.rows, segment.start : high].cumsum(-1)[:, a - segment.start :]
+                answered[segment.rows, a:b] = count > 0
+            else:
+                seen = done.call.mask.tile(segment.rows[:1], slice(a, b), slice(low, high))
+                answered[segment.rows, a:b] = (seen & inside[segment.rows, None, low:high]).any(-1)
+    return answered
+
+
+@answer.register
+def _(question: Distance, done: Pass) -> Tensor:
+    mask = done.call.mask
+    j = torch.arange(mask.n_key, device=done.lse.device, dtype=done.lse.dtype)
+    i = torch.arange(mask.n_query, device=done.lse.device, dtype=done.lse.dtype) + mask.offset
+    middle = mask.n_key / 2  # positions centred, so that rounding grows with half the length
+    mean_key = _readout(done, (j - middle)[None, :, None].expand(mask.batch, -1, -1))[..., 0]
+    total = 1.0 if done.call.sinks is None else 1.0 - (done.call.sinks[None, :, None] - done.lse).exp()
+    return _real_only((i - middle) * total - mean_key, done)
+
+
+@answer.register
+def _(question: Entropy, done: Pass) -> Tensor:
+    call = done.call
+    if call.softcap is None:
+        mean_key = attend(call, call.key)[0]
+        mean_score = call.scale * torch.einsum("bhqd,bhqd->bhq", call.query, mean_key)
+    else:
+        mean_score = torch.zeros_like(done.lse)
+        for rows, queries, _, score, p in _tiles(done):
+            mean_score[rows, :, queries] = (p * score.masked_fill(score == -torch.inf, 0.0)).sum(-1)
+    if call.sinks is not None:
+        slot = call.sinks[None, :, None]
+        mean_score = mean_score + (slot - done.lse).exp() * slot
+    return _real_only(done.lse - mean_score, done)
+
+
+@answer.register
+def _(question: SumSquares, done: Pass) -> Tensor:
+    total = _unanswered(done)
+    for rows, queries, _, _, p in _tiles(done):
+        total[rows, :, queries] = p.square().sum(-1)
+    return total
+
+
+@answer.register
+def _(question: Received, done: Pass) -> Tensor:
+    call, mask = done.call, done.call.mask
+    weight = mask.real().to(done.lse.dtype)
+    if question.weight is not None:
+        weight = weight * question.weight.to(weight)
+    total = torch.full((mask.batch, done.lse.shape[1], mask.n_key), torch.nan, device=weight.device, dtype=weight.dtype)
+    if call.softcap is None and all(segment.full for segment in mask.segments):
+        for segment in mask.segments:
+            total[segment.rows, :, segment.start : segment.stop] = _received_swapped(done, weight, segment)
+        return total
+    for segment in mask.segments:
+        total[segment.rows, :, segment.start : segment.stop] = 0.0
+    for rows, queries, keys, _, p in _tiles(done):
+        part = (p * weight[rows, None, queries, None]).sum(-2)
+        total[rows, :, keys] = total[rows, :, keys] + part
+    return total
+
+
+def _received_swapped(done: Pass, weight: Tensor, segment: Segment) -> Tensor:
+    """log sum_i w_i p_ij is the log-sum-exp of attention with the roles of queries and keys exchanged."""
+    call, span = done.call, slice(segment.start, segment.stop)
+    log_weight = weight[segment.rows, span].log().clamp(min=NEVER)
+    bias = (log_weight[:, None] - done.lse[segment.rows, :, span])[..., None]
+    asked = torch.cat([call.scale * call.query[segment.rows, :, span], bias], dim=-1)
+    asking = call.shared(call.key[segment.rows, :, span])
+    asking = torch.cat([asking, torch.ones_like(asking[..., :1])], dim=-1)
+    # a key is seen by later queries: reversed in time, that is causal
+    _, lse = flash(asking.flip(2), asked.flip(2), asked.flip(2), scale=1.0, causal=True)
+    return lse.flip(2).exp()
+
+
+def _chosen(done: Pass, wanted: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """Full rows of chosen queries, a few at a time: which of them, probabilities, visibility, reality."""
+    call, mask = done.call, done.call.mask
+    wanted = wanted.to(done.lse.device)
+    batch = torch.arange(mask.batch, device=wanted.device)[:, None, None]
+    key = torch.arange(mask.n_key, device=wanted.device)[None, None]
+    step = max(1, PAIR_CHUNK // (mask.batch * done.lse.shape[1] * mask.n_key))
+    for first in range(0, wanted.shape[1], step):
+        part = slice(first, min(first + step, wanted.shape[1]))
+        i = wanted[:, part].clamp(min=0)
+        index = i[:, None, :, None].expand(-1, done.lse.shape[1], -1, 1)
+        q = call.query.gather(2, index.expand(-1, -1, -1, call.query.shape[-1]))
+        seen = mask.visible(batch, i[..., None], key).expand(mask.batch, i.shape[1], mask.n_key)
+        real = mask.real().gather(1, i) & (wanted[:, part] >= 0)
+        p = (_scores(call, q, call.key) - done.lse[..., None].gather(2, index)).exp()
+        yield part, p.masked_fill(~seen[:, None], 0.0), seen, real
+
+
+@answer.register
+def _(question: Rows, done: Pass) -> Tensor:
+    parts = [p.masked_fill(~real[:, None, :, None], torch.nan) for _, p, _, real in _chosen(done, question.rows)]
+    return torch.cat(parts, dim=2)
+
+
+@answer.register
+def _(question: TopKeys, done: Pass) -> Tensor:
+    parts = []
+    for _, p, seen, real in _chosen(done, question.rows):
+        allowed = seen & real[..., None]
+        if question.exclude is not None:
+            allowed = allowed & ~question.exclude.to(seen.device)[:, None]
+        top = p.masked_fill(~allowed[:, None], -1.0).topk(min(question.k, p.shape[-1]), dim=-1)
+        missing = top.values < 0
+        keys = top.indices.to(p.dtype).masked_fill(missing, -1.0)
+        parts.append(torch.stack([top.values.masked_fill(missing, torch.nan), keys], dim=-1))
+    return torch.cat(parts, dim=2)

@@ -1,0 +1,156 @@
+"""The hook: one attention function that transformers calls in place of its own, for every architecture at once.
+
+`intercept(model, recorder)` switches the model to our attention and mask functions, hands each layer's `Call` to the
+recorder, and puts back every setting it touched, also after an exception.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+from interp.attention.call import Call
+from interp.attention.masks import CausalMask, lazy_mask
+from interp.attention.measure import measure
+from interp.attention.statistics import Statistic
+from interp.errors import BackendError
+
+NAME = "interp"  # under which both functions are registered with transformers
+UNSUPPORTED = ("position_bias", "indices")  # score terms that a Call cannot express yet
+
+_active: ContextVar[Recorder | None] = ContextVar("interp_recorder", default=None)
+
+Watch = Callable[[int, Call], None]
+Edit = Callable[[int, Tensor], Tensor]
+
+
+class StopForward(Exception):  # noqa: N818 - control flow, like StopIteration
+    """Raised inside a forward pass to end it early; not an error. `intercept` callers catch it."""
+
+
+@dataclass
+class Recorder:
+    """What to do at each layer's attention during one forward pass.
+
+    Attributes:
+        questions: statistics to answer at every layer in `layers` (every layer when None).
+        method: implementation used where questions are asked; see `measure`.
+        watch: called with (layer, call) before attention; to capture q, k, v.
+        edit: called with (layer, z [batch, query, head, d_value]) after it; returns z, changed or not.
+        last: end the forward pass once this layer has been answered.
+        padded: whether the batch has padding, so that a lost mask is noticed.
+        answers: layer -> name -> tensor, filled as the pass runs.
+        modules: the attention module of each layer, in call order.
+    """
+
+    questions: Mapping[str, Statistic] = field(default_factory=dict)
+    layers: Sequence[int] | None = None
+    method: str = "auto"
+    watch: Watch | None = None
+    edit: Edit | None = None
+    last: int | None = None
+    padded: bool = False
+    answers: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    modules: dict[int, nn.Module] = field(default_factory=dict)
+
+    def __call__(self, module: nn.Module, call: Call) -> Tensor:
+        """Attention output z [batch, query, head, d_value] for one layer, with everything asked for done on the way."""
+        given = getattr(module, "layer_idx", None)
+        layer = given if isinstance(given, int) else len(self.modules)
+        self.modules[layer] = module
+        if self.watch is not None:
+            self.watch(layer, call)
+        asked = self.questions if self.layers is None or layer in self.layers else {}
+        try:
+            output, answers = measure(call, asked, method=self.method)
+        except BackendError as error:
+            raise BackendError(f"layer {layer}: {error}") from error
+        if asked:
+            self.answers[layer] = answers
+        z = output.transpose(1, 2).contiguous()
+        if self.edit is not None:
+            z = self.edit(layer, z)
+        if self.last is not None and layer >= self.last:
+            raise StopForward
+        return z
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: CausalMask | Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **extra: object,
+) -> tuple[Tensor, None]:
+    """Attention function for `transformers.AttentionInterface`: builds the `Call` and hands it to the recorder."""
+    recorder = _active.get()
+    recorder = Recorder() if recorder is None else recorder
+    for name in UNSUPPORTED:
+        if extra.get(name) is not None:
+            raise BackendError(f"{type(module).__name__} adds {name!r} to its scores; this cannot be measured")
+    mask = _mask(module, query, key, attention_mask, recorder, extra.get("is_causal"))
+    scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    return recorder(module, Call(query, key, value, scale, mask, softcap, s_aux)), None
+
+
+def _mask(
+    module: nn.Module, query: Tensor, key: Tensor, given: CausalMask | Tensor | None, recorder: Recorder, causal: object
+) -> CausalMask:
+    if isinstance(given, CausalMask):
+        return given
+    name = type(module).__name__
+    if given is not None:
+        raise BackendError(
+            f"{name} was handed a dense mask of shape {tuple(given.shape)}; pass padding masks [batch, pos]"
+        )
+    is_causal = getattr(module, "is_causal", True) if causal is None else causal
+    if not is_causal:
+        raise BackendError(f"{name} is not causal (an encoder?); only causal decoders can be measured")
+    if recorder.padded:
+        raise BackendError(f"{name} ignores the padding mask; run its prompts one length at a time")
+    n_query, n_key = query.shape[2], key.shape[2]
+    return CausalMask(query.shape[0], n_query, n_key, offset=n_key - n_query, device=query.device)
+
+
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, lazy_mask)
+
+
+@contextlib.contextmanager
+def intercept(model: PreTrainedModel, recorder: Recorder) -> Iterator[Recorder]:
+    """Route the model's attention through `recorder` inside the block; every setting is put back after it.
+
+    Raises:
+        BackendError: the architecture does not follow transformers' attention interface, or ignores the request.
+    """
+    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
+    before = {key: config._attn_implementation for key, config in configs.items()}
+    token = _active.set(recorder)
+    try:
+        _switch(model)
+        yield recorder
+    finally:
+        _active.reset(token)
+        for key, config in configs.items():
+            config._attn_implementation_internal = before[key]
+
+
+def _switch(model: PreTrainedModel) -> None:
+    family = type(model).__name__
+    follows = getattr(model, "_can_set_attn_implementation", None)
+    if follows is not None and follows():
+        model.set_attn_implementation(NAME)
+    if model.config._attn_implementation != NAME:
+        raise BackendError(
+            f"{family} does not follow transformers' attention interface, so its attention cannot be measured without "
+            "storing it; architectures that do include GPT-2, GPT-NeoX, Llama, Mistral, Qwen, Gemma, Phi, OLMo, OPT"
+        )

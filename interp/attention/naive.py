@@ -1,0 +1,161 @@
+"""The oracle: the whole pattern, in plain sight, and every statistic by its definition. O(n^2) memory.
+
+Slow and obvious on purpose. `fused` must agree with it to 1e-4 in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import singledispatch
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.attention.call import Call
+from interp.attention.statistics import (
+    Distance,
+    Entropy,
+    KeyMass,
+    Mean,
+    Offset,
+    Pairs,
+    Received,
+    Rows,
+    Statistic,
+    SumSquares,
+    TopKeys,
+)
+
+Pattern = Float[Tensor, "batch head query key"]
+
+
+def attend(call: Call) -> tuple[Float[Tensor, "batch head query d_value"], Float[Tensor, "batch head query"]]:
+    """Output z_i = sum_j p_ij v_j and log-sum-exp L_i; rows that see no key give zeros and -inf."""
+    pattern, lse = dense_pattern(call)
+    return pattern @ call.shared(call.value), lse
+
+
+def dense_pattern(call: Call) -> tuple[Pattern, Float[Tensor, "batch head query"]]:
+    """p_ij and L_i. Rows sum to one, less the sink slot's share in models with sink logits."""
+    score = call.cap(call.scale * call.query @ call.shared(call.key).mT)
+    rows = torch.arange(call.mask.batch, device=call.mask.device)
+    seen = call.mask.tile(rows, slice(0, call.mask.n_query), slice(0, call.mask.n_key))[:, None]
+    score = score.masked_fill(~seen, -torch.inf)
+    if call.sinks is not None:
+        slot = call.sinks[None, :, None, None].expand(*score.shape[:3], 1)
+        score = torch.cat([score, slot], dim=-1)
+    lse = score.logsumexp(-1)
+    pattern = (score - lse[..., None]).exp().nan_to_num(0.0)
+    return (pattern if call.sinks is None else pattern[..., :-1]), lse
+
+
+def measure(call: Call, questions: Mapping[str, Statistic]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Attention output in the call's dtype, and the answer to each question."""
+    exact = call.float()
+    pattern, lse = dense_pattern(exact)
+    output = (pattern @ exact.shared(exact.value)).to(call.value.dtype)
+    return output, {name: answer(question, pattern, exact, lse) for name, question in questions.items()}
+
+
+@singledispatch
+def answer(question: Statistic, pattern: Pattern, call: Call, lse: Tensor) -> Tensor:
+    """One statistic of a dense pattern."""
+    raise TypeError(f"no naive answer for {type(question).__name__}")
+
+
+def _visible(call: Call) -> Tensor:
+    mask = call.mask
+    rows = torch.arange(mask.batch, device=mask.device)
+    seen = mask.tile(rows, slice(0, mask.n_query), slice(0, mask.n_key))
+    return seen & mask.real()[:, :, None]
+
+
+def _where(value: Tensor, answered: Tensor) -> Tensor:
+    """NaN where no answer exists; `answered` is [batch, query]."""
+    return value.masked_fill(~answered[:, None], torch.nan)
+
+
+def _masked_sum(pattern: Tensor, chosen: Tensor) -> Tensor:
+    return _where((pattern * chosen[:, None]).sum(-1), chosen.any(-1))
+
+
+@answer.register
+def _(question: Offset, pattern: Pattern, call: Call, lse: Tensor) -> Tensor:
+    chosen = torch.ones_like(pattern[0, 0], dtype=torch.bool)
+    shift = call.mask.offset - question.distance
+    chosen = chosen.triu(shift) & chosen.tril(shift)
+    return _masked_sum(pattern, chosen[None] & _visible(call))
+
+
+@answer.register
+def _(question: Pairs, pattern: Pattern, call: Call, lse: Tensor) -> Tensor:
+    chosen = torch.zeros_like(pattern[:, 0], dtype=torch.bool)
+    chosen[question.batch, question.query, question.key] = True
+    return _masked_sum(pattern, chosen & _visible(call))
+
+
+@answer.register
+def _(question: KeyMass, pattern: Pattern, call: Call, lse: Tensor) -> Tensor:
+    readout = question.readout.to(pattern.dtype)
+    has_key = (_visible(call) & (readout != 0)[:, None]).any(-1)
+    return _where((pattern * readout[:, None, None]).sum(-1), has_key)
+
+
+@answer.register
+def _(question: Distance, pattern: Pattern, call: Call, lse: Tensor) -> Tensor:
+    n_query, n_key = pattern.shape[-2:]
+    i = torch.arange(n_query, device=pattern.device)[:, None] + call.mask.offset
+    back = (i - torch.arange(n_key, device=pattern.device)).to(pattern.dtype)
+    return _where((pattern * back).sum(-1), call.mask.real())
+
+
+@answer.register
+def _(question: Entropy, pattern: Pattern, call: Call, lse: Tensor) -> Tensor:
+    entropy = torch.special.entr(pattern).sum(-1)
+    if call.sinks is not None:
+        entropy = entropy + torch.special.entr((call.sinks[None, :, None] - lse).exp())
+    return _where(entropy, call.mask.real())
+
+
+@answer.register
+def _(question: SumSquares, pattern: Pattern, call: Call, lse: Tensor) -> Tensor:
+    return _where(pattern.square().sum(-1), call.mask.real())
+
+
+@answer.register
+def _(question: Received, pattern: Pattern, call: Call, lse: Tensor) -> Tensor:
+    real = call.mask.real()
+    weight = real.to(pattern.dtype) if question.weight is None else question.weight.to(pattern.dtype) * real
+    keys = torch.ones(pattern.shape[0], pattern.shape[-1], dtype=torch.bool, device=pattern.device)
+    keys = keys if call.mask.padding is None else call.mask.padding
+    return _where((pattern * weight[:, None, :, None]).sum(-2), keys)
+
+
+@answer.register
+def _(question: Rows, pattern: Pattern, call: Call, lse: Tensor) -> Tensor:
+    index = question.rows.clamp(min=0)[:, None, :, None].expand(-1, pattern.shape[1], -1, pattern.shape[-1])
+    real = call.mask.real().gather(1, question.rows.clamp(min=0)) & (question.rows >= 0)
+    return pattern.gather(2, index).masked_fill(~real[:, None, :, None], torch.nan)
+
+
+@answer.register
+def _(question: TopKeys, pattern: Pattern, call: Call, lse: Tensor) -> Tensor:
+    rows = answer(Rows(question.rows), pattern, call, lse)
+    index = question.rows.clamp(min=0)[:, :, None].expand(-1, -1, pattern.shape[-1])
+    allowed = _visible(call).gather(1, index)
+    if question.exclude is not None:
+        allowed = allowed & ~question.exclude[:, None]
+    contest = rows.nan_to_num(-1.0).masked_fill(~allowed[:, None], -1.0)
+    top = contest.topk(min(question.k, contest.shape[-1]), dim=-1)
+    missing = (top.values < 0) | (question.rows < 0)[:, None, :, None]
+    keys = top.indices.to(rows.dtype).masked_fill(missing, -1.0)
+    return torch.stack([top.values.masked_fill(missing, torch.nan), keys], dim=-1)
+
+
+@answer.register
+def _(question: Mean, pattern: Pattern, call: Call, lse: Tensor) -> Tensor:
+    value = answer(question.of, pattern, call, lse)
+    if question.rows is not None:
+        value = value.masked_fill(~question.rows[:, None], torch.nan)
+    return value.nanmean(-1)

@@ -1,0 +1,43 @@
+"""Everything the toolkit raises on purpose, as one tree.
+
+Errors are raised where the reason is known and carry it whole: the value given, what was expected, and the
+nearest valid choice. The command line prints them as one line; in Python they are ordinary exceptions.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InterpError(Exception):
+    """Root of the tree: catch this to catch every expected failure."""
+
+
+class SiteError(InterpError):
+    """A place in the model that does not parse, does not exist, or is out of range."""
+
+
+class ModelLoadError(InterpError):
+    """A checkpoint that cannot be found, read, or understood as a causal decoder."""
+
+
+class TaskError(InterpError):
+    """Prompts or tokens that the model cannot be run on."""
+
+
+class SchemaError(InterpError):
+    """A table, an option or a file that does not have the declared form."""
+
+
+class BackendError(InterpError):
+    """The model ran, but not in a way that can be measured."""
+
+
+def nearest(given: str, valid: Iterable[str]) -> str:
+    """Sentence naming the closest of `valid` to `given`, or all of them when none is close."""
+    choices = sorted(valid)
+    close = difflib.get_close_matches(given, choices, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return "valid choices: " + ", ".join(choices)

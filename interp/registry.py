@@ -1,0 +1,252 @@
+"""@analysis: how an analysis becomes known to `interp.analyze`, the command line, the report and the docs.
+
+A registered function takes a model and keyword options and returns `Findings`; callers get a `Result`, with the
+provenance filled in. Packages announce modules of analyses under the entry-point group `interp.analyses`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any, Concatenate, ParamSpec
+
+import pandas as pd
+
+from interp.errors import SchemaError, TaskError, nearest
+from interp.model import Model
+from interp.results import SCHEMA_VERSION, Result, frame
+from interp.sites import component
+
+GROUP = "interp.analyses"
+PACKAGES = ("interp-toolkit", "torch", "transformers", "numpy", "pandas", "scipy")
+log = logging.getLogger("interp")
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the body of an analysis returns.
+
+    Attributes:
+        rows: observations, with the columns of `interp.results.COLUMNS` that apply (`analysis` and `component` are
+            filled in) and those the analysis declared.
+        data: what was run on: task, sizes, hash, BOS policy.
+        interventions: rows of the second table.
+    """
+
+    rows: Sequence[Mapping[str, Any]] | pd.DataFrame
+    data: Mapping[str, Any] = field(default_factory=dict)
+    interventions: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A registered analysis and how to speak of it.
+
+    Attributes:
+        name, family, title: how it is called, grouped and headed.
+        unit: kind of component it scores ("head").
+        headline: variant that sums it up, the one that is mapped, ranked and labelled.
+        needs: "tokens" if ids suffice, "text" if a tokenizer is required.
+        columns: columns beyond the common ones, with their pandas types.
+        means, misleads: what a high value means, and what it does not.
+        reference: paper, with arXiv id.
+        run: the function callers get, `(model, **options) -> Result`.
+    """
+
+    name: str
+    family: str
+    title: str
+    unit: str
+    headline: str
+    means: str
+    misleads: str
+    reference: str
+    run: Callable[..., Result]
+    needs: str = "tokens"
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def quantity(self) -> str:
+        """First line of the docstring: the quantity and its formula."""
+        return (inspect.getdoc(self.run) or "").split("\n", 1)[0]
+
+
+_registered: dict[str, Analysis] = {}
+
+
+def analysis(
+    *,
+    name: str,
+    family: str,
+    title: str,
+    headline: str,
+    means: str,
+    misleads: str,
+    reference: str,
+    unit: str = "head",
+    needs: str = "tokens",
+    columns: Mapping[str, str] | None = None,
+) -> Callable[[Callable[Concatenate[Model, P], Findings]], Callable[Concatenate[Model, P], Result]]:
+    """Register an analysis; the decorated function then returns a `Result` with provenance."""
+
+    def decorate(body: Callable[Concatenate[Model, P], Findings]) -> Callable[Concatenate[Model, P], Result]:
+        @functools.wraps(body)
+        def run(model: Model, *args: P.args, **options: P.kwargs) -> Result:
+            started = time.perf_counter()
+            findings = body(model, *args, **options)
+            table = _completed(findings.rows, name, columns or {})
+            interventions = pd.DataFrame(list(findings.interventions))
+            interventions.insert(0, "analysis", name)
+            provenance = _provenance(model, name, body, options, findings.data, time.perf_counter() - started)
+            return Result(table, provenance, frame(interventions, interventions=True))
+
+        run.__annotations__ = {**body.__annotations__, "return": "Result"}
+        spec = Analysis(
+            name, family, title, unit, headline, means, misleads, reference, run, needs, dict(columns or {})
+        )
+        _registered[name] = spec
+        return run
+
+    return decorate
+
+
+@functools.cache
+def _discover() -> None:
+    for entry in metadata.entry_points(group=GROUP):
+        try:
+            entry.load()
+        except ImportError as error:  # one broken plug-in must not take the others down
+            log.warning("analyses of %s are left out: %s", entry.name, error)
+
+
+def analyses() -> dict[str, Analysis]:
+    """Every registered analysis by name, built-in ones and plug-ins."""
+    _discover()
+    return dict(sorted(_registered.items()))
+
+
+def find(name: str) -> Analysis:
+    """Analysis by name.
+
+    Raises:
+        SchemaError: no such analysis; names the nearest.
+    """
+    known = analyses()
+    if name not in known:
+        raise SchemaError(f"unknown analysis {name!r}; {nearest(name, known)}")
+    return known[name]
+
+
+def analyze(model: Model, name: str, **options: Any) -> Result:
+    """Run one analysis by name; options are its own.
+
+    >>> import interp
+    >>> result = interp.analyze(interp.load("zoo:planted-induction"), "previous_token", seed=1)
+    >>> bool(result.top("previous_token", k=1)["value"].iloc[0] > 0.9)
+    True
+    """
+    spec = find(name)
+    allowed = [p for p in inspect.signature(spec.run).parameters if p != "model"]
+    for option in options:
+        if option not in allowed:
+            raise SchemaError(f"{name!r} has no option {option!r}; {nearest(option, allowed)}")
+    if spec.needs == "text" and model.tokenizer is None:
+        raise TaskError(f"{name!r} needs text, and this checkpoint has no tokenizer")
+    return spec.run(model, **options)
+
+
+def detect(
+    model: Model,
+    names: Sequence[str] | None = None,
+    *,
+    seed: int = 0,
+    progress: Callable[[Sequence[Analysis]], Any] | None = None,
+) -> Result:
+    """Every head analysis that suits the model (or those named) as one result; what was left out is in provenance.
+
+    `progress` may wrap the list of analyses in a progress bar.
+    """
+    wanted = [find(n) for n in names] if names else [a for a in analyses().values() if a.unit == "head"]
+    left_out = [a.name for a in wanted if a.needs == "text" and model.tokenizer is None]
+    if names and left_out:
+        raise TaskError(f"{left_out[0]!r} needs text, and this checkpoint has no tokenizer")
+    suited = [a for a in wanted if a.name not in left_out]
+    results = [analyze(model, a.name, seed=seed) for a in (progress(suited) if progress else suited)]
+    joined = Result.concat(results)
+    joined.provenance["left_out"] = left_out
+    return joined
+
+
+def _completed(rows: Sequence[Mapping[str, Any]] | pd.DataFrame, name: str, extra: Mapping[str, str]) -> pd.DataFrame:
+    table = pd.DataFrame(rows)
+    table["analysis"] = name
+    if "component" not in table and {"layer", "head"} <= set(table.columns):
+        table["component"] = [
+            None if pd.isna(layer) else component(int(layer), None if pd.isna(head) else int(head))
+            for layer, head in zip(table["layer"], table["head"], strict=True)
+        ]
+    return frame(table, extra=extra)
+
+
+def _provenance(
+    model: Model,
+    name: str,
+    body: Callable[..., Any],
+    passed: Mapping[str, Any],
+    data: Mapping[str, Any],
+    seconds: float,
+) -> dict[str, Any]:
+    parameters = inspect.signature(body).parameters
+    defaults = {k: _plain(p.default) for k, p in parameters.items() if p.default is not p.empty and k not in passed}
+    call = {"analysis": name, "passed": {k: _plain(v) for k, v in passed.items()}, "defaults": defaults}
+    info = _plain(model.info.as_dict())
+    identity = json.dumps([SCHEMA_VERSION, call, info, _plain(dict(data))], sort_keys=True)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run_id": hashlib.sha256(identity.encode()).hexdigest()[:16],
+        "call": call,
+        "model": info,
+        "backend": model.backend,
+        "tokenizer": None if model.tokenizer is None else type(model.tokenizer).__name__,
+        "data": _plain(dict(data)),
+        "seed": passed.get("seed", defaults.get("seed")),
+        "packages": _versions(),
+        "device": _device(model),
+        "created_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "seconds": round(seconds, 3),
+    }
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _device(model: Model) -> str:
+    import torch
+
+    device = getattr(model, "device", torch.device("cpu"))
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def _plain(value: Any) -> Any:
+    """JSON-able form of an option or of sizes."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, tuple | list | range):
+        return [_plain(v) for v in value]
+    return value if isinstance(value, str | int | float | bool | None) else repr(value)

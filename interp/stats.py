@@ -1,0 +1,99 @@
+"""Nulls, intervals, corrections and matched controls. Thin, over scipy."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from scipy import stats
+
+Head = tuple[int, int]
+
+
+def p_against_nulls(
+    value: Float[np.ndarray, "*component"], null: Float[np.ndarray, "draw *component"]
+) -> Float[np.ndarray, "*component"]:
+    """One-sided p that `value` is one more draw from the same normal population as the `null` draws.
+
+    t = (value - mean(null)) / (sd(null) sqrt(1 + 1/m)) with m - 1 degrees of freedom: Student's prediction interval.
+    Meant for the same statistic at m wrong offsets: their spread carries both sampling noise and the head's own
+    structure, so a head that merely has some structure is not significant for having it here.
+    """
+    m = null.shape[0]
+    if m < 3:
+        raise ValueError(f"{m} null draws are too few; at least 3 are needed")
+    spread = null.std(axis=0, ddof=1) * np.sqrt(1 + 1 / m)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = (value - null.mean(axis=0)) / spread
+    return stats.t.sf(np.nan_to_num(t, nan=0.0), df=m - 1)
+
+
+class Interval(NamedTuple):
+    """Mean of n independent values, its standard error, and a percentile-bootstrap interval."""
+
+    mean: Float[np.ndarray, "*component"]
+    se: Float[np.ndarray, "*component"]
+    low: Float[np.ndarray, "*component"]
+    high: Float[np.ndarray, "*component"]
+    n: int
+
+
+def bootstrap_mean(
+    values: Float[np.ndarray, "unit *component"], *, seed: int, level: float = 0.95, n_resamples: int = 1000
+) -> Interval:
+    """Mean over units (prompts) with its 95 % percentile-bootstrap interval, resampling whole units.
+
+    Resampling n units with replacement is weighting them by multinomial counts, so all components and resamples are
+    one matrix product.
+    """
+    n = values.shape[0]
+    flat = values.reshape(n, -1)
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_resamples) / n
+    tails = np.quantile(counts @ flat, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    shape = values.shape[1:]
+    se = flat.std(axis=0, ddof=1) / np.sqrt(n) if n > 1 else np.full(flat.shape[1], np.nan)
+    low, high = (t.reshape(shape) for t in tails)
+    return Interval(flat.mean(axis=0).reshape(shape), se.reshape(shape), low, high, n)
+
+
+def benjamini_hochberg(p: Float[np.ndarray, "*component"]) -> Float[np.ndarray, "*component"]:
+    """p adjusted for the false discovery rate over all components (Benjamini & Hochberg 1995)."""
+    return stats.false_discovery_control(p, axis=None).reshape(p.shape)
+
+
+def uniform_causal(first: int, last: int) -> float:
+    """Mean probability of one key under uniform causal attention over queries first..last: mean of 1 / (i + 1)."""
+    return float(np.mean(1.0 / np.arange(first + 1, last + 2)))
+
+
+def matched_sets(
+    chosen: Sequence[Head], pool: Sequence[Head], *, n_sets: int, seed: int
+) -> tuple[list[tuple[Head, ...]], str]:
+    """Random sets of heads to compare a chosen set with, and how they were matched.
+
+    Each set has as many heads per layer as `chosen`, none of them chosen ("layer"); where a layer has too few others,
+    heads of the same number from anywhere ("any"), and where even those are too few, none ("none").
+    """
+    rng = np.random.default_rng(seed)
+    others = [h for h in pool if h not in set(chosen)]
+    need = Counter(layer for layer, _ in chosen)
+    have = Counter(layer for layer, _ in others)
+    if all(have[layer] >= k for layer, k in need.items()):
+        return [_draw_by_layer(rng, need, others) for _ in range(n_sets)], "layer"
+    if len(others) < len(chosen):
+        return [], "none"
+    return [_draw(rng, others, len(chosen)) for _ in range(n_sets)], "any"
+
+
+def _draw_by_layer(rng: np.random.Generator, need: Counter[int], others: Sequence[Head]) -> tuple[Head, ...]:
+    drawn: list[Head] = []
+    for layer, k in sorted(need.items()):
+        drawn += _draw(rng, [h for h in others if h[0] == layer], k)
+    return tuple(drawn)
+
+
+def _draw(rng: np.random.Generator, heads: Sequence[Head], k: int) -> tuple[Head, ...]:
+    return tuple(heads[i] for i in rng.choice(len(heads), size=k, replace=False))

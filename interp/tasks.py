@@ -1,0 +1,178 @@
+"""Synthetic prompts for any vocabulary: random tokens, once or repeated, of varied length."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from interp.batch import Batch
+from interp.errors import TaskError, nearest
+from interp.model import Model
+
+BOS_POLICIES = ("default", "forced", "none")
+_BYTE = re.compile(r"^<0x[0-9A-Fa-f]{2}>$")
+_SPACES = "▁ĠĊĉčÂ \t\r\n"  # how tokenizers write white space
+
+
+@dataclass(frozen=True, eq=False)
+class Repeats:
+    """Prompts [BOS] + block + block, all with the same block length.
+
+    Attributes:
+        batch: the prompts.
+        length: T, tokens in a block; unique within it.
+        start: position of the first block: 1 after a BOS, 0 without.
+    """
+
+    batch: Batch
+    length: int
+    start: int
+
+    @property
+    def second(self) -> range:
+        """Positions of the second copy: the queries that have an earlier copy to look at."""
+        return range(self.start + self.length, self.start + 2 * self.length)
+
+    def rows(self, positions: Sequence[int]) -> Bool[Tensor, "batch pos"]:
+        """Row mask that is True at these positions of every prompt."""
+        mask = torch.zeros_like(self.batch.mask)
+        mask[:, list(positions)] = True
+        return mask
+
+
+def ordinary_tokens(model: Model) -> Int[Tensor, " token"]:
+    """Ids fit for random prompts: no special, added, byte-fallback, broken-byte or white-space-only tokens.
+
+    Without a tokenizer only the ids the config marks as special are left out.
+    """
+    if model.tokenizer is None:
+        special = set(_configured_specials(model))
+        return torch.tensor([i for i in range(model.info.d_vocab) if i not in special])
+    special = {*model.tokenizer.all_special_ids, *model.tokenizer.get_added_vocab().values()}
+    n = min(len(model.tokenizer), model.info.d_vocab)
+    names = model.tokenizer.convert_ids_to_tokens(list(range(n)))
+    kept = [i for i, t in enumerate(names) if i not in special and _ordinary(t)]
+    return torch.tensor(kept, dtype=torch.long)
+
+
+def _ordinary(token: str | None) -> bool:
+    if token is None or _BYTE.match(token):
+        return False
+    text = token.strip(_SPACES)
+    return bool(text) and not (len(text) == 1 and ord(text) > 127)
+
+
+def _configured_specials(model: Model) -> list[int]:
+    config = getattr(getattr(model, "torch_module", None), "config", None)
+    found: list[int] = []
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = getattr(config, name, None)
+        found += value if isinstance(value, list) else [] if value is None else [value]
+    return [i for i in found if 0 <= i < model.info.d_vocab]
+
+
+def bos_id(model: Model, policy: str = "default") -> int | None:
+    """Id that starts every prompt under a BOS policy, None for none.
+
+    "default": what the tokenizer does by itself (without one, the config's BOS if it has one); "forced": always;
+    "none": never.
+
+    Raises:
+        TaskError: unknown policy, or "forced" where the model has no BOS.
+    """
+    if policy not in BOS_POLICIES:
+        raise TaskError(f"unknown BOS policy {policy!r}; {nearest(policy, BOS_POLICIES)}")
+    if policy == "none":
+        return None
+    config = getattr(getattr(model, "torch_module", None), "config", None)
+    bos = getattr(model.tokenizer, "bos_token_id", None) if model.tokenizer else getattr(config, "bos_token_id", None)
+    valid = bos if isinstance(bos, int) and 0 <= bos < model.info.d_vocab else None
+    if policy == "forced" and valid is None:
+        raise TaskError("bos='forced', but this model has no BOS token; use bos='none'")
+    if policy == "default" and model.tokenizer is not None:
+        ids = model.tokenizer("a")["input_ids"]
+        return valid if ids and ids[0] == valid else None
+    return valid
+
+
+def repeat_lengths(model: Model, *, lowest: int, highest: int, n_lengths: int, start: int, seed: int) -> list[int]:
+    """Distinct block lengths T drawn from lowest..highest, as far as context and vocabulary allow.
+
+    Varied on purpose: a model trained on one length can pass for having induction heads at that length.
+
+    Raises:
+        TaskError: fewer than three lengths fit.
+    """
+    longest = len(ordinary_tokens(model))
+    if model.info.context is not None:
+        longest = min(longest, (model.info.context - start) // 2)
+    high = min(highest, longest)
+    low = min(lowest, max(4, high // 2))
+    choices = torch.arange(low, high + 1)
+    if len(choices) < 3:
+        raise TaskError(
+            f"no room to vary the repeat length: at most {longest} tokens fit twice into a context of "
+            f"{model.info.context} with {len(ordinary_tokens(model))} ordinary tokens; at least 6 are needed"
+        )
+    order = torch.randperm(len(choices), generator=torch.Generator().manual_seed(seed))
+    return sorted(choices[order[: min(n_lengths, len(choices))]].tolist())
+
+
+def repeated_random(model: Model, *, lengths: Sequence[int], n_each: int, bos: str, seed: int) -> list[Repeats]:
+    """For each T in `lengths`, `n_each` prompts of a random block of T distinct ordinary tokens, twice."""
+    generator = torch.Generator().manual_seed(seed)
+    groups = []
+    for length in lengths:
+        block = random_blocks(model, n=n_each, length=length, generator=generator)
+        ids, start = _with_bos(torch.cat([block, block], dim=1), bos_id(model, bos))
+        groups.append(Repeats(Batch.of(ids), length, start))
+    return groups
+
+
+def random_prompts(model: Model, *, n: int, length: int, bos: str, seed: int) -> Batch:
+    """`n` prompts of `length` tokens in all (BOS included): distinct random ordinary tokens, nothing repeated."""
+    first = bos_id(model, bos)
+    generator = torch.Generator().manual_seed(seed)
+    block = random_blocks(model, n=n, length=length - (first is not None), generator=generator)
+    return Batch.of(_with_bos(block, first)[0])
+
+
+def random_blocks(model: Model, *, n: int, length: int, generator: torch.Generator) -> Int[Tensor, "n length"]:
+    """Random ordinary tokens without replacement within a row.
+
+    Raises:
+        TaskError: fewer ordinary tokens than `length`.
+    """
+    tokens = ordinary_tokens(model)
+    if len(tokens) < length:
+        raise TaskError(f"{length} distinct tokens asked for, but the vocabulary has {len(tokens)} ordinary ones")
+    rows = [tokens[torch.randperm(len(tokens), generator=generator)[:length]] for _ in range(n)]
+    return torch.stack(rows)
+
+
+def _with_bos(block: Tensor, bos: int | None) -> tuple[Tensor, int]:
+    if bos is None:
+        return block, 0
+    return torch.cat([torch.full_like(block[:, :1], bos), block], dim=1), 1
+
+
+def earlier_equal_pairs(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """(batch, query, key) lists of every pair of equal tokens, key before query: the duplicate-token rule."""
+    same = (batch.ids[:, :, None] == batch.ids[:, None, :]) & batch.mask[:, :, None] & batch.mask[:, None, :]
+    b, i, j = same.tril(-1).nonzero(as_tuple=True)
+    return b, i, j
+
+
+def fingerprint(batches: Sequence[Batch]) -> str:
+    """Hash of token ids and masks, for provenance."""
+    digest = hashlib.sha256()
+    for batch in batches:
+        digest.update(batch.ids.cpu().numpy().tobytes())
+        digest.update(batch.mask.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,71 @@
+"""Duplicate-token heads."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from interp import stats, tasks
+from interp.attention import Mean, Pairs
+from interp.model import Model
+from interp.registry import Findings, analysis
+from probes.heads import _scores
+from probes.heads._scores import LEVEL, THRESHOLD
+
+
+@analysis(
+    name="duplicate_token",
+    family="copy",
+    title="Duplicate-token heads",
+    headline="score",
+    columns={"label": "boolean"},
+    means="The head looks at earlier copies of the current token itself (echo), not at what followed them (induction).",
+    misleads="A head that matches similar tokens scores too. On random tokens nothing says that the copy is used.",
+    reference="Wang et al. 2022, arXiv 2211.00593 (duplicate-token heads)",
+)
+def duplicate_token(
+    model: Model,
+    *,
+    n_prompts: int = 64,
+    lengths: tuple[int, int] = (16, 64),
+    n_lengths: int = 8,
+    bos: str = "default",
+    method: str = "auto",
+    seed: int = 0,
+) -> Findings:
+    """Duplicate-token score: mean over second-copy queries i of the sum of p(i, j) over j < i with the same token.
+
+    Prompts are a random block of T distinct tokens, twice, T varied. The null is uniform causal attention; p compares
+    the stripe at offset T with 16 stripes at T +- 2..9 of the same head; q is Benjamini-Hochberg over all heads. A head
+    is labelled at q < 0.01 and score >= 0.3.
+
+    Args:
+        model: any loaded model.
+        n_prompts: prompts in all, the unit of the interval.
+        lengths: lowest and highest block length T.
+        n_lengths: distinct lengths drawn.
+        bos: "default", "forced" or "none".
+        method: attention method, "fused" or "naive".
+        seed: of prompts and bootstrap.
+
+    Raises:
+        TaskError: the context or vocabulary leaves no room to vary T.
+
+    Reference: Wang et al. 2022 (arXiv 2211.00593), section 3. The wrong-offset test is ours.
+    """
+    groups = _scores.repeat_groups(model, n_prompts=n_prompts, lengths=lengths, n_lengths=n_lengths, bos=bos, seed=seed)
+    asked = []
+    for g in groups:
+        rows = g.rows(g.second)
+        questions = {"target": Mean(Pairs(*tasks.earlier_equal_pairs(g.batch)), rows)}
+        wrong = _scores.offset_questions(g.batch, rows, _scores.wrong_offsets(g.length, lowest=3), first_key=g.start)
+        asked.append((g.batch, questions | wrong))
+    scores = _scores.collect(model, asked, method=method)
+
+    interval = stats.bootstrap_mean(scores.target, seed=seed)
+    p = stats.p_against_nulls(interval.mean, scores.wrong)
+    q = stats.benjamini_hochberg(p)
+    null = float(np.mean([stats.uniform_causal(g.second[0], g.second[-1]) for g in groups]))
+    label = (q < LEVEL) & (interval.mean >= THRESHOLD)
+    columns = _scores.interval_columns(interval)
+    table = _scores.head_rows(model, "score", "probability", **columns, null=null, p=p, q=q, label=label)
+    return Findings(table, _scores.describe_repeats(groups, bos))

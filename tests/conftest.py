@@ -1,0 +1,41 @@
+import beartype  # noqa: F401  (line 1: nnsight mounts .save on `object`, after which importing beartype crashes)
+
+# isort: split
+import os
+
+# The hub client reads this once, when it is first imported: so it stands before everything below.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import random
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+# The same examples in every run; no deadline, because the first call of anything in torch is slow.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
+hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """Start every test from the same random state, whatever ran before it."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  (libraries still draw from the global state; our own code uses generators)
+    torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items):
+    """Skip what this machine cannot run; nothing else is ever skipped by default."""
+    missing = {}
+    if not torch.cuda.is_available():
+        missing["gpu"] = "needs a CUDA device"
+    if os.environ["HF_HUB_OFFLINE"].upper() in {"1", "ON", "YES", "TRUE"}:
+        missing["network"] = "needs the hub: HF_HUB_OFFLINE=0"
+    for item in items:
+        for marker, reason in missing.items():
+            if marker in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))
