@@ -19,13 +19,13 @@ from typing import Any, Concatenate, ParamSpec
 
 import pandas as pd
 
+from interp.environment import versions
 from interp.errors import SchemaError, TaskError, nearest
 from interp.model import Model
 from interp.results import SCHEMA_VERSION, Result, frame
 from interp.sites import component
 
 GROUP = "interp.analyses"
-PACKAGES = ("interp-toolkit", "torch", "transformers", "numpy", "pandas", "scipy")
 log = logging.getLogger("interp")
 P = ParamSpec("P")
 
@@ -218,22 +218,11 @@ def _provenance(
         "tokenizer": None if model.tokenizer is None else type(model.tokenizer).__name__,
         "data": _plain(dict(data)),
         "seed": passed.get("seed", defaults.get("seed")),
-        "packages": _versions(),
+        "packages": versions(),
         "device": _device(model),
         "created_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": round(seconds, 3),
     }
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def _device(model: Model) -> str:
