@@ -56,7 +56,7 @@ def read(
     if name.startswith("zoo:"):
         model, found = zoo.load(name.removeprefix("zoo:"))
         folder = zoo.folder(name.removeprefix("zoo:"))
-        model = _placed(model.to(_dtype(dtype)), device)
+        model = _placed(model.to(dtype=_dtype(dtype)), device)  # type: ignore[call-arg]  # pyright: wrapped .to
         return Checkpoint(name, model, tokenizer or found, None, None if folder is None else _sha256(folder))
     folder = _folder(name)
     config = _config(name, folder, revision)
@@ -118,7 +118,7 @@ def _weights(name: str, folder: Path | None, config: PretrainedConfig, **options
             )
         raise ModelLoadError(f"{name!r} has no weights: no *.safetensors in the folder")
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder or name,
             config=config,
             use_safetensors=True,
@@ -130,6 +130,7 @@ def _weights(name: str, folder: Path | None, config: PretrainedConfig, **options
         raise ModelLoadError(f"corrupt weights in {name!r}: {_first_line(error)}") from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelLoadError(f"cannot load {name!r}: {_first_line(error)}") from error
+    model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelLoadError(

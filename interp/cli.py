@@ -164,7 +164,7 @@ def _print_tables(result: Result, top: int) -> None:
         table = Table(title=f"{spec.title}  ({spec.name}: {spec.headline})", title_justify="left", title_style="bold")
         for heading in ("component", "score", "95 % interval", "null", "q", "labelled"):
             table.add_column(heading, justify="left" if heading == "component" else "right")
-        for row in rows.to_dict("records"):
+        for row in rows.to_dict(orient="records"):
             interval = f"{row['ci_low']:.3f} .. {row['ci_high']:.3f}"
             label = "yes" if row.get("label") is True else ""
             table.add_row(
@@ -182,14 +182,15 @@ def _print_labelled(console: Any, result: Result, spec: Analysis) -> None:
     rows = result.top(spec.name, variant=spec.headline, k=len(result.table))
     labelled = list(rows.loc[rows["label"].fillna(False).astype(bool), "component"]) if "label" in rows else []
     named = ", ".join(labelled[:12]) + (" ..." if len(labelled) > 12 else "")
-    console.print(f"{len(labelled)} of {len(rows)} heads labelled{': ' + named if named else ''}")
+    console.print(f"{len(labelled)} of {len(rows)} heads labelled{': ' + named if named else ''}", soft_wrap=True)
     effects = result.interventions
     effects = effects[(effects["analysis"] == spec.name) & (effects["n_random"] > 0)]
-    for row in effects.to_dict("records"):
+    for row in effects.to_dict(orient="records"):
         how = row["set_id"].split(":")[0]
         console.print(
             f"  all {row['k']} {how}-ablated: {row['metric']} {row['clean']:.3f} -> {row['edited']:.3f}"
-            f"  ({row['n_random']} random sets: {row['random_mean']:.3f} +- {row['random_sd']:.3f})"
+            f"  ({row['n_random']} random sets: {row['random_mean']:.3f} +- {row['random_sd']:.3f})",
+            soft_wrap=True,
         )
     console.print()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,20 +14,21 @@ Head = tuple[int, int]
 
 
 def p_against_nulls(
-    value: Float[np.ndarray, "*component"], null: Float[np.ndarray, "draw *component"]
+    value: Float[np.ndarray, "*component"], null: Float[np.ndarray, "draw *component"], *, margin: float = 0.0
 ) -> Float[np.ndarray, "*component"]:
-    """One-sided p that `value` is one more draw from the same normal population as the `null` draws.
+    """One-sided p that `value` is one more draw from the normal population of the `null` draws, shifted by `margin`.
 
-    t = (value - mean(null)) / (sd(null) sqrt(1 + 1/m)) with m - 1 degrees of freedom: Student's prediction interval.
-    Meant for the same statistic at m wrong offsets: their spread carries both sampling noise and the head's own
-    structure, so a head that merely has some structure is not significant for having it here.
+    t = (value - mean(null) - margin) / (sd(null) sqrt(1 + 1/m)) with m - 1 degrees of freedom: Student's prediction
+    interval. Meant for the same statistic at m wrong offsets: their spread carries both sampling noise and the head's
+    own structure, so a head that merely has some structure is not significant for having it here. `margin` makes it a
+    minimum-effect test: with enough prompts any dependence on content, however slight, differs from zero.
     """
     m = null.shape[0]
     if m < 3:
         raise ValueError(f"{m} null draws are too few; at least 3 are needed")
     spread = null.std(axis=0, ddof=1) * np.sqrt(1 + 1 / m)
     with np.errstate(divide="ignore", invalid="ignore"):
-        t = (value - null.mean(axis=0)) / spread
+        t = (value - null.mean(axis=0) - margin) / spread
     return stats.t.sf(np.nan_to_num(t, nan=0.0), df=m - 1)
 
 
@@ -72,7 +73,7 @@ def uniform_causal(first: int, last: int) -> float:
 def matched_sets(
     chosen: Sequence[Head], pool: Sequence[Head], *, n_sets: int, seed: int
 ) -> tuple[list[tuple[Head, ...]], str]:
-    """Random sets of heads to compare a chosen set with, and how they were matched.
+    """Up to `n_sets` distinct random sets of heads to compare a chosen set with, and how they were matched.
 
     Each set has as many heads per layer as `chosen`, none of them chosen ("layer"); where a layer has too few others,
     heads of the same number from anywhere ("any"), and where even those are too few, none ("none").
@@ -82,10 +83,20 @@ def matched_sets(
     need = Counter(layer for layer, _ in chosen)
     have = Counter(layer for layer, _ in others)
     if all(have[layer] >= k for layer, k in need.items()):
-        return [_draw_by_layer(rng, need, others) for _ in range(n_sets)], "layer"
+        return _distinct(lambda: _draw_by_layer(rng, need, others), n_sets), "layer"
     if len(others) < len(chosen):
         return [], "none"
-    return [_draw(rng, others, len(chosen)) for _ in range(n_sets)], "any"
+    return _distinct(lambda: _draw(rng, others, len(chosen)), n_sets), "any"
+
+
+def _distinct(draw: Callable[[], tuple[Head, ...]], n: int) -> list[tuple[Head, ...]]:
+    """Different sets, fewer than `n` when there are no more (small pools repeat themselves, so tries are bounded)."""
+    found: dict[tuple[Head, ...], None] = {}
+    for _ in range(20 * n):
+        if len(found) == n:
+            break
+        found[tuple(sorted(draw()))] = None
+    return list(found)
 
 
 def _draw_by_layer(rng: np.random.Generator, need: Counter[int], others: Sequence[Head]) -> tuple[Head, ...]:

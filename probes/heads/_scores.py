@@ -20,6 +20,7 @@ from interp.stats import Head, Interval
 from interp.tasks import Repeats
 
 THRESHOLD = 0.3  # mass below which a head is not called by a role's name, however significant
+MARGIN = 0.05  # smallest excess over the wrong offsets worth a claim; tested against, not against zero
 LEVEL = 0.01  # false discovery rate at which it is
 T0 = 2  # first query positions left out of averages: with so few keys every head looks focused
 

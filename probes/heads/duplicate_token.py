@@ -9,7 +9,7 @@ from interp.attention import Mean, Pairs
 from interp.model import Model
 from interp.registry import Findings, analysis
 from probes.heads import _scores
-from probes.heads._scores import LEVEL, THRESHOLD
+from probes.heads._scores import LEVEL, MARGIN, THRESHOLD
 
 
 @analysis(
@@ -34,9 +34,9 @@ def duplicate_token(
 ) -> Findings:
     """Duplicate-token score: mean over second-copy queries i of the sum of p(i, j) over j < i with the same token.
 
-    Prompts are a random block of T distinct tokens, twice, T varied. The null is uniform causal attention; p compares
-    the stripe at offset T with 16 stripes at T +- 2..9 of the same head; q is Benjamini-Hochberg over all heads. A head
-    is labelled at q < 0.01 and score >= 0.3.
+    Prompts are a random block of T distinct tokens, twice, T varied. The null is uniform causal attention; p tests that
+    the stripe at offset T gets at most 0.05 more than 16 stripes at T +- 2..9 of the same head; q is Benjamini-Hochberg
+    over all heads. A head is labelled at q < 0.01 and score >= 0.3.
 
     Args:
         model: any loaded model.
@@ -62,7 +62,7 @@ def duplicate_token(
     scores = _scores.collect(model, asked, method=method)
 
     interval = stats.bootstrap_mean(scores.target, seed=seed)
-    p = stats.p_against_nulls(interval.mean, scores.wrong)
+    p = stats.p_against_nulls(interval.mean, scores.wrong, margin=MARGIN)
     q = stats.benjamini_hochberg(p)
     null = float(np.mean([stats.uniform_causal(g.second[0], g.second[-1]) for g in groups]))
     label = (q < LEVEL) & (interval.mean >= THRESHOLD)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from interp import stats, tasks, weights
+from interp import stats, weights
 from interp.attention import Mean, Offset, Statistic, TopKeys
 from interp.edits import ablate_heads
 from interp.model import Model
@@ -16,7 +16,7 @@ from interp.registry import Findings, analysis
 from interp.sites import component
 from interp.tasks import Repeats
 from probes.heads import _causal, _scores
-from probes.heads._scores import LEVEL, T0, THRESHOLD
+from probes.heads._scores import LEVEL, MARGIN, T0, THRESHOLD
 
 
 @analysis(
@@ -53,10 +53,11 @@ def induction(
       copying_ratio               sum Re(lambda) / sum |lambda| of the OV circuit, from the weights; in [-1, 1];
       previous_token_dependence   drop of the score when the model's previous-token heads are zero-ablated.
 
-    The null is uniform causal attention, (H_{2T+1} - H_{T+1}) / T after a BOS. p compares the stripe with 16 stripes at
-    wrong offsets T - 1 +- 2..9 of the same head; q is Benjamini-Hochberg over all heads. A head is labelled at
-    q < 0.01, score >= 0.3, argmax_hit >= 0.3 and copying_ratio > 0. With `causal`, the set of labelled heads is ablated
-    (zero and mean) and compared with `n_random` random sets with as many heads in each layer: see `interventions`.
+    The null is uniform causal attention, (H_{2T+1} - H_{T+1}) / T after a BOS. p tests that the stripe gets at most
+    0.05 more than 16 stripes at wrong offsets T - 1 +- 2..9 of the same head; q is Benjamini-Hochberg over all heads. A
+    head is labelled at q < 0.01, score >= 0.3, argmax_hit >= 0.3 and copying_ratio > 0. With `causal`, the set of
+    labelled heads is ablated (zero and mean) and compared with up to `n_random` distinct random sets with as many heads
+    in each layer: see `interventions`.
 
     Args:
         model: any loaded model.
@@ -81,7 +82,7 @@ def induction(
     null = np.array([stats.uniform_causal(g.second[0], g.second[-1]) for g in groups for _ in g.batch.ids])
 
     matching = stats.bootstrap_mean(scores.target, seed=seed)
-    p = stats.p_against_nulls(matching.mean, scores.wrong)
+    p = stats.p_against_nulls(matching.mean, scores.wrong, margin=MARGIN)
     q = stats.benjamini_hochberg(p)
     ratio = weights.copying_ratio(model.ov_circuits()).double().numpy()
     label = (q < LEVEL) & (matching.mean >= THRESHOLD) & (hits.mean >= THRESHOLD) & (ratio > 0)
@@ -142,7 +143,7 @@ def _argmax_hits(model: Model, groups: Sequence[Repeats], *, method: str) -> np.
 def _previous_token_dependence(
     model: Model, groups: Sequence[Repeats], scores: _scores.OffsetScores, *, method: str, seed: int
 ) -> tuple[stats.Interval, list[str]]:
-    """Drop of the score when every head with previous-token mass >= 0.3 (the best one if none) is zeroed; their names."""
+    """Drop of the score with every head of previous-token mass >= 0.3 (the best if none) zeroed, and their names."""
     previous = scores.extra["previous"].mean(0)  # layer head
     strong = previous >= min(THRESHOLD, previous.max())
     removed = _scores.ranked(model, strong, previous)

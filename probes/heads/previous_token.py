@@ -10,7 +10,7 @@ from interp.errors import TaskError
 from interp.model import Model
 from interp.registry import Findings, analysis
 from probes.heads import _scores
-from probes.heads._scores import LEVEL, T0, THRESHOLD
+from probes.heads._scores import LEVEL, MARGIN, T0, THRESHOLD
 
 
 @analysis(
@@ -22,16 +22,17 @@ from probes.heads._scores import LEVEL, T0, THRESHOLD
     means="The head looks one token back wherever it is. In layer 0 it often supplies what induction heads match on.",
     misleads="A head that spreads over the last few tokens scores in proportion to its share on the last one. "
     "Looking back is not use: only an ablation shows that the model relies on it.",
-    reference="Elhage et al. 2021, A Mathematical Framework for Transformer Circuits; Olsson et al. 2022, arXiv 2209.11895",
+    reference="Elhage et al. 2021, A Mathematical Framework for Transformer Circuits; Olsson et al. 2022, "
+    "arXiv 2209.11895",
 )
 def previous_token(
     model: Model, *, n_prompts: int = 64, length: int = 64, bos: str = "default", method: str = "auto", seed: int = 0
 ) -> Findings:
     """Previous-token score: mean over queries i of p(i, i-1), on prompts of distinct random tokens.
 
-    The null is uniform causal attention, mean of 1/(i+1) over the same rows; p compares offset 1 with 16 wrong offsets
-    of the same head (3 to 18, from the same rows where they exist); q is Benjamini-Hochberg over all heads. A head is
-    labelled at q < 0.01 and score >= 0.3. The first two queries and keys at a BOS are left out.
+    The null is uniform causal attention, mean of 1/(i+1) over the same rows; p tests that offset 1 gets at most 0.05
+    more than offsets 2 to 17 of the same head (over the same rows, where they exist); q is Benjamini-Hochberg over all
+    heads. A head is labelled at q < 0.01 and score >= 0.3. The first two queries and keys at a BOS are left out.
 
     Args:
         model: any loaded model.
@@ -54,11 +55,11 @@ def previous_token(
     position = torch.arange(length)
     rows = (position >= max(T0, start + 1)).expand_as(batch.mask)
     questions = {"target": Mean(Offset(1), rows)}
-    wrong = _scores.offset_questions(batch, rows, range(3, 19), first_key=start)
+    wrong = _scores.offset_questions(batch, rows, range(2, 18), first_key=start)
     scores = _scores.collect(model, [(batch, questions | wrong)], method=method)
 
     interval = stats.bootstrap_mean(scores.target, seed=seed)
-    p = stats.p_against_nulls(interval.mean, scores.wrong)
+    p = stats.p_against_nulls(interval.mean, scores.wrong, margin=MARGIN)
     q = stats.benjamini_hochberg(p)
     null = stats.uniform_causal(max(T0, start + 1), length - 1)
     label = (q < LEVEL) & (interval.mean >= THRESHOLD)

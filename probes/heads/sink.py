@@ -15,7 +15,7 @@ from interp.model import Model
 from interp.registry import Findings, analysis
 from interp.sites import Site
 from probes.heads import _scores
-from probes.heads._scores import LEVEL, THRESHOLD
+from probes.heads._scores import LEVEL, MARGIN, THRESHOLD
 
 EPSILONS = (0.1, 0.2, 0.3, 0.5)
 
@@ -28,8 +28,8 @@ EPSILONS = (0.1, 0.2, 0.3, 0.5)
     columns={"label": "boolean"},
     means="Much of the head's attention goes to the first token whatever it is asked: on these inputs the head is "
     "mostly parked. A small value norm there means that parking writes little.",
-    misleads="A sink is not a failure, and a head that is parked on random tokens may work on text. The measure depends "
-    "on the prompt length and on whether a BOS is there; both are stated.",
+    misleads="A sink is not a failure, and a head that is parked on random tokens may work on text. The measure "
+    "depends on the prompt length and on whether a BOS is there; both are stated.",
     reference="Gu et al. 2024, arXiv 2410.10781; Xiao et al. 2023, arXiv 2309.17453",
 )
 def sink(
@@ -45,8 +45,8 @@ def sink(
       strongest_elsewhere      largest alpha_k over k > 1, with its position.
 
     alpha_k = sum_{i >= k} p(i, k) / (T - k + 1), first token k = 1. The null is uniform causal attention, H_T / T;
-    p compares alpha_1 with alpha_2 .. alpha_{T/2} of the same head, each over its own uniform value; q is
-    Benjamini-Hochberg over all heads. A head is labelled at q < 0.01 and alpha_1 >= 0.3.
+    p tests that alpha_1 exceeds its uniform value by at most 0.05 more than alpha_2 .. alpha_{T/2} of the same head
+    exceed theirs; q is Benjamini-Hochberg over all heads. A head is labelled at q < 0.01 and alpha_1 >= 0.3.
 
     Args:
         model: any loaded model.
@@ -73,8 +73,8 @@ def sink(
 
     uniform = uniform_share(length)
     score = stats.bootstrap_mean(alpha[..., 0], seed=seed)
-    relative = (alpha.mean(0) / uniform)[..., : max(4, length // 2)]  # layer head key
-    p = stats.p_against_nulls(relative[..., 0], np.moveaxis(relative[..., 1:], -1, 0))
+    excess = (alpha.mean(0) - uniform)[..., : max(4, length // 2)]  # layer head key
+    p = stats.p_against_nulls(excess[..., 0], np.moveaxis(excess[..., 1:], -1, 0), margin=MARGIN)
     q = stats.benjamini_hochberg(p)
     label = (q < LEVEL) & (score.mean >= THRESHOLD)
 
