@@ -183,13 +183,14 @@ def _print_labelled(console: Any, result: Result, spec: Analysis) -> None:
     labelled = list(rows.loc[rows["label"].fillna(False).astype(bool), "component"]) if "label" in rows else []
     named = ", ".join(labelled[:12]) + (" ..." if len(labelled) > 12 else "")
     console.print(f"{len(labelled)} of {len(rows)} heads labelled{': ' + named if named else ''}", soft_wrap=True)
-    effects = result.interventions
+    effects: Any = result.interventions
     effects = effects[(effects["analysis"] == spec.name) & (effects["n_random"] > 0)]
     for row in effects.to_dict(orient="records"):
-        how = row["set_id"].split(":")[0]
+        how, n = row["set_id"].split(":")[0], row["n_random"]
+        spread = f" +- {row['random_sd']:.3f}" if n > 1 else ""
         console.print(
             f"  all {row['k']} {how}-ablated: {row['metric']} {row['clean']:.3f} -> {row['edited']:.3f}"
-            f"  ({row['n_random']} random sets: {row['random_mean']:.3f} +- {row['random_sd']:.3f})",
+            f"  ({n} random set{'s' * (n > 1)}, {row['control']}: {row['random_mean']:.3f}{spread})",
             soft_wrap=True,
         )
     console.print()

@@ -72,21 +72,22 @@ def uniform_causal(first: int, last: int) -> float:
 
 def matched_sets(
     chosen: Sequence[Head], pool: Sequence[Head], *, n_sets: int, seed: int
-) -> tuple[list[tuple[Head, ...]], str]:
-    """Up to `n_sets` distinct random sets of heads to compare a chosen set with, and how they were matched.
+) -> dict[str, list[tuple[Head, ...]]]:
+    """Up to `n_sets` distinct random sets of unchosen heads to compare a chosen set with, by how they are matched.
 
-    Each set has as many heads per layer as `chosen`, none of them chosen ("layer"); where a layer has too few others,
-    heads of the same number from anywhere ("any"), and where even those are too few, none ("none").
+    "same layers": as many heads in each layer as `chosen` has. Where fewer than `n_sets` such sets exist, "any layers"
+    is given as well: as many heads, from anywhere. A way of matching that has no sets is left out.
     """
     rng = np.random.default_rng(seed)
     others = [h for h in pool if h not in set(chosen)]
     need = Counter(layer for layer, _ in chosen)
     have = Counter(layer for layer, _ in others)
+    sets: dict[str, list[tuple[Head, ...]]] = {}
     if all(have[layer] >= k for layer, k in need.items()):
-        return _distinct(lambda: _draw_by_layer(rng, need, others), n_sets), "layer"
-    if len(others) < len(chosen):
-        return [], "none"
-    return _distinct(lambda: _draw(rng, others, len(chosen)), n_sets), "any"
+        sets["same layers"] = _distinct(lambda: _draw_by_layer(rng, need, others), n_sets)
+    if len(sets.get("same layers", ())) < n_sets and len(others) >= len(chosen):
+        sets["any layers"] = _distinct(lambda: _draw(rng, others, len(chosen)), n_sets)
+    return sets
 
 
 def _distinct(draw: Callable[[], tuple[Head, ...]], n: int) -> list[tuple[Head, ...]]:

@@ -217,17 +217,18 @@ def _few_keys(done: Pass, batch: Tensor, key: Tensor, readout: Tensor) -> Tensor
 
 
 def _sees_any(done: Pass, inside: Tensor) -> Tensor:
-    """[batch, query]: whether some key of the set is visible, from running counts and each tile row's reach."""
-    answered = torch.zeros(done.call.mask.batch, done.call.mask.n_query, dtype=torch.bool, device=inside.device)
-    for segment in done.call.mask.segments:
+    """[batch, query]: whether some key of the set is visible to a row."""
+    mask = done.call.mask
+    answered = torch.zeros(mask.batch, mask.n_query, dtype=torch.bool, device=inside.device)
+    for segment in mask.segments:
+        if segment.full:
+            span = slice(segment.start, segment.stop)
+            answered[segment.rows, span] = inside[segment.rows, span].cumsum(-1) > 0
+            continue
         for a, b, low in segment.blocks:
-            high = b + done.call.mask.offset
-            if segment.full:
-                count = inside[segment.rows, segment.start : high].cumsum(-1)[:, a - segment.start :]
-                answered[segment.rows, a:b] = count > 0
-            else:
-                seen = done.call.mask.tile(segment.rows[:1], slice(a, b), slice(low, high))
-                answered[segment.rows, a:b] = (seen & inside[segment.rows, None, low:high]).any(-1)
+            keys = slice(low, b + mask.offset)
+            seen = mask.tile(segment.rows[:1], slice(a, b), keys)
+            answered[segment.rows, a:b] = (seen & inside[segment.rows, None, keys]).any(-1)
     return answered
 
 

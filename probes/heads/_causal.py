@@ -26,19 +26,20 @@ def ablate_set(
     """Rows of the intervention table: loss (nats) and accuracy on the second copy with `heads` removed.
 
     Zero and mean ablation (the mean of z over first copies, where nothing repeats yet) of the whole set, each beside
-    `n_random` sets matched by layer, and mean ablation of the best 1, 2, 4, ... of them: the dose curve. Ablating one
+    up to `n_random` random sets (see `stats.matched_sets`), and mean ablation of the best 1, 2, 4, ... of them: the dose curve. Ablating one
     head at a time would show little, because heads of a role stand in for each other.
     """
     small = [_first(g, PROMPTS) for g in groups]
     reference = Batch.of([ids for g in small for ids in g.batch.ids[:, : g.start + g.length].tolist()])
     mean = model.mean(reference)
     clean = second_copy(model, small)
-    sets, matching = stats.matched_sets(heads, pool, n_sets=n_random, seed=seed)
+    sets = stats.matched_sets(heads, pool, n_sets=n_random, seed=seed)
     rows: list[dict[str, object]] = []
     for how in ("mean", "zero"):
-        controls = [second_copy(model, small, ablate_heads(s, how=how, mean=_given(how, mean))) for s in sets]
         edited = second_copy(model, small, ablate_heads(heads, how=how, mean=_given(how, mean)))
-        rows += _rows(f"{how}: {_names(heads)}", len(heads), f"random, matched: {matching}", clean, edited, controls)
+        for matching, drawn in (sets or {"none": []}).items():
+            controls = [second_copy(model, small, ablate_heads(s, how=how, mean=_given(how, mean))) for s in drawn]
+            rows += _rows(f"{how}: {_names(heads)}", len(heads), matching, clean, edited, controls)
     for k in _doses(len(heads)):
         edited = second_copy(model, small, ablate_heads(heads[:k], how="mean", mean=mean))
         rows += _rows(f"mean: {_names(heads[:k])}", k, "none", clean, edited, [])
