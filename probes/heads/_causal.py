@@ -26,8 +26,8 @@ def ablate_set(
     """Rows of the intervention table: loss (nats) and accuracy on the second copy with `heads` removed.
 
     Zero and mean ablation (the mean of z over first copies, where nothing repeats yet) of the whole set, each beside
-    up to `n_random` random sets (see `stats.matched_sets`), and mean ablation of the best 1, 2, 4, ... of them: the dose curve. Ablating one
-    head at a time would show little, because heads of a role stand in for each other.
+    up to `n_random` random sets (see `stats.matched_sets`), and mean ablation of the best 1, 2, 4, ... of them: the
+    dose curve. Ablating one head at a time would show little, because heads of a role stand in for each other.
     """
     small = [_first(g, PROMPTS) for g in groups]
     reference = Batch.of([ids for g in small for ids in g.batch.ids[:, : g.start + g.length].tolist()])
