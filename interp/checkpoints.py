@@ -69,6 +69,8 @@ def read(
 
 def _folder(name: str) -> Path | None:
     """The local folder `name` means, None for a hub id."""
+    if not name.strip():
+        raise ModelLoadError("an empty name; give a hub id, a folder or zoo:NAME")
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -76,7 +78,7 @@ def _folder(name: str) -> Path | None:
         return path
     if path.exists():
         raise ModelLoadError(f"{name!r} is a file; give the folder that holds config.json and the safetensors")
-    looks_local = name.startswith((".", "~", os.sep)) or name.count("/") > 1 or not name.strip()
+    looks_local = name.startswith((".", "~", os.sep)) or name.count("/") > 1
     if looks_local:
         raise ModelLoadError(f"no folder {name!r}")
     return None

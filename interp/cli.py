@@ -133,7 +133,7 @@ def bench(
     """Speed and memory against the plain forward pass and against peers (needs the source checkout)."""
     from interp.bench import run
 
-    run(quick=quick, out=out)
+    raise typer.Exit(run(quick=quick, out=out))
 
 
 @zoo_app.command("list")

@@ -43,6 +43,10 @@ def ablate_heads(
         layer, head = parse_component(item) if isinstance(item, str) else item
         if head is None:
             raise SiteError(f"{item!r} is not a head")
+        if mean is not None and not (0 <= layer < mean.shape[0] and 0 <= head < mean.shape[1]):
+            raise SiteError(
+                f"L{layer}H{head} is out of range; the mean has {mean.shape[0]} layers of {mean.shape[1]} heads"
+            )
         value = None if how == "zero" or mean is None else mean[layer, head]
         edits.append(Ablate(Site("z", layer, head=head), how, value))
     return edits

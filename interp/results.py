@@ -115,7 +115,7 @@ class Result:
 
     def _repr_html_(self) -> str:
         """Top of the table for a notebook."""
-        return self.table.head(20).to_html(index=False, na_rep="", float_format="%.3g", escape=True)
+        return self.table.head(20).to_html(index=False, na_rep="", float_format=lambda x: f"{x:.3g}", escape=True)
 
     def top(self, analysis: str | None = None, *, variant: str | None = None, k: int = 10) -> pd.DataFrame:
         """Rows with the k largest values of one variant of one analysis (its headline one unless said)."""
@@ -143,7 +143,7 @@ class Result:
         The file appears whole or not at all.
         """
         target = writable(path)
-        writers: dict[str, Callable[[Path], None]] = {
+        writers: dict[str, Callable[[Path], object]] = {
             ".parquet": self._write_parquet,
             ".csv": lambda p: self.table.to_csv(p, index=False),
             ".json": lambda p: p.write_text(self.to_json(), encoding="utf-8"),

@@ -1,8 +1,8 @@
 """Places inside a transformer, and the one grammar that names them.
 
 A `Site` is a kind of activation at some layers, heads and positions. It is written `L3.z`, `L3H5.z`, `L0-5.mlp_out`,
-`resid_post` (every layer), `L3.resid_post@-1` (one position); TransformerLens's names, old and new, parse as well.
-Components are written `L3H5`, `M3`, `embed`. No other file knows a name.
+`H5.z` (head 5 of every layer), `resid_post` (every layer), `L3.resid_post@-1` (one position); TransformerLens's names,
+old and new, parse as well. Components are written `L3H5`, `M3`, `embed`. No other file knows a name.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PER_HEAD = ("q", "k", "v", "pattern", "z", "head_out")
 UNLAYERED = ("embed", "logits")
 
 _SHORT = re.compile(
-    r"^(?:L(?P<first>\d+)(?:-(?P<last>\d+))?(?:H(?P<head>\d+))?\.)?(?P<kind>[a-z_]+)(?:@(?P<position>-?\d+))?$"
+    r"^(?:(?:L(?P<first>\d+)(?:-(?P<last>\d+))?)?(?:H(?P<head>\d+))?\.)?(?P<kind>[a-z_]+)(?:@(?P<position>-?\d+))?$"
 )
 _LENS = re.compile(r"^blocks\.(?P<layer>\d+)\.(?P<rest>[\w.]+)$")
 _LENS_LAYERED = {

@@ -62,7 +62,7 @@ def bootstrap_mean(
 
 def benjamini_hochberg(p: Float[np.ndarray, "*component"]) -> Float[np.ndarray, "*component"]:
     """p adjusted for the false discovery rate over all components (Benjamini & Hochberg 1995)."""
-    return stats.false_discovery_control(p, axis=None).reshape(p.shape)
+    return stats.false_discovery_control(p.ravel()).reshape(p.shape)
 
 
 def uniform_causal(first: int, last: int) -> float:

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -51,12 +52,13 @@ def ordinary_tokens(model: Model) -> Int[Tensor, " token"]:
 
     Without a tokenizer only the ids the config marks as special are left out.
     """
-    if model.tokenizer is None:
+    tokenizer: Any = model.tokenizer  # its attributes are resolved at run time
+    if tokenizer is None:
         special = set(_configured_specials(model))
         return torch.tensor([i for i in range(model.info.d_vocab) if i not in special])
-    special = {*model.tokenizer.all_special_ids, *model.tokenizer.get_added_vocab().values()}
-    n = min(len(model.tokenizer), model.info.d_vocab)
-    names = model.tokenizer.convert_ids_to_tokens(list(range(n)))
+    special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+    n = min(len(tokenizer), model.info.d_vocab)
+    names = tokenizer.convert_ids_to_tokens(list(range(n)))
     kept = [i for i, t in enumerate(names) if i not in special and _ordinary(t)]
     return torch.tensor(kept, dtype=torch.long)
 
@@ -113,7 +115,7 @@ def repeat_lengths(model: Model, *, lowest: int, highest: int, n_lengths: int, s
     if model.info.context is not None:
         longest = min(longest, (model.info.context - start) // 2)
     high = min(highest, longest)
-    low = min(lowest, max(4, high // 2))
+    low = lowest if lowest + 2 <= high else max(4, high // 2)
     choices = torch.arange(low, high + 1)
     if len(choices) < 3:
         raise TaskError(

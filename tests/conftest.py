@@ -6,7 +6,10 @@ import os
 # The hub client reads this once, when it is first imported: so it stands before everything below.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import importlib.util
 import random
+import sys
+from pathlib import Path
 
 import hypothesis
 import numpy as np
@@ -26,6 +29,18 @@ def seed():
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  (libraries still draw from the global state; our own code uses generators)
     torch.manual_seed(0)
+
+
+def pytest_sessionstart():
+    """Make tests/models.py importable as `tiny_models`; --import-mode=importlib would not find it.
+
+    Not earlier: what it imports must be imported after jaxtyping's hook is in place.
+    """
+    path = Path(__file__).with_name("models.py")
+    spec = importlib.util.spec_from_file_location("tiny_models", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["tiny_models"] = module
+    spec.loader.exec_module(module)
 
 
 def pytest_collection_modifyitems(items):

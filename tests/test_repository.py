@@ -53,8 +53,7 @@ def discarded_comparisons(source):
             continue
         call = node.value
         if isinstance(call, ast.Compare) or (
-            isinstance(call, ast.Call)
-            and getattr(call.func, "attr", getattr(call.func, "id", None)) in COMPARISONS
+            isinstance(call, ast.Call) and getattr(call.func, "attr", getattr(call.func, "id", None)) in COMPARISONS
         ):
             yield node.lineno
 

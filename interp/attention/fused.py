@@ -15,6 +15,7 @@ from functools import singledispatch
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from interp.attention.call import Call
 from interp.attention.kernels import flash
@@ -159,7 +160,7 @@ def _(question: Offset, done: Pass) -> Tensor:
     i = torch.arange(first, n, device=result.device)
     j = i + call.mask.offset - back
     key = call.shared(call.key[:, :, j[0] : j[-1] + 1])
-    score = call.cap(call.scale * torch.einsum("bhqd,bhqd->bhq", call.query[:, :, first:], key))
+    score = call.cap(call.scale * (call.query[:, :, first:] * key).sum(-1))
     rows = torch.arange(call.mask.batch, device=result.device)[:, None]
     seen = call.mask.visible(rows, i[None], j[None]) & call.mask.real()[:, first:]
     result[:, :, first:] = (score - done.lse[:, :, first:]).exp().masked_fill(~seen[:, None], torch.nan)
@@ -194,7 +195,7 @@ def _readout(done: Pass, columns: Float[Tensor, "batch key column"]) -> Float[Te
 
 @answer.register
 def _(question: KeyMass, done: Pass) -> Tensor:
-    mask, readout = done.call.mask, question.readout.to(done.lse.device)
+    mask, readout = done.call.mask, question.readout.to(done.lse)
     inside = (readout != 0) if mask.padding is None else (readout != 0) & mask.padding
     batch, key = inside.nonzero(as_tuple=True)
     few = len(key) <= done.call.query.shape[-1] * mask.batch  # then pairs cost no more than a fused call
@@ -212,7 +213,7 @@ def _few_keys(done: Pass, batch: Tensor, key: Tensor, readout: Tensor) -> Tensor
         score = call.cap(call.scale * (call.query[b] @ k.mT)[..., 0])
         rows = torch.full_like(i, b)
         seen = call.mask.visible(rows, i, torch.full_like(i, j)) & call.mask.real()[b]
-        total[b] += readout[b, j].to(total.dtype) * (score - done.lse[b]).exp().masked_fill(~seen, 0.0)
+        total[b] += readout[b, j] * (score - done.lse[b]).exp().masked_fill(~seen, 0.0)
     return total
 
 
@@ -248,7 +249,7 @@ def _(question: Entropy, done: Pass) -> Tensor:
     call = done.call
     if call.softcap is None:
         mean_key = attend(call, call.key)[0]
-        mean_score = call.scale * torch.einsum("bhqd,bhqd->bhq", call.query, mean_key)
+        mean_score = call.scale * (call.query * mean_key).sum(-1)
     else:
         mean_score = torch.zeros_like(done.lse)
         for rows, queries, _, score, p in _tiles(done):
@@ -291,11 +292,11 @@ def _received_swapped(done: Pass, weight: Tensor, segment: Segment) -> Tensor:
     call, span = done.call, slice(segment.start, segment.stop)
     log_weight = weight[segment.rows, span].log().clamp(min=NEVER)
     bias = (log_weight[:, None] - done.lse[segment.rows, :, span])[..., None]
-    asked = torch.cat([call.scale * call.query[segment.rows, :, span], bias], dim=-1)
+    asked = torch.cat([call.scale * call.query[segment.rows, :, span], bias], dim=-1).flip(2)
     asking = call.shared(call.key[segment.rows, :, span])
     asking = torch.cat([asking, torch.ones_like(asking[..., :1])], dim=-1)
     # a key is seen by later queries: reversed in time, that is causal
-    _, lse = flash(asking.flip(2), asked.flip(2), asked.flip(2), scale=1.0, causal=True)
+    _, lse = flash(asking.flip(2), asked, asked, scale=1.0, causal=True)
     return lse.flip(2).exp()
 
 
@@ -330,7 +331,8 @@ def _(question: TopKeys, done: Pass) -> Tensor:
         allowed = seen & real[..., None]
         if question.exclude is not None:
             allowed = allowed & ~question.exclude.to(seen.device)[:, None]
-        top = p.masked_fill(~allowed[:, None], -1.0).topk(min(question.k, p.shape[-1]), dim=-1)
+        contest = pad(p.masked_fill(~allowed[:, None], -1.0), (0, max(0, question.k - p.shape[-1])), value=-1.0)
+        top = contest.topk(question.k, dim=-1)
         missing = top.values < 0
         keys = top.indices.to(p.dtype).masked_fill(missing, -1.0)
         parts.append(torch.stack([top.values.masked_fill(missing, torch.nan), keys], dim=-1))

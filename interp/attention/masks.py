@@ -88,6 +88,16 @@ class CausalMask:
             return torch.ones(self.batch, self.n_query, dtype=torch.bool, device=self.device)
         return self.padding[:, self.offset : self.offset + self.n_query]
 
+    def keys(self) -> Bool[Tensor, "batch key"]:
+        """True where a key is a real token."""
+        if self.padding is None:
+            return torch.ones(self.batch, self.n_key, dtype=torch.bool, device=self.device)
+        return self.padding
+
+    def check(self) -> None:
+        """Raise what `segments` raises, for code that does not use them."""
+        _ = self.segments
+
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
         """Batch rows grouped by the span of their real tokens, each span cut into tiles.

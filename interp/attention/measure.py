@@ -23,17 +23,26 @@ def measure(
     `method`: "fused" (O(n) memory; what "auto" picks), "naive" (dense, the oracle).
 
     Raises:
-        BackendError: unknown method, or non-finite attention output on real tokens, counted.
+        BackendError: unknown method, or non-finite queries, keys, values or output at real tokens, counted.
     """
     method = "fused" if method == "auto" else method
     if method not in METHODS:
         raise BackendError(f"unknown attention method {method!r}; {nearest(method, METHODS)}")
+    call.mask.check()
     output, answers = METHODS[method](call, questions)
-    bad = ~torch.isfinite(output).all(-1).all(1) & call.mask.real()
+    for name, tensor in (("queries", call.query), ("keys", call.key), ("values", call.value), ("output", output)):
+        if not bool(torch.isfinite(tensor.sum((1, 3), dtype=torch.float32)).all()):  # cheap screen for the exact check
+            _require_finite(name, tensor, call)
+    return output, answers
+
+
+def _require_finite(name: str, tensor: Tensor, call: Call) -> None:
+    """Queries, keys and output are checked each: some kernels turn a NaN score into a zero."""
+    real = call.mask.real() if tensor.shape[2] == call.mask.n_query else call.mask.keys()
+    bad = ~torch.isfinite(tensor).all(-1).all(1) & real
     if bad.any():
         count, row = int(bad.sum()), int(bad.nonzero()[0, 1])
         raise BackendError(
-            f"attention output is not finite at {count} of {int(call.mask.real().sum())} tokens (first at "
-            f"position {row}): NaN or infinite weights, or overflow in {str(call.query.dtype).removeprefix('torch.')}"
+            f"attention {name} not finite at {count} of {int(real.sum())} tokens (first at position {row}): "
+            f"NaN or infinite weights, or overflow in {str(tensor.dtype).removeprefix('torch.')}"
         )
-    return output, answers

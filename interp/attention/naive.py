@@ -46,8 +46,9 @@ def dense_pattern(call: Call) -> tuple[Pattern, Float[Tensor, "batch head query"
         slot = call.sinks[None, :, None, None].expand(*score.shape[:3], 1)
         score = torch.cat([score, slot], dim=-1)
     lse = score.logsumexp(-1)
-    pattern = (score - lse[..., None]).exp().nan_to_num(0.0)
-    return (pattern if call.sinks is None else pattern[..., :-1]), lse
+    pattern = (score - lse[..., None]).exp()
+    pattern = pattern if call.sinks is None else pattern[..., :-1]
+    return pattern.masked_fill(~seen, 0.0), lse  # a row that sees no key is 0, not exp(-inf + inf)
 
 
 def measure(call: Call, questions: Mapping[str, Statistic]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -90,9 +91,10 @@ def _(question: Offset, pattern: Pattern, call: Call, lse: Tensor) -> Tensor:
 
 @answer.register
 def _(question: Pairs, pattern: Pattern, call: Call, lse: Tensor) -> Tensor:
-    chosen = torch.zeros_like(pattern[:, 0], dtype=torch.bool)
-    chosen[question.batch, question.query, question.key] = True
-    return _masked_sum(pattern, chosen & _visible(call))
+    times = torch.zeros_like(pattern[:, 0])
+    one = torch.ones_like(question.key, dtype=pattern.dtype)
+    times.index_put_((question.batch, question.query, question.key), one, accumulate=True)
+    return _masked_sum(pattern * times[:, None], (times > 0) & _visible(call))
 
 
 @answer.register
@@ -147,7 +149,8 @@ def _(question: TopKeys, pattern: Pattern, call: Call, lse: Tensor) -> Tensor:
     if question.exclude is not None:
         allowed = allowed & ~question.exclude[:, None]
     contest = rows.nan_to_num(-1.0).masked_fill(~allowed[:, None], -1.0)
-    top = contest.topk(min(question.k, contest.shape[-1]), dim=-1)
+    contest = torch.nn.functional.pad(contest, (0, max(0, question.k - contest.shape[-1])), value=-1.0)
+    top = contest.topk(question.k, dim=-1)
     missing = (top.values < 0) | (question.rows < 0)[:, None, :, None]
     keys = top.indices.to(rows.dtype).masked_fill(missing, -1.0)
     return torch.stack([top.values.masked_fill(missing, torch.nan), keys], dim=-1)

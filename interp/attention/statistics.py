@@ -34,7 +34,8 @@ class Offset(Statistic):
 class Pairs(Statistic):
     """sum of p_ij over listed pairs of row i: any (query, key) rule, such as equal tokens, written out.
 
-    `batch`, `query`, `key` are parallel index lists; order does not matter. Cost O(pairs * d_head).
+    `batch`, `query`, `key` are parallel index lists in any order; a pair listed twice counts twice. The cost is
+    O(pairs * d_head).
     """
 
     batch: Int[Tensor, " pairs"]

@@ -62,8 +62,7 @@ def sink(
     Reference: Gu et al. 2024 (arXiv 2410.10781), section 3; T = 64 and epsilon = 0.3 as there. The test is ours.
     """
     first = tasks.bos_id(model, bos)
-    ordinary = len(tasks.ordinary_tokens(model))
-    length = min(length, model.info.context or length, ordinary)
+    length = min(length, model.info.context or length, len(tasks.ordinary_tokens(model)))
     if length < 16:
         raise TaskError(f"prompts of {length} tokens are too short to speak of a sink; at least 16 are needed")
     with_bos = tasks.random_prompts(model, n=n_prompts, length=length, bos=bos, seed=seed)
@@ -113,6 +112,14 @@ def sink(
         "sha256": tasks.fingerprint([with_bos, without]),
     }
     return Findings(pd.concat(parts, ignore_index=True), data)
+
+
+def _rates(model: Model, alpha: Float[np.ndarray, "prompt layer head"]) -> list[pd.DataFrame]:
+    """Share of prompts above each threshold."""
+    n = len(alpha)
+    return [
+        _scores.head_rows(model, f"rate_{e}", "fraction", value=(alpha > e).mean(0), n=n, position=0) for e in EPSILONS
+    ]
 
 
 def received_share(model: Model, batch: Batch, *, method: str = "auto") -> Float[np.ndarray, "prompt layer head key"]:

@@ -68,6 +68,5 @@ def test_fused_agrees_with_naive_on_cuda(dtype, n, predicate, softcap, sinks, pa
     _, naive = measure(call, questions, method="naive")
     for name, expected in naive.items():
         scale = n if name == "relative distance" else 1
-        torch.testing.assert_close(
-            fused[name] / scale, expected / scale, atol=TOLERANCE[dtype], rtol=0, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        close = {"atol": TOLERANCE[dtype], "rtol": 0, "equal_nan": True}
+        torch.testing.assert_close(fused[name] / scale, expected / scale, **close, msg=lambda m, n=name: f"{n}: {m}")

@@ -1,0 +1,112 @@
+"""Provenance as a reader needs it: the model, the software, every run with its data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from interp.errors import SchemaError
+from interp.model import Model, ModelInfo
+from interp.plots import scores
+from interp.results import Result
+
+IDENTITY = ("n_layers", "n_heads", "d_model", "d_vocab", "commit", "weights_sha256")
+
+
+def check_same_model(model: Model, result: Result) -> None:
+    """Refuse results that were measured on another model than the one whose attention will be shown.
+
+    Raises:
+        SchemaError: sizes, commit or weights differ, or there is no such head.
+    """
+    measured = result.provenance.get("model") or {}
+    for name in IDENTITY:
+        own, other = getattr(model.info, name), measured.get(name)
+        if own is not None and other is not None and own != other:
+            raise SchemaError(f"these results are of another model: {name} is {other!r} there and {own!r} here")
+    for score in scores(result.table):
+        strange = score.layer is not None and score.layer not in model.info.attention_layers
+        if score.head is not None and (strange or score.head >= model.info.n_heads):
+            raise SchemaError(f"these results are of another model: this one has no head {score.component}")
+
+
+def short_name(name: str) -> str:
+    """Name for a heading: a folder goes by its last part."""
+    return Path(name).name if Path(name).is_absolute() else name
+
+
+def shape(info: ModelInfo) -> str:
+    """The size of a model in a few words."""
+    layers = f"{info.n_layers} layer{'s' * (info.n_layers != 1)}"
+    if len(info.attention_layers) != info.n_layers:
+        layers += f" ({len(info.attention_layers)} with attention)"
+    return f"{layers} \u00d7 {info.n_heads} head{'s' * (info.n_heads != 1)}"
+
+
+def model_facts(info: ModelInfo) -> dict[str, str]:
+    """Everything known of the model, as terms and descriptions."""
+    groups = "" if info.n_kv_heads == info.n_heads else f", {info.n_kv_heads} key-value heads"
+    facts = {
+        "Name": info.name,
+        "Class": info.family,
+        "Sizes": f"{shape(info)}{groups}; d_model {info.d_model}, d_head {info.d_head}, vocabulary {info.d_vocab}",
+        "Context": "unlimited" if info.context is None else f"{info.context} tokens",
+        "Weights": f"{info.dtype}, {_weights(info)}",
+    }
+    windows = sorted({w for w in info.windows if w is not None})
+    if windows:
+        covered = sum(w is not None for w in info.windows)
+        facts["Sliding window"] = f"{', '.join(map(str, windows))} tokens in {covered} of {len(info.windows)} layers"
+    if info.softcap is not None:
+        facts["Soft-cap on scores"] = f"{info.softcap:g}"
+    if info.sink_logits:
+        facts["Sink logits"] = "yes: a learned extra slot in every softmax"
+    return facts
+
+
+def software_facts(provenance: Mapping[str, Any]) -> dict[str, str]:
+    """Backend, device, seed and package versions."""
+    packages = provenance.get("packages") or {}
+    facts = {
+        "Backend": provenance.get("backend"),
+        "Device": provenance.get("device"),
+        "Tokenizer": provenance.get("tokenizer") or "none",
+        "Seed": provenance.get("seed"),
+        "Packages": ", ".join(f"{name} {version}" for name, version in packages.items()),
+        "Left out": ", ".join(provenance.get("left_out") or ()),
+    }
+    return {term: str(value) for term, value in facts.items() if value not in {None, ""}}
+
+
+def runs(provenance: Mapping[str, Any]) -> list[dict[str, str]]:
+    """One line per analysis that was run: its data, BOS policy, hash, time and id."""
+    return [_run({**provenance, **own}) for own in provenance.get("calls") or [provenance]]
+
+
+def _run(run: Mapping[str, Any]) -> dict[str, str]:
+    call, data = run.get("call") or {}, run.get("data") or {}
+    options = {**call.get("defaults", {}), **call.get("passed", {})}
+    lengths = data.get("lengths", data.get("length"))
+    lengths = ", ".join(map(str, lengths)) if isinstance(lengths, list | tuple) else lengths
+    seconds = run.get("seconds")
+    line = {
+        "analysis": call.get("analysis"),
+        "data": data.get("task"),
+        "prompts": data.get("n"),
+        "lengths": lengths,
+        "bos": data.get("bos"),
+        "method": options.get("method"),
+        "seed": run.get("seed"),
+        "hash": data.get("sha256"),
+        "when": str(run.get("created_utc", "–")).replace("T", " ").rstrip("Z"),
+        "seconds": None if seconds is None else f"{seconds:.2f}",
+        "id": run.get("run_id"),
+    }
+    return {term: "–" if value is None else str(value) for term, value in line.items()}
+
+
+def _weights(info: ModelInfo) -> str:
+    if info.weights_sha256:
+        return f"sha256 {info.weights_sha256}"
+    return f"commit {info.commit}" if info.commit else "made in memory, or not hashed"

@@ -1,0 +1,96 @@
+"""Markdown tables of the recorded runs: python tests/bench/table.py [--csv FILE] [--write].
+
+Prints, or with --write puts between the two markers of docs/benchmarks.md, the newest run at each length.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness import RESULTS, Row, read
+from verdict import CASE, GROWTH, growth, saving, speedup, targets
+
+DOC = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- attention_cpu: made by tests/bench/table.py -->", "<!-- end of attention_cpu -->"
+HEAD = """| tokens | provider | median s | p20 - p80 s | time / plain | extra MB | scores differ by | rounds |
+|---:|---|---:|---:|---:|---:|---:|---:|"""
+
+
+def newest(rows: Sequence[Row]) -> list[Row]:
+    """Of each case and length, the rows of its last run: rows of different runs are never compared at one length."""
+    last: dict[tuple[str, int], str] = {}
+    for row in rows:
+        key = row.case, row.size
+        last[key] = max(last.get(key, ""), row.time_utc)
+    return [row for row in rows if row.time_utc == last[row.case, row.size]]
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Table of the rows, ratios at each length, growth of memory, targets, and what it was measured on."""
+    timed = sorted((row for row in rows if row.case == CASE), key=lambda row: row.size)
+    if not timed:
+        raise SystemExit(f"no rows of case {CASE}; run python tests/bench/attention_cpu.py first")
+    parts = ["\n".join([HEAD, *map(_line, timed)]), _ratios(timed)]
+    straight = growth(rows)
+    if straight is not None:
+        parts.append(f"Extra memory of ours against length, least squares over {_sizes(rows, GROWTH)}: {straight}.")
+    parts.append("\n".join(f"- {target}" for target in targets(rows)))
+    about = sorted({f"{r.time_utc[:10]}; {r.device}, {r.threads} threads; {r.versions}" for r in timed})
+    return "\n\n".join([*parts, "Measured on " + " and ".join(about) + "."])
+
+
+def _line(row: Row) -> str:
+    ratio, memory, diff = (_cell(v, f) for v, f in zip(_optional(row), (".2f", ",.0f", ".1e"), strict=True))
+    return (
+        f"| {row.size} | {row.provider} | {row.median_s:.2f} | {row.p20_s:.2f} - {row.p80_s:.2f} "
+        f"| {ratio} | {memory} | {diff} | {row.rounds} |"
+    )
+
+
+def _optional(row: Row) -> tuple[float | None, ...]:
+    return row.ratio_to_plain, row.peak_extra_mb, row.max_abs_diff
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _ratios(rows: Sequence[Row]) -> str:
+    lines = ["| tokens | peer | its time / ours | its extra memory / ours |", "|---:|---|---:|---:|"]
+    for size in sorted({row.size for row in rows}):
+        at = {row.provider: row for row in rows if row.size == size}
+        for peer in ("plain", "output_attentions", "transformer_lens"):
+            lines.append(f"| {size} | {peer} | {_cell(speedup(at, peer), '.2f')} | {_cell(saving(at, peer), '.1f')} |")
+    return "\n".join(lines)
+
+
+def _sizes(rows: Sequence[Row], case: str) -> str:
+    return ", ".join(str(n) for n in sorted({row.size for row in rows if row.case == case}))
+
+
+def write(text: str) -> None:
+    """Put the tables between the markers of the document."""
+    before, begin, rest = DOC.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"docs/{DOC.name} has lost its markers {BEGIN!r} and {END!r}")
+    DOC.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+
+
+def main() -> None:
+    """Print the tables, or write them into the document."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--csv", type=Path, default=RESULTS / "attention_cpu.csv")
+    parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md in place of the tables there")
+    given = parser.parse_args()
+    text = markdown(newest(read(given.csv)))
+    if given.write:
+        write(text)
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""Loading: what works loads the same from everywhere; what does not says what was wrong with what was given."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from tiny_models import ARCHITECTURES, build, ragged
+from torch.testing import assert_close
+
+import interp
+from interp.errors import ModelLoadError
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llama")
+    build("llama").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "copy")
+
+
+def refused(source, message, **options):
+    with pytest.raises(ModelLoadError, match=message) as caught:
+        interp.load(source, **options)
+    text = str(caught.value)
+    assert "Traceback" not in text
+    assert len(text.splitlines()) == 1
+    return text
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_folder_gives_the_model_that_was_saved(name, tmp_path):
+    module = build(name)
+    module.save_pretrained(tmp_path)
+    model, batch = interp.load(tmp_path), ragged(20, "left")
+    assert_close(
+        model.run(batch).logits[batch.mask], interp.load(module).run(batch).logits[batch.mask], atol=1e-6, rtol=0
+    )
+    assert model.tokenizer is None
+    assert model.info.family == type(module).__name__
+    assert model.info.name == str(tmp_path)
+    assert len(model.info.weights_sha256) == 64
+    assert model.info.dtype == "float32"
+    assert not model.torch_module.training
+
+
+def test_sizes_are_those_observed(saved):
+    info = interp.load(saved).info
+    sizes = (info.n_layers, info.n_heads, info.n_kv_heads, info.d_model, info.d_head, info.d_vocab, info.context)
+    assert sizes == (2, 8, 2, 64, 8, 64, 700)
+    assert (info.attention_layers, info.windows, info.softcap, info.sink_logits) == ((0, 1), (None, None), None, False)
+    json.dumps(info.as_dict())
+
+
+@pytest.mark.parametrize(
+    ("name", "windows", "softcap", "sinks"),
+    [
+        ("gemma2", (17, None), 3.0, False),
+        ("mistral", (17, 17), None, False),
+        ("gpt_oss", (17, None), None, True),
+        ("qwen2", (None, None), None, False),
+    ],
+)
+def test_traits_are_those_of_the_architecture(name, windows, softcap, sinks):
+    info = interp.load(build(name)).info
+    assert (info.windows, info.softcap, info.sink_logits) == (windows, softcap, sinks)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16, "float64"])
+def test_dtype(saved, dtype):
+    model = interp.load(saved, dtype=dtype)
+    assert model.info.dtype == str(dtype).removeprefix("torch.")
+    assert {p.dtype for p in model.torch_module.parameters()} == {getattr(torch, model.info.dtype)}
+
+
+def test_an_in_memory_model_keeps_what_it_is():
+    module = build("gpt2").to(torch.float64).train()
+    model = interp.load(module)
+    assert model.torch_module is module
+    assert module.training
+    assert model.info.dtype == "float64"
+
+
+def test_without_a_tokenizer_heads_are_detected_all_the_same(saved):
+    found = interp.detect(interp.load(saved), ["previous_token"])
+    assert len(found.table) == 16
+    assert found.provenance["tokenizer"] is None
+
+
+def test_no_such_folder(tmp_path):
+    missing = str(tmp_path / "nothing")
+    assert missing in refused(missing, "no folder")
+    refused("./nothing", "no folder './nothing'")
+
+
+def test_an_empty_name_is_not_the_current_folder(saved, monkeypatch):
+    monkeypatch.chdir(saved)
+    refused("", "an empty name")
+
+
+def test_a_file_is_no_folder(copy):
+    refused(copy / "config.json", "is a file; give the folder")
+
+
+def test_a_folder_without_config(tmp_path):
+    refused(tmp_path, "has no config.json")
+
+
+def test_a_broken_config(copy):
+    (copy / "config.json").write_text("{ not json")
+    refused(copy, "config of")
+    (copy / "config.json").write_text('{"model_type": "nonesuch"}')
+    refused(copy, "cannot understand the config of.*nonesuch")
+
+
+@pytest.mark.parametrize("keep", [0, 5, 1000, -100])
+def test_truncated_weights(copy, keep):
+    path = copy / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    assert str(copy) in refused(copy, "corrupt weights|cannot load")
+
+
+def test_overwritten_weights(copy):
+    (copy / "model.safetensors").write_bytes(b"\xff" * 4096)
+    refused(copy, "corrupt weights")
+
+
+class Bomb:
+    def __reduce__(self):
+        return (print, ("a pickle was opened",))
+
+
+def test_pickled_weights_are_never_opened(copy, capsys):
+    (copy / "model.safetensors").unlink()
+    torch.save({"bomb": Bomb()}, copy / "pytorch_model.bin")
+    refused(copy, "only pickled weights .pytorch_model.bin., which can run code.*safe_serialization")
+    assert "opened" not in capsys.readouterr().out
+
+
+def test_no_weights(copy):
+    (copy / "model.safetensors").unlink()
+    refused(copy, r"has no weights: no \*.safetensors")
+
+
+def test_missing_weights_are_not_made_up(copy):
+    path = copy / "model.safetensors"
+    weights = load_file(path)
+    removed = "model.layers.1.self_attn.q_proj.weight"
+    del weights[removed]
+    save_file(weights, path, metadata={"format": "pt"})
+    refused(copy, f"lacks 1 weights of LlamaForCausalLM, which would be random: {removed}")
+
+
+def test_weights_of_another_shape(copy):
+    path = copy / "model.safetensors"
+    weights = load_file(path)
+    weights["model.layers.1.self_attn.q_proj.weight"] = torch.zeros(3, 64)
+    save_file(weights, path, metadata={"format": "pt"})
+    refused(copy, "cannot load|corrupt")
+
+
+SMALL = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+@pytest.mark.parametrize("cls", ["BertModel", "BertForMaskedLM", "BertForSequenceClassification"])
+def test_an_encoder_in_a_folder(tmp_path, cls):
+    getattr(transformers, cls)(transformers.BertConfig(**SMALL)).save_pretrained(tmp_path)
+    assert "Bert" in refused(tmp_path, "not a causal decoder|not causal|encoder")
+
+
+def t5():
+    config = transformers.T5Config(vocab_size=40, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    return transformers.T5ForConditionalGeneration(config)
+
+
+def test_an_encoder_decoder(tmp_path):
+    refused(t5(), "T5ForConditionalGeneration is an encoder-decoder; only causal decoders")
+    t5().save_pretrained(tmp_path)
+    refused(tmp_path, "is an encoder-decoder .t5.; only causal decoders")
+
+
+@pytest.mark.parametrize("source", [None, 3, torch.nn.Linear(2, 2), {"a": 1}])
+def test_what_is_no_source(source):
+    refused(source, f"cannot load a {type(source).__name__}; give a hub id, a folder, zoo:NAME")
+
+
+@pytest.mark.parametrize("dtype", ["float33", "int64", "FP16", "load", torch.int8])
+def test_unknown_dtype(saved, dtype):
+    refused(saved, "unknown dtype .*; use float32, bfloat16, float16 or float64", dtype=dtype)
+
+
+def test_unknown_device(saved):
+    refused(saved, "cannot put the model on device 'nonesuch'", device="nonesuch")
+
+
+def test_unknown_backend(saved):
+    refused(saved, "unknown backend 'hff'; did you mean 'hf'", backend="hff")
+
+
+@pytest.mark.parametrize("name", ["planted-inducton", "", "nonesuch"])
+def test_unknown_zoo_name(name):
+    text = refused(f"zoo:{name}", "valid names: .*planted-induction")
+    assert ("did you mean 'planted-induction'" in text) == (name == "planted-inducton")
+
+
+def test_a_hub_id_offline():
+    text = refused(
+        "someone/nothing-cached", "cannot read the config of 'someone/nothing-cached': no folder of that name"
+    )
+    assert len(text) < 600
+
+
+def test_a_broken_tokenizer(copy):
+    (copy / "tokenizer.json").write_text("{ not json")
+    refused(copy, "cannot read the tokenizer in")
