@@ -23,12 +23,15 @@ def measure(
     `method`: "fused" (O(n) memory; what "auto" picks), "naive" (dense, the oracle).
 
     Raises:
+        TaskError: a question that does not fit the prompts.
         BackendError: unknown method, or non-finite queries, keys, values or output at real tokens, counted.
     """
     method = "fused" if method == "auto" else method
     if method not in METHODS:
         raise BackendError(f"unknown attention method {method!r}; {nearest(method, METHODS)}")
     call.mask.check()
+    for question in questions.values():
+        question.check(batch=call.mask.batch, n_query=call.mask.n_query, n_key=call.mask.n_key)
     output, answers = METHODS[method](call, questions)
     for name, tensor in (("queries", call.query), ("keys", call.key), ("values", call.value), ("output", output)):
         if not bool(torch.isfinite(tensor.sum((1, 3), dtype=torch.float32)).all()):  # cheap screen for the exact check

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from interp.errors import TaskError
+
 
 @dataclass(frozen=True, eq=False)
 class Statistic:
@@ -22,12 +24,20 @@ class Statistic:
         """Whether the answer is one number per query row, so that `Mean` can average it."""
         return True
 
+    def check(self, *, batch: int, n_query: int, n_key: int) -> None:
+        """Raise TaskError if the question does not fit prompts of this size."""
+
 
 @dataclass(frozen=True, eq=False)
 class Offset(Statistic):
     """p_{i, i-distance}: probability paid `distance` positions back. 0 is the query itself."""
 
     distance: int
+
+    def check(self, *, batch: int, n_query: int, n_key: int) -> None:
+        """Later keys are not seen."""
+        if self.distance < 0:
+            raise TaskError(f"Offset({self.distance}) asks about a later key; offsets count back, from 0")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +58,10 @@ class KeyMass(Statistic):
     """sum_j p_ij x_j: mass on a key set (x an indicator) or any linear read-out of the row."""
 
     readout: Bool[Tensor, "batch key"] | Float[Tensor, "batch key"]
+
+    def check(self, *, batch: int, n_query: int, n_key: int) -> None:
+        """One number per key of each prompt."""
+        _shape("KeyMass.readout", self.readout, (batch, n_key))
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +88,13 @@ class Received(Statistic):
 
     weight: Float[Tensor, "batch query"] | None = None
 
+    def check(self, *, batch: int, n_query: int, n_key: int) -> None:
+        """One weight per query of each prompt, none negative."""
+        if self.weight is not None:
+            _shape("Received.weight", self.weight, (batch, n_query))
+            if bool((self.weight < 0).any()):
+                raise TaskError("Received.weight has negative entries; weights count rows and start at 0")
+
     @property
     def per_row(self) -> bool:
         """Per key, not per row."""
@@ -92,6 +113,14 @@ class TopKeys(Statistic):
     k: int = 1
     exclude: Bool[Tensor, "batch key"] | None = None
 
+    def check(self, *, batch: int, n_query: int, n_key: int) -> None:
+        """Rows within the prompt, k at least 1, one flag per key."""
+        _rows("TopKeys.rows", self.rows, batch, n_query)
+        if self.k < 1:
+            raise TaskError(f"TopKeys.k is {self.k}; at least 1 key can be asked for")
+        if self.exclude is not None:
+            _shape("TopKeys.exclude", self.exclude, (batch, n_key))
+
     @property
     def per_row(self) -> bool:
         """Chosen rows, k answers each."""
@@ -103,6 +132,10 @@ class Rows(Statistic):
     """p_ij itself for chosen rows, [batch, head, rows, key]: for looking at, a few rows at a time."""
 
     rows: Int[Tensor, "batch rows"]
+
+    def check(self, *, batch: int, n_query: int, n_key: int) -> None:
+        """Rows within the prompt."""
+        _rows("Rows.rows", self.rows, batch, n_query)
 
     @property
     def per_row(self) -> bool:
@@ -122,7 +155,27 @@ class Mean(Statistic):
         if not self.of.per_row:
             raise TypeError(f"Mean averages query rows; {type(self.of).__name__} is not one number per row")
 
+    def check(self, *, batch: int, n_query: int, n_key: int) -> None:
+        """What is averaged must fit, and one flag per query."""
+        self.of.check(batch=batch, n_query=n_query, n_key=n_key)
+        if self.rows is not None:
+            _shape("Mean.rows", self.rows, (batch, n_query))
+
     @property
     def per_row(self) -> bool:
         """Already averaged."""
         return False
+
+
+def _shape(name: str, tensor: Tensor, expected: tuple[int, int]) -> None:
+    if tuple(tensor.shape) != expected:
+        raise TaskError(f"{name} has shape {tuple(tensor.shape)}; the prompts need {expected}")
+
+
+def _rows(name: str, rows: Tensor, batch: int, n_query: int) -> None:
+    if rows.ndim != 2 or rows.shape[0] != batch:
+        raise TaskError(f"{name} has shape {tuple(rows.shape)}; one list of positions per prompt, [{batch}, rows]")
+    if rows.numel() and (int(rows.min()) < -1 or int(rows.max()) >= n_query):
+        raise TaskError(
+            f"{name} asks for position {int(rows.max())}; positions go from 0 to {n_query - 1}, -1 for none"
+        )

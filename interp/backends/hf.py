@@ -137,6 +137,8 @@ class HFModel:
         """Answers to `statistics`, each [layer batch head ...]; the pass ends after the last layer asked for."""
         batch = self.batch(tokens)
         asked = self.info.attention_layers if layers is None else tuple(layers)
+        if not asked:
+            raise SiteError("no layers asked for; leave `layers` out for all of them")
         unknown = sorted(set(asked) - set(self.info.attention_layers))
         if unknown:
             raise SiteError(f"layer {unknown[0]} has no attention; layers with attention: {self.info.attention_layers}")

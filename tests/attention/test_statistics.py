@@ -25,6 +25,7 @@ from interp.attention import (
     TopKeys,
     measure,
 )
+from interp.errors import TaskError
 
 NAN = math.nan
 # p_ij times the row's sum: 1 | 1 3 | 2 1 1 | 1 2 3 4
@@ -259,3 +260,20 @@ def test_consecutive_heads_share_a_key_group(method):
         assert_close(answers["own"][0, head], pattern.diagonal(), atol=1e-6, rtol=0)
         assert_close(answers["rows"][0, head, 0], pattern[3], atol=1e-6, rtol=0)
         assert_close(answers["received"][0, head], pattern.sum(0), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [
+        (Offset(-1), "later key"),
+        (KeyMass(torch.ones(1, 5)), r"KeyMass.readout has shape \(1, 5\)"),
+        (Received(torch.tensor([[1.0, -1, 1, 1]])), "negative"),
+        (Rows(torch.tensor([[4]])), "position 4; positions go from 0 to 3"),
+        (TopKeys(torch.tensor([[1]]), k=0), "k is 0"),
+        (Mean(Offset(1), torch.ones(1, 3, dtype=torch.bool)), "Mean.rows"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else type(x).__name__,
+)
+def test_a_question_that_does_not_fit_says_so(question, message, method):
+    with pytest.raises(TaskError, match=message):
+        ask(question, method)
