@@ -87,6 +87,8 @@ def _rows(prompts: Prompts) -> Sequence[Any]:
 def _ids(row: Any, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
     if not isinstance(row, str):
         return [int(i) for i in row]
+    if not row:
+        raise TaskError("empty prompt: at least one token is needed in each")
     if tokenizer is None:
         raise TaskError("this checkpoint has no tokenizer: give token ids instead of text")
     return list(tokenizer(row)["input_ids"])  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ import typer
 from interp.errors import InterpError, SchemaError
 
 if TYPE_CHECKING:
+    from interp.model import Model
     from interp.registry import Analysis
     from interp.results import Result
 
@@ -64,7 +65,6 @@ def detect(
 
     Example: interp detect zoo:default -a induction --out heads.parquet
     """
-    from interp.model import load
     from interp.registry import detect as run
     from interp.registry import find
     from interp.results import writable
@@ -74,7 +74,7 @@ def detect(
             find(name)
         target = None if out is None else _suffixed(out)
     target = None if target is None else writable(target)
-    loaded = load(model, revision=revision, dtype=dtype, device=device)
+    loaded = _load(model, revision=revision, dtype=dtype, device=device)
     result = run(loaded, analysis, seed=seed, progress=_progress)
     result.provenance["command"] = _command()
     if target is not None:
@@ -94,13 +94,12 @@ def demo(
     seed: Seed = 0,
 ) -> None:
     """Detect the heads of the shipped model, print the best, and write a page about them."""
-    from interp.model import load
     from interp.registry import detect as run
     from interp.report import report
     from interp.results import writable_file
 
     target = writable_file(out)
-    loaded = load(model)
+    loaded = _load(model)
     if prompt is not None:
         loaded.batch(prompt)  # a prompt that cannot be run is refused before the work, not after it
     result = run(loaded, seed=seed, progress=_progress)
@@ -149,6 +148,17 @@ def zoo_list(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")
         return
     for e in entries:
         sys.stdout.write(f"zoo:{e.name:22} {e.kind:8} {e.summary}\n")
+
+
+def _load(source: str, **options: Any) -> Model:
+    """Load with transformers' own progress bars kept to terminals."""
+    from transformers.utils import logging
+
+    from interp.model import load
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    return load(source, **options)
 
 
 def _print_tables(result: Result, top: int) -> None:
@@ -238,6 +248,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     debug = "--debug" in arguments
     try:
         code = app(args=arguments, prog_name="interp", standalone_mode=False)
+        if code == INTERRUPTED:  # typer turns Ctrl-C into this without a word
+            _say("interp: interrupted")
     except UsageError as error:
         _say(f"interp: {error.format_message()}")  # type: ignore[attr-defined]
         code = USAGE

@@ -59,6 +59,7 @@ class Analysis:
         means, misleads: what a high value means, and what it does not.
         reference: paper, with arXiv id.
         run: the function callers get, `(model, **options) -> Result`.
+        order: place in tables and reports, low first; ties by name.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Analysis:
     misleads: str
     reference: str
     run: Callable[..., Result]
+    order: int = 100
     needs: str = "tokens"
     columns: Mapping[str, str] = field(default_factory=dict)
 
@@ -92,6 +94,7 @@ def analysis(
     misleads: str,
     reference: str,
     unit: str = "head",
+    order: int = 100,
     needs: str = "tokens",
     columns: Mapping[str, str] | None = None,
 ) -> Callable[[Callable[Concatenate[Model, P], Findings]], Callable[Concatenate[Model, P], Result]]:
@@ -110,7 +113,7 @@ def analysis(
 
         run.__annotations__ = {**body.__annotations__, "return": "Result"}
         spec = Analysis(
-            name, family, title, unit, headline, means, misleads, reference, run, needs, dict(columns or {})
+            name, family, title, unit, headline, means, misleads, reference, run, order, needs, dict(columns or {})
         )
         _registered[name] = spec
         return run
@@ -128,9 +131,9 @@ def _discover() -> None:
 
 
 def analyses() -> dict[str, Analysis]:
-    """Every registered analysis by name, built-in ones and plug-ins."""
+    """Every registered analysis by name, built-in ones and plug-ins, in the order they are shown."""
     _discover()
-    return dict(sorted(_registered.items()))
+    return dict(sorted(_registered.items(), key=lambda item: (item[1].order, item[0])))
 
 
 def find(name: str) -> Analysis:

@@ -104,7 +104,7 @@ def bos_id(model: Model, policy: str = "default") -> int | None:
 
 
 def repeat_lengths(model: Model, *, lowest: int, highest: int, n_lengths: int, start: int, seed: int) -> list[int]:
-    """Distinct block lengths T drawn from lowest..highest, as far as context and vocabulary allow.
+    """Block lengths T, one drawn from each of `n_lengths` equal bands of lowest..highest, as far as they fit.
 
     Varied on purpose: a model trained on one length can pass for having induction heads at that length.
 
@@ -116,14 +116,16 @@ def repeat_lengths(model: Model, *, lowest: int, highest: int, n_lengths: int, s
         longest = min(longest, (model.info.context - start) // 2)
     high = min(highest, longest)
     low = lowest if lowest + 2 <= high else max(4, high // 2)
-    choices = torch.arange(low, high + 1)
+    choices = list(range(low, high + 1))
     if len(choices) < 3:
         raise TaskError(
             f"no room to vary the repeat length: at most {longest} tokens fit twice into a context of "
             f"{model.info.context} with {len(ordinary_tokens(model))} ordinary tokens; at least 6 are needed"
         )
-    order = torch.randperm(len(choices), generator=torch.Generator().manual_seed(seed))
-    return sorted(choices[order[: min(n_lengths, len(choices))]].tolist())
+    generator = torch.Generator().manual_seed(seed)
+    n = min(n_lengths, len(choices))
+    bands = [choices[i * len(choices) // n : (i + 1) * len(choices) // n] for i in range(n)]
+    return [band[int(torch.randint(len(band), (), generator=generator))] for band in bands]
 
 
 def repeated_random(model: Model, *, lengths: Sequence[int], n_each: int, bos: str, seed: int) -> list[Repeats]:

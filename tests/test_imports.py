@@ -37,3 +37,20 @@ def test_import_is_cheap(name):
     code = f"import sys, {name}; print(*sorted(set({HEAVY!r}) & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True, text=True)
     assert out.stdout.split() == []
+
+
+def test_attention_runs_with_torch_and_transformers_alone():
+    """A GPU machine may hold nothing else; what is not there is hidden from a fresh interpreter."""
+    code = """
+import sys
+for name in ("jaxtyping", "pandas", "pandera", "plotly", "scipy", "sklearn", "pyarrow", "typer", "rich", "jinja2",
+             "nnsight", "transformer_lens"):
+    sys.modules[name] = None
+import torch
+from interp.attention import Call, CausalMask, Entropy, measure
+q = torch.zeros(1, 2, 4, 8)
+_, answers = measure(Call(q, q, q, 1.0, CausalMask(1, 4, 4)), {"entropy": Entropy()})
+torch.testing.assert_close(answers["entropy"][0, 0], torch.tensor([1.0, 2.0, 3.0, 4.0]).log())
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

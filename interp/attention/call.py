@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from interp.attention.masks import CausalMask
+from interp.shapes import Float
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import singledispatch
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -33,6 +32,7 @@ from interp.attention.statistics import (
     SumSquares,
     TopKeys,
 )
+from interp.shapes import Float
 
 PAIR_CHUNK = 1 << 22  # elements of gathered queries at a time: 16 MiB in float32
 NEVER = -1e30  # log of zero weight that survives arithmetic in the kernel; exp gives exactly 0

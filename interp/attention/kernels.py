@@ -7,9 +7,10 @@ kernels themselves hand it over.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
+
+from interp.shapes import Float
 
 aten = torch.ops.aten
 

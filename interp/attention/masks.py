@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Int
 from torch import Tensor
 
 from interp.errors import BackendError
+from interp.shapes import Bool, Int
 
 Predicate = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 BLOCK = 256  # query rows per tile where scores must be looked at; 256 measured faster than 128 on CPU

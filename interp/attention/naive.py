@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from functools import singledispatch
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from interp.attention.call import Call
@@ -26,6 +25,7 @@ from interp.attention.statistics import (
     SumSquares,
     TopKeys,
 )
+from interp.shapes import Float
 
 Pattern = Float[Tensor, "batch head query key"]
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.errors import TaskError
+from interp.shapes import Bool, Float, Int
 
 
 @dataclass(frozen=True, eq=False)

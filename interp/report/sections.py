@@ -17,7 +17,6 @@ from interp.results import Result
 
 TOP = 10
 NAMED = 16  # labelled heads listed by name
-MATCHED = {"layer": "matched by layer", "any": "of the same size, any layer", "none": "too few other heads"}
 
 
 @dataclass(frozen=True)
@@ -165,7 +164,6 @@ def _effects(interventions: pd.DataFrame, name: str) -> list[dict[str, str]]:
 
 def _effect(row: Mapping[Any, Any]) -> dict[str, str]:
     how, _, heads = str(row["set_id"]).rpartition(": ")
-    control = str(row["control"]).rpartition("matched: ")[2]
     spread = "" if math.isnan(row["random_sd"]) else f" \u00b1 {number(row['random_sd'])}"
     return {
         "heads": heads,
@@ -175,5 +173,5 @@ def _effect(row: Mapping[Any, Any]) -> dict[str, str]:
         "clean": number(row["clean"]),
         "edited": number(row["edited"]),
         "random": number(row["random_mean"]) + spread,
-        "matching": "–" if control == "none" else f"{row['n_random']}, {MATCHED.get(control, control)}",
+        "matching": f"{row['n_random']}, {row['control']}" if row["n_random"] else "–",
     }

@@ -25,6 +25,7 @@ EPSILONS = (0.1, 0.2, 0.3, 0.5)
     family="sink",
     title="First-token sinks",
     headline="first_token",
+    order=40,
     columns={"label": "boolean"},
     means="Much of the head's attention goes to the first token whatever it is asked: on these inputs the head is "
     "mostly parked. A small value norm there means that parking writes little.",

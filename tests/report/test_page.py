@@ -184,7 +184,7 @@ def effect(**columns):
         "analysis": "induction",
         "set_id": "zero: L1H2 L1H3",
         "k": 2,
-        "control": "random, matched: layer",
+        "control": "same layers",
         "metric": "second_copy_loss_nats",
         "clean": 0.125,
         "edited": 4.25,
@@ -199,10 +199,7 @@ def test_interventions_stand_beside_their_random_sets(write):
     dose = effect(set_id="mean: L1H2", k=1, control="none", random_mean=None, random_sd=None, n_random=0)
     text = " ".join(Page(write(result(interventions=[effect(), dose]))).text.split())
     joined = text.replace(" ", "")
-    assert (
-        "L1H2 L1H3 2 zero second copy loss nats 0.125 4.250 0.250 ± 0.062 20, matched by layer".replace(" ", "")
-        in joined
-    )
+    assert "L1H2 L1H3 2 zero second copy loss nats 0.125 4.250 0.250 ± 0.062 20, same layers".replace(" ", "") in joined
     assert "L1H2 1 mean second copy loss nats 0.125 4.250 – –".replace(" ", "") in joined
 
 
