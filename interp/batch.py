@@ -91,4 +91,4 @@ def _ids(row: Any, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
         raise TaskError("empty prompt: at least one token is needed in each")
     if tokenizer is None:
         raise TaskError("this checkpoint has no tokenizer: give token ids instead of text")
-    return list(tokenizer(row)["input_ids"])  # type: ignore[arg-type]
+    return list(tokenizer(row, verbose=False)["input_ids"])  # type: ignore[arg-type]  # lengths are checked by the model

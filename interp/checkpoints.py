@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as hf_logging
 
 from interp import zoo
 from interp.errors import ModelLoadError
@@ -120,14 +123,15 @@ def _weights(name: str, folder: Path | None, config: PretrainedConfig, **options
             )
         raise ModelLoadError(f"{name!r} has no weights: no *.safetensors in the folder")
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder or name,
-            config=config,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **options,
-        )
+        with _quiet():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder or name,
+                config=config,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **options,
+            )
     except SafetensorError as error:
         raise ModelLoadError(f"corrupt weights in {name!r}: {_first_line(error)}") from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -135,10 +139,23 @@ def _weights(name: str, folder: Path | None, config: PretrainedConfig, **options
     model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:
+        saved = (config.architectures or ["a model without a name"])[0]
         raise ModelLoadError(
-            f"{name!r} lacks {len(missing)} weights of {type(model).__name__}, which would be random: {missing[0]}"
+            f"{name!r} was saved as {saved} and lacks {len(missing)} weights of {type(model).__name__}, "
+            f"which would be random: {missing[0]}"
         )
     return model.eval()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own report of what it loaded: what matters in it is raised as an error here."""
+    before = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(before)
 
 
 def _tokenizer(name: str, folder: Path | None, revision: str | None) -> PreTrainedTokenizerBase | None:
