@@ -156,9 +156,6 @@ def test_a_short_context_does_not_change_the_matrices():
         assert_close(matrix, weight.unflatten(0, (2, -1)).mT, atol=1e-6, rtol=0)
 
 
-# --- copying ratio -----------------------------------------------------------------------------------------------
-
-
 def ov(*signs, d_vocab=30, d_model=20, d_head=6):
     """One layer whose heads map embeddings through s A A^T, read out by the embeddings themselves."""
     embed = torch.randn(d_vocab, d_model)
