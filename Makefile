@@ -8,7 +8,7 @@ STAMP := .venv/.installed
 PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint bench clean
+.PHONY: help env demo test lint bench scoreboard clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/  make \1	\2/p' Makefile
@@ -41,6 +41,9 @@ lint: env  ## style, format, types, who may import whom
 
 bench: env  ## speed against peers and against the plain forward pass (minutes)
 	@$(BIN)/interp bench
+
+scoreboard: env  ## every analysis on planted models, into docs/ (minutes)
+	@$(BIN)/interp zoo verify --seeds 10 --out docs/scoreboard.csv --markdown > docs/scoreboard.table.md
 
 clean:  ## remove everything that make has made, .venv included
 	@rm -rf .venv build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis

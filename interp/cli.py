@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted. Heavy imports wait until
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from interp import cli_zoo
 from interp.errors import InterpError, SchemaError
 
 if TYPE_CHECKING:
-    from interp.model import Model
     from interp.registry import Analysis
     from interp.results import Result
 
@@ -31,8 +32,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-zoo_app = typer.Typer(help="Models with known mechanisms that come with the package.", no_args_is_help=True)
-app.add_typer(zoo_app, name="zoo")
+app.add_typer(cli_zoo.app, name="zoo")
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, local folder, or zoo:NAME.")]
 Seed = Annotated[int, typer.Option(help="Seed of prompts, intervals and random controls.")]
@@ -65,6 +65,7 @@ def detect(
 
     Example: interp detect zoo:default -a induction --out heads.parquet
     """
+    from interp.model import load
     from interp.registry import detect as run
     from interp.registry import find
     from interp.results import writable
@@ -74,7 +75,7 @@ def detect(
             find(name)
         target = None if out is None else _suffixed(out)
     target = None if target is None else writable(target)
-    loaded = _load(model, revision=revision, dtype=dtype, device=device)
+    loaded = load(model, revision=revision, dtype=dtype, device=device)
     result = run(loaded, analysis, seed=seed, progress=_progress)
     result.provenance["command"] = _command()
     if target is not None:
@@ -94,12 +95,13 @@ def demo(
     seed: Seed = 0,
 ) -> None:
     """Detect the heads of the shipped model, print the best, and write a page about them."""
+    from interp.model import load
     from interp.registry import detect as run
     from interp.report import report
     from interp.results import writable_file
 
     target = writable_file(out)
-    loaded = _load(model)
+    loaded = load(model)
     if prompt is not None:
         loaded.batch(prompt)  # a prompt that cannot be run is refused before the work, not after it
     result = run(loaded, seed=seed, progress=_progress)
@@ -133,32 +135,6 @@ def bench(
     from interp.bench import run
 
     raise typer.Exit(run(quick=quick, out=out))
-
-
-@zoo_app.command("list")
-def zoo_list(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Names and one-line descriptions of the models in the package."""
-    import json
-
-    from interp import zoo
-
-    entries = [zoo.entry(name) for name in zoo.names()]
-    if as_json:
-        sys.stdout.write(json.dumps([vars(e) for e in entries], indent=1) + "\n")
-        return
-    for e in entries:
-        sys.stdout.write(f"zoo:{e.name:22} {e.kind:8} {e.summary}\n")
-
-
-def _load(source: str, **options: Any) -> Model:
-    """Load with transformers' own progress bars kept to terminals."""
-    from transformers.utils import logging
-
-    from interp.model import load
-
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
-    return load(source, **options)
 
 
 def _print_tables(result: Result, top: int) -> None:
@@ -246,6 +222,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: runs a command and turns every failure into one line on stderr and an exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    if not sys.stderr.isatty():  # progress bars are for terminals; read when Hugging Face's packages are imported
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         code = app(args=arguments, prog_name="interp", standalone_mode=False)
         if code == INTERRUPTED:  # typer turns Ctrl-C into this without a word

@@ -60,6 +60,7 @@ class Analysis:
         reference: paper, with arXiv id.
         run: the function callers get, `(model, **options) -> Result`.
         order: place in tables and reports, low first; ties by name.
+        recovers: role in `zoo.Truth.roles` that it should find; it is then scored on the zoo (`interp zoo verify`).
     """
 
     name: str
@@ -73,6 +74,7 @@ class Analysis:
     run: Callable[..., Result]
     order: int = 100
     needs: str = "tokens"
+    recovers: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -96,6 +98,7 @@ def analysis(
     unit: str = "head",
     order: int = 100,
     needs: str = "tokens",
+    recovers: str | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> Callable[[Callable[Concatenate[Model, P], Findings]], Callable[Concatenate[Model, P], Result]]:
     """Register an analysis; the decorated function then returns a `Result` with provenance."""
@@ -113,7 +116,19 @@ def analysis(
 
         run.__annotations__ = {**body.__annotations__, "return": "Result"}
         spec = Analysis(
-            name, family, title, unit, headline, means, misleads, reference, run, order, needs, dict(columns or {})
+            name=name,
+            family=family,
+            title=title,
+            unit=unit,
+            headline=headline,
+            means=means,
+            misleads=misleads,
+            reference=reference,
+            run=run,
+            order=order,
+            needs=needs,
+            recovers=recovers,
+            columns=dict(columns or {}),
         )
         _registered[name] = spec
         return run

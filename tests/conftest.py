@@ -5,6 +5,7 @@ import os
 
 # The hub client reads this once, when it is first imported: so it stands before everything below.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # as interp.cli does where stderr is no terminal
 
 import importlib.util
 import random

@@ -164,6 +164,38 @@ def test_env_and_zoo_list(run):
     assert [line.split()[0] for line in out.splitlines()] == [f"zoo:{name}" for name in zoo.names()]
 
 
+def test_zoo_build_writes_a_folder_that_loads(run, tmp_path):
+    folder = tmp_path / "planted"
+    code, out, _ = run("zoo", "build", "planted-induction", folder)
+    assert (code, out) == (0, f"{folder}\n")
+    code, out, _ = run("detect", folder, "-a", "previous_token", "--json")
+    assert code == 0
+    ((layer, head),) = zoo.truth("planted-induction").roles["previous_token"]
+    best = max(json.loads(out)["rows"], key=lambda row: row["value"])
+    assert best["component"] == f"L{layer}H{head}"
+    refused(run("zoo", "build", "planted-induction", folder), 1, "is not an empty folder")
+
+
+def test_zoo_card(run):
+    code, out, _ = run("zoo", "card", "zoo:planted-induction")
+    assert code == 0
+    assert "- induction: L1H7, expected score 0.99" in out
+    code, out, _ = run("zoo", "card", "default")
+    assert code == 0
+    assert "## Training" in out
+    refused(run("zoo", "card", "defalt"), 1, "did you mean 'default'")
+
+
+def test_zoo_verify(run, tmp_path):
+    out_file = tmp_path / "board.csv"
+    arguments = ("zoo", "verify", "-a", "previous_token", "--seeds", 1, "--architecture", "llama", "--markdown")
+    code, out, _ = run(*arguments, "--out", out_file)
+    assert code == 0
+    assert "| previous_token | alone |" in out
+    assert set(pd.read_csv(out_file)["setting"]) == {"alone", "together", "inert"}
+    refused(run("zoo", "verify", "--architecture", "lama"), 1, "did you mean 'llama'")
+
+
 def test_help_imports_nothing_heavy():
     code = """
 import sys

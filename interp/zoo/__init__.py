@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from interp.errors import ModelLoadError
-from interp.zoo.truth import Truth
+from interp.zoo.truth import Edge, Truth
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-__all__ = ["Entry", "Truth", "entry", "folder", "load", "names", "truth"]
+__all__ = ["Edge", "Entry", "Truth", "entry", "folder", "load", "names", "truth"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,26 @@ _ENTRIES = (
     Entry(
         "planted-induction",
         "2-layer Llama with one previous-token head and one induction head written into it",
+        "planted",
+    ),
+    Entry(
+        "planted-duplicate",
+        "2-layer Llama with one duplicate-token head hidden among random heads",
+        "planted",
+    ),
+    Entry(
+        "planted-sink",
+        "2-layer Llama with one first-token sink, and a massive activation at <bos> in its last layer",
+        "planted",
+    ),
+    Entry(
+        "planted-two-hop",
+        "3-layer GPT-2 with an IOI-like circuit: duplicate, inhibition and mover heads, and its edges",
+        "planted",
+    ),
+    Entry(
+        "planted-all",
+        "Llama with every mechanism of `interp.zoo.factory` at once, each with its own task",
         "planted",
     ),
     Entry(
@@ -95,6 +115,14 @@ def truth(name: str) -> Truth | None:
 
 
 def _build(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, Truth]:
-    from interp.zoo import planted
+    from interp.zoo import factory, planted
 
-    return {"planted-induction": planted.planted_induction}[name]()
+    if name == "planted-induction":
+        return planted.planted_induction()
+    built = {
+        "planted-duplicate": lambda: factory.plant([factory.DuplicateToken()]),
+        "planted-sink": lambda: factory.plant([factory.FirstTokenSink(), factory.MassiveActivation(layer=-1)]),
+        "planted-two-hop": lambda: factory.plant([factory.TwoHop()], architecture="gpt2"),
+        "planted-all": lambda: factory.plant(factory.ALL),
+    }[name]()
+    return built.model, built.tokenizer, built.truth

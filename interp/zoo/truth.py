@@ -4,6 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+
+class Edge(NamedTuple):
+    """One connection that a mechanism uses: what `sender` writes and `receiver` reads at `port`."""
+
+    sender: str
+    """`embed`, `L0H3` or `M0`."""
+    receiver: str
+    """`L1H7`, `M0` or `logits`."""
+    port: Literal["q", "k", "v", "in"]
+    """Input of a head; "in" for an MLP and for the logits."""
 
 
 @dataclass(frozen=True)
@@ -17,3 +29,12 @@ class Truth:
     sequences that `docs` describes."""
     docs: str
     """The mechanism in words: what each role reads and writes, and what the other heads do."""
+    edges: tuple[Edge, ...] = ()
+    """Every connection that carries a mechanism, once each; constants of the embedding left out."""
+    massive: tuple[tuple[int, int, int, float], ...] = ()
+    """Massive activations: (layer after which it stands, position, dimension of the stream, size)."""
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Components that the edges join, `embed` and `logits` included, in order of first mention."""
+        return tuple(dict.fromkeys(name for edge in self.edges for name in edge[:2]))

@@ -18,6 +18,7 @@ from probes.heads._scores import LEVEL, MARGIN, THRESHOLD
     title="Duplicate-token heads",
     headline="score",
     order=30,
+    recovers="duplicate_token",
     columns={"label": "boolean"},
     means="The head looks at earlier copies of the current token itself (echo), not at what followed them (induction).",
     misleads="A head that matches similar tokens scores too. On random tokens nothing says that the copy is used.",

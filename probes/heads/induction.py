@@ -25,6 +25,7 @@ from probes.heads._scores import LEVEL, MARGIN, T0, THRESHOLD
     title="Induction heads",
     headline="prefix_matching",
     order=10,
+    recovers="induction",
     columns={"label": "boolean"},
     means="On a repeated sequence the head looks at the token that followed the current one last time, so that copying "
     "it continues the repeat. Labelled heads also copy by their weights.",

@@ -19,6 +19,7 @@ from probes.heads._scores import LEVEL, MARGIN, T0, THRESHOLD
     title="Previous-token heads",
     headline="score",
     order=20,
+    recovers="previous_token",
     columns={"label": "boolean"},
     means="The head looks one token back wherever it is. In layer 0 it often supplies what induction heads match on.",
     misleads="A head that spreads over the last few tokens scores in proportion to its share on the last one. "

@@ -26,6 +26,7 @@ EPSILONS = (0.1, 0.2, 0.3, 0.5)
     title="First-token sinks",
     headline="first_token",
     order=40,
+    recovers="sink",
     columns={"label": "boolean"},
     means="Much of the head's attention goes to the first token whatever it is asked: on these inputs the head is "
     "mostly parked. A small value norm there means that parking writes little.",
@@ -138,9 +139,10 @@ def uniform_share(length: int) -> Float[np.ndarray, " key"]:
 
 
 def _value_norm_ratio(model: Model, batch: Batch) -> Float[np.ndarray, "prompt layer head"]:
-    """||v_first|| over the median ||v|| of later tokens, of each query head's group."""
+    """||v_first|| over the median ||v|| of later tokens, of each query head's group; NaN where those are all zero."""
     acts = model.run(batch, capture=["v"]).acts
     group = model.info.n_heads // model.info.n_kv_heads
     norms = torch.stack([acts[Site("v", layer)].float().norm(dim=-1) for layer in model.info.attention_layers], dim=1)
-    ratio = norms[:, :, 0] / norms[:, :, 1:].median(dim=2).values  # prompt layer kv_head
+    others = norms[:, :, 1:].median(dim=2).values  # prompt layer kv_head
+    ratio = (norms[:, :, 0] / others).masked_fill(others == 0, torch.nan)
     return ratio.repeat_interleave(group, dim=-1).double().cpu().numpy()

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from numpy.testing import assert_allclose
-from tiny_models import tiny
+from tiny_models import build, tiny
 
 import interp
 from interp import zoo
@@ -132,3 +132,12 @@ def test_a_positional_shortcut_is_not_induction():
     found = headline(interp.analyze(interp.load("zoo:positional-shortcut"), "induction", n_prompts=64), "induction")
     assert not found["label"].any()
     assert found["value"].max() < 0.3
+
+
+def test_a_head_that_carries_no_values_has_no_value_norm_ratio():
+    module = build("llama")
+    module.model.layers[0].self_attn.v_proj.weight.data.zero_()
+    found = interp.analyze(interp.load(module), "sink", n_prompts=8, length=24)
+    ratio = headline(found, "sink", variant="value_norm_ratio")
+    assert ratio.loc[ratio["layer"] == 0, "value"].isna().all()
+    assert ratio.loc[ratio["layer"] == 1, "value"].between(0.1, 10).all()

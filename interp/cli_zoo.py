@@ -1,0 +1,99 @@
+"""`interp zoo`: the models in the package, and the scoreboard of every analysis on planted truth."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Models with known mechanisms that come with the package.", no_args_is_help=True)
+Name = Annotated[str, typer.Argument(metavar="NAME", help="As in `interp zoo list`, without zoo: or with it.")]
+
+
+@app.command("list")
+def list_models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Names and one-line descriptions of the models in the package."""
+    import json
+
+    from interp import zoo
+
+    entries = [zoo.entry(name) for name in zoo.names()]
+    if as_json:
+        sys.stdout.write(json.dumps([vars(e) for e in entries], indent=1) + "\n")
+        return
+    for e in entries:
+        sys.stdout.write(f"zoo:{e.name:22} {e.kind:8} {e.summary}\n")
+
+
+@app.command()
+def build(name: Name, folder: Annotated[Path, typer.Argument(metavar="DIR", help="New or empty folder.")]) -> None:
+    """Write a model as an ordinary Hugging Face folder, for use with other tools."""
+    from interp import zoo
+    from interp.errors import InterpError
+
+    model, tokenizer = zoo.load(_bare(name))
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InterpError(f"{str(folder)!r} is not an empty folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    except OSError as error:
+        raise InterpError(f"cannot write {str(folder)!r}: {error.strerror or error}") from error
+    sys.stdout.write(f"{folder}\n")
+
+
+@app.command()
+def card(name: Name) -> None:
+    """What a model is, how it was made, and what it can and cannot show."""
+    from interp import zoo
+
+    bare = _bare(name)
+    where = zoo.folder(bare)
+    if where is not None:
+        sys.stdout.write((where / "README.md").read_text(encoding="utf-8"))
+        return
+    truth = zoo.truth(bare)
+    sys.stdout.write(f"# {bare}\n\n{zoo.entry(bare).summary}\n\n")
+    if truth is None:
+        return
+    for role, heads in truth.roles.items():
+        expected = f", expected score {truth.expected[role]:.4f}" if role in truth.expected else ""
+        places = ", ".join(f"L{layer}H{head}" for layer, head in heads)
+        sys.stdout.write(f"- {role}: {places}{expected}\n")
+    sys.stdout.write(f"\n{truth.docs}\n")
+
+
+@app.command()
+def verify(
+    analysis: Annotated[list[str] | None, typer.Option("--analysis", "-a", metavar="NAME", help="Repeatable.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Models per architecture and setting.")] = 10,
+    architecture: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Repeatable.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.csv", help="Write every row.")] = None,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the summary as a markdown table.")] = False,
+) -> None:
+    """Judge every analysis on models whose mechanisms are known; exit 1 if a planted head is missed or misranked."""
+    from tqdm.auto import tqdm
+
+    from interp import scoreboard
+    from interp.results import atomic_write, writable
+
+    target = None if out is None else writable(out)
+    board = scoreboard.scoreboard(
+        names=analysis,
+        seeds=seeds,
+        architectures=architecture,
+        progress=lambda cases: tqdm(list(cases), disable=None, file=sys.stderr, leave=False),
+    )
+    if target is not None:
+        atomic_write(target, lambda path: board.to_csv(path, index=False))
+    shown = scoreboard.markdown(board) if as_markdown else scoreboard.summary(board).to_string(index=False)
+    sys.stdout.write(shown + "\n")
+    if scoreboard.failed(board):
+        raise typer.Exit(1)
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix("zoo:")

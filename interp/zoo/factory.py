@@ -1,0 +1,208 @@
+"""One call from a list of mechanisms to a model that has them, and nothing else, in known places.
+
+>>> planted = plant([Induction(), FirstTokenSink()], architecture="gpt2", seed=3)
+>>> sorted(planted.truth.roles)
+['induction', 'previous_token', 'sink']
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from interp.zoo.mechanisms import (
+    AntiCopy,
+    Copy,
+    DuplicateToken,
+    Fact,
+    FirstTokenSink,
+    Induction,
+    MassiveActivation,
+    Mechanism,
+    PreviousToken,
+    Retrieval,
+    Successor,
+    Task,
+    TwoHop,
+    Vocabulary,
+)
+from interp.zoo.mechanisms.base import EXPECTED_PERIOD, Place
+from interp.zoo.mechanisms.placement import depths, place
+from interp.zoo.mechanisms.render import ARCHITECTURES, Architecture, render
+from interp.zoo.mechanisms.sketch import RATES, ROPE_PLANES, Shape, Sketch
+from interp.zoo.planted import Subspaces
+from interp.zoo.truth import Edge, Truth
+
+ALL: tuple[Mechanism, ...] = (
+    PreviousToken(),
+    Induction(),
+    DuplicateToken(),
+    Copy(),
+    AntiCopy(),
+    FirstTokenSink(),
+    Successor(),
+    Retrieval(),
+    Fact(),
+    TwoHop(),
+    MassiveActivation(layer=-1),
+)
+"""Every mechanism once."""
+SUPPLIERS: Mapping[str, Mechanism] = {"previous_token": PreviousToken()}
+"""What is added where a mechanism needs it and the caller did not list it."""
+SPARE = 32
+"""Dimensions of the stream that no mechanism uses."""
+
+
+@dataclass(frozen=True, eq=False)
+class Planted:
+    """A finished model, its tokenizer and what is true of it."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    truth: Truth
+    mechanisms: tuple[Mechanism, ...]
+    """As written, added ones included."""
+    vocab: Vocabulary
+
+    def heads(self, name: str) -> tuple[Place, ...]:
+        """All heads of a mechanism's own roles."""
+        slots = [slot.role for m in self.mechanisms if m.name == name for slot in m.slots]
+        return tuple(dict.fromkeys(where for role in slots for where in self.truth.roles[role]))
+
+    def task(self, name: str, *, seed: int, n: int = 64) -> Task:
+        """Fresh prompts that need the mechanism called `name`; ValueError where it has none."""
+        for mechanism in self.mechanisms:
+            task = mechanism.task(self.vocab, seed=seed, n=n) if mechanism.name == name else None
+            if task is not None:
+                return task
+        raise ValueError(f"no mechanism called {name!r} with a task is planted: {[m.name for m in self.mechanisms]}")
+
+
+@torch.no_grad()
+def plant(
+    mechanisms: Sequence[Mechanism],
+    *,
+    architecture: Architecture = "llama",
+    seed: int = 0,
+    n_layers: int | None = None,
+    n_heads: int = 8,
+    n_words: int = 48,
+    d_mlp: int = 64,
+    context: int = 128,
+) -> Planted:
+    """A model with exactly these mechanisms, among random heads and MLP neurons.
+
+    The seed draws the places (of mechanisms without `at`) and all random weights; the same call
+    gives the same bytes. float32, eval mode, on the CPU. Architectures:
+      llama         RMSNorm, rotary positions, gated SiLU MLP;
+      llama-gqa     the same with two query heads per key-value head;
+      llama-nonorm  the same with norms that are the identity: linear but for the soft-max and the MLP;
+      gpt2          LayerNorm, learned positions, GELU MLP, every dimension twice with opposite signs.
+
+    Raises:
+        ValueError: unknown architecture, places that clash or run out, a vocabulary too small.
+    """
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"unknown architecture {architecture!r}, valid: {', '.join(ARCHITECTURES)}")
+    written = _with_suppliers(mechanisms)
+    vocab = Vocabulary(n_words)
+    n_kv_heads = n_heads // 2 if architecture == "llama-gqa" else n_heads
+    if n_layers is None:
+        # Enough for the longest chain, and for half of the key-value heads to stay random.
+        earliest, _ = depths(written)
+        n_layers = max(2, -(-len(earliest) * 2 // n_kv_heads), *(layer + 1 for layer in earliest.values()))
+    generator = torch.Generator().manual_seed(seed)
+    placed = place(written, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_kv_heads, generator=generator)
+
+    massive = [m for m in written if isinstance(m, MassiveActivation)]
+    if len(massive) > 1:
+        raise ValueError(f"{len(massive)} massive activations; `<bos>` can be recognised behind one")
+    normed = architecture != "llama-nonorm"
+    parts, d_model = _subspaces(written, vocab, learned=architecture == "gpt2", n_heads=n_heads)
+    shape = Shape(
+        n_layers=n_layers,
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        d_model=d_model,
+        d_head=2 * d_model // n_heads if architecture == "gpt2" else 2 * ROPE_PLANES,
+        d_mlp=d_mlp + sum(m.neurons() for m in written),
+        context=context,
+        learned=architecture == "gpt2",
+    )
+    sketch = Sketch.blank(shape, vocab, parts, after_massive=massive[0].behind_norm() if massive and normed else None)
+    sketch.add_noise(generator=generator)
+    if "copied" in parts.named:
+        sketch.to_logits("copied", vocab.words)
+    for mechanism, places in zip(written, placed, strict=True):
+        mechanism.write(sketch, places)
+    model = render(sketch, architecture, seed=seed)
+    truth = _truth(written, placed, sketch)
+    return Planted(model, vocab.tokenizer(context=context), truth, written, vocab)
+
+
+def _with_suppliers(mechanisms: Sequence[Mechanism]) -> tuple[Mechanism, ...]:
+    """The mechanisms and, first, what they need and the caller left out."""
+    have = {m.name for m in mechanisms}
+    missing = dict.fromkeys(name for m in mechanisms for name in m.needs if name not in have)
+    return (*(SUPPLIERS[name] for name in missing), *mechanisms)
+
+
+def _subspaces(
+    mechanisms: Sequence[Mechanism], vocab: Vocabulary, *, learned: bool, n_heads: int
+) -> tuple[Subspaces, int]:
+    """Orthogonal parts for all that is written, and a width with some room to spare."""
+    sizes: dict[str, int] = {"token": len(vocab), "constant": 1}
+    if learned:
+        sizes["position"] = 2 * len(RATES)
+    for mechanism in mechanisms:
+        sizes |= mechanism.claims(vocab)
+    asked = next((m.dimension for m in mechanisms if isinstance(m, MassiveActivation)), None)
+    named: dict[str, slice] = {}
+    end = 0
+    for name, size in sizes.items():
+        if asked is not None and name == "massive":
+            named[name] = slice(asked, asked + 1)
+            continue
+        if asked is not None and end <= asked < end + size:  # this part would cover it: start behind it
+            end = asked + 1
+        named[name] = slice(end, end + size)
+        end += size
+    enough = max(end, asked or 0) + SPARE
+    if learned:  # a head's share of the doubled stream must hold its features and positions
+        enough = max(enough, n_heads * (len(vocab) + 4 * len(RATES)) // 2)
+    step = 2 * n_heads
+    d_model = -(-enough // step) * step
+    return Subspaces(d_model, named), d_model
+
+
+def _truth(mechanisms: Sequence[Mechanism], placed: Sequence[Mapping[str, Place]], sketch: Sketch) -> Truth:
+    roles: dict[str, tuple[Place, ...]] = {}
+    for places in placed:
+        for role, where in places.items():
+            roles[role] = (*roles.get(role, ()), where)
+    edges: dict[Edge, None] = {}
+    for mechanism, places in zip(mechanisms, placed, strict=True):
+        # Read from the first head of a role planted twice: every later one stands in for it.
+        names = {role: f"L{at[0][0]}H{at[0][1]}" for role, at in roles.items()}
+        names |= {role: f"L{layer}H{head}" for role, (layer, head) in places.items()}
+        edges |= dict.fromkeys(mechanism.edges(names))
+        if isinstance(mechanism, MassiveActivation):
+            edges[Edge("embed", f"M{mechanism.layer % sketch.shape.n_layers}", "in")] = None
+    massive = [
+        (m.layer % sketch.shape.n_layers, 0, sketch.parts.named["massive"].start, m.size)
+        for m in mechanisms
+        if isinstance(m, MassiveActivation)
+    ]
+    expected = {role: score for m in mechanisms for role, score in m.expected().items()}
+    told = "\n".join(dict.fromkeys(f"{m.name}: {(type(m).__doc__ or '').strip()}" for m in mechanisms))
+    return Truth(roles, expected, f"{told}\n{DOCS}", tuple(edges), tuple(massive))
+
+
+DOCS = f"""\
+All other heads and MLP neurons are random: near-uniform attention, small outputs.
+Expected scores are for `<bos>` and two copies of T = {EXPECTED_PERIOD} distinct words, queries in the
+second copy, or for the mechanism's own task where its description says so.
+"""

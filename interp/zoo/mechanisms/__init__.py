@@ -1,0 +1,27 @@
+"""Mechanisms that `interp.zoo.factory.plant` writes into a model."""
+
+from interp.zoo.mechanisms.base import Mechanism, Slot
+from interp.zoo.mechanisms.copying import AntiCopy, Copy, DuplicateToken, Induction, PreviousToken
+from interp.zoo.mechanisms.recall import Fact, Retrieval, Successor
+from interp.zoo.mechanisms.sinks import FirstTokenSink, MassiveActivation
+from interp.zoo.mechanisms.two_hop import TwoHop
+from interp.zoo.mechanisms.vocabulary import CUES, Task, Vocabulary
+
+__all__ = [
+    "CUES",
+    "AntiCopy",
+    "Copy",
+    "DuplicateToken",
+    "Fact",
+    "FirstTokenSink",
+    "Induction",
+    "MassiveActivation",
+    "Mechanism",
+    "PreviousToken",
+    "Retrieval",
+    "Slot",
+    "Successor",
+    "Task",
+    "TwoHop",
+    "Vocabulary",
+]

@@ -1,0 +1,95 @@
+"""What a mechanism is: heads with an order among them, subspaces, weights, a task, a closed form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from interp.zoo.mechanisms.sketch import CONSTANT, RATES, Sketch
+from interp.zoo.mechanisms.vocabulary import Task, Vocabulary
+from interp.zoo.truth import Edge
+
+Place = tuple[int, int]
+EXPECTED_PERIOD = 32
+"""Block length T of the prompts that expected scores are for: `<bos>` and T words, twice."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One head of a mechanism: its role, the roles that must stand in earlier layers, the first layer it may have."""
+
+    role: str
+    after: tuple[str, ...] = ()
+    first_layer: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mechanism:
+    """Base of all mechanisms: frozen values, listed in the call of `plant`."""
+
+    at: Place | tuple[Place, ...] | None = None
+    """(layer, head) of each of its heads, in the order of `slots`; None: wherever the seed says."""
+
+    name: ClassVar[str] = ""
+    slots: ClassVar[tuple[Slot, ...]] = ()
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Mechanisms that this one reads from: planted as well where the caller does not list them."""
+
+    def places(self) -> tuple[Place, ...] | None:
+        """`at` as one place per slot; ValueError where the numbers differ."""
+        if self.at is None:
+            return None
+        flat: Any = self.at
+        given: tuple[Place, ...] = (flat,) if isinstance(flat[0], int) else flat
+        if len(given) != len(self.slots):
+            raise ValueError(f"{self.name} has {len(self.slots)} heads; `at` names {len(given)} places")
+        return given
+
+    def claims(self, vocab: Vocabulary) -> Mapping[str, int]:
+        """Subspaces that it writes, with their sizes."""
+        return {}
+
+    def neurons(self) -> int:
+        """MLP neurons that it needs in one layer."""
+        return 0
+
+    def write(self, sketch: Sketch, places: Mapping[str, Place]) -> None:
+        """Write its weights, heads at `places` by role."""
+        raise NotImplementedError
+
+    def edges(self, names: Mapping[str, str]) -> Sequence[Edge]:
+        """Connections; `names` gives a component per role, those of needed mechanisms included."""
+        return ()
+
+    def task(self, vocab: Vocabulary, *, seed: int, n: int = 64) -> Task | None:
+        """Fresh prompts that need this mechanism; None where it answers nothing (see `Truth.massive`)."""
+        return None
+
+    def expected(self) -> Mapping[str, float]:
+        """Role -> closed-form score, for the prompts said in the mechanism's docstring."""
+        return {}
+
+
+def stripe(*, offset: int, gain: float, content: float = 0.0, shift: int = 0, period: int = EXPECTED_PERIOD) -> float:
+    """Mean attention of second-copy queries on the key `offset` back, on `<bos>` and two copies of T words.
+
+    The score is gain * mean_p cos(rate_p (d - shift)) at distance d, plus `content` at d = 0 and T
+    (the query's own token); the noise of the random heads is left out.
+    """
+    distance = torch.arange(2 * period + 1).double()
+    score = gain * torch.cos(torch.outer(distance - shift, torch.tensor(RATES).double())).mean(-1)
+    score[[0, period]] += content
+    queries = range(period + 1, 2 * period + 1)
+    return sum(score[: i + 1].softmax(-1)[offset].item() for i in queries) / period
+
+
+def winner(score: float, rivals: int) -> float:
+    """e^score / (e^score + rivals): attention on one key where all others score 0."""
+    return 1 / (1 + rivals * math.exp(-score))
+
+
+__all__ = ["CONSTANT", "EXPECTED_PERIOD", "Mechanism", "Place", "Slot", "stripe", "winner"]
