@@ -166,10 +166,20 @@ def _with_bos(block: Tensor, bos: int | None) -> tuple[Tensor, int]:
     return torch.cat([torch.full_like(block[:, :1], bos), block], dim=1), 1
 
 
-def earlier_equal_pairs(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """(batch, query, key) lists of every pair of equal tokens, key before query: the duplicate-token rule."""
-    same = (batch.ids[:, :, None] == batch.ids[:, None, :]) & batch.mask[:, :, None] & batch.mask[:, None, :]
-    b, i, j = same.tril(-1).nonzero(as_tuple=True)
+def earlier_equal_pairs(batch: Batch) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
+    """(batch, query, key) lists of every pair of equal tokens, key before query: the duplicate-token rule.
+
+    Memory grows with the number of pairs, not with the square of the length.
+    """
+    found = [torch.empty(3, 0, dtype=torch.long)]
+    for row, (ids, mask) in enumerate(zip(batch.ids.cpu(), batch.mask.cpu(), strict=True)):
+        positions = mask.nonzero()[:, 0]
+        tokens = ids[positions]
+        order = tokens.argsort(stable=True)
+        runs = positions[order].split(tokens.unique(return_counts=True)[1].tolist())
+        for key, query in (torch.combinations(run).T for run in runs if len(run) > 1):
+            found.append(torch.stack([torch.full_like(query, row), query, key]))
+    b, i, j = torch.cat(found, dim=1)
     return b, i, j
 
 

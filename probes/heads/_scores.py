@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from interp import tasks
+from interp import stats, tasks
 from interp.attention import Mean, Offset, Statistic
 from interp.batch import Batch
 from interp.edits import Ablate
@@ -81,6 +81,15 @@ def head_rows(
         for name, value in columns.items()
     }
     return pd.DataFrame({"variant": variant, "unit": unit, "layer": layer.ravel(), "head": head.ravel(), **flat})
+
+
+def judged(model: Model, scores: OffsetScores, *, null: float, seed: int) -> pd.DataFrame:
+    """Rows of the variant "score": interval over prompts, p against the wrong offsets, q over heads, and the label."""
+    interval = stats.bootstrap_mean(scores.target, seed=seed)
+    p = stats.p_against_nulls(interval.mean, scores.wrong, margin=MARGIN)
+    q = stats.benjamini_hochberg(p)
+    label = (q < LEVEL) & (interval.mean >= THRESHOLD)
+    return head_rows(model, "score", "probability", **interval_columns(interval), null=null, p=p, q=q, label=label)
 
 
 def interval_columns(interval: Interval) -> dict[str, object]:

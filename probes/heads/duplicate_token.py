@@ -9,7 +9,6 @@ from interp.attention import Mean, Pairs
 from interp.model import Model
 from interp.registry import Findings, analysis
 from probes.heads import _scores
-from probes.heads._scores import LEVEL, MARGIN, THRESHOLD
 
 
 @analysis(
@@ -63,11 +62,6 @@ def duplicate_token(
         asked.append((g.batch, questions | wrong))
     scores = _scores.collect(model, asked, method=method)
 
-    interval = stats.bootstrap_mean(scores.target, seed=seed)
-    p = stats.p_against_nulls(interval.mean, scores.wrong, margin=MARGIN)
-    q = stats.benjamini_hochberg(p)
     null = float(np.mean([stats.uniform_causal(g.second[0], g.second[-1]) for g in groups]))
-    label = (q < LEVEL) & (interval.mean >= THRESHOLD)
-    columns = _scores.interval_columns(interval)
-    table = _scores.head_rows(model, "score", "probability", **columns, null=null, p=p, q=q, label=label)
+    table = _scores.judged(model, scores, null=null, seed=seed)
     return Findings(table, _scores.describe_repeats(groups, bos))

@@ -10,7 +10,7 @@ from interp.errors import TaskError
 from interp.model import Model
 from interp.registry import Findings, analysis
 from probes.heads import _scores
-from probes.heads._scores import LEVEL, MARGIN, T0, THRESHOLD
+from probes.heads._scores import T0
 
 
 @analysis(
@@ -60,12 +60,7 @@ def previous_token(
     wrong = _scores.offset_questions(batch, rows, range(2, 18), first_key=start)
     scores = _scores.collect(model, [(batch, questions | wrong)], method=method)
 
-    interval = stats.bootstrap_mean(scores.target, seed=seed)
-    p = stats.p_against_nulls(interval.mean, scores.wrong, margin=MARGIN)
-    q = stats.benjamini_hochberg(p)
     null = stats.uniform_causal(max(T0, start + 1), length - 1)
-    label = (q < LEVEL) & (interval.mean >= THRESHOLD)
-    columns = _scores.interval_columns(interval)
-    table = _scores.head_rows(model, "score", "probability", **columns, null=null, p=p, q=q, label=label)
+    table = _scores.judged(model, scores, null=null, seed=seed)
     data = {"task": "random tokens", "n": n_prompts, "length": length, "bos": bos, "sha256": tasks.fingerprint([batch])}
     return Findings(table, data)
