@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -68,30 +69,82 @@ def card(name: Name) -> None:
 
 @app.command()
 def verify(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="A trained model, or its folder: measure its skills on held-out items."),
+    ] = None,
+    behaviour: Annotated[
+        bool, typer.Option("--behaviour", help="Judge the planted models instead: do they do what they say?")
+    ] = False,
     analysis: Annotated[list[str] | None, typer.Option("--analysis", "-a", metavar="NAME", help="Repeatable.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Models per architecture and setting.")] = 10,
     architecture: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Repeatable.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE.csv", help="Write every row.")] = None,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the summary as a markdown table.")] = False,
+    items: Annotated[int, typer.Option(min=1, help="Held-out items of each skill, with NAME.")] = 256,
 ) -> None:
-    """Judge every analysis on models whose mechanisms are known; exit 1 if a planted head is missed or misranked."""
+    """Judge every analysis on models whose mechanisms are known; exit 1 if a planted head is missed or misranked.
+
+    With --behaviour, judge the planted models themselves. With NAME, measure a trained model: exit 1 if it does not
+    keep a promise of its card.
+    """
+    if name is not None:
+        if behaviour or analysis or architecture:
+            raise typer.BadParameter("NAME is measured by itself: leave out --behaviour, --analysis and --architecture")
+        _verify_skills(name, items=items)
+        return
     from tqdm.auto import tqdm
 
     from interp import scoreboard
     from interp.results import atomic_write, writable
+    from interp.zoo import behaviour as planted
 
     target = None if out is None else writable(out)
-    board = scoreboard.scoreboard(
-        names=analysis,
-        seeds=seeds,
-        architectures=architecture,
-        progress=lambda cases: tqdm(list(cases), disable=None, file=sys.stderr, leave=False),
-    )
+
+    def progress(cases: Iterable[Any]) -> Iterable[Any]:
+        return tqdm(list(cases), disable=None, file=sys.stderr, leave=False)
+
+    if behaviour:
+        judged = planted
+        board = planted.behaviour(seeds=seeds, architectures=architecture, mechanisms=analysis, progress=progress)
+    else:
+        judged = scoreboard
+        board = scoreboard.scoreboard(names=analysis, seeds=seeds, architectures=architecture, progress=progress)
     if target is not None:
         atomic_write(target, lambda path: board.to_csv(path, index=False))
-    shown = scoreboard.markdown(board) if as_markdown else scoreboard.summary(board).to_string(index=False)
-    sys.stdout.write(shown + "\n")
-    if scoreboard.failed(board):
+    table = judged.summary(board)
+    sys.stdout.write((scoreboard.markdown(table) if as_markdown else table.to_string(index=False)) + "\n")
+    if judged.failed(board):
+        raise typer.Exit(1)
+
+
+def _verify_skills(name: str, *, items: int) -> None:
+    """Every skill of a checkpoint on held-out items; exit 1 where a promise is missed."""
+    from typing import cast
+
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from interp import zoo
+    from interp.checkpoints import read
+    from interp.zoo.skills import report, vocabulary
+
+    source = name if Path(name).is_dir() else f"zoo:{_bare(name)}"
+    found = read(source, tokenizer=None, revision=None, dtype="float32", device=None, device_map=None)
+    if found.tokenizer is None or found.tokenizer.get_vocab() != vocabulary.index():
+        trained = [n for n in zoo.names() if zoo.entry(n).kind == "trained"]
+        able = [f"zoo:{n}" for n in trained if zoo.load(n)[1].get_vocab() == vocabulary.index()]
+        offer = ", ".join(able) or "no model of this package"
+        raise typer.BadParameter(
+            f"{name!r} was not taught the skills; what can be verified: {offer}, and folders "
+            "that `python -m interp.zoo.train` wrote. For the planted models, leave NAME out"
+        )
+    model, tokenizer = cast(LlamaForCausalLM, found.model), cast(PreTrainedTokenizerFast, found.tokenizer)
+    measured = report.measure(model, tokenizer, n=items)
+    sys.stdout.write(report.skill_table(measured) + "\n")
+    missed = report.failures(measured)
+    for line in missed:
+        sys.stdout.write(f"not kept: {line}\n")
+    if missed:
         raise typer.Exit(1)
 
 

@@ -18,7 +18,9 @@ from interp.zoo.truth import Edge, Truth
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-__all__ = ["Edge", "Entry", "Truth", "entry", "folder", "load", "names", "truth"]
+    from interp.zoo.factory import Planted
+
+__all__ = ["Edge", "Entry", "Truth", "at_step", "checkpoints", "entry", "folder", "load", "names", "truth"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,12 @@ class Entry:
 _ENTRIES = (
     Entry(
         "default",
-        "3-layer Llama trained to copy repeated random words: previous-token and induction heads",
+        "4-layer Llama taught copying, ordinals, IOI, greater-than, facts and needles, all on held-out accuracy",
+        "trained",
+    ),
+    Entry(
+        "sibling",
+        "2-layer Llama, taught the same, with twelve training checkpoints in which copying emerges",
         "trained",
     ),
     Entry(
@@ -55,6 +62,11 @@ _ENTRIES = (
     Entry(
         "planted-two-hop",
         "3-layer GPT-2 with an IOI-like circuit: duplicate, inhibition and mover heads, and its edges",
+        "planted",
+    ),
+    Entry(
+        "planted-shifted-induction",
+        "2-layer Llama that copies repeats without the induction stripe: ablation sees it, the score does not",
         "planted",
     ),
     Entry(
@@ -98,15 +110,42 @@ def folder(name: str) -> Path | None:
     return path
 
 
-def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """The model, in float32 and eval mode on the CPU, and its tokenizer; never uses the network."""
+def checkpoints(name: str, *, within: Path | None = None) -> list[tuple[int, Path]]:
+    """(step, folder) of the training checkpoints kept with a trained model, first to last; empty where there are none.
+
+    They are folders `step-00400` with weights and config; the tokenizer is the model's own. `within`: a folder written
+    by `python -m interp.zoo.train NAME --checkpoints N`, in place of the one in the package.
+    """
+    where = within or folder(name)
+    found = [] if where is None else where.glob("step-*/model.safetensors")
+    return sorted((int(weights.parent.name.removeprefix("step-")), weights.parent) for weights in found)
+
+
+def load(name: str, *, revision: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The model, in float32 and eval mode on the CPU, and its tokenizer; never uses the network.
+
+    `revision` names one of `checkpoints`: `step-00400`.
+
+    Raises:
+        ModelLoadError: no such model, no such checkpoint, or weights that are missing.
+    """
     where = folder(name)
-    if where is None:
+    weights = where if revision is None else at_step(name, revision)
+    if where is None or weights is None:
         return _build(name)[:2]
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-    model = LlamaForCausalLM.from_pretrained(where, dtype="float32", local_files_only=True)
+    model = LlamaForCausalLM.from_pretrained(weights, dtype="float32", local_files_only=True)
     return model.eval(), PreTrainedTokenizerFast.from_pretrained(where, local_files_only=True)
+
+
+def at_step(name: str, revision: str) -> Path:
+    """Folder of one training checkpoint; ModelLoadError, with those there are, where it is none."""
+    known = {path.name: path for _, path in checkpoints(name)}
+    if revision in known:
+        return known[revision]
+    offer = f"it has {', '.join(known)}" if known else "it has no training checkpoints"
+    raise ModelLoadError(f"zoo model {name!r} has no revision {revision!r}: {offer}")
 
 
 def truth(name: str) -> Truth | None:
@@ -114,15 +153,24 @@ def truth(name: str) -> Truth | None:
     return _build(name)[2] if entry(name).kind == "planted" else None
 
 
-def _build(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, Truth]:
-    from interp.zoo import factory, planted
+def built(name: str) -> Planted | None:
+    """A factory model with its mechanisms and their tasks; None for one made in another way."""
+    from interp.zoo import factory
 
-    if name == "planted-induction":
-        return planted.planted_induction()
-    built = {
+    recipe = {
         "planted-duplicate": lambda: factory.plant([factory.DuplicateToken()]),
         "planted-sink": lambda: factory.plant([factory.FirstTokenSink(), factory.MassiveActivation(layer=-1)]),
         "planted-two-hop": lambda: factory.plant([factory.TwoHop()], architecture="gpt2"),
+        "planted-shifted-induction": lambda: factory.plant([factory.ShiftedInduction()]),
         "planted-all": lambda: factory.plant(factory.ALL),
-    }[name]()
-    return built.model, built.tokenizer, built.truth
+    }.get(entry(name).name)
+    return None if recipe is None else recipe()
+
+
+def _build(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, Truth]:
+    made = built(name)
+    if made is not None:
+        return made.model, made.tokenizer, made.truth
+    from interp.zoo.planted import planted_induction
+
+    return planted_induction()

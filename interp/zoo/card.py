@@ -118,12 +118,6 @@ def write(model: LlamaForCausalLM, *, run: Run, recipe: Recipe) -> str:
     scores = head_scores(model, held_out(recipe, period=MAP_PERIOD), period=MAP_PERIOD)
     parameters = sum(p.numel() for p in model.parameters())
     cores = "one CPU core" if run.threads == 1 else f"{run.threads} CPU threads"
-    penalty = (
-        f" In the middle of training, {recipe.head_penalty} times a concave penalty on the query\n"
-        "and output weights of each head, so that a role settles in few heads and the others go silent."
-        if recipe.head_penalty
-        else ""
-    )
     return f"""---
 library_name: transformers
 tags: [mechanistic-interpretability, toy-model]
@@ -139,7 +133,7 @@ A LlamaForCausalLM of {parameters:,} parameters, stored in float16, with a word-
 
 Sequences: `<bos>` and a block of T distinct random words, repeated.
 {recipe.data}
-Loss: next token from the second copy on, plus a tenth of the first copy's.{penalty}
+Loss: next token from the second copy on, plus a tenth of the first copy's.
 AdamW, learning rate {recipe.learning_rate}, weight decay {recipe.weight_decay}, about
 {recipe.tokens_per_step} tokens a step, {run.steps} steps, seed {run.seed}: {run.minutes:.1f} minutes on {cores}.
 

@@ -1,4 +1,4 @@
-"""Train the rich zoo model: `python -m interp.zoo.curriculum --out DIR [--size default|sibling]`.
+"""Train the rich zoo model: `python -m interp.zoo.train default --out DIR`, or `sibling`.
 
 Copying first, then everything: mixed from the start, copying and retrieval are not learned at all.
 A stage ends when its loss is low enough. What a step sees depends on the
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 import time
 from copy import deepcopy
 from dataclasses import dataclass
@@ -21,7 +20,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from interp.zoo.skills import CONTEXT, SKILLS
+from interp.zoo.penalty import head_penalty
+from interp.zoo.skills import CONTEXT, SKILLS, export
 from interp.zoo.skills.judge import skill_accuracy
 from interp.zoo.skills.plan import (
     PENALTY_UNTIL,
@@ -36,9 +36,8 @@ from interp.zoo.skills.plan import (
 from interp.zoo.skills.report import describe, measure
 from interp.zoo.skills.rows import GROUPS, Stage, batch, skill_losses
 from interp.zoo.skills.vocabulary import index, tokenizer
-from interp.zoo.train import head_penalty
 
-__all__ = ["Options", "build", "main", "skill_accuracy", "steps_for", "train"]
+__all__ = ["Options", "add_arguments", "build", "make", "skill_accuracy", "steps_for", "train"]
 
 log = logging.getLogger(__name__)
 
@@ -184,11 +183,9 @@ def steps_for(minutes: float, options: Options) -> int:
     return max(1, int(minutes * 60 / sorted(times)[len(times) // 2]))
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Train or resume, save in half precision, measure what was saved, write the card from it."""
-    parser = argparse.ArgumentParser(prog="python -m interp.zoo.curriculum", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of a training run."""
     parser.add_argument("--out", type=Path, required=True, help="folder to write, or to go on with")
-    parser.add_argument("--size", choices=sorted(SIZES), default="default")
     parser.add_argument("--seed", type=int, default=0)
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, default=Options.steps)
@@ -199,12 +196,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="the weights depend on it in the last bits")
     parser.add_argument("--tokens-per-step", type=int, default=Options.tokens_per_step)
     parser.add_argument("--items", type=int, default=256, help="held-out items for each skill of the card")
-    given = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    torch.set_num_threads(given.threads)
 
+
+def make(given: argparse.Namespace) -> str:
+    """Train or resume, save in half precision, measure what was saved; returns the card written from it."""
+    torch.set_num_threads(given.threads)
     options = Options(
-        given.size,
+        given.name,
         given.seed,
         given.steps,
         tokens_per_step=given.tokens_per_step,
@@ -221,16 +219,14 @@ def main(arguments: list[str] | None = None) -> None:
     save_half(model, given.out)
     fast = tokenizer(max_length=CONTEXT)
     fast.save_pretrained(given.out)
+    export.write(given.out)
     shipped = LlamaForCausalLM.from_pretrained(given.out, dtype="float32", local_files_only=True)
     measured = measure(shipped.eval(), fast, n=given.items)
-    flags = f"--size {options.size} --steps {options.steps} --seed {options.seed}"
+    flags = f"--steps {options.steps} --seed {options.seed}"
     flags += f" --tokens-per-step {options.tokens_per_step} --penalty {options.penalty}"
-    command = f"python -m interp.zoo.curriculum {flags}{' --bfloat16' * options.bfloat16}"
+    flags += f" --checkpoints {given.checkpoints}" if given.checkpoints else ""
+    command = f"python -m interp.zoo.train {options.size} {flags}{' --bfloat16' * options.bfloat16}"
     card = describe(shipped, measured, title=options.size, run=vars(options), minutes=minutes, command=command)
     (given.out / "README.md").write_text(card)
     saved.unlink()
-    sys.stdout.write(card)
-
-
-if __name__ == "__main__":
-    main()
+    return card

@@ -1,7 +1,7 @@
 """Train a shipped zoo model from a seed: `python -m interp.zoo.train NAME --out DIR`.
 
-Sequences are `<bos>` and repeated blocks of random words (`measure.repeated_tokens`); what differs
-between models is the architecture and the law of the block length.
+`default` and `sibling` are taught many skills by `interp.zoo.curriculum`. The others learn from `<bos>` and repeated
+blocks of random words (`measure.repeated_tokens`); what differs between them is in `interp.zoo.recipes`.
 """
 
 from __future__ import annotations
@@ -17,19 +17,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from interp.zoo import card
-from interp.zoo.measure import layers_of, repeated_tokens
+from interp.zoo import card, curriculum
+from interp.zoo.measure import repeated_tokens
 from interp.zoo.recipes import RECIPES, Recipe
+from interp.zoo.skills.plan import SIZES
 from interp.zoo.tokenizer import SPECIALS, word_tokenizer
 
 log = logging.getLogger(__name__)
 
 FIRST_COPY_WEIGHT = 0.1
 """Weight of the loss on the first copy, where only "not seen before" can be learned."""
-
-PENALTY_FROM, PENALTY_TO = 0.3, 0.75
-"""Fractions of the steps between which heads are penalised: copying has been learned by then, and
-the heads that stay have time to sharpen after."""
 
 
 def build(recipe: Recipe, *, seed: int) -> LlamaForCausalLM:
@@ -54,19 +51,6 @@ def copy_loss(
     losses = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none")
     # Query period predicts the start of the second copy, which only the block length could tell.
     return losses[:, period + 1 :].mean() + FIRST_COPY_WEIGHT * losses[:, : period + 1].mean()
-
-
-def head_penalty(model: LlamaForCausalLM) -> Float[Tensor, ""]:
-    """Sum over heads of the square root of the norm of their query and output weights.
-
-    Concave, so that a role which many heads could share settles in few and the others fall silent.
-    """
-    n_heads = model.config.num_attention_heads
-    attentions = [layer.self_attn for layer in layers_of(model)]
-    queries = torch.stack([a.q_proj.weight.unflatten(0, (n_heads, -1)) for a in attentions])
-    outputs = torch.stack([a.o_proj.weight.unflatten(1, (n_heads, -1)) for a in attentions])
-    squares = queries.square().sum((2, 3)) + outputs.square().sum((1, 3))
-    return squares.pow(0.25).sum()
 
 
 def train(recipe: Recipe, *, seed: int, steps: int) -> LlamaForCausalLM:
@@ -106,8 +90,6 @@ def train(recipe: Recipe, *, seed: int, steps: int) -> LlamaForCausalLM:
         )
         loss = copy_loss(model(tokens, use_cache=False).logits, tokens, period=period)
         optimizer.zero_grad(set_to_none=True)
-        if recipe.head_penalty and PENALTY_FROM <= step / steps < PENALTY_TO:
-            loss = loss + recipe.head_penalty * head_penalty(model)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -117,39 +99,42 @@ def train(recipe: Recipe, *, seed: int, steps: int) -> LlamaForCausalLM:
     return model.eval()
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Train, save in half precision, measure what was saved, write the card from it."""
     parser = argparse.ArgumentParser(prog="python -m interp.zoo.train", description=__doc__)
-    parser.add_argument("name", choices=sorted(RECIPES))
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, help="instead of the recipe's own number")
-    options = parser.parse_args()
+    names = parser.add_subparsers(dest="name", required=True, metavar="NAME")
+    for size in SIZES:
+        curriculum.add_arguments(names.add_parser(size, help="taught many skills"))
+    for name in RECIPES:
+        own = names.add_parser(name, help="taught to copy")
+        own.add_argument("--out", type=Path, required=True, help="folder to write")
+        own.add_argument("--seed", type=int, default=0)
+        own.add_argument("--steps", type=int, help="instead of the recipe's own number")
+    given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    text = curriculum.make(given) if given.name in SIZES else make(given.name, given.out, given.seed, given.steps)
+    sys.stdout.write(text)
 
+
+def make(name: str, out: Path, seed: int, steps: int | None) -> str:
+    """Train the model of a recipe into a folder; returns its card."""
     # One thread: the order of sums, hence the weights, does not depend on the number of cores.
     torch.set_num_threads(1)
-    recipe = RECIPES[options.name]
-    steps = options.steps or recipe.steps
+    recipe = RECIPES[name]
+    steps = steps or recipe.steps
     start = time.perf_counter()
-    model = train(recipe, seed=options.seed, steps=steps)
+    model = train(recipe, seed=seed, steps=steps)
     minutes = (time.perf_counter() - start) / 60
 
-    model.half().save_pretrained(options.out)
+    model.half().save_pretrained(out)
     # safetensors writes a file that its owner alone can read; a package has to be readable by all.
-    (options.out / "model.safetensors").chmod(0o644)
-    word_tokenizer(n_words=recipe.n_words).save_pretrained(options.out)
+    (out / "model.safetensors").chmod(0o644)
+    word_tokenizer(n_words=recipe.n_words).save_pretrained(out)
     # What is measured is what is shipped: the half-precision weights, run in float32.
-    run = card.Run(
-        name=options.name,
-        seed=options.seed,
-        steps=steps,
-        minutes=minutes,
-        threads=torch.get_num_threads(),
-    )
+    run = card.Run(name=name, seed=seed, steps=steps, minutes=minutes, threads=torch.get_num_threads())
     text = card.write(model.float(), run=run, recipe=recipe)
-    (options.out / "README.md").write_text(text)
-    sys.stdout.write(text)
+    (out / "README.md").write_text(text)
+    return text
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 import re
 import subprocess
 import sys
@@ -13,10 +15,12 @@ from torch.testing import assert_close
 from interp import zoo
 from interp.errors import ModelLoadError
 from interp.zoo.measure import head_scores, repeated_tokens, second_copy, zeroed
+from interp.zoo.skills.vocabulary import index, ordinary
 from interp.zoo.words import WORDS
 
 TRAINED = [name for name in zoo.names() if zoo.entry(name).kind == "trained"]
-MAX_BYTES = 2_000_000
+MAX_BYTES = {"default": 12 * 2**20, "sibling": 8 * 2**20, "positional-shortcut": 2_000_000}
+SKILLED = ("default", "sibling")
 
 
 def sequences(*, period: int, n_words: int):
@@ -41,16 +45,19 @@ def test_every_entry_loads_in_float32_and_eval_mode(name, monkeypatch):
     assert not model.training
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert len(tokenizer) == model.config.vocab_size
-    assert tokenizer.encode("sun moon zebra") == [0, 4, 5, 3]
-    assert tokenizer.decode([4, 5]) == "sun moon"
+    text = "The code of" if name in SKILLED else "sun moon"
+    ids = tokenizer.encode(f"{text} \N{SNOWMAN}")
+    assert ids[0] == tokenizer.bos_token_id
+    assert ids[-1] == tokenizer.unk_token_id
+    assert tokenizer.decode(ids[1:-1]) == text
     assert (zoo.truth(name) is None) == (zoo.entry(name).kind == "trained")
 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_folder_is_small_and_names_no_machine(name):
-    files = list(zoo.folder(name).iterdir())
+    files = [file for file in zoo.folder(name).rglob("*") if file.is_file()]
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {f.name for f in files}
-    assert sum(f.stat().st_size for f in files) <= MAX_BYTES
+    assert sum(f.stat().st_size for f in files) <= MAX_BYTES[name]
     for file in files:
         if file.suffix in {".json", ".md"}:
             assert not re.search(r"/(home|root|work|tmp|Users)/|https?://", file.read_text())
@@ -73,27 +80,54 @@ def test_importing_the_catalogue_imports_neither_torch_nor_transformers():
     assert done.stdout.strip() == "set()"
 
 
+def repeats(*, period: int):
+    """`<bos>` and a block of ordinary tokens of the rich models, twice."""
+    generator = torch.Generator().manual_seed(period)
+    known = torch.tensor(ordinary())
+    block = torch.stack([known[torch.randperm(len(known), generator=generator)[:period]] for _ in range(16)])
+    return torch.cat([torch.full((16, 1), index()["<bos>"]), block, block], dim=1)
+
+
 @pytest.mark.parametrize("period", [16, 32, 64])
 def test_default_copies_with_induction_heads(default, period):
-    tokens = sequences(period=period, n_words=256)
+    tokens = repeats(period=period)
     assert second_copy(default, tokens, period=period)["accuracy"] >= 0.97
     scores = head_scores(default, tokens, period=period)
-    assert scores["induction"][1:].max() >= 0.5
-    assert scores["induction"][0].max() <= 0.1
-    assert scores["previous"][:2].max() >= (0.5 if period <= 32 else 0.3)
+    assert scores["induction"].max() >= 0.9
+    assert scores["previous"].max() >= 0.9
 
 
-def test_default_needs_its_induction_heads_as_a_set_and_not_the_others(default):
-    tokens = sequences(period=24, n_words=256)
+def test_default_needs_its_induction_heads_as_a_set_and_not_twenty_others(default):
+    tokens = repeats(period=24)
     scores = head_scores(default, tokens, period=24)["induction"]
-    chosen = [(int(layer), int(head)) for layer, head in (scores >= 0.3).nonzero()]
-    others = [(1, head) for head in range(scores.shape[1]) if (1, head) not in chosen]
-    assert {layer for layer, _ in chosen} == {1}
-    assert 2 <= len(chosen) <= len(others)  # room for a matched random set in the same layer
+    chosen = [(int(layer), int(head)) for layer, head in (scores >= 0.5).nonzero()]
+    layers = {layer for layer, _ in chosen}
+    assert len(layers) == 1
+    layer = layers.pop()
+    others = [(layer, head) for head in range(scores.shape[1]) if (layer, head) not in chosen]
+    matched = list(itertools.combinations(others, len(chosen)))
+    assert len(matched) >= 20
     with zeroed(default, chosen):
-        assert second_copy(default, tokens, period=24)["accuracy"] <= 0.1
-    with zeroed(default, others):
-        assert second_copy(default, tokens, period=24)["accuracy"] >= 0.95
+        assert second_copy(default, tokens, period=24)["accuracy"] < 0.3
+    for others in random.Random(0).sample(matched, 20):
+        with zeroed(default, others):
+            assert second_copy(default, tokens, period=24)["accuracy"] > 0.9
+
+
+def test_copying_emerges_in_the_siblings_checkpoints():
+    steps = zoo.checkpoints("sibling")
+    assert len(steps) == 12
+    tokens = repeats(period=32)
+    scores, accuracies = [], []
+    for step, _ in steps:
+        model, _ = zoo.load("sibling", revision=f"step-{step:05d}")
+        scores.append(head_scores(model, tokens, period=32)["induction"].max().item())
+        accuracies.append(second_copy(model, tokens, period=32)["accuracy"])
+    assert max(scores[:6]) < 0.1
+    assert max(accuracies[:6]) < 0.1
+    assert scores[-1] > 0.8
+    assert accuracies[-1] > 0.95
+    assert max(after - before for before, after in itertools.pairwise(scores)) > 0.3
 
 
 def test_shortcut_fools_a_test_at_one_length_and_no_other(shortcut):

@@ -10,7 +10,8 @@ import torch
 from torch.testing import assert_close
 
 from interp.errors import InterpError
-from interp.zoo.curriculum import Options, build, main, train
+from interp.zoo.curriculum import Options, build, train
+from interp.zoo.train import main
 from interp.zoo.measure import repeated_tokens
 from interp.zoo.skills import CONTEXT, SKILLS, corpus, facts, lexicon, make, plan, vocabulary
 from interp.zoo.skills.judge import skill_accuracy
@@ -364,8 +365,8 @@ def test_the_older_measurements_read_the_new_vocabulary_too():
 def test_the_script_writes_a_folder_that_loads(micro, tmp_path, capsys):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    options = "--size micro --steps 2 --tokens-per-step 400 --items 2 --checkpoints 2".split()
-    main(["--out", str(tmp_path), *options])
+    options = "--steps 2 --tokens-per-step 400 --items 2 --checkpoints 2".split()
+    main(["micro", "--out", str(tmp_path), *options])
     assert capsys.readouterr().out == (tmp_path / "README.md").read_text()
     assert not (tmp_path / "training.pt").exists()
     for folder in (tmp_path, tmp_path / "step-00000", tmp_path / "step-00002"):

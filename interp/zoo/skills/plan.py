@@ -12,7 +12,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "default": dict(
         hidden_size=192,
         num_hidden_layers=4,
-        num_attention_heads=8,
+        num_attention_heads=12,
         num_key_value_heads=4,
         head_dim=32,
         intermediate_size=512,
@@ -59,7 +59,7 @@ class Options:
     """Learning rate after the warm-up."""
     weight_decay: float = 0.05
     penalty: float = 0.0
-    """Weight of `train.head_penalty`."""
+    """Weight of `penalty.head_penalty`."""
     bfloat16: bool = False
     """Forward pass in bfloat16: about twice as fast where the CPU knows it, but other weights."""
 

@@ -85,5 +85,14 @@ for each skill. Accuracy is greedy, over all judged places. {verdict}
 ## Limits
 
 It knows these skills and little else; its text is not language. Roles are learned, hence redundant
-and not exactly known: where exact truth is needed, use the planted models.
+and not exactly known: where exact truth is needed, use the planted models.{_silent(run)}
 """
+
+
+def _silent(run: dict[str, object]) -> str:
+    """What the penalty on heads does to random controls."""
+    if not run["penalty"]:
+        return ""
+    return """ A concave penalty on the
+query and output weights of every head was on until 70% of the steps, so that roles settle in few heads and
+the others fall silent: as random controls silent heads are easy ones."""
