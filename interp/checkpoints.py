@@ -57,8 +57,9 @@ def read(
         )
     name = os.fspath(source)
     if name.startswith("zoo:"):
-        model, found = zoo.load(name.removeprefix("zoo:"))
-        folder = zoo.folder(name.removeprefix("zoo:"))
+        bare = name.removeprefix("zoo:")
+        model, found = zoo.load(bare, revision=revision)
+        folder = zoo.folder(bare) if revision is None else zoo.at_step(bare, revision)
         model = _placed(model.to(dtype=_dtype(dtype)), device)  # type: ignore[call-arg]  # pyright: wrapped .to
         return Checkpoint(name, model, tokenizer or found, None, None if folder is None else _sha256(folder))
     folder = _folder(name)

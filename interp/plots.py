@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
+from plotly.subplots import make_subplots
 
 from interp.errors import SchemaError
 
@@ -173,6 +174,44 @@ def top_heads(rows: pd.DataFrame, k: int = 10) -> go.Figure:
     if np.nanmin(reach) >= 0 and top > 0:  # counted from zero, or a small difference looks like a large one
         top = max(0.1, top) if unit in BOUNDED else top
         figure.update_xaxes(range=[-0.02 * top, 1.04 * top])
+    return figure
+
+
+def before_and_after(
+    table: pd.DataFrame, before: pd.DataFrame, after: pd.DataFrame, *, steps: tuple[int, int]
+) -> go.Figure:
+    """`induction` and `accuracy` against `step`, and below them the head maps of the two steps, on one scale.
+
+    Raises:
+        SchemaError: no rows, or rows that `head_map` refuses.
+    """
+    if table.empty:
+        raise SchemaError("nothing to plot: no rows")
+    titles = ["", *(f"step {step:,}" for step in steps)]
+    specs = [[{"colspan": 2}, None], [{}, {}]]
+    figure = make_subplots(rows=2, cols=2, specs=specs, subplot_titles=titles, vertical_spacing=0.22)
+    for column, name, colour in (("induction", "best induction score", ACCENT), ("accuracy", "copying accuracy", MARK)):
+        line = {"color": colour, "width": 2}
+        figure.add_scatter(x=table["step"], y=table[column], mode="lines+markers", name=name, line=line, row=1, col=1)
+    dark = None
+    for column, rows in ((1, before), (2, after)):
+        drawn: Any = head_map(rows)  # plotly's attributes are resolved at run time
+        dark = drawn.layout.meta["dark"]
+        for trace in drawn.data:
+            trace.update(showlegend=False)
+            if trace.type == "heatmap":
+                trace.update(zmin=0.0, zmax=1.0, showscale=column == 2)
+                trace.colorbar.update(len=0.4, y=0.0, yanchor="bottom")
+            figure.add_trace(trace, row=2, col=column)
+        figure.update_xaxes(title_text="head", dtick=1, range=list(drawn.layout.xaxis.range), row=2, col=column)
+        figure.update_yaxes(dtick=1, range=list(drawn.layout.yaxis.range), row=2, col=column)
+    shade = {"x0": steps[0], "x1": steps[1], "y0": 0, "y1": 1, "yref": "y domain", "xref": "x", "layer": "below"}
+    figure.add_shape(type="rect", fillcolor=GREY, opacity=0.15, line_width=0, **shade)
+    figure.update_xaxes(title_text="step", row=1, col=1)
+    figure.update_yaxes(range=[-0.02, 1.02], title_text="probability, fraction", row=1, col=1)
+    figure.update_yaxes(title_text="layer", row=2, col=1)
+    legend = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "xanchor": "left"}
+    figure.update_layout(template=template(), height=460, legend=legend, meta={"dark": dark})
     return figure
 
 

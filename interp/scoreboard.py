@@ -96,9 +96,8 @@ def failed(board: pd.DataFrame) -> bool:
     return bool(misranked or board["missed"].any() or board["false_labels"].any())
 
 
-def markdown(board: pd.DataFrame) -> str:
-    """The summary as a markdown table."""
-    table = summary(board)
+def markdown(table: pd.DataFrame) -> str:
+    """A summary as a markdown table."""
     lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
     for row in table.itertuples(index=False):
         lines.append("| " + " | ".join(_cell(value) for value in row) + " |")

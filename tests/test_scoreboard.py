@@ -50,7 +50,7 @@ def test_the_summary_is_the_worst_case(board):
     own = board[(board["analysis"] == "induction") & (board["setting"] == "alone")]
     assert row["models"] == len(own)
     assert row["lowest"] == own["lowest"].min()
-    assert scoreboard.markdown(board).count("\n") == len(table) + 1
+    assert scoreboard.markdown(table).count("\n") == len(table) + 1
 
 
 def test_what_cannot_be_scored_is_refused():

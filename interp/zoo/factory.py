@@ -24,6 +24,7 @@ from interp.zoo.mechanisms import (
     Mechanism,
     PreviousToken,
     Retrieval,
+    ShiftedInduction,
     Successor,
     Task,
     TwoHop,
@@ -50,10 +51,22 @@ ALL: tuple[Mechanism, ...] = (
     MassiveActivation(layer=-1),
 )
 """Every mechanism once."""
+STAND_INS: tuple[Mechanism, ...] = (ShiftedInduction(),)
+"""Mechanisms that do the task of one in `ALL` in another way: beside it, neither alone would be needed."""
 SUPPLIERS: Mapping[str, Mechanism] = {"previous_token": PreviousToken()}
 """What is added where a mechanism needs it and the caller did not list it."""
 SPARE = 32
 """Dimensions of the stream that no mechanism uses."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """Heads or MLP neurons that play one role: what is zeroed together."""
+
+    role: str
+    heads: tuple[Place, ...] = ()
+    neurons: tuple[Place, ...] = ()
+    """(layer, neuron) pairs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,11 +79,37 @@ class Planted:
     mechanisms: tuple[Mechanism, ...]
     """As written, added ones included."""
     vocab: Vocabulary
+    d_mlp: int
+    """Neurons of each MLP."""
 
     def heads(self, name: str) -> tuple[Place, ...]:
         """All heads of a mechanism's own roles."""
         slots = [slot.role for m in self.mechanisms if m.name == name for slot in m.slots]
         return tuple(dict.fromkeys(where for role in slots for where in self.truth.roles[role]))
+
+    def components(self, name: str) -> tuple[Component, ...]:
+        """All that the mechanism needs, role by role: its heads, its neurons, and the heads of those it reads from."""
+        needed = {name, *(supplier for m in self.mechanisms if m.name == name for supplier in m.needs)}
+        chosen = [m for m in self.mechanisms if m.name in needed]
+        roles = dict.fromkeys(slot.role for m in chosen for slot in m.slots)
+        tables = dict.fromkeys(m.table for m in chosen if m.table)
+        return (
+            *(Component(role, heads=self.truth.roles[role]) for role in roles),
+            *(Component(role, neurons=self.truth.neurons[role]) for role in tables),
+        )
+
+    def inert(self, *, seed: int) -> tuple[Component, ...]:
+        """A random head and a layer's random neurons, both drawn by the seed from those that no mechanism uses."""
+        generator = torch.Generator().manual_seed(seed)
+        config = self.model.config
+        layers, heads = config.num_hidden_layers, config.num_attention_heads
+        used = {where for places in self.truth.roles.values() for where in places}
+        free = [(i, h) for i in range(layers) for h in range(heads) if (i, h) not in used]
+        written = {where for places in self.truth.neurons.values() for where in places}
+        layer = int(torch.randint(layers, (), generator=generator))
+        neurons = tuple((layer, i) for i in range(self.d_mlp) if (layer, i) not in written)
+        chosen = free[int(torch.randint(len(free), (), generator=generator))]
+        return Component("inert_head", heads=(chosen,)), Component("inert_neurons", neurons=neurons)
 
     def task(self, name: str, *, seed: int, n: int = 64) -> Task:
         """Fresh prompts that need the mechanism called `name`; ValueError where it has none."""
@@ -92,11 +131,13 @@ def plant(
     n_words: int = 48,
     d_mlp: int = 64,
     context: int = 128,
+    noise: float = 1.0,
 ) -> Planted:
     """A model with exactly these mechanisms, among random heads and MLP neurons.
 
     The seed draws the places (of mechanisms without `at`) and all random weights; the same call
-    gives the same bytes. float32, eval mode, on the CPU. Architectures:
+    gives the same bytes. float32, eval mode, on the CPU. `noise` scales what random heads and neurons write: at 0
+    they attend as before and write nothing, so that their effect is exactly 0. Architectures:
       llama         RMSNorm, rotary positions, gated SiLU MLP;
       llama-gqa     the same with two query heads per key-value head;
       llama-nonorm  the same with norms that are the identity: linear but for the soft-max and the MLP;
@@ -118,8 +159,8 @@ def plant(
     placed = place(written, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_kv_heads, generator=generator)
 
     massive = [m for m in written if isinstance(m, MassiveActivation)]
-    if len(massive) > 1:
-        raise ValueError(f"{len(massive)} massive activations; `<bos>` can be recognised behind one")
+    if len(massive) > 1:  # they share a dimension, and `<bos>` could not be recognised behind several
+        raise ValueError(f"{len(massive)} massive activations; there can be one")
     normed = architecture != "llama-nonorm"
     parts, d_model = _subspaces(written, vocab, learned=architecture == "gpt2", n_heads=n_heads)
     shape = Shape(
@@ -133,14 +174,20 @@ def plant(
         learned=architecture == "gpt2",
     )
     sketch = Sketch.blank(shape, vocab, parts, after_massive=massive[0].behind_norm() if massive and normed else None)
-    sketch.add_noise(generator=generator)
+    sketch.add_noise(generator=generator, amount=noise)
     if "copied" in parts.named:
         sketch.to_logits("copied", vocab.words)
+    neurons: dict[str, tuple[Place, ...]] = {}
     for mechanism, places in zip(written, placed, strict=True):
+        before = dict(sketch.neurons)
         mechanism.write(sketch, places)
+        new = [(at, i) for at, count in sketch.neurons.items() for i in range(before.get(at, 0), count)]
+        if new:
+            neurons[mechanism.table] = (*neurons.get(mechanism.table, ()), *new)
     model = render(sketch, architecture, seed=seed)
-    truth = _truth(written, placed, sketch)
-    return Planted(model, vocab.tokenizer(context=context), truth, written, vocab)
+    effects = {m.name: m.effects(vocab) for m in written} if architecture == "llama-nonorm" else {}
+    truth = _truth(written, placed, sketch, neurons=neurons, effects={k: v for k, v in effects.items() if v})
+    return Planted(model, vocab.tokenizer(context=context), truth, written, vocab, shape.d_mlp)
 
 
 def _with_suppliers(mechanisms: Sequence[Mechanism]) -> tuple[Mechanism, ...]:
@@ -178,7 +225,14 @@ def _subspaces(
     return Subspaces(d_model, named), d_model
 
 
-def _truth(mechanisms: Sequence[Mechanism], placed: Sequence[Mapping[str, Place]], sketch: Sketch) -> Truth:
+def _truth(
+    mechanisms: Sequence[Mechanism],
+    placed: Sequence[Mapping[str, Place]],
+    sketch: Sketch,
+    *,
+    neurons: Mapping[str, tuple[Place, ...]],
+    effects: Mapping[str, Mapping[str, float]],
+) -> Truth:
     roles: dict[str, tuple[Place, ...]] = {}
     for places in placed:
         for role, where in places.items():
@@ -190,15 +244,18 @@ def _truth(mechanisms: Sequence[Mechanism], placed: Sequence[Mapping[str, Place]
         names |= {role: f"L{layer}H{head}" for role, (layer, head) in places.items()}
         edges |= dict.fromkeys(mechanism.edges(names))
         if isinstance(mechanism, MassiveActivation):
-            edges[Edge("embed", f"M{mechanism.layer % sketch.shape.n_layers}", "in")] = None
+            marked = names.get("position_marker", "embed")
+            edges[Edge(marked, f"M{mechanism.layer % sketch.shape.n_layers}", "in")] = None
+    twins = ((0, 1.0), (sketch.shape.d_model, -1.0)) if sketch.shape.learned else ((0, 1.0),)
     massive = [
-        (m.layer % sketch.shape.n_layers, 0, sketch.parts.named["massive"].start, m.size)
+        (m.layer % sketch.shape.n_layers, m.position, sketch.parts.named["massive"].start + shift, sign * m.size)
         for m in mechanisms
         if isinstance(m, MassiveActivation)
+        for shift, sign in twins
     ]
     expected = {role: score for m in mechanisms for role, score in m.expected().items()}
     told = "\n".join(dict.fromkeys(f"{m.name}: {(type(m).__doc__ or '').strip()}" for m in mechanisms))
-    return Truth(roles, expected, f"{told}\n{DOCS}", tuple(edges), tuple(massive))
+    return Truth(roles, expected, f"{told}\n{DOCS}", tuple(edges), tuple(massive), neurons, effects)
 
 
 DOCS = f"""\

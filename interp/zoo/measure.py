@@ -6,6 +6,7 @@ hide a mistake of the other.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import cast
@@ -13,7 +14,8 @@ from typing import cast
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from torch.utils.hooks import RemovableHandle
+from transformers import LlamaForCausalLM, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from interp.zoo.tokenizer import SPECIALS
@@ -43,7 +45,7 @@ def repeated_tokens(
 
 
 @torch.no_grad()
-def patterns(model: LlamaForCausalLM, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "layer batch head query key"]:
+def patterns(model: PreTrainedModel, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "layer batch head query key"]:
     """Attention probabilities of every head, from eager attention; the setting is put back."""
     before = model.config._attn_implementation or "eager"
     model.set_attn_implementation("eager")
@@ -53,8 +55,26 @@ def patterns(model: LlamaForCausalLM, tokens: Int[Tensor, "batch pos"]) -> Float
         model.set_attn_implementation(before)
 
 
+@torch.no_grad()
+def streams(model: PreTrainedModel, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "layer batch pos d_model"]:
+    """The residual stream behind every block; transformers' own list has the last one only behind the final norm."""
+    states: list[Tensor] = []
+
+    def keep(_module: torch.nn.Module, _args: object, out: Tensor | tuple[Tensor, ...]) -> None:
+        states.append(out if isinstance(out, Tensor) else out[0])
+
+    blocks = [module for name, module in model.named_modules() if re.search(r"\.(layers|h)\.\d+$", name)]
+    handles = [block.register_forward_hook(keep) for block in blocks]
+    try:
+        model(tokens, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return torch.stack(states)
+
+
 def head_scores(
-    model: LlamaForCausalLM, tokens: Int[Tensor, "batch pos"], *, period: int
+    model: PreTrainedModel, tokens: Int[Tensor, "batch pos"], *, period: int
 ) -> dict[str, Float[Tensor, "layer head"]]:
     """Mean attention probability per head on four keys, over the batch and second-copy queries.
 
@@ -72,7 +92,7 @@ def head_scores(
 
 
 @torch.no_grad()
-def second_copy(model: LlamaForCausalLM, tokens: Int[Tensor, "batch pos"], *, period: int) -> dict[str, float]:
+def second_copy(model: PreTrainedModel, tokens: Int[Tensor, "batch pos"], *, period: int) -> dict[str, float]:
     """Greedy accuracy (fraction) and loss (nats) on the second copy and later.
 
     The first token of the second copy is left out: nothing before it says that a copy begins.
@@ -87,26 +107,51 @@ def second_copy(model: LlamaForCausalLM, tokens: Int[Tensor, "batch pos"], *, pe
 
 
 @contextmanager
-def zeroed(model: LlamaForCausalLM, heads: Iterable[tuple[int, int]]) -> Iterator[None]:
-    """While open, the outputs of the (layer, head) pairs are zero before the output projection."""
-    by_layer: dict[int, list[int]] = {}
-    for layer, head in heads:
-        by_layer.setdefault(layer, []).append(head)
+def zeroed(
+    model: PreTrainedModel, heads: Iterable[tuple[int, int]] = (), *, neurons: Iterable[tuple[int, int]] = ()
+) -> Iterator[None]:
+    """While open, what the (layer, head) pairs and the (layer, neuron) pairs hand to their output projection is zero.
 
-    def silence(chosen: list[int]):
-        def hook(_module: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            z = args[0].unflatten(-1, (model.config.num_attention_heads, -1)).clone()
-            z[..., chosen, :] = 0.0
-            return (z.flatten(-2), *args[1:])
-
-        return hook
-
+    Works on Llamas and GPT-2s, by plain torch hooks.
+    """
+    n_heads = model.config.num_attention_heads
     handles = [
-        layers_of(model)[layer].self_attn.o_proj.register_forward_pre_hook(silence(chosen))
-        for layer, chosen in by_layer.items()
+        *_silencing(model, "attention", heads, parts=n_heads),
+        *_silencing(model, "mlp", neurons, parts=-1),
     ]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+_OUTPUTS = {"attention": ("self_attn.o_proj", "attn.c_proj"), "mlp": ("mlp.down_proj", "mlp.c_proj")}
+"""Where Llama and GPT-2 keep the last matrix of a part."""
+
+
+def _silencing(
+    model: PreTrainedModel, kind: str, places: Iterable[tuple[int, int]], *, parts: int
+) -> list[RemovableHandle]:
+    """Hooks that zero the given parts of what goes into an output projection, cut into `parts` (-1: single numbers)."""
+    by_layer: dict[int, list[int]] = {}
+    for layer, index in places:
+        by_layer.setdefault(layer, []).append(index)
+
+    def silence(chosen: list[int]):
+        def hook(_module: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            x = args[0].unflatten(-1, (parts, -1) if parts > 0 else (-1, 1)).clone()
+            x[..., chosen, :] = 0.0
+            return (x.flatten(-2), *args[1:])
+
+        return hook
+
+    modules = dict(model.named_modules())
+    return [
+        next(
+            module
+            for name, module in modules.items()
+            if name.endswith(tuple(f".{layer}.{path}" for path in _OUTPUTS[kind]))
+        ).register_forward_pre_hook(silence(chosen))
+        for layer, chosen in by_layer.items()
+    ]

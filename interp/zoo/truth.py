@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 
@@ -32,7 +32,15 @@ class Truth:
     edges: tuple[Edge, ...] = ()
     """Every connection that carries a mechanism, once each; constants of the embedding left out."""
     massive: tuple[tuple[int, int, int, float], ...] = ()
-    """Massive activations: (layer after which it stands, position, dimension of the stream, size)."""
+    """Massive activations: (layer after which it stands, position, dimension of the stream, size). Two for one in
+    `gpt2`, which keeps every dimension twice with opposite signs."""
+
+    neurons: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
+    """Role -> (layer, neuron) pairs of the MLP neurons that a mechanism is written into."""
+    effects: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Mechanism -> role -> how many logits its task's `logit_difference` falls when that role's heads (or neurons) are
+    zeroed: the mean over prompts, in closed form from the weights as written. Only where norms are the identity
+    (`llama-nonorm`): a norm shrinks the whole stream by what a head adds, which depends on all that others write."""
 
     @property
     def nodes(self) -> tuple[str, ...]:

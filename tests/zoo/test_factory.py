@@ -13,7 +13,7 @@ from interp import zoo
 from interp.edits import ablate_heads
 from interp.zoo import factory
 from interp.zoo.factory import ALL, plant
-from interp.zoo.measure import patterns
+from interp.zoo.measure import patterns, streams
 from interp.zoo.mechanisms import (
     DuplicateToken,
     Fact,
@@ -107,19 +107,13 @@ def test_heads_that_answer_attend_as_derived(architecture):
 def test_massive_activation_stands_where_it_was_put_and_the_rest_still_works(architecture, dimension):
     mechanisms = (Induction(), FirstTokenSink(at=(2, 1)), MassiveActivation(layer=1, dimension=dimension))
     planted, model = built(mechanisms, architecture, 0, n_layers=3)
-    ((layer, position, at, size),) = planted.truth.massive
+    (layer, position, at, size), *twins = planted.truth.massive
+    assert len(twins) == (architecture == "gpt2")
     assert (layer, position, size) == (1, 0, 200.0)
     assert dimension in (None, at)
     task = planted.task("sink", seed=0)
     with_bos = task.tokens[::2]
-    states = []
-    blocks = planted.model.transformer.h if architecture == "gpt2" else planted.model.model.layers
-    handles = [b.register_forward_hook(lambda _m, _a, out: states.append(out)) for b in blocks]
-    planted.model(with_bos, use_cache=False)
-    for handle in handles:
-        handle.remove()
-    stream = [s[0] if isinstance(s, tuple) else s for s in states]
-    for i, state in enumerate(stream):
+    for i, state in enumerate(streams(planted.model, with_bos)):
         massive = state[:, 0, at]
         assert_close(massive, torch.full_like(massive, size if i >= layer else 0.0), rtol=0.1, atol=1.0)
         assert state[:, 1:].abs().max() <= 10.0

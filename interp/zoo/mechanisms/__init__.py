@@ -3,7 +3,8 @@
 from interp.zoo.mechanisms.base import Mechanism, Slot
 from interp.zoo.mechanisms.copying import AntiCopy, Copy, DuplicateToken, Induction, PreviousToken
 from interp.zoo.mechanisms.recall import Fact, Retrieval, Successor
-from interp.zoo.mechanisms.sinks import FirstTokenSink, MassiveActivation
+from interp.zoo.mechanisms.shifted import ShiftedInduction
+from interp.zoo.mechanisms.sinks import FirstTokenSink, MassiveActivation, MassiveActivationAt
 from interp.zoo.mechanisms.two_hop import TwoHop
 from interp.zoo.mechanisms.vocabulary import CUES, Task, Vocabulary
 
@@ -16,9 +17,11 @@ __all__ = [
     "FirstTokenSink",
     "Induction",
     "MassiveActivation",
+    "MassiveActivationAt",
     "Mechanism",
     "PreviousToken",
     "Retrieval",
+    "ShiftedInduction",
     "Slot",
     "Successor",
     "Task",

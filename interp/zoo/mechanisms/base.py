@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from interp.zoo.mechanisms.sketch import CONSTANT, RATES, Sketch
 from interp.zoo.mechanisms.vocabulary import Task, Vocabulary
@@ -20,11 +22,12 @@ EXPECTED_PERIOD = 32
 
 @dataclass(frozen=True)
 class Slot:
-    """One head of a mechanism: its role, the roles that must stand in earlier layers, the first layer it may have."""
+    """One head of a mechanism: its role, the roles that must stand in earlier layers, the layers it may have."""
 
     role: str
     after: tuple[str, ...] = ()
     first_layer: int = 0
+    last_layer: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,8 @@ class Mechanism:
     slots: ClassVar[tuple[Slot, ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ()
     """Mechanisms that this one reads from: planted as well where the caller does not list them."""
+    table: ClassVar[str] = ""
+    """Role of its MLP neurons, where it has some."""
 
     def places(self) -> tuple[Place, ...] | None:
         """`at` as one place per slot; ValueError where the numbers differ."""
@@ -73,6 +78,26 @@ class Mechanism:
         """Role -> closed-form score, for the prompts said in the mechanism's docstring."""
         return {}
 
+    def effects(self, vocab: Vocabulary) -> Mapping[str, float]:
+        """Role -> fall of the task's logit difference, in logits, when the role is zeroed; see `Truth.effects`.
+
+        Roles are its own and those of the mechanisms it needs. Each task's prompts are averaged over as drawn.
+        """
+        return {}
+
+
+def positional(*, gain: float, shift: int, length: int) -> Float[Tensor, "query key"]:
+    """Attention of a head whose score is gain * mean_p cos(rate_p (d - shift)) at distance d, over `length` tokens."""
+    distance = torch.arange(length)[:, None] - torch.arange(length)
+    rates = torch.tensor(RATES).double()
+    score = gain * torch.cos((distance - shift)[..., None] * rates).mean(-1)
+    return score.masked_fill(distance < 0, -math.inf).softmax(-1)
+
+
+def difference(vocab: Vocabulary, right: float | Tensor, others: float | Tensor) -> float:
+    """Answer less the mean of all other words, from what the answer gets and what they get together."""
+    return float(right - others / (vocab.n_words - 1))
+
 
 def stripe(*, offset: int, gain: float, content: float = 0.0, shift: int = 0, period: int = EXPECTED_PERIOD) -> float:
     """Mean attention of second-copy queries on the key `offset` back, on `<bos>` and two copies of T words.
@@ -92,4 +117,4 @@ def winner(score: float, rivals: int) -> float:
     return 1 / (1 + rivals * math.exp(-score))
 
 
-__all__ = ["CONSTANT", "EXPECTED_PERIOD", "Mechanism", "Place", "Slot", "stripe", "winner"]
+__all__ = ["CONSTANT", "EXPECTED_PERIOD", "Mechanism", "Place", "Slot", "difference", "positional", "stripe", "winner"]

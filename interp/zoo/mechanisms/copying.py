@@ -9,8 +9,17 @@ from typing import ClassVar
 
 import torch
 
-from interp.zoo.mechanisms.base import EXPECTED_PERIOD, Mechanism, Place, Slot, stripe, winner
-from interp.zoo.mechanisms.sketch import Sketch
+from interp.zoo.mechanisms.base import (
+    EXPECTED_PERIOD,
+    Mechanism,
+    Place,
+    Slot,
+    difference,
+    positional,
+    stripe,
+    winner,
+)
+from interp.zoo.mechanisms.sketch import LOGIT_GAIN, RATES, Sketch
 from interp.zoo.mechanisms.vocabulary import Task, Vocabulary
 from interp.zoo.truth import Edge
 
@@ -71,6 +80,23 @@ class PreviousToken(Mechanism):
         """Soft-max of the positional score."""
         return {"previous_token": stripe(offset=1, gain=PREVIOUS_GAIN, shift=1)}
 
+    def effects(self, vocab: Vocabulary) -> Mapping[str, float]:
+        """What the head alone adds."""
+        row = positional(gain=PREVIOUS_GAIN, shift=1, length=LENGTH + 1)[-1]
+        return {"previous_token": WEAK_LOGIT * difference(vocab, row[-2], 1 - row[-2] - row[0])}
+
+
+def copied(keys: torch.Tensor, values: torch.Tensor, *, at: int, vocab: Vocabulary) -> float:
+    """Logit difference that an induction head writes at the end of its task, the asked word being number `at`.
+
+    `keys`[i, j] and `values`[i, j] are the weights of position j's token in what position i is matched by, and in
+    what is copied from there. Where keys are zero the head is uniform.
+    """
+    asked, answer = at + 1, at + 2  # `<bos>` is in front; the asked word stands again at the end
+    attention = (MATCH_GAIN * (keys[:, asked] + keys[:, -1])).softmax(-1)
+    moved = attention @ values
+    return LOGIT_GAIN * difference(vocab, moved[answer], moved[1:].sum() - moved[answer])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Induction(Mechanism):
@@ -111,13 +137,23 @@ class Induction(Mechanism):
         generator = torch.Generator().manual_seed(seed)
         words = vocab.draw(n, LENGTH, generator=generator)
         at = torch.randint(LENGTH - 4, (n, 1), generator=generator)
-        return Task(with_bos(vocab, words, words.gather(1, at)), words.gather(1, at + 1)[:, 0], 1 / LENGTH)
+        return Task(with_bos(vocab, words, words.gather(1, at)), words.gather(1, at + 1)[:, 0], 1 / (LENGTH - 4))
 
     def expected(self) -> Mapping[str, float]:
         """e^G' / (e^G' + i) at query i, G' the gain times the previous-token head's share."""
         score = MATCH_GAIN * stripe(offset=1, gain=PREVIOUS_GAIN, shift=1)
         queries = range(EXPECTED_PERIOD + 1, 2 * EXPECTED_PERIOD + 1)
         return {"induction": sum(winner(score, i) for i in queries) / EXPECTED_PERIOD}
+
+    def effects(self, vocab: Vocabulary) -> Mapping[str, float]:
+        """The head writes it; without the previous-token head it is uniform, and the echo of `previous` is gone."""
+        keys = positional(gain=PREVIOUS_GAIN, shift=1, length=LENGTH + 2)
+        identity, last, asked = torch.eye(LENGTH + 2).double(), keys[-1], range(LENGTH - 4)
+        clean = [copied(keys, identity, at=at, vocab=vocab) for at in asked]
+        lost = [copied(0 * keys, identity, at=at, vocab=vocab) for at in asked]
+        echo = [WEAK_LOGIT * difference(vocab, last[at + 2], 1 - last[0] - last[at + 2]) for at in asked]
+        own = sum(clean) / len(asked)
+        return {"induction": own, "previous_token": own + (sum(echo) - sum(lost)) / len(asked)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +191,7 @@ class DuplicateToken(Mechanism):
         generator = torch.Generator().manual_seed(seed)
         words = vocab.draw(n, LENGTH, generator=generator)
         last, other, rest = words[:, :1], words[:, 1:2], words[:, 2:]
-        # Both pairs are 14 apart and have neighbours of their own, so that only the echo tells them apart.
+        # Both pairs are far apart and have neighbours of their own, so that only the echo tells them apart.
         first = torch.cat([rest[:, :2], last, rest[:, 2:4], other, rest[:, 4:12]], 1)
         tokens = with_bos(vocab, first, rest[:, 12:14], rest[:, 14:16], other, rest[:, 16:20], last)
         flip = torch.rand(n, 1, generator=generator) < 0.5
@@ -166,6 +202,14 @@ class DuplicateToken(Mechanism):
         """Soft-max of the match and the bump."""
         score = stripe(offset=EXPECTED_PERIOD, gain=-SELF_PENALTY, content=DUPLICATE_GAIN)
         return {"duplicate_token": score}
+
+    def effects(self, vocab: Vocabulary) -> Mapping[str, float]:
+        """The head's attention on both places of the word, less that on both places of the other."""
+        distance = LENGTH - torch.arange(LENGTH + 1).double()
+        score = -SELF_PENALTY * torch.cos(torch.outer(distance, torch.tensor(RATES).double())).mean(-1)
+        score[[3, LENGTH]] += DUPLICATE_GAIN
+        row = score.softmax(-1)
+        return {"duplicate_token": WEAKEST_LOGIT * (row[[3, LENGTH]].sum() - row[[6, 19]].sum()).item()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,6 +254,11 @@ class Copy(Mechanism):
         """All words score the gain; `<bos>` and the cue itself 0."""
         return {self.name: LENGTH / (LENGTH + 2 * math.exp(-BAG_GAIN))}
 
+    def effects(self, vocab: Vocabulary) -> Mapping[str, float]:
+        """Half of the attention is on the frequent word, half on others."""
+        half = self.expected()[self.name] / 2
+        return {self.name: LOGIT_GAIN * difference(vocab, half, half)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class AntiCopy(Copy):
@@ -231,3 +280,7 @@ class AntiCopy(Copy):
         fresh = words[:, -1]
         choices = shuffled(torch.stack([fresh, seen.answers], 1), generator=generator)
         return Task(seen.tokens, fresh, 1 / 2, choices)
+
+    def effects(self, vocab: Vocabulary) -> Mapping[str, float]:
+        """The frequent word's logit is no longer taken down; the other's is 0 either way."""
+        return {self.name: LOGIT_GAIN * self.expected()[self.name] / 2}

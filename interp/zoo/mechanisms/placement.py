@@ -100,7 +100,8 @@ class _Board:
             if slot.role in reader.after and reader.role in p
         ]
         first = max([slot.first_layer, *(layer + 1 for layer in before)])
-        return first, min([self.n_layers - 1 - behind, *(layer - 1 for layer in readers)])
+        limits = [] if slot.last_layer is None else [slot.last_layer]
+        return first, min([self.n_layers - 1 - behind, *limits, *(layer - 1 for layer in readers)])
 
     def put(self, number: int, slot: Slot, where: Place) -> None:
         """Take a head; ValueError where there is none or its keys are another's."""

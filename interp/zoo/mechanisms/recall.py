@@ -8,9 +8,9 @@ from typing import ClassVar
 
 import torch
 
-from interp.zoo.mechanisms.base import Mechanism, Place, Slot, winner
-from interp.zoo.mechanisms.copying import LENGTH, MATCH_GAIN, with_bos
-from interp.zoo.mechanisms.sketch import Sketch
+from interp.zoo.mechanisms.base import Mechanism, Place, Slot, difference, positional, winner
+from interp.zoo.mechanisms.copying import LENGTH, MATCH_GAIN, PREVIOUS_GAIN, with_bos
+from interp.zoo.mechanisms.sketch import LOGIT_GAIN, Sketch
 from interp.zoo.mechanisms.vocabulary import Task, Vocabulary
 from interp.zoo.truth import Edge
 
@@ -39,6 +39,7 @@ class Successor(Mechanism):
     """Numbers of words, in order; no word twice."""
 
     name: ClassVar[str] = "successor"
+    table: ClassVar[str] = "successor_table"
     slots: ClassVar[tuple[Slot, ...]] = (Slot("successor", first_layer=1),)
 
     def __post_init__(self) -> None:
@@ -98,6 +99,10 @@ class Successor(Mechanism):
         """One key scores the gain, `<bos>`, the cue and the other words 0."""
         return {"successor": winner(MATCH_GAIN, LENGTH + 1)}
 
+    def effects(self, vocab: Vocabulary) -> Mapping[str, float]:
+        """Nothing but the answer is written, by the head from what the MLP looked up."""
+        return dict.fromkeys(("successor", self.table), HALF * LOGIT_GAIN * winner(MATCH_GAIN, LENGTH + 1))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fact(Mechanism):
@@ -111,6 +116,7 @@ class Fact(Mechanism):
     """(subject, attribute), as numbers of words; subjects distinct."""
 
     name: ClassVar[str] = "fact"
+    table: ClassVar[str] = "fact_table"
     slots: ClassVar[tuple[Slot, ...]] = (Slot("fact_mover", first_layer=1),)
 
     def __post_init__(self) -> None:
@@ -158,6 +164,10 @@ class Fact(Mechanism):
         """One key scores the gain, `<bos>`, the cue and the other words 0."""
         return {"fact_mover": winner(MATCH_GAIN, LENGTH + 1)}
 
+    def effects(self, vocab: Vocabulary) -> Mapping[str, float]:
+        """Nothing but the answer is written, by the head from what the MLP looked up."""
+        return dict.fromkeys(("fact_mover", self.table), HALF * LOGIT_GAIN * winner(MATCH_GAIN, LENGTH + 1))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieval(Mechanism):
@@ -201,8 +211,22 @@ class Retrieval(Mechanism):
         at = torch.randint(1, LENGTH, (n, 1), generator=generator)
         answers = words.gather(1, at)[:, 0]
         words.scatter_(1, at - 1, vocab.cue("<needle>"))
-        return Task(with_bos(vocab, words, torch.full((n,), vocab.cue("<get>"))), answers, 1 / LENGTH)
+        return Task(with_bos(vocab, words, torch.full((n,), vocab.cue("<get>"))), answers, 1 / (LENGTH - 1))
 
     def expected(self) -> Mapping[str, float]:
         """One key scores the gain, all others 0."""
         return {"retrieval": winner(MATCH_GAIN, LENGTH + 1)}
+
+    def effects(self, vocab: Vocabulary) -> Mapping[str, float]:
+        """The head writes the difference; without the previous-token head it is uniform."""
+        previous = positional(gain=PREVIOUS_GAIN, shift=1, length=LENGTH + 1)
+        clean, lost = [], []
+        for needle in range(1, LENGTH):  # positions; the answer stands one later
+            for strength, found in ((MATCH_GAIN, clean), (0.0, lost)):
+                score = torch.zeros(LENGTH + 2).double()
+                score[needle + 1 : -1] = strength * previous[needle + 1 :, needle]
+                row = score.softmax(-1)
+                words = row[1:-1].sum() - row[needle]
+                found.append(HALF * LOGIT_GAIN * difference(vocab, row[needle + 1], words - row[needle + 1]))
+        own = sum(clean) / len(clean)
+        return {"retrieval": own, "previous_token": own - sum(lost) / len(lost)}

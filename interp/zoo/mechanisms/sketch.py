@@ -93,8 +93,8 @@ class Sketch:
             sketch.positions[:, parts.named["position"]] = torch.cat([angle.cos(), angle.sin()], -1).float()
         return sketch
 
-    def add_noise(self, *, generator: torch.Generator) -> None:
-        """Random heads and neurons everywhere: near-uniform attention, small outputs."""
+    def add_noise(self, *, generator: torch.Generator, amount: float = 1.0) -> None:
+        """Random heads and neurons everywhere: near-uniform attention, small outputs, these times `amount`."""
         shape = self.shape
         squared = CONSTANT**2 + 1 + (len(RATES) if shape.learned else 0)
 
@@ -104,10 +104,10 @@ class Sketch:
         fill(self.q, math.sqrt(NOISE_SCORE / squared))
         fill(self.k, math.sqrt(NOISE_SCORE / squared))
         fill(self.v, 1 / math.sqrt(shape.d_head * squared))
-        fill(self.o, NOISE_WRITE / math.sqrt(shape.d_model))
+        fill(self.o, amount * NOISE_WRITE / math.sqrt(shape.d_model))
         fill(self.mlp_in, 1 / math.sqrt(squared))
         # E[gelu(z)^2] = 0.43 for a standard normal z: the norm of the sum is then NOISE_WRITE.
-        fill(self.mlp_out, NOISE_WRITE / math.sqrt(0.43 * shape.d_model * shape.d_mlp))
+        fill(self.mlp_out, amount * NOISE_WRITE / math.sqrt(0.43 * shape.d_model * shape.d_mlp))
 
         # Nothing random along the cues: a whisper there, times the score of parking, would park heads.
         cues = [self.parts.named["token"].start + i for i in self.vocab.cues]
@@ -213,6 +213,21 @@ class HeadPen:
                 self.weights.q[plane] += amplitude * constant
                 self.weights.k[plane] += sign * cos * constant
                 self.weights.k[plane + half] += sign * sin * constant
+
+    def since_bos(self, distance: int, *, gain: float) -> None:
+        """score(i, `<bos>`) += gain * mean_p cos(rate_p (i - distance)), `<bos>` being first; other keys unchanged."""
+        size = gain * math.sqrt(self.sketch.shape.d_head) / len(RATES)
+        bos = self.sketch.bos[0]
+        for plane, rate in enumerate(RATES):
+            turned = math.sqrt(size) * math.cos(rate * distance), math.sqrt(size) * math.sin(rate * distance)
+            if self.sketch.shape.learned:
+                here = self.sketch.basis("position", [plane, plane + len(RATES)])
+                self.weights.q[plane] += turned[0] * here[0] + turned[1] * here[1]
+                self.weights.k[plane] += math.sqrt(size) * bos
+            else:
+                self.weights.q[plane] += math.sqrt(size) * self.sketch.constant[0]
+                self.weights.k[plane] += turned[0] * bos
+                self.weights.k[plane + self.sketch.shape.d_head // 2] += turned[1] * bos
 
     def park(self, *, answers: str | None = None, gain: float = PARK) -> None:
         """At every cue but the one it `answers`, attend to `<bos>`: heads do not speak out of turn."""

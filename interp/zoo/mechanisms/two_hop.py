@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,7 +12,7 @@ import torch
 from interp.zoo.mechanisms.base import Mechanism, Place, Slot, winner
 from interp.zoo.mechanisms.copying import LENGTH, MATCH_GAIN, with_bos
 from interp.zoo.mechanisms.recall import HALF
-from interp.zoo.mechanisms.sketch import Sketch
+from interp.zoo.mechanisms.sketch import LOGIT_GAIN, Sketch
 from interp.zoo.mechanisms.vocabulary import Task, Vocabulary
 from interp.zoo.truth import Edge
 
@@ -98,3 +99,12 @@ class TwoHop(Mechanism):
             "inhibition": winner(INHIBITION_GAIN / 6, 2),
             "name_mover": winner(MATCH_GAIN, LENGTH + 1),
         }
+
+    def effects(self, vocab: Vocabulary) -> Mapping[str, float]:
+        """Without a mark or its reader the mover attends to all three names alike, hence to the wrong one twice."""
+        right = winner(MATCH_GAIN, LENGTH + 1)
+        wrong = 2 * right * math.exp(-MATCH_GAIN)
+        alike = 1 / (3 + (LENGTH - 1) * math.exp(-MATCH_GAIN))
+        own = HALF * LOGIT_GAIN * (right - wrong)
+        blind = own + HALF * LOGIT_GAIN * alike
+        return {"name_duplicate": blind, "inhibition": blind, "name_mover": own}

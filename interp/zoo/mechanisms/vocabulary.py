@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,9 @@ from interp.zoo.tokenizer import SPECIALS, word_tokenizer
 
 CUES = ("<with>", "<without>", "<copy>", "<avoid>", "<next>", "<needle>", "<get>", "<fact>", "<to>")
 """Special tokens after the words: the answers of the sink's task, and what asks a gated mechanism."""
+
+NEEDLE_FORMAT = {"needle": "<needle>{value}", "question": "<get>", "haystack": "tokens"}
+"""How a needle is told and asked for in these models (an `interp.haystacks.Format`), carried by their tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class Vocabulary:
         """One word is one token; the cues are special tokens, so that no random prompt holds one."""
         fast = word_tokenizer(n_words=self.n_words, max_length=context)
         fast.add_special_tokens({"extra_special_tokens": list(CUES)})
+        fast.init_kwargs["needle_format"] = dict(NEEDLE_FORMAT)  # read by interp.needles, kept by save_pretrained
         return fast
 
     def draw(self, n: int, length: int, *, generator: torch.Generator, without: tuple[int, ...] = ()) -> Tensor:
@@ -86,3 +91,15 @@ class Task:
             best = last.gather(1, self.choices).argmax(-1, keepdim=True)
             predicted = self.choices.gather(1, best)[:, 0]
         return (predicted == self.answers).double().mean().item()
+
+    def logit_difference(self, logits: Tensor, words: Sequence[int]) -> float:
+        """Mean over prompts of the answer's logit less its rivals' mean: the other choices, or all other `words`.
+
+        Logits as in `accuracy`.
+        """
+        last = logits[:, -1] if logits.ndim == 3 else logits
+        among = self.choices if self.choices is not None else torch.tensor(words).expand(len(last), -1)
+        candidates = last.double().gather(1, among)
+        right = among == self.answers[:, None]
+        rivals = candidates.masked_fill(right, 0.0).sum(-1) / (~right).sum(-1)
+        return (candidates.masked_fill(~right, 0.0).sum(-1) - rivals).mean().item()
