@@ -78,6 +78,8 @@ def detect(
     loaded = load(model, revision=revision, dtype=dtype, device=device)
     result = run(loaded, analysis, seed=seed, progress=_progress)
     result.provenance["command"] = _command()
+    for name, reason in result.provenance["left_out"].items():
+        _say(f"left out: {name}: {reason}")
     if target is not None:
         result.save(target)
         _say(f"wrote {target}")
@@ -106,6 +108,8 @@ def demo(
         loaded.batch(prompt)  # a prompt that cannot be run is refused before the work, not after it
     result = run(loaded, seed=seed, progress=_progress)
     result.provenance["command"] = _command()
+    for name, reason in result.provenance["left_out"].items():
+        _say(f"left out: {name}: {reason}")
     _print_tables(result, 3)
     path = report(loaded, results=result, prompt=prompt, seed=seed, path=target, command=_command())
     sys.stdout.write(f"report: {path.resolve()}\n")
@@ -158,9 +162,6 @@ def _print_tables(result: Result, top: int) -> None:
             )
         console.print(table)
         _print_labelled(console, result, spec)
-    left_out = result.provenance.get("left_out") or []
-    if left_out:
-        _say(f"left out, because this checkpoint has no tokenizer: {', '.join(left_out)}")
 
 
 def _print_labelled(console: Any, result: Result, spec: Analysis) -> None:

@@ -26,6 +26,13 @@ class TaskError(InterpError):
     """Prompts or tokens that the model cannot be run on."""
 
 
+class NotApplicable(TaskError):  # noqa: N818  (a state of affairs, not a mistake)
+    """An analysis that means nothing on this model: too short a context, too few tokens, no class it asks about.
+
+    `interp.registry.detect` leaves such an analysis out, and says why, unless it was asked for by name.
+    """
+
+
 class SchemaError(InterpError):
     """A table, an option or a file that does not have the declared form."""
 

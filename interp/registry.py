@@ -20,7 +20,7 @@ from typing import Any, Concatenate, ParamSpec
 import pandas as pd
 
 from interp.environment import versions
-from interp.errors import SchemaError, TaskError, nearest
+from interp.errors import NotApplicable, SchemaError, nearest
 from interp.model import Model
 from interp.results import SCHEMA_VERSION, Result, frame
 from interp.sites import component
@@ -176,9 +176,16 @@ def analyze(model: Model, name: str, **options: Any) -> Result:
     for option in options:
         if option not in allowed:
             raise SchemaError(f"{name!r} has no option {option!r}; {nearest(option, allowed)}")
-    if spec.needs == "text" and model.tokenizer is None:
-        raise TaskError(f"{name!r} needs text, and this checkpoint has no tokenizer")
+    lacking = _lacking(spec, model)
+    if lacking:
+        raise NotApplicable(f"{name!r} {lacking}")
     return spec.run(model, **options)
+
+
+def _lacking(spec: Analysis, model: Model) -> str | None:
+    """Why the model cannot be given to this analysis at all, None where it can."""
+    mute = spec.needs == "text" and model.tokenizer is None
+    return "needs text, and this checkpoint has no tokenizer" if mute else None
 
 
 def detect(
@@ -188,16 +195,31 @@ def detect(
     seed: int = 0,
     progress: Callable[[Sequence[Analysis]], Any] | None = None,
 ) -> Result:
-    """Every head analysis that suits the model (or those named) as one result; what was left out is in provenance.
+    """Every head analysis that suits the model as one result, or those named, each of which must suit it.
 
-    `progress` may wrap the list of analyses in a progress bar.
+    Provenance says under `left_out` which analyses were not run, and why: {name: reason}. `progress` may wrap the list
+    of analyses in a progress bar.
+
+    Raises:
+        NotApplicable: an analysis asked for by name does not suit the model, or none does.
     """
     wanted = [find(n) for n in names] if names else [a for a in analyses().values() if a.unit == "head"]
-    left_out = [a.name for a in wanted if a.needs == "text" and model.tokenizer is None]
-    if names and left_out:
-        raise TaskError(f"{left_out[0]!r} needs text, and this checkpoint has no tokenizer")
+    lacking = {a.name: _lacking(a, model) for a in wanted}
+    left_out = {name: reason for name, reason in lacking.items() if reason}
+    for name, reason in left_out.items():
+        if names:
+            raise NotApplicable(f"{name!r} {reason}")
     suited = [a for a in wanted if a.name not in left_out]
-    results = [analyze(model, a.name, seed=seed) for a in (progress(suited) if progress else suited)]
+    results = []
+    for spec in progress(suited) if progress else suited:
+        try:
+            results.append(analyze(model, spec.name, seed=seed))
+        except NotApplicable as error:
+            if names:
+                raise
+            left_out[spec.name] = str(error)
+    if not results:
+        raise NotApplicable(f"no analysis suits {model.info.name!r}: {'; '.join(left_out.values())}")
     joined = Result.concat(results)
     joined.provenance["left_out"] = left_out
     return joined

@@ -10,7 +10,7 @@ from tiny_models import tiny
 
 import interp
 from interp import registry
-from interp.errors import SchemaError, TaskError
+from interp.errors import NotApplicable, SchemaError, TaskError
 from interp.registry import Findings, analyses, analysis, analyze, detect
 from interp.results import COLUMNS, SCHEMA_VERSION, Result
 
@@ -146,7 +146,7 @@ def test_a_plug_in_is_detected(plug_in):
         return [a for a in todo if a.name in ("head_zero", "previous_token")]
 
     found = interp.detect(tiny("gpt2"), seed=7, progress=progress)
-    assert seen == [*BUILT_IN, "head_zero"]
+    assert [name for name in seen if name in (*BUILT_IN, "head_zero")] == [*BUILT_IN, "head_zero"]
     own = found.table[found.table["analysis"] == "head_zero"]
     assert own[["component", "value", "rank"]].to_numpy().tolist() == [["L0H0", 1.0, 7]]
     assert found.interventions["analysis"].tolist() == ["head_zero"]
@@ -158,19 +158,36 @@ def test_detect_by_name_keeps_the_order_and_every_call():
     assert list(found.table["analysis"].unique()) == ["sink", "previous_token"]
     assert [c["call"]["analysis"] for c in found.provenance["calls"]] == ["sink", "previous_token"]
     assert found.provenance["seed"] == 2
-    assert found.provenance["left_out"] == []
+    assert found.provenance["left_out"] == {}
 
 
 def test_an_analysis_of_text_is_left_out_without_a_tokenizer(plug_in):
     plug_in("reads", columns={"rank": "Int64"}, needs="text")(head_zero)
     model = tiny("gpt2")
     few = detect(model, progress=lambda todo: [a for a in todo if a.name == "previous_token"])
-    assert few.provenance["left_out"] == ["reads"]
+    assert few.provenance["left_out"]["reads"] == "needs text, and this checkpoint has no tokenizer"
     for call in (lambda: detect(model, ["reads"]), lambda: analyze(model, "reads")):
         with pytest.raises(TaskError, match="'reads' needs text, and this checkpoint has no tokenizer"):
             call()
     with_tokenizer = interp.load("zoo:planted-induction")
     assert len(analyze(with_tokenizer, "reads").table) == 1
+
+
+def test_an_analysis_that_does_not_apply_is_left_out_unless_named(plug_in):
+    @plug_in("choosy")
+    def choosy(model, *, seed: int = 0) -> Findings:
+        """Nothing: it always refuses."""
+        raise NotApplicable("24 tokens are needed, and the context is 8")
+
+    plug_in("head_zero", columns={"rank": "Int64"})(head_zero)
+    found = detect(tiny("gpt2"), progress=lambda todo: [a for a in todo if a.name in ("choosy", "head_zero")])
+    assert found.provenance["left_out"]["choosy"] == "24 tokens are needed, and the context is 8"
+    assert set(found.table["analysis"]) == {"head_zero"}
+    assert json.loads(json.dumps(found.provenance)) == found.provenance
+    with pytest.raises(TaskError, match="the context is 8"):
+        detect(tiny("gpt2"), ["head_zero", "choosy"])
+    with pytest.raises(NotApplicable, match="no analysis suits .*24 tokens"):
+        detect(tiny("gpt2"), progress=lambda todo: [a for a in todo if a.name == "choosy"])
 
 
 def test_other_units_are_not_part_of_detect(plug_in):

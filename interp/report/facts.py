@@ -74,7 +74,7 @@ def software_facts(provenance: Mapping[str, Any]) -> dict[str, str]:
         "Tokenizer": provenance.get("tokenizer") or "none",
         "Seed": provenance.get("seed"),
         "Packages": ", ".join(f"{name} {version}" for name, version in packages.items()),
-        "Left out": ", ".join(provenance.get("left_out") or ()),
+        "Left out": "; ".join(f"{name}: {why}" for name, why in (provenance.get("left_out") or {}).items()),
     }
     return {term: str(value) for term, value in facts.items() if value not in {None, ""}}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -32,17 +32,39 @@ def ablate_set(
     small = [_first(g, PROMPTS) for g in groups]
     reference = Batch.of([ids for g in small for ids in g.batch.ids[:, : g.start + g.length].tolist()])
     mean = model.mean(reference)
-    clean = second_copy(model, small)
+    return compare(lambda edits: second_copy(model, small, edits), heads, pool, mean=mean, n_random=n_random, seed=seed)
+
+
+def compare(
+    measure: Callable[[Sequence[Ablate]], dict[str, float]],
+    heads: Sequence[Head],
+    pool: Sequence[Head],
+    *,
+    mean: Float[Tensor, "layer head d_head"],
+    n_random: int,
+    seed: int,
+    how: Sequence[str] = ("mean", "zero"),
+    n_random_dose: int = 0,
+) -> list[dict[str, object]]:
+    """Rows of the intervention table: `measure` under ablation of `heads`, of random sets, and of the best few alone.
+
+    `measure` takes edits and gives metrics by name. Every way of ablating in `how` is compared with up to `n_random`
+    matched sets of `pool`; the first of them gives the dose curve, each dose beside up to `n_random_dose` sets from the
+    same layers: with many heads in a role there may be too few others in their layers to match all of them.
+    """
+    clean = measure(())
     sets = stats.matched_sets(heads, pool, n_sets=n_random, seed=seed)
     rows: list[dict[str, object]] = []
-    for how in ("mean", "zero"):
-        edited = second_copy(model, small, ablate_heads(heads, how=how, mean=_given(how, mean)))
+    for way in how:
+        edited = measure(ablate_heads(heads, how=way, mean=_given(way, mean)))
         for matching, drawn in (sets or {"none": []}).items():
-            controls = [second_copy(model, small, ablate_heads(s, how=how, mean=_given(how, mean))) for s in drawn]
-            rows += _rows(f"{how}: {_names(heads)}", len(heads), matching, clean, edited, controls)
+            controls = [measure(ablate_heads(s, how=way, mean=_given(way, mean))) for s in drawn]
+            rows += _rows(f"{way}: {_names(heads)}", len(heads), matching, clean, edited, controls)
     for k in _doses(len(heads)):
-        edited = second_copy(model, small, ablate_heads(heads[:k], how="mean", mean=mean))
-        rows += _rows(f"mean: {_names(heads[:k])}", k, "none", clean, edited, [])
+        edited = measure(ablate_heads(heads[:k], how=how[0], mean=_given(how[0], mean)))
+        drawn = stats.matched_sets(heads[:k], pool, n_sets=n_random_dose, seed=seed).get("same layers", [])
+        controls = [measure(ablate_heads(s, how=how[0], mean=_given(how[0], mean))) for s in drawn]
+        rows += _rows(f"{how[0]}: {_names(heads[:k])}", k, "same layers" if drawn else "none", clean, edited, controls)
     return rows
 
 
