@@ -1,0 +1,35 @@
+"""Prompts to ask a model with: random token sequences (`synthetic`) and prompt tasks with clean and corrupt twins."""
+
+from interp.tasks.build import SPLITS, task, task_names
+from interp.tasks.planted import of as planted_task
+from interp.tasks.prompt import PromptTask
+from interp.tasks.synthetic import (
+    BOS_POLICIES,
+    Repeats,
+    bos_id,
+    earlier_equal_pairs,
+    fingerprint,
+    ordinary_tokens,
+    random_blocks,
+    random_prompts,
+    repeat_lengths,
+    repeated_random,
+)
+
+__all__ = [
+    "BOS_POLICIES",
+    "SPLITS",
+    "PromptTask",
+    "Repeats",
+    "bos_id",
+    "earlier_equal_pairs",
+    "fingerprint",
+    "ordinary_tokens",
+    "planted_task",
+    "random_blocks",
+    "random_prompts",
+    "repeat_lengths",
+    "repeated_random",
+    "task",
+    "task_names",
+]
