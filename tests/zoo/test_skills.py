@@ -11,12 +11,12 @@ from torch.testing import assert_close
 
 from interp.errors import InterpError
 from interp.zoo.curriculum import Options, build, train
-from interp.zoo.train import main
 from interp.zoo.measure import repeated_tokens
 from interp.zoo.skills import CONTEXT, SKILLS, corpus, facts, lexicon, make, plan, vocabulary
 from interp.zoo.skills.judge import skill_accuracy
 from interp.zoo.skills.report import describe, failures, measure
 from interp.zoo.skills.rows import GROUPS, KINDS, PACKED, batch, skill_losses
+from interp.zoo.train import main
 from interp.zoo.words import WORDS
 
 SPLITS = ("train", "held-out")
