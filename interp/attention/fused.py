@@ -9,7 +9,7 @@ fused call with other values where a linear read-out of the row is, tiles of sco
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import singledispatch
 
 import torch
@@ -65,8 +65,17 @@ def attend(
         output, lse = _attend_segments(call, v)
     if call.sinks is None:
         return output, lse
+    if torch.is_grad_enabled() and call.softcap is None and (call.query.requires_grad or call.key.requires_grad):
+        lse = _with_gradient(call, lse)
     with_sink = torch.logaddexp(lse, call.sinks[None, :, None].to(lse.dtype))
     return output * (lse - with_sink).exp()[..., None].to(output.dtype), with_sink
+
+
+def _with_gradient(call: Call, lse: Tensor) -> Tensor:
+    """L_i with its gradient, which fused kernels leave out: dL_i = sum_j p_ij ds_ij, one more fused call with V = K."""
+    frozen = replace(call, query=call.query.detach(), key=call.key.detach(), sinks=None)
+    slope = call.scale * (call.query * attend(frozen, call.key)[0]).sum(-1)
+    return lse.detach() + (slope - slope.detach()).to(lse.dtype)
 
 
 def _attend_segments(call: Call, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_models import (
@@ -168,3 +170,19 @@ def test_queries_after_a_cache_are_the_last_rows_of_the_whole(variant, method):
     for name, value in got.items():
         want = expected[name] if name in ("received", "top") else expected[name][..., cached:]
         assert_close(value, want, atol=1e-5, rtol=0, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradients_through_fused_attention_are_those_of_dense_attention(variant):
+    call = make_call(**VARIANTS[variant], dtype=torch.float64)
+    weight = torch.randn(
+        *call.query.shape[:3], call.value.shape[-1], generator=torch.Generator().manual_seed(0)
+    ).double()
+    found = []
+    for method in METHODS:
+        inputs = [t.detach().requires_grad_() for t in (call.query, call.key, call.value)]
+        given = replace(call, query=inputs[0], key=inputs[1], value=inputs[2])
+        output, _ = measure(given, {}, method=method)
+        found.append(torch.autograd.grad((output * weight).sum(), inputs))
+    for fused, dense in zip(*found, strict=True):
+        assert_close(fused, dense, atol=1e-10, rtol=0)
