@@ -12,7 +12,10 @@ from torch.testing import assert_close
 
 import interp
 from interp.backends.linear import output_matrix, value_matrices
-from interp.backends.norms import gain
+from interp.backends.norms import gain, read_norm
+from interp.composition import HOW, composition, turn_spread
+from interp.errors import BackendError, SiteError
+from interp.factored import FactoredMatrix
 from interp.model import OV
 from interp.sites import Site
 from interp.weights import copying_ratio
@@ -108,7 +111,7 @@ def test_the_unembedding_gives_the_logits(model):
         model.run(ragged(12, "unpadded"))
     ours = differences(bare_norm(norm, final["in"])) @ ov.w_u
     assert_close(ours, differences(unembed["out"]), atol=5e-4, rtol=1e-4)
-    assert_close(ov.w_e, model.torch_module.get_input_embeddings().weight.detach(), atol=0, rtol=0)
+    assert_close(ov.w_e, model.torch_module.get_input_embeddings()(torch.arange(64)).detach(), atol=0, rtol=0)
 
 
 NORMS = {"gemma2": (True, True), "olmo2": (False, True)}
@@ -192,3 +195,186 @@ def test_copying_ratio_ignores_a_shift_of_all_logits():
     plain = ov(1.0, -1.0)
     shifted = OV(plain.w_v, plain.w_o, plain.w_e, plain.w_u + torch.randn(20, 1) * 5, plain.layers)
     assert_close(copying_ratio(shifted), copying_ratio(plain), atol=1e-4, rtol=0)
+
+
+SHAPES = {
+    "tall": (30, 4, 20),
+    "wide": (20, 4, 30),
+    "square": (25, 6, 25),
+    "over-full": (5, 8, 5),
+    "batch": (3, 12, 4, 12),
+}
+
+
+@pytest.fixture(params=SHAPES)
+def factored(request):
+    *batch, m, r, n = SHAPES[request.param]
+    return FactoredMatrix(torch.randn(*batch, m, r), torch.randn(*batch, r, n))
+
+
+def test_a_factored_matrix_is_its_product(factored):
+    dense = factored.left @ factored.right
+    assert factored.shape == dense.shape
+    assert_close(factored.dense(), dense)
+    assert_close(factored.T.dense(), dense.mT)
+    assert_close(factored.row(3), dense[..., 3, :])
+    assert_close(factored.row(-1), dense[..., -1, :])
+    assert_close(factored.rows(1, 4), dense[..., 1:4, :])
+    assert_close(factored.diagonal(), dense.diagonal(dim1=-2, dim2=-1))
+    assert_close(factored.norm(), torch.linalg.matrix_norm(dense), rtol=1e-4, atol=1e-4)
+    assert_close((2 * factored).dense(), 2 * dense)
+
+
+def test_spectra_of_a_factored_matrix_are_those_of_its_product(factored):
+    dense = factored.dense()
+    u, s, vh = factored.svd()
+    k = s.shape[-1]
+    assert k <= min(*dense.shape[-2:], factored.rank)
+    want = torch.linalg.svdvals(dense)
+    assert_close(s, want[..., :k], rtol=1e-4, atol=1e-4)
+    assert_close(factored.singular_values()[..., :k], want[..., :k], rtol=1e-4, atol=1e-4)
+    assert_close(u @ (s[..., None] * vh), dense, rtol=1e-4, atol=1e-4)
+    assert_close(u.mT @ u, torch.eye(k).expand(*s.shape[:-1], k, k), rtol=0, atol=1e-4)
+    if dense.shape[-1] != dense.shape[-2]:
+        with pytest.raises(BackendError, match="only square matrices"):
+            factored.eigenvalues()
+        with pytest.raises(BackendError, match="trace of a"):
+            factored.trace()
+        return
+    ours, full = factored.eigenvalues(), torch.linalg.eigvals(dense.double())
+    for power in (1, 2, 3):  # power sums say that the nonzero eigenvalues are the same, in whatever order
+        size = float(ours.abs().max() ** power)
+        assert_close(ours.pow(power).sum(-1), full.pow(power).sum(-1), rtol=1e-3, atol=1e-3 * size)
+    assert_close(factored.trace(), dense.diagonal(dim1=-2, dim2=-1).sum(-1), rtol=1e-4, atol=1e-4)
+
+
+def test_products_of_factored_matrices():
+    a, b = FactoredMatrix(torch.randn(9, 2), torch.randn(2, 8)), FactoredMatrix(torch.randn(8, 3), torch.randn(3, 7))
+    x, y = torch.randn(8, 5), torch.randn(6, 9)
+    assert_close((a @ b).dense(), a.dense() @ b.dense())
+    assert_close((b.T @ a.T).dense(), b.dense().T @ a.dense().T)
+    assert (a @ b).rank == (b.T @ a.T).rank == 2
+    assert_close((a @ x).dense(), a.dense() @ x)
+    assert_close((y @ a).dense(), y @ a.dense())
+
+
+def test_heads_of_a_batch():
+    matrix = FactoredMatrix(torch.randn(4, 6, 2), torch.randn(2, 5))
+    assert matrix.shape == (4, 6, 5)
+    assert_close(matrix[2].dense(), matrix.dense()[2])
+    with pytest.raises(BackendError, match="has no batch to index"):
+        matrix[2][0]
+
+
+@pytest.mark.parametrize("block", [1, 70, 10**6])
+@pytest.mark.parametrize("largest", [True, False])
+def test_top_entries_of_each_row_in_blocks(block, largest):
+    matrix = FactoredMatrix(torch.randn(13, 4), torch.randn(4, 29))
+    values, columns = matrix.topk(5, largest=largest, block=block)
+    want = matrix.dense().topk(5, largest=largest)
+    assert_close(values, want.values)
+    assert_close(columns, want.indices)
+
+
+def test_factored_matrices_refuse():
+    with pytest.raises(BackendError, match="do not meet"):
+        FactoredMatrix(torch.randn(4, 3), torch.randn(2, 4))
+    matrix = FactoredMatrix(torch.randn(20_000, 1), torch.randn(1, 20_000))
+    with pytest.raises(BackendError, match="20000 x 20000 matrix takes 1.5 GiB; use rows"):
+        matrix.dense()
+    with pytest.raises(BackendError, match="top 0 of each row"):
+        matrix.topk(0)
+
+
+@pytest.mark.parametrize("kind", [nn.LayerNorm, nn.RMSNorm])
+@pytest.mark.parametrize("width", [16, 15])
+@pytest.mark.parametrize("eps", [1e-6, 1e-5, 1e-3])
+def test_a_norm_is_read_whole(kind, width, eps):
+    norm = kind(width, eps=eps)
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    read = read_norm(norm, width)
+    x = torch.randn(50, width) * torch.logspace(-3, 2, 50)[:, None]
+    assert read.centred == (kind is nn.LayerNorm)
+    assert_close(read.eps, eps, rtol=1e-3, atol=0)
+    assert_close(read(x), norm(x).detach(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3", "gemma2"])
+@pytest.mark.parametrize("how", HOW)
+def test_composition_is_that_of_the_dense_matrices(name, how):
+    model = tiny(name)
+    weights = model.weights()
+    found = composition(weights, how, offset=2)
+    assert found.score.shape == (N_LAYERS, N_HEADS, N_LAYERS, N_HEADS)
+    for a, b in ((0, 0), (3, 7), (6, 2)):
+        writer = weights.ov(0, a, fold_norm=True).dense()
+        reader = {
+            "q": weights.qk(1, b, offset=2, fold_norm=True).dense(),
+            "k": weights.qk(1, b, offset=2, fold_norm=True).dense().T,
+            "v": weights.ov(1, b, fold_norm=True).dense(),
+        }[how]
+        want = (writer @ reader).norm() / (writer.norm() * reader.norm())
+        assert_close(found.score[0, a, 1, b], want, rtol=1e-4, atol=1e-5)
+    assert found.score[1].isnan().all()
+    assert found.score[:, :, 0].isnan().all()
+    assert found.z[0, :, 1].isfinite().all()
+    assert found.baseline == 64**-0.5
+
+
+def test_the_null_of_composition_is_that_of_random_rotations():
+    d, draws = 12, 4000
+    a, b = torch.randn(d, 3, dtype=torch.double), torch.randn(d, 4, dtype=torch.double) * torch.tensor([3.0, 1, 1, 1])
+    turns = torch.linalg.qr(torch.randn(draws, d, d, dtype=torch.double))
+    turns = turns.Q * turns.R.diagonal(dim1=1, dim2=2).sign()[:, None]
+    share = torch.linalg.matrix_norm(a.T @ turns @ b).square() / (a.norm() * b.norm()) ** 2
+    purity = [(torch.linalg.svdvals(m) ** 4).sum() / m.norm() ** 4 for m in (a, b)]
+    assert_close(float(share.mean()), 1 / d, rtol=0.03, atol=0)
+    assert_close(float(share.std()), float(turn_spread(*purity, d)), rtol=0.05, atol=0)
+
+
+def test_planted_composition_stands_out():
+    """A head whose queries read what an earlier head writes, and no other pair."""
+    model = tiny("gpt2")
+    weights = model.weights()
+    first, second = weights[0], weights[1]
+    plain = composition(weights, "q", fold_norm=False)
+    second.w_q[5] = first.w_o[2].T @ torch.randn(8, 8)
+    found = composition(weights, "q", fold_norm=False)
+    assert found.score[0, 2, 1, 5] > 0.9 * found.score[0, :, 1].max() > 2.5 * found.baseline
+    assert found.z[0, 2, 1, 5] > 10
+    assert plain.z[0, :, 1].abs().max() < 6
+
+
+def test_composition_refuses_an_unknown_kind():
+    model = tiny("gpt2")
+    with pytest.raises(SiteError, match="unknown composition 'o'; valid choices: k, q, v"):
+        composition(model.weights(), "o")
+
+
+@pytest.mark.parametrize("fold_norm", [True, False])
+def test_full_circuits_through_the_vocabulary(model, fold_norm):
+    """W_E W_V W_O W_U, its copying ratio and its largest entries are those of the dense matrix."""
+    weights = model.weights()
+    full = weights.full_ov(1, 2, fold_norm=fold_norm)
+    w_u = weights.w_u
+    if fold_norm:
+        w_u = weights.unembed(torch.eye(64), fold_norm=True)
+    dense = weights.w_e.double() @ weights.ov(1, 2, fold_norm=fold_norm).dense().double() @ w_u.double()
+    dense = dense - dense.mean(-1, keepdim=True)
+    assert_close(full.dense().double(), dense, rtol=1e-3, atol=1e-5 * float(dense.abs().max()))
+    spectrum = torch.linalg.eigvals(dense)
+    want = (spectrum.real.sum() / spectrum.abs().sum()).float()
+    assert_close(full.positivity(), want, rtol=0, atol=1e-3)
+    assert_close(full.topk(3)[1], dense.topk(3).indices)
+
+
+def test_circuits_at_once_are_those_of_the_layers(model):
+    circuits, weights = model.ov_circuits(), model.weights()
+    for layer in weights.layers:
+        before, after = weights[layer].norm, weights[layer].norm_after
+        ones = torch.ones(64)
+        gains = [ones if n is None else n.gain for n in (before, after)]
+        for head in range(N_HEADS):
+            ov = gains[0][:, None] * weights.ov(layer, head).dense() * gains[1]
+            assert_close(circuits.w_v[layer, head] @ circuits.w_o[layer, head], ov, rtol=1e-4, atol=1e-4)
