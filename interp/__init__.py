@@ -29,6 +29,8 @@ _HOME = {
     "analyze": "interp.registry",
     "detect": "interp.registry",
     "report": "interp.report",
+    "PromptTask": "interp.tasks",
+    "task": "interp.tasks",
     "InterpError": "interp.errors",
 }
 
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
     from interp.report import report as report
     from interp.results import Result as Result
     from interp.sites import Site as Site
+    from interp.tasks import PromptTask as PromptTask
+    from interp.tasks import task as task
 
 __all__ = [
     "Ablate",
@@ -54,6 +58,7 @@ __all__ = [
     "InterpError",
     "Model",
     "ModelInfo",
+    "PromptTask",
     "Result",
     "Site",
     "__version__",
@@ -64,6 +69,7 @@ __all__ = [
     "detect",
     "load",
     "report",
+    "task",
 ]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -12,14 +13,19 @@ from torch import Tensor
 
 from interp.attention import Statistic
 from interp.batch import Batch, Prompts
-from interp.edits import Ablate
-from interp.errors import BackendError, ModelLoadError, nearest
+from interp.edits import Edit
+from interp.errors import BackendError, ModelLoadError, SiteError, nearest
 from interp.sites import Site
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-BACKENDS = ("hf",)
+    from interp.backends.writes import Writes
+    from interp.weights import Weights
+
+Reducer = Callable[[Tensor], Tensor]
+Capture = Sequence[Site | str] | Mapping[Site | str, Reducer | None]
+Start = tuple[int, Tensor]
 
 
 @dataclass(frozen=True)
@@ -64,10 +70,33 @@ class ModelInfo:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """Outcome of a forward pass: logits [batch pos d_vocab] and captured activations by site."""
+    """Outcome of a forward pass: logits [batch pos d_vocab] and captured activations by site.
+
+    `acts` holds one tensor per captured site and layer, its key the site at that layer (`Site("L3.z")`).
+    """
 
     logits: Float[Tensor, "batch pos d_vocab"] | None
     acts: dict[Site, Tensor] = field(default_factory=dict)
+
+    def __getitem__(self, site: Site | str) -> Tensor:
+        """Activation of one site: `run["L3.z"]`."""
+        key = Site.parse(site) if isinstance(site, str) else site
+        if key not in self.acts:
+            raise SiteError(f"{str(key)!r} was not captured; {nearest(str(key), map(str, self.acts))}")
+        return self.acts[key]
+
+    def stack(self, site: Site | str) -> Tensor:
+        """Activations of a site at every layer captured, in order of layer, [layer ...]."""
+        key = Site.parse(site) if isinstance(site, str) else site
+        found = sorted(s for s in self.acts if s.first is not None and key == (s if key.first is not None else _any(s)))
+        if not found:
+            raise SiteError(f"{str(key)!r} was not captured; {nearest(str(key), map(str, self.acts))}")
+        return torch.stack([self.acts[s] for s in found])
+
+
+def _any(site: Site) -> Site:
+    """The site without its layer."""
+    return Site(site.kind, head=site.head, position=site.position)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +119,35 @@ class Model(Protocol):
     backend: str
     tokenizer: PreTrainedTokenizerBase | None
 
-    def run(self, tokens: Prompts, *, capture: Sequence[Site | str] = (), edits: Sequence[Ablate] = ()) -> Run:
-        """Forward pass with captures and edits; the model is unchanged afterwards."""
+    def run(
+        self,
+        tokens: Prompts,
+        *,
+        capture: Capture = (),
+        edits: Sequence[Edit] = (),
+        start: Start | None = None,
+        stop: int | None = None,
+        gradients: bool = False,
+    ) -> Run:
+        """Forward pass with captures and edits; the model is unchanged afterwards.
+
+        Args:
+            tokens: prompts, as `batch` takes them.
+            capture: sites, or site -> function applied to each activation as soon as it exists, so that only its
+                result is kept. A head or a position that the site names is narrowed away.
+            edits: applied in the order given, each before its site is captured.
+            start: (layer, residual [batch pos d_model]): the residual enters at the layer, those below do not run.
+            stop: last layer to run; logits are None.
+            gradients: keep the autograd graph, with the activations attached to it.
+        """
+        ...
+
+    def generate(self, prompts: Prompts, *, edits: Sequence[Edit] = (), **options: Any) -> Tensor:
+        """Token ids [batch pos], prompt included, as the model's own `generate` gives them, under edits."""
+        ...
+
+    def editing(self, edits: Sequence[Edit]) -> AbstractContextManager[None]:
+        """Context in which edits apply to everything the model does, generation included."""
         ...
 
     def attention(
@@ -101,13 +157,21 @@ class Model(Protocol):
         *,
         method: str = "auto",
         layers: Sequence[int] | None = None,
-        edits: Sequence[Ablate] = (),
+        edits: Sequence[Edit] = (),
     ) -> AttentionRun:
         """Attention statistics without attention matrices; ends the pass at the last layer asked for."""
         ...
 
     def mean(self, tokens: Prompts, kind: str = "z") -> Float[Tensor, "layer head d_head"]:
         """Mean of a per-head activation over all real tokens."""
+        ...
+
+    def weights(self) -> Weights:
+        """Matrices of every layer as they are now, each read when it is first asked for."""
+        ...
+
+    def writes(self, layer: int) -> Writes:
+        """What a layer's attention and MLP write to the stream, as linear maps."""
         ...
 
     def ov_circuits(self) -> OV:
@@ -139,17 +203,36 @@ class OV:
     layers: tuple[int, ...]
 
 
+def editing(model: Model, edits: Sequence[Edit]) -> AbstractContextManager[None]:
+    """Context in which edits apply to everything the model does: `run`, `attention`, `generate`.
+
+    >>> import interp
+    >>> model = interp.load("zoo:planted-induction")
+    >>> with interp.model.editing(model, interp.ablate_heads(["L1H0"])):
+    ...     ablated = model.run([1, 2, 3]).logits
+    """
+    return model.editing(edits)
+
+
 def load(
     source: Any,
     *,
-    backend: str = "hf",
+    backend: str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     revision: str | None = None,
     dtype: str | torch.dtype = "float32",
     device: str | None = None,
     device_map: str | dict[str, Any] | None = None,
+    tensor_parallel: bool = False,
 ) -> Model:
-    """Model from a hub id, a local folder, `zoo:NAME`, or a transformers model in memory.
+    """Model from a hub id, a folder, `zoo:NAME`, a transformers model, a TransformerLens bridge or an nnsight model.
+
+    `backend`: "hf" (the default), "lens" (dense attention, for architectures outside transformers' attention
+    interface), "nnsight"; a bridge or an nnsight model is run by its own.
+
+    A checkpoint too large for one device: `device_map` ("auto", or layers to devices, CPU and disk among them) places
+    layers, as accelerate does; `tensor_parallel`, under torchrun, splits every layer over the processes, for families
+    that transformers has a plan for. Sites, edits and statistics are the same: all heads, in every process.
 
     Offline rules and cache are Hugging Face's own (HF_HOME, HF_HUB_OFFLINE). Weights are read from safetensors only
     and no code from a repository is run. An in-memory model keeps its dtype and device.
@@ -161,13 +244,25 @@ def load(
     >>> interp.load("zoo:planted-induction").info.n_layers
     2
     """
-    if backend not in BACKENDS:
-        raise ModelLoadError(f"unknown backend {backend!r}; {nearest(backend, BACKENDS)}")
-    from interp.backends.hf import HFModel
+    from interp import backends
     from interp.checkpoints import read
 
-    checkpoint = read(source, tokenizer=tokenizer, revision=revision, dtype=dtype, device=device, device_map=device_map)
+    chosen = backends.choose(source, backend)
+    if backends.belongs(source):
+        try:
+            return backends.adopt(source, chosen, tokenizer=tokenizer)
+        except BackendError as error:
+            raise ModelLoadError(f"{type(source).__name__}: {error}") from error
+    checkpoint = read(
+        source,
+        tokenizer=tokenizer,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        tensor_parallel=tensor_parallel,
+    )
     try:
-        return HFModel(checkpoint)
+        return backends.make(checkpoint, chosen, ours=checkpoint.model is not source)
     except BackendError as error:
         raise ModelLoadError(f"{checkpoint.name}: {error}") from error

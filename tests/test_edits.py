@@ -10,7 +10,8 @@ from tiny_models import ARCHITECTURES, N_HEADS, N_LAYERS, ragged, tiny
 from torch.testing import assert_close
 
 from interp.attention import Entropy, Offset
-from interp.edits import Ablate, ablate_heads
+from interp.backends.places import narrow
+from interp.edits import Ablate, Add, Noise, Replace, Scale, ablate_heads, apply, apply_edits
 from interp.errors import SiteError
 from interp.sites import Site
 
@@ -114,8 +115,9 @@ def test_captured_z_is_what_the_edit_left():
         (Ablate(Site("z", 0, head=N_HEADS)), "L0H8.z: head 8 is out of range; there are 8 heads"),
         (Ablate(Site("z", 2)), "L2.z: layer 2 is out of range; the model has 2 layers"),
         (Ablate(Site("z", 0, 5)), "layer 2 is out of range"),
-        (Ablate(Site("mlp_out", 0)), "L0.mlp_out: edits are of z"),
-        (Ablate(Site("z", 0, position=3)), "edits are of z, at all positions"),
+        (Ablate(Site("z", 0, position=3)), "L0.z@3: position 3 is out of range; the prompt has 2 tokens"),
+        (Ablate(Site("z", 0), "mean", torch.ones(9)), r"value of shape \(9,\) does not broadcast to \(1, 2, 8, 8\)"),
+        (Ablate(Site("norm_scale", 0)), "L0.norm_scale: the divisor of a norm"),
     ],
 )
 def test_what_cannot_be_edited(edit, message):
@@ -132,8 +134,8 @@ def test_what_cannot_be_edited(edit, message):
     ("site", "message"),
     [
         ("L9.z", "L9.z: layer 9 is out of range; the model has 2 layers"),
-        ("resid_post", "'resid_post' is not captured by the hf backend; it captures q, k, v, z"),
-        ("L0H3.z", "captures are of whole layers"),
+        ("L0H9.z", "L0H9.z: head 9 is out of range; there are 8 heads"),
+        ("L0.z@2", "L0.z@2: position 2 is out of range; the prompt has 2 tokens"),
         ("L0.zed", "unknown site kind 'zed'"),
     ],
 )
@@ -168,3 +170,90 @@ def test_a_mean_of_a_head_out_of_range_is_a_site_error(heads):
     model = tiny("llama")
     with pytest.raises(SiteError, match="out of range"):
         model.run([5, 6], edits=ablate_heads(heads, how="mean", mean=model.mean([5, 6])))
+
+
+X = torch.arange(2 * 5 * 3 * 2, dtype=torch.float32).view(2, 5, 3, 2)
+
+
+def changed(*edits, x=X, **options):
+    before = x.clone()
+    after = apply_edits(x, edits, **options)
+    assert_close(x, before, atol=0, rtol=0)
+    return after
+
+
+def test_edits_are_applied_in_the_order_given():
+    twice = Scale("L0.z", 2.0), Add("L0.z", torch.ones(2))
+    assert_close(changed(*twice), 2 * X + 1)
+    assert_close(changed(*reversed(twice)), 2 * (X + 1))
+    on_one = (
+        Scale("L0H1.z", 2.0, rows=0),
+        Add("L0H1.z", torch.ones(2)),
+        Ablate("L0H1.z@0"),
+        Add("L0H1.z@0", torch.ones(2)),
+    )
+    expected = X.clone()
+    expected[0, :, 1] *= 2
+    expected[:, :, 1] += 1
+    expected[:, 0, 1] = 1
+    assert_close(changed(*on_one), expected)
+
+
+def test_a_value_has_the_shape_that_a_capture_has():
+    values = {
+        "L0.z": torch.randn(2, 5, 3, 2),
+        "L0H1.z": torch.randn(2, 5, 2),
+        "L0.z@3": torch.randn(2, 3, 2),
+        "L0H1.z@-1": torch.randn(2, 2),
+    }
+    for site, value in values.items():
+        after = changed(Replace(site, value))
+        assert_close(narrow(after, Site.parse(site), torch.ones(2, 5, dtype=torch.bool)), value)
+    whole = torch.randn(2, 5, 3, 2)
+    after = changed(Replace("L0.z", whole, positions=torch.tensor([1, -1])))
+    assert_close(after[0, 1], whole[0, 1])
+    assert_close(after[1, 4], whole[1, 4])
+    assert_close(after[0, 2:], X[0, 2:])
+    of_rows = torch.randn(1, 5, 3, 2)
+    assert_close(changed(Replace("L0.z", of_rows, rows=[1]))[1], of_rows[0])
+
+
+def test_many_rows_edits_are_one_write(monkeypatch):
+    commits = []
+    commit = apply._commit
+    monkeypatch.setattr(apply, "_commit", lambda x, writes, own: commits.append(len(writes)) or commit(x, writes, own))
+    edits = [Ablate(f"L0H{row % 3}.z", rows=row) for row in range(64)]
+    x = torch.ones(64, 5, 3, 2)
+    after = apply_edits(x, edits)
+    assert commits == [64]
+    assert_close(after.sum((1, 2, 3)), torch.full((64,), 20.0))
+    assert (after[torch.arange(64), :, torch.arange(64) % 3] == 0).all()
+    commits.clear()
+    apply_edits(x, [*edits, Ablate("L0H0.z", rows=0), Scale("L0H1.z", 2.0, rows=3)])
+    assert commits == [64, 1, 1]
+
+
+def test_positions_and_values_of_a_prompt_leave_generated_tokens_alone():
+    mask = torch.tensor([[False, True, True, True], [True, True, True, True]])
+    new = torch.randn(2, 1, 3, 2)
+    for edit in (Ablate("L0.z@-1"), Add("L0.z", torch.ones(4, 3, 2)), Scale("L0.z", 2.0, positions=[0, 1])):
+        assert_close(changed(edit, x=new, mask=mask, offset=4), new, atol=0, rtol=0)
+    assert_close(changed(Scale("L0.z", 2.0), x=new, mask=mask, offset=4), 2 * new)
+
+
+def test_noise_is_drawn_from_its_seed():
+    noise = Noise("L0.z", 0.5, seed=3)
+    one, again, other = changed(noise, layer=0), changed(noise, layer=0), changed(noise, layer=1)
+    assert_close(one, again, atol=0, rtol=0)
+    assert (one - other).abs().max() > 0.1
+    wide = torch.zeros(4, 500, 3, 2)
+    assert_close(apply_edits(wide, [noise], layer=0).std(), torch.tensor(0.5), atol=0.02, rtol=0)
+
+
+def test_a_mean_has_a_row_for_each_layer(model):
+    batch = ragged(9, "unpadded")
+    means = {kind: model.mean(batch, kind) for kind in ("z", "mlp_out")}
+    for kind, mean in means.items():
+        whole = model.run(batch, edits=[Ablate(kind, "mean", mean)]).logits
+        each = model.run(batch, edits=[Replace(f"L{i}.{kind}", mean[i]) for i in range(N_LAYERS)]).logits
+        assert_close(whole, each, atol=1e-6, rtol=1e-6)

@@ -26,7 +26,9 @@ UNSUPPORTED = ("position_bias", "indices")  # score terms that a Call cannot exp
 _active: ContextVar[Recorder | None] = ContextVar("interp_recorder", default=None)
 
 Watch = Callable[[int, Call], None]
+Change = Callable[[int, Call], Call]
 Edit = Callable[[int, Tensor], Tensor]
+Mix = Callable[[int, Call, Tensor], Tensor]
 
 
 class StopForward(Exception):  # noqa: N818 - control flow, like StopIteration
@@ -40,8 +42,11 @@ class Recorder:
     Attributes:
         questions: statistics to answer at every layer in `layers` (every layer when None).
         method: implementation used where questions are asked; see `measure`.
-        watch: called with (layer, call) before attention; to capture q, k, v.
-        edit: called with (layer, z [batch, query, head, d_value]) after it; returns z, changed or not.
+        watch: called with (layer, call) before attention; to look at q, k, v.
+        change: called next; returns the call that attention is then computed for.
+        mix: called with (layer, call, z [batch, query, head, d_value]) after it; returns z, with heads whose pattern is
+            edited put in.
+        edit: called with (layer, z) at last; returns z, changed or not.
         last: end the forward pass once this layer has been answered.
         padded: whether the batch has padding, so that a lost mask is noticed.
         answers: layer -> name -> tensor, filled as the pass runs.
@@ -52,6 +57,8 @@ class Recorder:
     layers: Sequence[int] | None = None
     method: str = "auto"
     watch: Watch | None = None
+    change: Change | None = None
+    mix: Mix | None = None
     edit: Edit | None = None
     last: int | None = None
     padded: bool = False
@@ -65,6 +72,8 @@ class Recorder:
         self.modules[layer] = module
         if self.watch is not None:
             self.watch(layer, call)
+        if self.change is not None:
+            call = self.change(layer, call)
         asked = self.questions if self.layers is None or layer in self.layers else {}
         try:
             output, answers = measure(call, asked, method=self.method)
@@ -73,6 +82,8 @@ class Recorder:
         if asked:
             self.answers[layer] = answers
         z = output.transpose(1, 2).contiguous()
+        if self.mix is not None:
+            z = self.mix(layer, call, z)
         if self.edit is not None:
             z = self.edit(layer, z)
         if self.last is not None and layer >= self.last:
@@ -152,5 +163,5 @@ def _switch(model: PreTrainedModel) -> None:
     if model.config._attn_implementation != NAME:
         raise BackendError(
             f"{family} does not follow transformers' attention interface, so its attention cannot be measured without "
-            "storing it; architectures that do include GPT-2, GPT-NeoX, Llama, Mistral, Qwen, Gemma, Phi, OLMo, OPT"
+            'storing it; load it with backend="lens", which does (n x n per head)'
         )

@@ -1,1 +1,72 @@
-"""Ways to run a model; each implements `interp.model.Model`."""
+"""Ways to run a model; each implements `interp.model.Model`.
+
+`hf` (a transformers model), `lens` (a TransformerLens bridge), `nnsight` (an nnsight model). `choose` says which one a
+source belongs to; neither peer library is imported unless the source is one of its objects, or it is asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from interp.errors import ModelLoadError, nearest
+
+BACKENDS = ("hf", "lens", "nnsight")
+_PACKAGES = {"transformer_lens": "lens", "nnsight": "nnsight"}
+
+
+def belongs(source: Any) -> str | None:
+    """Backend of an object that is a peer library's model already, None for everything else.
+
+    >>> belongs("zoo:planted-induction") is None
+    True
+    """
+    for kind in type(source).__mro__:
+        backend = _PACKAGES.get(kind.__module__.partition(".")[0])
+        if backend is not None:
+            return backend
+    return None
+
+
+def choose(source: Any, backend: str | None) -> str:
+    """Backend to use for a source: the object's own, or the one asked for, "hf" by default.
+
+    Raises:
+        ModelLoadError: an unknown backend, or another than the object's own.
+    """
+    if backend is not None and backend not in BACKENDS:
+        raise ModelLoadError(f"unknown backend {backend!r}; {nearest(backend, BACKENDS)}")
+    own = belongs(source)
+    if own is None:
+        return backend or "hf"
+    if backend not in (None, own):
+        raise ModelLoadError(f"a {type(source).__name__} is run by backend {own!r}, not {backend!r}; leave it out")
+    return own
+
+
+def adopt(source: Any, backend: str, *, tokenizer: Any = None) -> Any:
+    """Model of an object for which `belongs` names the backend."""
+    if backend == "lens":
+        from interp.backends.lens.model import LensModel
+
+        found: Any = LensModel(source)
+    else:
+        from interp.backends.nnsight.model import NNsightModel
+
+        found = NNsightModel(source)
+    found.tokenizer = tokenizer or found.tokenizer
+    return found
+
+
+def make(checkpoint: Any, backend: str, *, ours: bool = False) -> Any:
+    """Model of a checkpoint that has been read, by the backend named; `ours` says that nobody else holds its module."""
+    if backend == "lens":
+        from interp.backends.lens import boot
+
+        return boot(checkpoint, ours=ours)
+    if backend == "nnsight":
+        from interp.backends.nnsight.wrapping import wrap
+
+        return wrap(checkpoint)
+    from interp.backends.hf import HFModel
+
+    return HFModel(checkpoint)

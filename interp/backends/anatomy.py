@@ -1,27 +1,32 @@
 """Where the parts of a decoder are, found by watching one short forward pass instead of by model type.
 
-Two tokens are run with our attention function and a hook on every module. Which module called attention, what its input
-came out of, what its output went into: these are facts of the data flow, the same for every architecture.
+Which module called attention, what its input came out of, what its output went into, what a layer adds to its input:
+these are facts of the data flow (`watch`), the same for every architecture. `stream` finds the parts of the residual.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
-from interp.attention import Call, Recorder, intercept
+from interp.attention import Call
+from interp.backends.shards import Shards, shards
+from interp.backends.stream import StreamPart, stream_part
+from interp.backends.watch import Event, input_device, source, watch
 from interp.errors import BackendError
 
-PROBE = 2  # tokens; one would hide the difference between causal and not
+__all__ = ["Anatomy", "AttentionPart", "input_device", "observe"]
 
 
 @dataclass(frozen=True, eq=False)
 class AttentionPart:
-    """One layer's attention as observed: modules around it and sizes of its call."""
+    """One layer's attention as observed: modules around it and sizes of its call.
+
+    `direct` says that the output projection takes z as attention gave it (no gate in between).
+    """
 
     layer: int
     module: nn.Module
@@ -35,27 +40,29 @@ class AttentionPart:
     d_value: int
     softcap: float | None
     sink_logits: bool
+    direct: bool = True
 
 
 @dataclass(frozen=True, eq=False)
 class Anatomy:
-    """The observed parts of a decoder."""
+    """The observed parts of a decoder.
+
+    `overwrites` says that some module changes its input in place, `bundled` that layers give tuples; `shards` how heads
+    are spread over processes, None where they are not.
+    """
 
     blocks: nn.ModuleList
     attention: tuple[AttentionPart, ...]
     unembed: nn.Module
     final_norm: nn.Module | None
+    stream: tuple[StreamPart, ...]
+    overwrites: bool
+    bundled: bool
+    shards: Shards | None = None
 
-
-@dataclass(frozen=True, eq=False)
-class _Event:
-    """A module that ran: the identities of the tensors it took and gave."""
-
-    path: str
-    module: nn.Module
-    took: tuple[tuple[int, int], ...]
-    gave: tuple[tuple[int, int], ...]
-    width: int
+    def part(self, layer: int) -> AttentionPart | None:
+        """Attention of a layer, None where it has none."""
+        return next((p for p in self.attention if p.layer == layer), None)
 
 
 def observe(model: PreTrainedModel) -> Anatomy:
@@ -65,7 +72,7 @@ def observe(model: PreTrainedModel) -> Anatomy:
         BackendError: the model is not causal, bypasses the attention interface, or a part cannot be told apart; the
             message names the module and what was looked for.
     """
-    events, calls, kept = _watch(model)
+    events, calls = watch(model)
     if not calls:
         raise BackendError(
             f"{type(model).__name__} never called the attention interface: no softmax attention to measure"
@@ -79,53 +86,37 @@ def observe(model: PreTrainedModel) -> Anatomy:
         )
     parts = tuple(_part(layer, module, call, blocks, paths, events) for layer, (module, call) in sorted(calls.items()))
     reads = [e for e in events if e.module is unembed]
-    final = _source(events, reads[-1].took[0]) if reads else None
-    del kept
-    return Anatomy(blocks, parts, unembed, final)
+    final = source(events, reads[-1].took[0]) if reads else None
+    by_layer = {part.layer: part for part in parts}
+    stream = tuple(_stream(i, blocks, by_layer.get(i), paths, events) for i in range(len(blocks)))
+    overwrites = any(e.overwritten for e in events)
+    bundled = any(e.bundled for e in events if e.module is blocks[0])
+    spread = shards(model)
+    return Anatomy(blocks, _gathered(parts, spread), unembed, final, stream, overwrites, bundled, spread)
 
 
-def _watch(model: PreTrainedModel) -> tuple[list[_Event], dict[int, tuple[nn.Module, Call]], list[Tensor]]:
-    """Events of a two-token pass, the attention calls by layer, and the tensors (kept so that no address is reused)."""
-    events: list[_Event] = []
-    calls: dict[int, tuple[nn.Module, Call]] = {}
-    kept: list[Tensor] = []
-
-    def note(path: str):
-        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-            took = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
-            gave = [t for t in (output if isinstance(output, tuple | list) else [output]) if isinstance(t, Tensor)]
-            kept.extend((*took, *gave))
-            width = took[0].shape[-1] if took and took[0].ndim else 0
-            events.append(_Event(path, module, tuple(map(_identity, took)), tuple(map(_identity, gave)), width))
-
-        return hook
-
-    recorder = Recorder()
-
-    def keep(layer: int, call: Call) -> None:
-        calls[layer] = (recorder.modules[layer], call)
-        kept.extend((call.query, call.key, call.value))
-        events.append(_Event("(attention)", recorder.modules[layer], (), (), 0))
-
-    recorder.watch = keep
-    handles = [m.register_forward_hook(note(path), with_kwargs=True) for path, m in model.named_modules()]
-    tokens = torch.zeros(1, PROBE, dtype=torch.long, device=input_device(model))
-    try:
-        with torch.no_grad(), intercept(model, recorder):
-            model(tokens, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return events, calls, kept
+def _gathered(parts: tuple[AttentionPart, ...], spread: Shards | None) -> tuple[AttentionPart, ...]:
+    """Attention with the heads of all processes counted."""
+    if spread is None:
+        return parts
+    for p in parts:
+        spread.agree((p.n_heads, p.n_kv_heads), f"numbers of heads and key-value heads of layer {p.layer}")
+    n = spread.size
+    return tuple(replace(p, n_heads=n * p.n_heads, n_kv_heads=n * p.n_kv_heads) for p in parts)
 
 
-def input_device(model: PreTrainedModel) -> torch.device:
-    """Where token ids go in."""
-    return next(model.get_input_embeddings().parameters()).device
-
-
-def _identity(t: Tensor) -> tuple[int, int]:
-    return t.data_ptr(), t.numel()
+def _stream(
+    layer: int, blocks: nn.ModuleList, part: AttentionPart | None, paths: dict[int, str], events: list[Event]
+) -> StreamPart:
+    block, before = blocks[layer], blocks[layer - 1] if layer else None
+    attention = None if part is None else paths[id(part.module)]
+    found = stream_part(layer, paths[id(block)], attention, events)
+    own = {e.module: e for e in events if e.module is block or e.module is before}
+    if before is not None and not torch.equal(own[before].outputs[0].cpu(), own[block].inputs[0].cpu()):
+        found.missing["resid_pre"] = f"what enters layer {layer} is not what layer {layer - 1} gives"
+    if part is not None and not part.direct:
+        found.missing["head_out"] = f"layer {layer} changes z before its output projection, so heads do not write z W_O"
+    return found
 
 
 def _blocks(model: nn.Module, attention: nn.Module, paths: dict[int, str]) -> nn.ModuleList:
@@ -138,7 +129,7 @@ def _blocks(model: nn.Module, attention: nn.Module, paths: dict[int, str]) -> nn
 
 
 def _part(
-    layer: int, module: nn.Module, call: Call, blocks: nn.ModuleList, paths: dict[int, str], events: list[_Event]
+    layer: int, module: nn.Module, call: Call, blocks: nn.ModuleList, paths: dict[int, str], events: list[Event]
 ) -> AttentionPart:
     path = paths[id(module)]
     n_heads, d_value = call.query.shape[1], call.value.shape[-1]
@@ -149,8 +140,8 @@ def _part(
             f"no output projection in {path!r}: looked for a submodule of width {n_heads * d_value} after it"
         )
     own = next(e for e in events if e.path == path)
-    before = _source(events[:start], own.took[0])
-    after = next((e.module for e in events if e.took[:1] == own.gave[:1] and _is_norm(e)), None)
+    before = source(events[:start], own.took[0])
+    after = next((e.module for e in events if e.took[:1] == own.gave[:1] and e.is_norm), None)
     block = next((b for b in blocks if any(m is module for m in b.modules())), None)
     if block is None:
         raise BackendError(f"{path!r} is in none of the {len(blocks)} layers: looked for the layer that holds it")
@@ -167,16 +158,5 @@ def _part(
         d_value=d_value,
         softcap=call.softcap,
         sink_logits=call.sinks is not None,
+        direct=output.took[:1] == events[start].gave[:1],
     )
-
-
-def _source(events: list[_Event], tensor: tuple[int, int]) -> nn.Module | None:
-    """The norm that produced a tensor, None when something else did (a residual stream, say)."""
-    return next((e.module for e in reversed(events) if tensor in e.gave and _is_norm(e)), None)
-
-
-def _is_norm(event: _Event) -> bool:
-    """Norms are leaves with at most a gain and a bias per channel; dropout has no parameters."""
-    own = list(event.module.parameters(recurse=False))
-    leaf = next(event.module.children(), None) is None
-    return leaf and 0 < len(own) <= 2 and all(p.ndim == 1 and p.numel() == event.width for p in own)

@@ -6,23 +6,33 @@ import contextlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from interp.attention import Call, Recorder, Statistic, StopForward, intercept
+from interp.attention import Recorder, Statistic, StopForward, intercept
 from interp.backends.anatomy import input_device, observe
-from interp.backends.linear import output_matrix, value_matrices
-from interp.backends.norms import gain
+from interp.backends.budget import check_memory
+from interp.backends.capture import Pass, refuse
+from interp.backends.checks import check_exists, check_reached
+from interp.backends.generation import generated, needs_attention, standing
+from interp.backends.hooks import Hooks
+from interp.backends.linear import read_weights
+from interp.backends.places import captures, changes
+from interp.backends.rewrite import connect
+from interp.backends.shards import GRADIENTS, MATRICES
+from interp.backends.writes import Writes, read_writes
 from interp.batch import Batch, Prompts
 from interp.checkpoints import Checkpoint
-from interp.edits import Ablate
+from interp.edits import Edit
 from interp.errors import BackendError, SiteError, TaskError
-from interp.model import OV, AttentionRun, ModelInfo, Run
+from interp.model import OV, AttentionRun, Capture, ModelInfo, Run, Start
 from interp.sites import Site
+from interp.weights import Weights
 
-CAPTURED = ("q", "k", "v", "z")
+PATTERN_STATISTICS = "statistics are of unedited attention; capture the pattern of this layer instead"
 
 
 class HFModel:
@@ -38,6 +48,7 @@ class HFModel:
         """
         self.torch_module = checkpoint.model
         self.tokenizer = checkpoint.tokenizer
+        self._standing: list[Pass] = []
         with _evaluating(self.torch_module):
             self.anatomy = observe(self.torch_module)
         self.info = self._describe(checkpoint)
@@ -98,32 +109,32 @@ class HFModel:
             raise TaskError(f"token id {low if low < 0 else high} is outside the vocabulary 0..{self.info.d_vocab - 1}")
         return batch
 
-    def run(self, tokens: Prompts, *, capture: Sequence[Site | str] = (), edits: Sequence[Ablate] = ()) -> Run:
-        """Logits and captured q, k, v or z, [batch pos head d_head] each, under edits of z.
+    def run(
+        self,
+        tokens: Prompts,
+        *,
+        capture: Capture = (),
+        edits: Sequence[Edit] = (),
+        start: Start | None = None,
+        stop: int | None = None,
+        gradients: bool = False,
+    ) -> Run:
+        """Logits and captured activations under edits; see `interp.model.Model.run`.
 
         Raises:
-            SiteError: a site this backend does not capture, or out of range.
+            SiteError: a site that this architecture lacks, that this run does not reach, or out of range; an edit
+                whose value has the wrong shape.
+            BackendError: the residual stream is not finite at some token; captures that will not fit in memory.
         """
         batch = self.batch(tokens)
-        sites = [Site.parse(s) if isinstance(s, str) else s for s in capture]
-        wanted = {(site.kind, layer): site.at(layer) for site in sites for layer in self._layers_of(site)}
-        acts: dict[Site, Tensor] = {}
-
-        def watch(layer: int, call: Call) -> None:
-            for kind, tensor in (("q", call.query), ("k", call.key), ("v", call.value)):
-                if (kind, layer) in wanted:
-                    acts[wanted[kind, layer]] = tensor.transpose(1, 2)
-
-        edit = self._edit(edits)
-
-        def after(layer: int, z: Tensor) -> Tensor:
-            z = edit(layer, z)
-            if ("z", layer) in wanted:
-                acts[wanted["z", layer]] = z
-            return z
-
-        recorder = Recorder(watch=watch, edit=after, padded=batch.padded)
-        return Run(self._forward(batch, recorder), acts)
+        if gradients and self.anatomy.shards is not None:
+            raise BackendError(f"{self.info.name}: {GRADIENTS}")
+        plan = self._plan(capture, edits, gradients=gradients)
+        check_reached(plan, self.info.n_layers, start=start, stop=stop, shape=(*batch.ids.shape, self.info.d_model))
+        rows, n = batch.ids.shape
+        check_memory(plan.wanted, self.info, (rows, n), self.device, d_mlp=self._d_mlp, logits=stop is None)
+        logits = self._forward(batch, plan, start=start, stop=stop)
+        return Run(logits, plan.acts)
 
     def attention(
         self,
@@ -132,7 +143,7 @@ class HFModel:
         *,
         method: str = "auto",
         layers: Sequence[int] | None = None,
-        edits: Sequence[Ablate] = (),
+        edits: Sequence[Edit] = (),
     ) -> AttentionRun:
         """Answers to `statistics`, each [layer batch head ...]; the pass ends after the last layer asked for."""
         batch = self.batch(tokens)
@@ -142,84 +153,121 @@ class HFModel:
         unknown = sorted(set(asked) - set(self.info.attention_layers))
         if unknown:
             raise SiteError(f"layer {unknown[0]} has no attention; layers with attention: {self.info.attention_layers}")
-        recorder = Recorder(statistics, asked, method, edit=self._edit(edits), last=max(asked), padded=batch.padded)
-        self._forward(batch, recorder)
+        plan = self._plan((), edits)
+        for layer in asked:
+            if plan.edited(layer, "pattern"):
+                raise refuse(plan.edits["pattern", layer][0], PATTERN_STATISTICS)
+        recorder = Recorder(statistics, asked, method, last=max(asked), padded=batch.padded)
+        self._forward(batch, plan, recorder=recorder)
+        spread = self.anatomy.shards
+        if spread is not None:
+            for answers in recorder.answers.values():
+                answers.update({name: spread.gather(x, 1) for name, x in answers.items()})
         values = {name: torch.stack([recorder.answers[layer][name].cpu() for layer in asked]) for name in statistics}
         return AttentionRun(asked, values)
 
-    def mean(self, tokens: Prompts, kind: str = "z") -> Float[Tensor, "layer head d_head"]:
-        """Mean over real tokens of z (or q, k, v) for every layer and head."""
+    def generate(self, prompts: Prompts, *, edits: Sequence[Edit] = (), **options: Any) -> Tensor:
+        """Token ids [batch pos], prompts included (padded on the left), from transformers' own `generate`.
+
+        Edits with positions or per-token values are of the prompt's tokens; the others apply to new tokens as well.
+        `options` go to transformers; decoding is greedy unless they say otherwise.
+        """
+        rows = Batch.of(prompts, self.tokenizer, side="left")
+        batch = self.batch(rows)
+        with self.editing(edits):
+            return generated(self.torch_module, batch, self._standing[-1], options)
+
+    @contextlib.contextmanager
+    def editing(self, edits: Sequence[Edit]) -> Iterator[None]:
+        """Context in which edits apply to `run`, `attention`, `generate`, and calls of `torch_module` itself."""
+        plan = self._plan((), edits)
+        outer = self._standing[-1:]
+        for other in outer:
+            other.on = False
+        self._standing.append(plan)
+        try:
+            with _evaluating(self.torch_module), standing(self.torch_module, self.anatomy, plan):
+                yield
+        finally:
+            self._standing.pop()
+            for other in outer:
+                other.on = True
+
+    def _plan(self, capture: Capture, edits: Sequence[Edit], *, gradients: bool = False) -> Pass:
+        """What a run has to do, the edits of a context around it first; places that do not exist are refused."""
+        wanted = captures(capture, self.info)
+        changed = changes(edits, self.info)
+        for plan in self._standing[-1:]:
+            changed = {p: [*plan.edits.get(p, ()), *changed.get(p, ())] for p in {**plan.edits, **changed}}
+        plan = Pass(wanted, changed, gradients=gradients, clones=self.anatomy.overwrites)
+        check_exists(plan, self.anatomy)
+        return plan
+
+    def mean(self, tokens: Prompts, kind: str = "z") -> Float[Tensor, "layer ..."]:
+        """Mean over real tokens of a kind of activation, [layer head d_head] or [layer d]; zeros where it has none."""
         batch = self.batch(tokens)
-        acts = self.run(batch, capture=[kind]).acts
-        weight = batch.mask[:, :, None, None].to(torch.float32) / batch.mask.sum()
-        rows = [(acts[Site(kind, layer, layer)].float() * weight).sum((0, 1)) for layer in self.info.attention_layers]
-        full = torch.zeros(self.info.n_layers, *rows[0].shape, device=rows[0].device)
-        full[list(self.info.attention_layers)] = torch.stack(rows)
+        weight = (batch.mask / batch.mask.sum()).flatten()
+
+        def reduce(x: Tensor) -> Tensor:
+            return (weight.to(x.device) @ x.float().flatten(0, 1).flatten(1)).view(x.shape[2:])
+
+        acts = self.run(batch, capture={Site(kind): reduce}).acts
+        rows = {site.first: mean for site, mean in acts.items()}
+        first = next(iter(rows.values()))
+        full = torch.zeros(self.info.n_layers, *first.shape, device=first.device)
+        for layer, mean in rows.items():
+            full[layer] = mean.to(full.device)
         return full
 
+    def weights(self) -> Weights:
+        """Matrices of every layer as they are now, read off the modules by feeding them a basis."""
+        return read_weights(self.torch_module, self.anatomy)
+
+    def writes(self, layer: int) -> Writes:
+        """What a layer's attention and MLP write to the stream, as linear maps."""
+        return read_writes(self.anatomy, layer, self.info.d_model)
+
     def ov_circuits(self) -> OV:
-        """Value and output matrices read off the modules themselves by feeding them a basis; see `OV`."""
-        parts = self.anatomy.attention
-        w_v = value_matrices(self.torch_module, parts)
-        group = self.info.n_heads // self.info.n_kv_heads
-        values, outputs = [], []
-        for part in parts:
-            before, after = gain(part.norm_before, self.info.d_model), gain(part.norm_after, self.info.d_model)
-            values.append((before[:, None] * w_v[part.layer]).repeat_interleave(group, dim=0))
-            outputs.append(output_matrix(part) * after)
-        embed = next(self.torch_module.get_input_embeddings().parameters()).detach().float().cpu()
-        unembed = next(self.anatomy.unembed.parameters()).detach().float().cpu()
-        w_u = unembed.T * gain(self.anatomy.final_norm, self.info.d_model)[:, None]
-        return OV(torch.stack(values), torch.stack(outputs), embed, w_u, tuple(p.layer for p in parts))
+        """Value and output matrices of every head; see `OV`."""
+        return self.weights().ov_circuits()
 
-    def _layers_of(self, site: Site) -> Sequence[int]:
-        if site.kind not in CAPTURED:
-            raise SiteError(f"{site.kind!r} is not captured by the hf backend; it captures {', '.join(CAPTURED)}")
-        layers = self.info.attention_layers if site.layers is None else site.layers
-        for layer in layers:
-            if layer not in self.info.attention_layers:
-                raise SiteError(f"{site}: layer {layer} is out of range; the model has {self.info.n_layers} layers")
-        if site.head is not None or site.position is not None:
-            raise SiteError(f"{site}: captures are of whole layers; take the head or position from the result")
-        return layers
-
-    def _edit(self, edits: Sequence[Ablate]):
-        """Function applying edits of z at a layer."""
-        by_layer: dict[int, list[Ablate]] = {}
-        for e in edits:
-            if e.site.kind != "z" or e.site.position is not None:
-                raise SiteError(f"{e.site}: edits are of z, at all positions")
-            if e.site.head is not None and e.site.head >= self.info.n_heads:
-                raise SiteError(f"{e.site}: head {e.site.head} is out of range; there are {self.info.n_heads} heads")
-            layers = self.info.attention_layers if e.site.layers is None else e.site.layers
-            for layer in layers:
-                if layer not in self.info.attention_layers:
-                    raise SiteError(
-                        f"{e.site}: layer {layer} is out of range; the model has {self.info.n_layers} layers"
-                    )
-                by_layer.setdefault(layer, []).append(e)
-
-        def apply(layer: int, z: Tensor) -> Tensor:
-            for e in by_layer.get(layer, ()):
-                where = slice(None) if e.site.head is None else e.site.head
-                z = z.clone()
-                z[:, :, where] = 0.0 if e.value is None else e.value.to(z)
-            return z
-
-        return apply
-
-    def _forward(self, batch: Batch, recorder: Recorder) -> Tensor | None:
-        """Logits, or None when the recorder ended the pass early."""
+    def _forward(
+        self,
+        batch: Batch,
+        plan: Pass,
+        *,
+        recorder: Recorder | None = None,
+        start: Start | None = None,
+        stop: int | None = None,
+    ) -> Tensor | None:
+        """Logits, or None when the pass ended early; the model is as it was afterwards, whatever happens."""
         inputs: dict[str, object] = {"use_cache": False}
         if batch.padded:
             inputs["attention_mask"] = batch.mask.long()
             if "position_ids" in self._accepts:
                 inputs["position_ids"] = batch.positions
-        with _evaluating(self.torch_module), torch.no_grad(), intercept(self.torch_module, recorder):
+        plan.begin(batch.mask, (batch.ids.shape[0], batch.ids.shape[1]))
+        own = needs_attention(self.torch_module, plan, padded=batch.padded)
+        recorder = recorder or (Recorder(padded=batch.padded) if own else None)
+        hooks = Hooks(self.torch_module, self.anatomy, plan)
+        with contextlib.ExitStack() as stack:
+            for other in self._standing[-1:]:
+                stack.enter_context(other.resting())
+            stack.enter_context(_evaluating(self.torch_module))
+            stack.enter_context(torch.set_grad_enabled(plan.gradients))
+            if recorder is not None:
+                stack.enter_context(intercept(self.torch_module, connect(recorder, plan, self.anatomy.shards)))
+            stack.enter_context(hooks.installed(start=start, stop=stop, finite=True))
             try:
                 return self.torch_module(batch.ids, **inputs).logits
             except StopForward:
                 return None
+
+    @cached_property
+    def _d_mlp(self) -> int | None:
+        """Width of the MLP; None where no one projection takes its neurons."""
+        last = next((s.mlp_post for s in self.anatomy.stream if s.mlp_post is not None), None)
+        return None if last is None else max(p.numel() for p in last.parameters()) // self.info.d_model
 
     @cached_property
     def _accepts(self) -> frozenset[str]:

@@ -1,43 +1,180 @@
-"""Changes to a forward pass, as values that `Model.run` and `Model.attention` apply."""
+"""Changes to a forward pass, as values: what to do, where, to which rows of the batch, at which tokens.
+
+Backends apply them with `interp.edits.apply_edits` (activations) and `edit_scores`, `edit_pattern` (attention).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.errors import SiteError, nearest
 from interp.sites import Site, parse_component
 
-HOW = ("zero", "mean")
+HOW = ("zero", "mean", "resample")
+
+AnySite = Any  # Site | str when made, a Site from then on
+
+Rows = int | Sequence[int] | Int[Tensor, " rows"] | Bool[Tensor, " batch"] | None
+Positions = int | Sequence[int] | Int[Tensor, " batch"] | Int[Tensor, ""] | Bool[Tensor, "batch pos"] | None
 
 
 @dataclass(frozen=True, eq=False)
-class Ablate:
-    """Replace an activation by zero, or by its mean over a reference run.
+class Edit:
+    """A change at a site.
 
-    `mean` ablation needs `value`: the replacement, [d_head] for one head or [layer head d_head] for heads of every
-    layer, usually `Model.mean(tokens, "z")`, so that what is removed is the information and not the scale.
+    Values broadcast against what capturing the site gives: [batch pos (head) d], without the head axis where the site
+    names a head, without the position axis where it names a position; with `rows`, batch means these rows. Where one
+    position per row is chosen, a value that has the position axis all the same is read at that position.
+
+    Attributes:
+        site: where, as a `Site` or as text.
+        rows: batch rows the edit applies to: an index, several, or a mask [batch]. None: all of them. So a batch of
+            the same prompt can carry a different edit in each row.
+        positions: tokens the edit applies to. Integers count the real tokens of each prompt, negative ones from its
+            end: one for all rows, several for all rows (a sequence), or one for each row (a tensor [batch]). A mask
+            [batch pos] is of the columns as they stand, padding included. None: the site's own `@p`, or every token.
+            For the pattern, positions are those of the queries.
     """
 
-    site: Site
+    site: AnySite
+    rows: Rows = field(default=None, kw_only=True)
+    positions: Positions = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Read a site given as text; positions are said once."""
+        site = Site.parse(self.site) if isinstance(self.site, str) else self.site
+        object.__setattr__(self, "site", site)
+        if self.positions is not None and site.position is not None:
+            raise SiteError(f"{site}: the site names a position already; leave `positions` out, or the @")
+
+
+@dataclass(frozen=True, eq=False)
+class Ablate(Edit):
+    """Replace an activation by zero, by its mean over a reference run, or by another run's (resampling).
+
+    `mean` and `resample` need `value`. For a mean it may carry a leading layer axis, [layer head d_head] as
+    `Model.mean(tokens, "z")` gives it, so that what is removed is the information and not the scale; for `resample` it
+    is the activation of other prompts at this site.
+    """
+
+    site: AnySite
     how: str = "zero"
     value: Float[Tensor, "..."] | None = None
 
     def __post_init__(self) -> None:
         """Check the way of ablating and that a mean comes with its value."""
+        super().__post_init__()
         if self.how not in HOW:
             raise SiteError(f"unknown ablation {self.how!r}; {nearest(self.how, HOW)}")
-        if (self.how == "mean") != (self.value is not None):
-            raise SiteError("a mean ablation takes the mean as `value`; a zero ablation takes none")
+        if (self.how == "zero") != (self.value is None):
+            name = "other prompts' activation" if self.how == "resample" else "mean"
+            raise SiteError(f"a {self.how} ablation takes the {name} as `value`; a zero ablation takes none")
+
+
+@dataclass(frozen=True, eq=False)
+class Scale(Edit):
+    """x -> factor * x; the factor may be a tensor that broadcasts, also one that requires a gradient."""
+
+    site: AnySite
+    factor: float | Float[Tensor, "..."] = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Replace(Edit):
+    """x -> value."""
+
+    site: AnySite
+    value: Float[Tensor, "..."]
+
+
+@dataclass(frozen=True, eq=False)
+class Add(Edit):
+    """x -> x + value."""
+
+    site: AnySite
+    value: Float[Tensor, "..."]
+
+
+@dataclass(frozen=True, eq=False)
+class Noise(Edit):
+    """x -> x + sd * e, e standard normal, drawn from `seed` and the layer; two edits with one seed draw the same."""
+
+    site: AnySite
+    sd: float | Float[Tensor, "..."] = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionEdit(Edit):
+    """A change of attention itself; its site's kind is `pattern`, its `positions` are those of queries."""
+
+    def __post_init__(self) -> None:
+        """Check the kind."""
+        super().__post_init__()
+        if self.site.kind != "pattern":
+            raise SiteError(f"{self.site}: {type(self).__name__} edits attention; write a site like L3H5.pattern")
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionBias(AttentionEdit):
+    """s_ij -> s_ij + bias_ij, before the softmax; the bias broadcasts against [batch head query key]."""
+
+    site: AnySite
+    bias: float | Float[Tensor, "..."] = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class KnockOut(AttentionEdit):
+    """No attention from `queries` to `keys`.
+
+    `queries` and `keys` are written like `positions` (None: all of them), and every pairing of the two is knocked out;
+    or `pairs` names the pairs: (query, key) positions, or a mask [query key] or [batch query key] of columns.
+    With `renormalise` the others take over, s_ij = -inf, and a query that has no key left attends to nothing (zeros);
+    without, p_ij = 0 after the softmax and the mass is lost.
+    """
+
+    site: AnySite
+    queries: Positions = None
+    keys: Positions = None
+    pairs: Sequence[tuple[int, int]] | Bool[Tensor, "query key"] | Bool[Tensor, "batch query key"] | None = None
+    renormalise: bool = True
+
+    def __post_init__(self) -> None:
+        """Pairs, or queries and keys."""
+        super().__post_init__()
+        if self.pairs is not None and not (self.queries is None and self.keys is None):
+            raise SiteError(f"{self.site}: KnockOut takes `pairs`, or `queries` and `keys`, not both")
+
+
+@dataclass(frozen=True, eq=False)
+class ForcePattern(AttentionEdit):
+    """p -> pattern, broadcast against [batch head query key] and used as given: neither masked nor normalised."""
+
+    site: AnySite
+    pattern: Float[Tensor, "..."]
+
+
+@dataclass(frozen=True, eq=False)
+class Uniform(AttentionEdit):
+    """p_ij -> 1 / (number of keys that query i may see), for `queries` (written like `positions`; None: all)."""
+
+    site: AnySite
+    queries: Positions = None
 
 
 def ablate_heads(
-    heads: Iterable[tuple[int, int] | str], *, how: str = "zero", mean: Float[Tensor, "layer head d_head"] | None = None
+    heads: Iterable[tuple[int, int] | str],
+    *,
+    how: str = "zero",
+    mean: Float[Tensor, "layer head d_head"] | None = None,
+    rows: Any = None,
 ) -> list[Ablate]:
-    """One `Ablate` of z per head, given as (layer, head) or as `L3H5`."""
+    """One `Ablate` of z per head, given as (layer, head) or as `L3H5`; `rows` as in `Edit`."""
     edits = []
     for item in heads:
         layer, head = parse_component(item) if isinstance(item, str) else item
@@ -48,5 +185,5 @@ def ablate_heads(
                 f"L{layer}H{head} is out of range; the mean has {mean.shape[0]} layers of {mean.shape[1]} heads"
             )
         value = None if how == "zero" or mean is None else mean[layer, head]
-        edits.append(Ablate(Site("z", layer, head=head), how, value))
+        edits.append(Ablate(Site("z", layer, head=head), how, value, rows=rows))
     return edits

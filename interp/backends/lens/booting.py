@@ -1,0 +1,33 @@
+"""From a checkpoint to a TransformerLens bridge, without the hub."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+
+from interp.backends.lens.model import LensModel
+from interp.checkpoints import Checkpoint
+from interp.errors import ModelLoadError
+
+
+def boot(checkpoint: Checkpoint, *, ours: bool = False) -> LensModel:
+    """A bridge around the checkpoint's module, or around a copy where it is not ours: bridges replace submodules.
+
+    The tokenizer stays ours: a bridge's own needs one that was loaded from disk.
+
+    Raises:
+        ModelLoadError: TransformerLens has no adapter for this architecture.
+    """
+    model = checkpoint.model if ours else copy.deepcopy(checkpoint.model)
+    family = type(model).__name__
+    model.config._attn_implementation = "eager"
+    try:
+        bridge: Any = build_bridge_from_module(model, family, hf_config=model.config, model_name=checkpoint.name)
+    except (ValueError, KeyError, AttributeError) as error:
+        lines = str(error).strip().splitlines()
+        raise ModelLoadError(f"TransformerLens cannot bridge {family}: {lines[0] if lines else error!r}") from error
+    found = LensModel(bridge, name=checkpoint.name, commit=checkpoint.commit)
+    found.tokenizer = checkpoint.tokenizer
+    return found

@@ -1,0 +1,200 @@
+"""A TransformerLens bridge as a `Model`: hook points for the residual stream, the operations themselves for attention.
+
+Also the way to architectures that do not follow transformers' attention interface (GPT-J, GPT-Neo, BLOOM, CodeGen,
+Falcon, MPT). A bridge computes attention eagerly, so patterns are dense here: O(n^2) memory, which provenance says
+(attention method "dense (lens)").
+
+q, k, v, pattern and z are not taken from hook points: `hook_q` stands before the rotary embedding, and where a bridge
+hands attention on to the wrapped module (GPT-J, GPT-Neo, OPT) a changed `hook_pattern` is discarded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from interp.attention import Statistic, StopForward
+from interp.backends.budget import check_memory
+from interp.backends.checks import check_reached
+from interp.backends.lens.dense import DenseStatistics
+from interp.backends.lens.info import LensInfo, describe
+from interp.backends.lens.parts import observe
+from interp.backends.lens.passing import LensPass
+from interp.backends.lens.weights import read_weights
+from interp.backends.lens.writes import read_writes
+from interp.backends.visit import Visitor, checked, evaluating
+from interp.backends.writes import Writes
+from interp.batch import Batch, Prompts
+from interp.edits import Edit
+from interp.errors import BackendError, SiteError
+from interp.model import OV, AttentionRun, Capture, Run, Start
+from interp.sites import Site
+from interp.weights import Weights
+
+METHOD = "dense (lens)"
+
+
+class LensModel:
+    """A TransformerBridge; implements `interp.model.Model`."""
+
+    backend = "lens"
+
+    def __init__(self, bridge: Any, *, name: str | None = None, commit: str | None = None) -> None:
+        """Try out the bridge's hook points with a pass of a few tokens.
+
+        Raises:
+            BackendError: the bridge is not one stack of decoder blocks with softmax attention that can be seen.
+        """
+        self.bridge = bridge
+        self.tokenizer = bridge.tokenizer
+        self.torch_module: nn.Module = bridge.original_model
+        self._standing: tuple[Edit, ...] = ()
+        with evaluating(self.torch_module), torch.no_grad():
+            self.parts = observe(bridge, self._call)
+        self.info: LensInfo = describe(bridge, self.parts, name=name, commit=commit, method=METHOD)
+
+    def __repr__(self) -> str:
+        """One line: name, family and sizes."""
+        i = self.info
+        sizes = f"{i.n_layers} layers x {i.n_heads} heads, d_model {i.d_model}, {i.dtype}"
+        return f"<{i.family} {i.name!r}: {sizes}, through TransformerLens>"
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go in."""
+        return next(self.torch_module.get_input_embeddings().parameters()).device  # type: ignore[operator]
+
+    def batch(self, tokens: Prompts) -> Batch:
+        """Tokens as a batch on the model's device.
+
+        Raises:
+            TaskError: empty, longer than the model's context, or ids outside its vocabulary.
+        """
+        return checked(Batch.of(tokens, self.tokenizer).to(self.device), self.info)
+
+    def run(
+        self,
+        tokens: Prompts,
+        *,
+        capture: Capture = (),
+        edits: Sequence[Edit] = (),
+        start: Start | None = None,
+        stop: int | None = None,
+        gradients: bool = False,
+    ) -> Run:
+        """Logits and captured activations under edits; see `interp.model.Model.run`.
+
+        Raises:
+            SiteError: a site this architecture does not have (with the reason), or out of range.
+        """
+        batch = self.batch(tokens)
+        visitor = Visitor(self.info, capture, [*self._standing, *edits], batch.mask, gradients=gradients)
+        visitor.check(self.parts.missing)
+        shape = (*batch.ids.shape, self.info.d_model)
+        check_reached(visitor, self.info.n_layers, start=start, stop=stop, shape=shape)
+        check_memory(visitor.wanted, self.info, visitor.shape, batch.ids.device, logits=stop is None)
+        logits = self._forward(batch, LensPass(self.parts, visitor, start=start, stop=stop))
+        return Run(logits, visitor.acts)
+
+    def generate(self, prompts: Prompts, *, edits: Sequence[Edit] = (), **options: Any) -> Tensor:
+        """Token ids [batch pos], prompt included, as transformers' `generate` gives them, under edits."""
+        batch = self.batch(Batch.of(prompts, self.tokenizer, side="left"))
+        visitor = Visitor(self.info, (), [*self._standing, *edits], batch.mask)
+        visitor.check(self.parts.missing)
+        with self._ready(gradients=False), LensPass(self.parts, visitor).attached(self._masked):
+            return self.torch_module.generate(batch.ids, attention_mask=batch.mask.long(), **options)  # type: ignore[operator]
+
+    @contextlib.contextmanager
+    def editing(self, edits: Sequence[Edit]) -> Iterator[None]:
+        """Context in which edits apply to everything the model does."""
+        before = self._standing
+        self._standing = (*before, *edits)
+        try:
+            yield
+        finally:
+            self._standing = before
+
+    def attention(
+        self,
+        tokens: Prompts,
+        statistics: Mapping[str, Statistic],
+        *,
+        method: str = "auto",
+        layers: Sequence[int] | None = None,
+        edits: Sequence[Edit] = (),
+    ) -> AttentionRun:
+        """Answers to `statistics`, each [layer batch head ...], from dense patterns; ends after the last layer asked.
+
+        Raises:
+            BackendError: a method other than "auto" or "naive": a bridge has no fused attention.
+        """
+        if method not in {"auto", "naive"}:
+            raise BackendError(f"a TransformerLens bridge computes attention densely, not {method!r}; use 'auto'")
+        batch = self.batch(tokens)
+        asked = self.info.attention_layers if layers is None else tuple(layers)
+        unknown = sorted(set(asked) - set(self.info.attention_layers))
+        if unknown or not asked:
+            what = f"layer {unknown[0]} has no attention" if unknown else "no layers asked for"
+            raise SiteError(f"{what}; layers with attention: {self.info.attention_layers}")
+        dense = DenseStatistics(statistics, asked, batch.mask)
+        visitor = Visitor(self.info, (), [*self._standing, *edits], batch.mask)
+        visitor.check(self.parts.missing)
+        self._forward(batch, LensPass(self.parts, visitor, dense=dense))
+        values = {name: torch.stack([dense.answers[layer][name] for layer in asked]) for name in statistics}
+        return AttentionRun(asked, values)
+
+    def mean(self, tokens: Prompts, kind: str = "z") -> Float[Tensor, "layer head d_head"]:
+        """Mean over real tokens of z (or q, k, v) for every layer and head."""
+        batch = self.batch(tokens)
+        weight = batch.mask[:, :, None, None].to(torch.float32) / batch.mask.sum()
+        run = self.run(batch, capture={Site(kind): lambda x: (x.float() * weight).sum((0, 1))})
+        rows = [run.acts[Site(kind, layer)] for layer in self.info.attention_layers]
+        full = torch.zeros(self.info.n_layers, *rows[0].shape, device=rows[0].device)
+        full[list(self.info.attention_layers)] = torch.stack(rows)
+        return full
+
+    def weights(self) -> Weights:
+        """Matrices of every layer as they are now, read off the bridge's modules by feeding them a basis."""
+        return read_weights(self.bridge, self.parts, self.info.softcap)
+
+    def writes(self, layer: int) -> Writes:
+        """What a layer's attention and MLP write to the stream, as linear maps."""
+        return read_writes(self.parts, layer)
+
+    def ov_circuits(self) -> OV:
+        """Value and output matrices of every head; see `OV`."""
+        return self.weights().ov_circuits()
+
+    def _forward(self, batch: Batch, passing: LensPass) -> Tensor | None:
+        """Logits, or None when the pass ended early."""
+        mask = batch.mask.long() if batch.padded else None
+        with self._ready(gradients=passing.visitor.gradients), passing.attached(self._masked):
+            try:
+                logits = self._call(batch.ids, attention_mask=mask)
+            except StopForward:
+                return None
+            return passing.visitor.visit("logits", None, logits)
+
+    def _call(self, ids: Tensor, **options: Any) -> Tensor:
+        return self.bridge(ids.to(self.device), use_cache=False, **options)
+
+    @property
+    def _masked(self) -> torch.dtype:
+        return getattr(torch, self.info.dtype)
+
+    @contextlib.contextmanager
+    def _ready(self, *, gradients: bool) -> Iterator[None]:
+        """Eval mode, gradients as asked; patterns that the bridge keeps of the last pass are let go of."""
+        with evaluating(self.torch_module), torch.set_grad_enabled(gradients):
+            try:
+                yield
+            finally:
+                attention: Any
+                for attention in self.parts.attention.values():
+                    if getattr(attention, "_pattern", None) is not None:
+                        attention._pattern = None  # [batch head query key] per layer, held until the next pass

@@ -1,0 +1,247 @@
+"""Where a TransformerBridge's sites are: hook points by name, each tried out before it is trusted.
+
+A bridge names its hook points alike for every architecture, but what they hold, and whether a change there reaches the
+output, differs from adapter to adapter. So one short pass is run with noise added at every point used for editing, and
+what the names promise is checked: the residual stream is the sum of what is said to be added to it, and a projection's
+output is the projection of its changed input. A point that fails is not used, and its sites say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from interp.backends.lens.eager import EagerAttention
+from interp.backends.places import Place
+from interp.errors import BackendError
+
+PROBE = 5  # tokens
+POINTS = {  # kind -> hook point, as a path from the block
+    "resid_pre": "hook_in",
+    "resid_post": "hook_out",
+    "attn_out": "hook_attn_out",
+    "mlp_out": "hook_mlp_out",
+    "mlp_in": "mlp.hook_in",
+    "mlp_post": "mlp.out.hook_in",
+    "norm_scale": "ln1.hook_scale",
+}
+_READS = {  # only looked at: before any noise of ours
+    "mid": "hook_resid_mid",
+    "mlp_first": "mlp.in.hook_in",
+    "mlp_result": "mlp.out.hook_out",
+}
+_ABSENT = {
+    "mlp_in": "the bridge has no hook point at the input of this layer's MLP",
+    "mlp_post": "this layer's MLP has no single output projection (a mixture of experts, for one)",
+    "mlp_out": "the bridge has no hook point at what this layer's MLP adds",
+    "attn_out": "the bridge has no hook point at what this layer's attention adds",
+    "norm_scale": "no norm stands before this layer's attention",
+}
+_LOST = "a change at the bridge's hook point does not reach the MLP"
+_TRIED = ("attn_out", "mlp_out", "mlp_in", "mlp_post")
+_PARALLEL = "attention and MLP read the same residual stream here (parallel), so there is none between them"
+
+
+@dataclass(frozen=True, eq=False)
+class LensParts:
+    """What one probe pass showed.
+
+    Attributes:
+        points: hook point of each (kind, layer); final norm under ("norm_scale", None).
+        missing: why a (kind, layer) does not exist.
+        attention: attention component of each layer that has one.
+        tuples: layers whose block gives a tuple instead of a tensor.
+        n_heads, n_kv_heads, d_head, d_value, d_model: sizes.
+        sink_logits: whether the softmax has an extra slot.
+    """
+
+    blocks: nn.ModuleList
+    points: dict[Place, Any]
+    missing: dict[Place, str]
+    attention: dict[int, nn.Module]
+    tuples: dict[int, int]
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+    d_value: int
+    d_model: int
+    sink_logits: bool
+
+
+@dataclass
+class _Probe:
+    """Tensors of the probe pass by (name, layer)."""
+
+    seen: dict[tuple[str, int | None], Tensor] = field(default_factory=dict)
+    slot: bool = False
+    outputs: dict[int, Any] = field(default_factory=dict)
+
+
+def resolve(root: Any, path: str) -> Any:
+    """The object at a dotted path, None where a step is missing."""
+    for step in path.split("."):
+        root = getattr(root, step, None)
+        if root is None:
+            return None
+    return root
+
+
+def observe(bridge: Any, run: Callable[[Tensor], Any]) -> LensParts:
+    """Parts of a bridge; `run` is its forward pass for token ids.
+
+    Raises:
+        BackendError: no stack of blocks, or no softmax attention in them that can be seen.
+    """
+    blocks = resolve(bridge, "blocks")
+    if blocks is None:
+        raise BackendError(f"{type(bridge).__name__} has no `blocks`: looked for one stack of decoder layers")
+    attention = {layer: block.attn for layer, block in enumerate(blocks) if resolve(block, "attn") is not None}
+    if not attention:
+        raise BackendError("no block of the bridge has attention: looked for `blocks.N.attn`")
+    points, missing = _points(bridge, blocks)
+    tokens = torch.arange(PROBE)[None] % int(bridge.cfg.d_vocab)
+    heads = int(bridge.cfg.n_heads)
+    kv_heads = int(getattr(bridge.cfg, "n_key_value_heads", None) or heads)
+    probe = _run(blocks, points, attention, (heads, kv_heads), lambda: run(tokens))
+    _check(blocks, points, missing, probe)
+    d_model = probe.seen["resid_pre", 0].shape[-1]
+    d_head, d_value = (probe.seen[kind, next(iter(attention))].shape[-1] for kind in "qv")
+    tuples = {layer: len(out) for layer, out in probe.outputs.items() if isinstance(out, tuple)}
+    sizes = (heads, kv_heads, d_head, d_value, d_model)
+    return LensParts(blocks, points, missing, attention, tuples, *sizes, probe.slot)
+
+
+def watched(mode: EagerAttention, attention: dict[int, nn.Module]) -> list[Any]:
+    """Hooks that tell `mode` when each layer's attention begins and ends; to be removed by the caller."""
+
+    def before(layer: int) -> Callable:
+        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            given = (*args, *(kwargs.get(name) for name in ("hidden_states", "query_input")))
+            hidden = next(x for x in given if isinstance(x, Tensor))
+            mode.enter(layer, hidden.shape[0], hidden.shape[1])
+
+        return hook
+
+    handles = []
+    for layer, module in attention.items():
+        handles.append(module.register_forward_pre_hook(before(layer), with_kwargs=True, prepend=True))
+        handles.append(module.register_forward_hook(lambda module, args, output: mode.leave()))
+    return handles
+
+
+def _points(bridge: Any, blocks: nn.ModuleList) -> tuple[dict[Place, Any], dict[Place, str]]:
+    points: dict[Place, Any] = {}
+    missing: dict[Place, str] = {}
+    for layer, block in enumerate(blocks):
+        for kind, path in POINTS.items():
+            point = resolve(block, path)
+            if point is None:
+                missing[kind, layer] = _ABSENT[kind]
+            else:
+                points[kind, layer] = point
+    final = resolve(bridge, "ln_final.hook_scale")
+    if final is None:
+        missing["norm_scale", None] = "the bridge has no norm before the unembedding"
+    else:
+        points["norm_scale", None] = final
+    return points, missing
+
+
+def _run(
+    blocks: nn.ModuleList,
+    points: dict[Place, Any],
+    attention: dict[int, nn.Module],
+    heads: tuple[int, int],
+    run: Callable[[], Any],
+) -> _Probe:
+    """One pass with noise at every point that may be edited, and all there is to compare kept."""
+    probe, handles = _Probe(), []
+
+    def keep(name: str, layer: int | None) -> Callable:
+        def hook(x: Tensor, hook: Any) -> Tensor:
+            probe.seen[f"given {name}", layer] = x
+            if name in _TRIED:
+                drawn = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+                x = x + 0.1 * x.float().std().to(x) * drawn.to(x)
+            probe.seen[name, layer] = x
+            return x
+
+        return hook
+
+    def visit(layer: int, kind: str, x: Tensor) -> Tensor:
+        probe.seen[kind, layer] = x
+        probe.slot = probe.slot or mode.slot is not None
+        return x
+
+    mode = EagerAttention(visit, n_heads=heads[0], n_kv_heads=heads[1])
+    for layer, block in enumerate(blocks):
+        for kind in POINTS:
+            if (kind, layer) in points and kind != "norm_scale":
+                handles.append((points[kind, layer], points[kind, layer].add_hook(keep(kind, layer))))
+        for name, path in _READS.items():
+            point = resolve(block, path)
+            if point is not None:
+                handles.append((point, point.add_hook(keep(name, layer), prepend=True)))
+
+        def note(module: nn.Module, args: tuple, output: Any, layer: int = layer) -> None:
+            probe.outputs[layer] = output
+
+        handles.append((None, block.register_forward_hook(note)))
+    handles += [(None, handle) for handle in watched(mode, attention)]
+    try:
+        with mode:
+            run()
+    finally:
+        for point, handle in handles:
+            remove(point, handle)
+    return probe
+
+
+def remove(point: Any, handle: Any) -> None:
+    """Take a hook off again, out of the point's own list as well."""
+    if point is None:
+        handle.remove()
+        return
+    handle.hook.remove()
+    if handle in point.fwd_hooks:
+        point.fwd_hooks.remove(handle)
+
+
+def _check(blocks: nn.ModuleList, points: dict[Place, Any], missing: dict[Place, str], probe: _Probe) -> None:
+    """Drop what does not hold what its name says, or where a change gets lost."""
+    for layer, block in enumerate(blocks):
+        seen = {name: x for (name, at), x in probe.seen.items() if at == layer}
+        added = [seen[kind] for kind in ("attn_out", "mlp_out") if kind in seen]
+        if not _close(sum(added, seen["resid_pre"]), seen["resid_post"]):
+            family = type(block.original_component).__name__
+            for kind in ("attn_out", "mlp_out"):
+                _drop(
+                    points, missing, (kind, layer), f"the bridge's hook does not hold what {family} adds to the stream"
+                )
+        if "mid" not in seen:
+            missing["resid_mid", layer] = _PARALLEL
+        elif ("attn_out", layer) not in points or not _close(seen["mid"], seen["resid_pre"] + seen["attn_out"]):
+            missing["resid_mid", layer] = "what the bridge calls resid_mid is not resid_pre + attn_out"
+        if "mlp_in" in seen and "mlp_first" in seen and not _close(seen["mlp_first"], seen["mlp_in"]):
+            if resolve(block, "mlp.gate") is None:  # no second reader: the projection's own input will do
+                points["mlp_in", layer] = resolve(block, _READS["mlp_first"])
+            else:
+                _drop(points, missing, ("mlp_in", layer), _LOST)
+        if "mlp_post" in seen and "mlp_result" in seen:
+            with torch.no_grad():
+                expected = resolve(block, "mlp.out.original_component")(seen["mlp_post"])
+            if not _close(expected.view_as(seen["mlp_result"]), seen["mlp_result"]):
+                _drop(points, missing, ("mlp_post", layer), _LOST)
+
+
+def _drop(points: dict[Place, Any], missing: dict[Place, str], place: Place, why: str) -> None:
+    points.pop(place, None)
+    missing[place] = why
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool((a - b).norm() <= 1e-3 * b.norm().clamp(min=1e-6))

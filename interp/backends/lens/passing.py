@@ -1,0 +1,187 @@
+"""One forward pass of a bridge: hooks that bring each activation to the visitor, put on and taken off again."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interp.attention import StopForward
+from interp.backends.checks import check_finite
+from interp.backends.lens.dense import DenseStatistics, HeadOutputs
+from interp.backends.lens.eager import EagerAttention
+from interp.backends.lens.parts import LensParts, remove, resolve, watched
+from interp.backends.visit import Visitor, as_site
+from interp.model import Start
+
+INSIDE = {"q", "k", "v", "pattern", "z"}  # kinds that are taken from the operations of attention
+SIMPLE = ("resid_post", "mlp_in", "mlp_post", "mlp_out", "norm_scale")  # kinds that are their hook point, no more
+
+
+class LensPass:
+    """Hooks of one pass (or, while generating, of one after another).
+
+    Args:
+        parts: of the bridge.
+        visitor: what to do with each activation.
+        start, stop: as in `Model.run`.
+        dense: attention statistics to answer; the pass ends after the last layer they ask about.
+    """
+
+    def __init__(
+        self,
+        parts: LensParts,
+        visitor: Visitor,
+        *,
+        start: Start | None = None,
+        stop: int | None = None,
+        dense: DenseStatistics | None = None,
+    ) -> None:
+        self.parts, self.visitor, self.start, self.stop, self.dense = parts, visitor, start, stop, dense
+        self._length = 0  # tokens that have passed: while generating, what the cache holds
+        self._resid: dict[int, Tensor] = {}
+        self._z: dict[int, Tensor] = {}
+        self._writes: dict[int, HeadOutputs] = {}
+        self._handles: list[tuple[Any, Any]] = []
+
+    @contextlib.contextmanager
+    def attached(self, dtype: torch.dtype) -> Iterator[None]:
+        """Every hook in place; all of them gone afterwards, whatever happened."""
+        mode = EagerAttention(self._inside, n_heads=self.parts.n_heads, n_kv_heads=self.parts.n_kv_heads, dtype=dtype)
+        skipped = range(0 if self.start is None else self.start[0])
+        try:
+            self._attach()
+            for layer in skipped:
+                # not by assignment: a bridge component hands unknown attributes on to what it wraps
+                self.parts.blocks[layer].__dict__["forward"] = _passing_through(self.parts.tuples.get(layer))
+            self._mode = mode
+            with mode if self._handles_attention(mode) else contextlib.nullcontext():
+                yield
+        finally:
+            for layer in skipped:
+                self.parts.blocks[layer].__dict__.pop("forward", None)
+            for point, handle in self._handles:
+                remove(point, handle)
+            self._handles.clear()
+
+    def _handles_attention(self, mode: EagerAttention) -> bool:
+        """Watch the attention of the layers where something happens inside it."""
+        asked = {} if self.dense is None else dict.fromkeys(self.dense.layers)
+        inner = INSIDE | {"head_out"}
+        wanted = {a: m for a, m in self.parts.attention.items() if a in asked or self.visitor.kinds(a) & inner}
+        self._handles += [(None, handle) for handle in watched(mode, wanted)]
+        return bool(wanted)
+
+    def _attach(self) -> None:
+        points = self.parts.points
+        self._on(points["resid_pre", 0], self._entering)
+        for layer in range(len(self.parts.blocks)):
+            kinds = self.visitor.kinds(layer)
+            starts = self.start is not None and layer == self.start[0]
+            if starts or kinds & {"resid_pre", "resid_mid"}:
+                self._on(points["resid_pre", layer], lambda x, a=layer: self._resid_pre(a, x))
+            if kinds & {"attn_out", "resid_mid", "head_out"}:
+                self._on(points["attn_out", layer], lambda x, a=layer: self._attn_out(a, x))
+            for kind in kinds.intersection(SIMPLE):
+                self._on(points[kind, layer], lambda x, k=kind, a=layer: self._visit(k, a, x))
+        if self.visitor.kinds(None) & {"norm_scale"}:
+            self._on(points["norm_scale", None], lambda x: self._visit("norm_scale", None, x))
+        end = self.stop if self.dense is None else max(self.dense.layers)
+        last = len(self.parts.blocks) - 1 if end is None else end
+        self._on(points["resid_post", last], lambda x: self._leaving(last, x))
+        if end is not None:
+            self._on(points["resid_post", end], _end)
+
+    def _on(self, point: Any, visit: Callable[[Tensor], Tensor]) -> None:
+        """Hook a point; a hook that changes nothing says so by giving None, as bridges expect."""
+
+        def hook(x: Tensor, hook: Any) -> Tensor | None:
+            changed = visit(x)
+            return None if changed is x else changed
+
+        self._handles.append((point, point.add_hook(hook)))
+
+    def _visit(self, kind: str, layer: int | None, x: Tensor) -> Tensor:
+        return self.visitor.visit(kind, layer, x)
+
+    def _entering(self, x: Tensor) -> Tensor:
+        """The stream's first appearance: where the pass stands among the tokens of a cache, and `embed`."""
+        self.visitor.begin(None, (x.shape[0], x.shape[1]), self._length)
+        self._length += x.shape[1]
+        return self._visit("embed", None, x)
+
+    def _leaving(self, layer: int, x: Tensor) -> Tensor:
+        """NaN anywhere before the last layer has ended up here."""
+        if x.shape[:2] == self.visitor.mask.shape:
+            check_finite(x, self.visitor.mask, layer)
+        return x
+
+    def _resid_pre(self, layer: int, x: Tensor) -> Tensor:
+        if self.start is not None and layer == self.start[0]:
+            x = self.start[1].to(x)
+        x = self._resid[layer] = self._visit("resid_pre", layer, x)
+        return x
+
+    def _attn_out(self, layer: int, x: Tensor) -> Tensor:
+        """`head_out`, `attn_out` and `resid_mid`, all of them by way of what attention adds."""
+        kinds, visitor = self.visitor.kinds(layer), self.visitor
+        if "head_out" in kinds:
+            before = self._write(layer)(self._z.pop(layer))
+            heads = self._visit("head_out", layer, before)
+            if heads is not before or visitor.gradients:
+                x = x + (heads - before).sum(2)
+        if "attn_out" in kinds:
+            x = self._visit("attn_out", layer, x)
+        if "resid_mid" in kinds:
+            resid = self._resid.pop(layer)
+            middle = resid + x
+            changed = self._visit("resid_mid", layer, middle)
+            if changed is not middle or visitor.gradients:
+                x = changed - resid  # no module gives resid_mid: both of its readers see it through what attention adds
+        return x
+
+    def _write(self, layer: int) -> HeadOutputs:
+        if layer not in self._writes:
+            block = self.parts.blocks[layer]
+            self._writes[layer] = HeadOutputs(
+                self.parts.attention[layer],
+                resolve(block, "ln1_post.original_component"),
+                self.parts.n_heads,
+                self.parts.d_value,
+            )
+        return self._writes[layer]
+
+    def _inside(self, layer: int, kind: str, x: Tensor) -> Tensor:
+        """What the operations of attention hand over, [batch head pos d] or [batch head query key]."""
+        visitor, mode = self.visitor, self._mode
+        if kind == "scores":
+            return visitor.scores(layer, x, mode.visible)
+        if kind == "pattern":
+            x = visitor.pattern(layer, x, mode.visible)
+            if self.dense is not None:
+                self.dense.ask(layer, x, mode.visible, mode.slot)
+            return x
+        if kind not in visitor.kinds(layer) and (kind != "z" or "head_out" not in visitor.kinds(layer)):
+            return x
+        given = as_site(x)
+        # keys and values come with those of the cache in front of them
+        changed = visitor.visit(kind, layer, given, offset=0 if kind in {"k", "v"} else None)
+        if kind == "z":
+            self._z[layer] = changed
+        return x if changed is given and not visitor.gradients else as_site(changed)
+
+
+def _passing_through(outputs: int | None) -> Callable:
+    """A block's forward that gives back its input, in the form in which the block gives its output."""
+
+    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return hidden_states if outputs is None else (hidden_states, *(None,) * (outputs - 1))
+
+    return forward
+
+
+def _end(x: Tensor) -> Tensor:
+    raise StopForward

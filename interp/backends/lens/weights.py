@@ -1,0 +1,125 @@
+"""`Weights` of a bridge: read as those of any module, with q, k and v caught by the operations of its attention."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interp.attention import Call, CausalMask, StopForward
+from interp.backends.anatomy import Anatomy, AttentionPart
+from interp.backends.feed import Feeder
+from interp.backends.lens.eager import EagerAttention
+from interp.backends.lens.parts import LensParts, resolve
+from interp.backends.linear import ModuleSource
+from interp.backends.norms import exactly
+from interp.backends.visit import evaluating
+from interp.errors import BackendError
+from interp.weights import Weights
+
+
+def read_weights(bridge: Any, parts: LensParts, softcap: float | None) -> Weights:
+    """Weights of a bridge as they are now: folded or centred if TransformerLens did so."""
+    model = bridge.original_model
+    attention = tuple(_part(parts, layer, softcap) for layer in parts.attention)
+    unembed = model.get_output_embeddings()
+    unembed = resolve(unembed, "original_component") or unembed
+    final = resolve(bridge, "ln_final.original_component")
+    anatomy = Anatomy(parts.blocks, attention, unembed, final, (), overwrites=False, bundled=bool(parts.tuples))
+    source = ModuleSource(model, anatomy)
+    source.reader.feeder = LensFeeder(model, attention)
+    return Weights(source)
+
+
+def _part(parts: LensParts, layer: int, softcap: float | None) -> AttentionPart:
+    block: Any = parts.blocks[layer]
+    return AttentionPart(
+        layer=layer,
+        module=parts.attention[layer],
+        block=block,
+        output=block.attn.o.original_component,
+        norm_before=resolve(block, "ln1.original_component"),
+        norm_after=resolve(block, "ln1_post.original_component"),
+        n_heads=parts.n_heads,
+        n_kv_heads=parts.n_kv_heads,
+        d_head=parts.d_head,
+        d_value=parts.d_value,
+        softcap=softcap,
+        sink_logits=parts.sink_logits,
+        direct=True,
+    )
+
+
+class LensFeeder(Feeder):
+    """A `Feeder` for attention that computes its scores by itself."""
+
+    def _call(self, part: AttentionPart, hidden: Tensor, args: tuple, kwargs: dict) -> Call:
+        """q, k and v of a batch; row by row where the other arguments are of one prompt (BLOOM's position bias)."""
+        try:
+            return self._once(part, hidden, args, kwargs)
+        except RuntimeError:
+            if len(hidden) == 1:
+                raise
+        calls = [self._once(part, row[None], args, kwargs) for row in hidden]
+        q, k, v = (torch.cat([getattr(call, name) for call in calls]) for name in ("query", "key", "value"))
+        mask = CausalMask(len(hidden), hidden.shape[1], hidden.shape[1], device=hidden.device)
+        return Call(q, k, v, calls[-1].scale, mask, part.softcap)
+
+    def _once(self, part: AttentionPart, hidden: Tensor, args: tuple, kwargs: dict) -> Call:
+        seen: dict[str, Tensor] = {}
+
+        def visit(layer: int, kind: str, x: Tensor) -> Tensor:
+            seen[kind] = x
+            if kind == "v":
+                raise StopForward
+            return x
+
+        mode = EagerAttention(visit, n_heads=part.n_heads, n_kv_heads=part.n_kv_heads)
+        mode.enter(part.layer, hidden.shape[0], hidden.shape[1])
+        with evaluating(self.model), torch.no_grad():
+            try:
+                with mode:
+                    if args:
+                        exactly(part.module, hidden, *args[1:], **kwargs)
+                    else:
+                        exactly(part.module, **{**kwargs, "hidden_states": hidden})
+            except StopForward:
+                mask = CausalMask(hidden.shape[0], hidden.shape[1], hidden.shape[1], device=hidden.device)
+                return Call(seen["q"], seen["k"], seen["v"], _scale(seen, part), mask, part.softcap)
+        raise BackendError(f"layer {part.layer}: its attention module ran without a product of pattern and values")
+
+    def _arguments(self, positions: tuple[int, ...]) -> dict[int, tuple[tuple, dict]]:
+        seen: dict[int, tuple[tuple, dict]] = {}
+
+        def keep(layer: int) -> Any:
+            def hook(module: Any, args: tuple, kwargs: dict) -> None:
+                seen[layer] = (args, kwargs)
+
+            return hook
+
+        if positions in self._inputs:
+            return self._inputs[positions]
+        with ExitStack() as stack:
+            for part in self.parts:
+                handle = part.module.register_forward_pre_hook(keep(part.layer), with_kwargs=True)
+                stack.callback(handle.remove)
+            with evaluating(self.model), torch.no_grad():
+                self.model(**self._tokens(positions))
+        self._inputs[positions] = seen
+        while len(self._inputs) > 2:
+            self._inputs.popitem(last=False)
+        return seen
+
+
+def _scale(seen: dict[str, Tensor], part: AttentionPart) -> float:
+    """What q . k is multiplied by: the first token's score of itself, on which no mask and no position acts."""
+    group = part.n_heads // part.n_kv_heads
+    product = (seen["q"][:, :, 0] * seen["k"][:, ::1, 0].repeat_interleave(group, 1)).sum(-1).double()
+    score = seen["scores"][:, :, 0, 0].double()
+    if part.softcap is not None:
+        score = part.softcap * torch.atanh((score / part.softcap).clamp(-0.999999, 0.999999))
+    if not bool((product != 0).any()):
+        return 1.0
+    return float((score * product).sum() / product.square().sum())

@@ -1,0 +1,24 @@
+"""What a bridge's layers write to the stream, as linear maps."""
+
+from __future__ import annotations
+
+from interp.backends.lens.parts import LensParts, resolve
+from interp.backends.norms import read_norm
+from interp.backends.writes import Write, Writes
+
+
+def read_writes(parts: LensParts, layer: int) -> Writes:
+    """The writes of one layer; a layer whose hook points do not add up has none."""
+    block = parts.blocks[layer]
+    missing = {kind: why for (kind, at), why in parts.missing.items() if at == layer}
+    attn, mlp = (
+        _write(block, projection, after, parts.d_model) if kind not in missing else None
+        for kind, projection, after in (("attn_out", "attn.o", "ln1_post"), ("mlp_post", "mlp.out", "ln2_post"))
+    )
+    return Writes(attn, mlp, missing)
+
+
+def _write(block: object, projection: str, after: str, d_model: int) -> Write | None:
+    module = resolve(block, f"{projection}.original_component")
+    norm = resolve(block, f"{after}.original_component")
+    return None if module is None else Write(module, None if norm is None else read_norm(norm, d_model))

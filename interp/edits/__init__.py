@@ -1,0 +1,45 @@
+"""Changes to a forward pass: ablate, scale, replace, add, noise; force, bias, knock out attention.
+
+    Ablate("L3H5.z"), Scale("L3.mlp_out", 0.5), Replace("L3.resid_post@-1", clean), KnockOut("L3H5.pattern", keys=0)
+
+`values` says what can be changed, `where` which rows and tokens are meant, `apply` changes activations and `attend`
+attention. Pure: backends call them, nothing here knows a module.
+"""
+
+from interp.edits.apply import apply_edits
+from interp.edits.attend import Tile, edit_pattern, edit_scores, edits_scores, softmax
+from interp.edits.values import (
+    Ablate,
+    Add,
+    AttentionBias,
+    AttentionEdit,
+    Edit,
+    ForcePattern,
+    KnockOut,
+    Noise,
+    Replace,
+    Scale,
+    Uniform,
+    ablate_heads,
+)
+
+__all__ = [
+    "Ablate",
+    "Add",
+    "AttentionBias",
+    "AttentionEdit",
+    "Edit",
+    "ForcePattern",
+    "KnockOut",
+    "Noise",
+    "Replace",
+    "Scale",
+    "Tile",
+    "Uniform",
+    "ablate_heads",
+    "apply_edits",
+    "edit_pattern",
+    "edit_scores",
+    "edits_scores",
+    "softmax",
+]

@@ -1,0 +1,192 @@
+"""Attention edits applied to scores and probabilities: pure, on any set of (batch row, head) pairs and query rows.
+
+The layout is [pair query key], a pair being one head of one batch row, so that only the heads edited are ever looked
+at; a backend that has the whole [batch head query key] flattens it (`Tile.dense`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import pad
+
+from interp.edits.apply import broadcast, change
+from interp.edits.values import AttentionBias, AttentionEdit, Edit, ForcePattern, KnockOut, Uniform
+from interp.edits.where import column_mask, pair_mask, row_index, single
+from interp.errors import SiteError
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """Some query rows of some heads of some batch rows.
+
+    Attributes:
+        rows, heads: batch row and query head of each pair.
+        visible: which keys each query may see (padding and causality).
+        mask: real tokens of the prompts.
+        n_heads: query heads of the layer.
+        n_query: query rows of the whole call, of which this tile starts at `first`.
+        offset: column of the call's first query; not 0 when decoding with a cache.
+    """
+
+    rows: Int[Tensor, " pair"]
+    heads: Int[Tensor, " pair"]
+    visible: Bool[Tensor, "pair query key"]
+    mask: Bool[Tensor, "batch prompt"]
+    n_heads: int
+    n_query: int
+    first: int = 0
+    offset: int = 0
+
+    @classmethod
+    def dense(
+        cls, visible: Bool[Tensor, "batch query key"], n_heads: int, *, mask: Bool[Tensor, "batch prompt"]
+    ) -> Tile:
+        """All heads of all rows, in the order in which [batch head query key] flattens."""
+        batch, n_query, n_key = visible.shape
+        rows = torch.arange(batch, device=visible.device).repeat_interleave(n_heads)
+        heads = torch.arange(n_heads, device=visible.device).repeat(batch)
+        return cls(rows, heads, visible[rows], mask, n_heads, n_query, 0, n_key - n_query)
+
+    @property
+    def columns(self) -> slice:
+        """Columns of the prompt at which the tile's queries stand."""
+        start = self.offset + self.first
+        return slice(start, start + self.visible.shape[1])
+
+
+def edits_scores(edit: Edit) -> bool:
+    """Whether an edit acts before the softmax (the others act on probabilities)."""
+    return isinstance(edit, AttentionBias) or (isinstance(edit, KnockOut) and edit.renormalise)
+
+
+def edit_scores(
+    scores: Float[Tensor, "pair query key"], tile: Tile, edits: Sequence[Edit]
+) -> Float[Tensor, "pair query key"]:
+    """Scores (-inf where not visible) after the edits that act before the softmax."""
+    for edit in filter(edits_scores, edits):
+        chosen, local = _chosen(edit, tile)
+        if not len(chosen):
+            continue
+        if isinstance(edit, KnockOut):
+            changed = scores[chosen].masked_fill(_knocked(edit, tile, chosen, local), -torch.inf)
+        else:
+            bias = _value(edit.bias, edit, tile, chosen, local) if isinstance(edit, AttentionBias) else 0.0
+            changed = torch.where(_queries(edit, tile, chosen)[..., None], scores[chosen] + bias, scores[chosen])
+        scores = scores.index_copy(0, chosen, changed.to(scores.dtype))
+    return scores
+
+
+def edit_pattern(
+    pattern: Float[Tensor, "pair query key"], tile: Tile, edits: Sequence[Edit], *, layer: int | None = None
+) -> Float[Tensor, "pair query key"]:
+    """Probabilities after the edits that act behind the softmax, activation edits of the pattern included."""
+    for edit in edits:
+        if edits_scores(edit):
+            continue
+        chosen, local = _chosen(edit, tile)
+        if not len(chosen):
+            continue
+        old = pattern[chosen]
+        changed = _probabilities(old, edit, tile, chosen, local, layer)
+        if changed is not old:
+            changed = torch.where(_queries(edit, tile, chosen)[..., None], changed, old).to(pattern.dtype)
+            pattern = pattern.index_copy(0, chosen, changed)
+    return pattern
+
+
+def softmax(
+    scores: Float[Tensor, "pair query key"], sinks: Float[Tensor, " pair"] | None = None
+) -> Float[Tensor, "pair query key"]:
+    """exp(s_ij) / (sum_j exp s_ij + exp sink); a row with no key left is zeros."""
+    empty = torch.isneginf(scores).all(-1, keepdim=True)
+    scores = scores.masked_fill(empty, 0.0)
+    if sinks is None:
+        return scores.softmax(-1).masked_fill(empty, 0.0)
+    slot = sinks.to(scores)[:, None, None].expand(*scores.shape[:2], 1)
+    return torch.cat([scores, slot], -1).softmax(-1)[..., :-1].masked_fill(empty, 0.0)
+
+
+def _probabilities(old: Tensor, edit: Edit, tile: Tile, chosen: Tensor, local: Tensor, layer: int | None) -> Tensor:
+    if isinstance(edit, KnockOut):
+        return old.masked_fill(_knocked(edit, tile, chosen, local), 0.0)
+    if isinstance(edit, Uniform):
+        seen = tile.visible[chosen].to(old.dtype)
+        return seen / seen.sum(-1, keepdim=True).clamp(min=1.0)
+    if isinstance(edit, ForcePattern):
+        return _value(edit.pattern, edit, tile, chosen, local)
+    if isinstance(edit, AttentionEdit):
+        raise SiteError(f"{edit.site}: no rule for {type(edit).__name__}")
+    verb, value = change(edit, _shape(edit, tile, narrow=single(edit.positions, edit.site)), layer, tile.offset)
+    value = _value(value, edit, tile, chosen, local)
+    if verb == "set":
+        return value.expand_as(old)
+    return old * value if verb == "scale" else old + value
+
+
+def _chosen(edit: Edit, tile: Tile) -> tuple[Tensor, Tensor]:
+    """The pairs an edit means, and the place of each pair's batch row among the edit's rows."""
+    rows = row_index(edit.rows, len(tile.mask), edit.site, tile.rows.device)
+    place = torch.full((len(tile.mask),), -1, device=rows.device)
+    place[rows] = torch.arange(len(rows), device=rows.device)
+    meant = place[tile.rows] >= 0
+    if edit.site.head is not None:
+        meant = meant & (tile.heads == edit.site.head)
+    chosen = meant.nonzero()[:, 0]
+    return chosen, place[tile.rows[chosen]]
+
+
+def _queries(edit: Edit, tile: Tile, chosen: Tensor) -> Bool[Tensor, "chosen query"]:
+    """True at the query rows an edit means."""
+    rows = tile.rows[chosen]
+    meant = torch.ones(len(rows), tile.visible.shape[1], dtype=torch.bool, device=rows.device)
+    asked = [(edit.positions, edit.positions is not None or edit.site.position is not None)]
+    if isinstance(edit, KnockOut | Uniform):
+        asked.append((edit.queries, edit.queries is not None))
+    for positions, given in asked:
+        if given:
+            columns = column_mask(positions, edit.site, tile.mask, rows)
+            meant = meant & _fit(columns, tile.columns.stop)[:, tile.columns]
+    return meant
+
+
+def _knocked(edit: KnockOut, tile: Tile, chosen: Tensor, local: Tensor) -> Bool[Tensor, "chosen query key"]:
+    rows, n_key = tile.rows[chosen], tile.visible.shape[-1]
+    queries = _queries(edit, tile, chosen)
+    if edit.pairs is not None:
+        pairs = pair_mask(edit.pairs, edit.site, tile.mask, rows)
+        width = max(n_key, tile.columns.stop)
+        pairs = pad(pairs, (0, width - pairs.shape[2], 0, width - pairs.shape[1]))
+        return pairs[:, tile.columns, :n_key] & queries[..., None]
+    if edit.keys is None:
+        return queries[..., None].expand(-1, -1, n_key)
+    keys = column_mask(edit.keys, edit.site, tile.mask, rows)
+    return queries[..., None] & _fit(keys, n_key)[:, None, :n_key]
+
+
+def _fit(columns: Tensor, width: int) -> Tensor:
+    """A mask of prompt columns, False at those generated since."""
+    return pad(columns, (0, max(0, width - columns.shape[1])))
+
+
+def _shape(edit: Edit, tile: Tile, *, narrow: bool) -> tuple[int, ...]:
+    rows = len(row_index(edit.rows, len(tile.mask), edit.site, "cpu"))
+    heads = () if edit.site.head is not None else (tile.n_heads,)
+    queries = () if narrow else (tile.n_query,)
+    return (rows, *heads, *queries, tile.visible.shape[-1])
+
+
+def _value(value: float | Tensor, edit: Edit, tile: Tile, chosen: Tensor, local: Tensor) -> Tensor:
+    """The value at the chosen pairs and the tile's queries, [chosen query key]."""
+    if not isinstance(value, Tensor):
+        return torch.tensor(value, device=tile.rows.device)
+    full = _shape(edit, tile, narrow=False)
+    narrow = single(edit.positions, edit.site) and value.ndim < len(full)
+    value = value.to(tile.rows.device)
+    wide = broadcast(value, _shape(edit, tile, narrow=narrow), edit)
+    wide = wide[local] if edit.site.head is not None else wide[local, tile.heads[chosen]]
+    return wide[:, None] if narrow else wide[:, tile.first : tile.first + tile.visible.shape[1]]

@@ -1,0 +1,53 @@
+"""What is particular to a bridge: its own hooks, its processed weights, what it keeps."""
+
+import pytest
+import torch
+from agreement import on
+from tiny_models import ragged
+
+import interp
+from interp.attention import Offset
+
+
+def test_a_bridge_keeps_its_own_hooks(bridge_of):
+    bridge, seen = bridge_of("gpt2"), []
+
+    def double(x, hook):
+        seen.append(hook.name)
+        return 2 * x
+
+    bridge.add_hook("blocks.1.hook_mlp_out", double)
+    model, tokens = interp.load(bridge), ragged(8, "unpadded")
+    seen.clear()
+    run = model.run(tokens, capture=["L1.mlp_out"])
+    assert len(seen) == 1
+    torch.testing.assert_close(run.logits, bridge(tokens.ids), rtol=0, atol=1e-6)
+    assert len(bridge.blocks[1].mlp.hook_out.fwd_hooks) == 1
+
+
+def test_what_was_done_to_the_weights_is_recorded(bridge_of):
+    bridge, tokens = bridge_of("gpt2"), ragged(8, "unpadded")
+    before = interp.load(bridge)
+    assert not any(before.info.weight_processing.values())
+    bridge.enable_compatibility_mode(disable_warnings=True)
+    model = interp.load(bridge)
+    assert model.info.weight_processing["processed"]
+    run = model.run(tokens, capture=["embed", "attn_out", "mlp_out", "L1.resid_post"])
+    total = run["embed"] + run.stack("attn_out").sum(0) + run.stack("mlp_out").sum(0)
+    torch.testing.assert_close(total, run["L1.resid_post"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(run.logits, bridge(tokens.ids), rtol=0, atol=1e-6)
+    recorded = model.info.as_dict()
+    assert recorded["attention_method"] == "dense (lens)"
+    assert recorded["weight_processing"]["processed"]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "bloom"])
+def test_no_pattern_is_kept_after_a_run(name):
+    model = on("lens", name)
+    model.run(ragged(8, "unpadded"))
+    assert [getattr(a, "_pattern", None) for a in model.parts.attention.values()] == [None] * model.info.n_layers
+
+
+def test_a_fused_method_is_refused():
+    with pytest.raises(interp.InterpError, match="computes attention densely, not 'fused'; use 'auto'"):
+        on("lens", "gpt2").attention(ragged(8, "unpadded"), {"p": Offset(1)}, method="fused")

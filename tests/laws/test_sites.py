@@ -1,0 +1,247 @@
+"""What is captured is what flows: next to hooks written by hand, and by the arithmetic of the residual stream."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+import transformers
+from tiny_models import ARCHITECTURES, N_HEADS, N_LAYERS, ragged, tiny
+from torch.testing import assert_close
+
+import interp
+from interp.backends.norms import read_norm
+from interp.errors import SiteError
+
+PARALLEL = ("gpt_neox", "phi")
+KINDS = ("embed", "resid_pre", "resid_mid", "resid_post", "q", "k", "v", "pattern", "z", "head_out", "attn_out")
+KINDS += ("mlp_in", "mlp_post", "mlp_out", "norm_scale", "logits")
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def name(request):
+    return request.param
+
+
+def absent(name):
+    """Kinds that an architecture lacks."""
+    lacking = {"resid_mid"} if name in PARALLEL else set()
+    return lacking | ({"mlp_post"} if name == "gpt_oss" else set())
+
+
+def everything(name, *, layered=True):
+    sites = [k for k in KINDS if k not in absent(name)]
+    sites += [f"L{i}.norm_scale" for i in range(N_LAYERS) if name != "olmo2"]
+    return sites
+
+
+@contextlib.contextmanager
+def seen(module, *paths):
+    """What modules take (`path<`) and give (`path>`), by hooks of one's own."""
+    found, handles = {}, []
+    for path in paths:
+        part = module.get_submodule(path[:-1])
+        if path.endswith("<"):
+            hook = lambda m, args, kwargs, path=path: found.update({path: (*args, *kwargs.values())[0]})  # noqa: E731
+            handles.append(part.register_forward_pre_hook(hook, with_kwargs=True))
+        else:
+            hook = lambda m, args, out, path=path: found.update({path: out[0] if isinstance(out, tuple) else out})  # noqa: E731
+            handles.append(part.register_forward_hook(hook))
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+BY_HAND = {
+    "gpt2": {
+        "resid_pre": "transformer.h.1<",
+        "resid_mid": "transformer.h.1.ln_2<",
+        "resid_post": "transformer.h.1>",
+        "attn_out": "transformer.h.1.attn>",
+        "mlp_in": "transformer.h.1.mlp.c_fc<",
+        "mlp_post": "transformer.h.1.mlp.c_proj<",
+        "mlp_out": "transformer.h.1.mlp>",
+        "z": "transformer.h.1.attn.c_proj<",
+    },
+    "llama": {
+        "resid_pre": "model.layers.1<",
+        "resid_mid": "model.layers.1.post_attention_layernorm<",
+        "resid_post": "model.layers.1>",
+        "attn_out": "model.layers.1.self_attn.o_proj>",
+        "mlp_in": "model.layers.1.mlp.up_proj<",
+        "mlp_post": "model.layers.1.mlp.down_proj<",
+        "mlp_out": "model.layers.1.mlp.down_proj>",
+        "z": "model.layers.1.self_attn.o_proj<",
+    },
+    "gemma2": {
+        "attn_out": "model.layers.1.post_attention_layernorm>",
+        "resid_mid": "model.layers.1.pre_feedforward_layernorm<",
+        "mlp_out": "model.layers.1.post_feedforward_layernorm>",
+        "mlp_post": "model.layers.1.mlp.down_proj<",
+    },
+    "gpt_neox": {
+        "attn_out": "gpt_neox.layers.1.attention.dense>",
+        "mlp_out": "gpt_neox.layers.1.mlp>",
+        "mlp_in": "gpt_neox.layers.1.post_attention_layernorm>",
+    },
+    "opt": {"mlp_post": "model.decoder.layers.1.fc2<", "mlp_out": "model.decoder.layers.1.fc2>"},
+    "gpt_oss": {"mlp_out": "model.layers.1.mlp>", "mlp_in": "model.layers.1.mlp<"},
+    "olmo2": {"attn_out": "model.layers.1.post_attention_layernorm>", "resid_mid": "model.layers.1.mlp<"},
+    "phi": {"attn_out": "model.layers.1.self_attn.dense>", "mlp_out": "model.layers.1.mlp>"},
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_captures_are_what_modules_take_and_give(name):
+    model, batch = tiny(name), ragged(9, "unpadded")
+    with seen(model.torch_module, *BY_HAND[name].values()) as found:
+        run = model.run(batch, capture=[f"L1.{kind}" for kind in BY_HAND[name]])
+    for kind, path in BY_HAND[name].items():
+        given = run[f"L1.{kind}"]
+        assert_close(given, found[path].reshape(given.shape), atol=0, rtol=0, msg=kind)
+
+
+@pytest.mark.parametrize("side", ["unpadded", "left"])
+def test_the_residual_is_the_sum_of_what_is_added(name, side):
+    model, batch = tiny(name), ragged(9, side)
+    run = model.run(batch, capture=everything(name))
+    real = batch.mask
+    assert_close(run["embed"], run["L0.resid_pre"], atol=0, rtol=0)
+    for i in range(N_LAYERS):
+        after, pre = run[f"L{i}.resid_post"], run[f"L{i}.resid_pre"]
+        attn, mlp = run[f"L{i}.attn_out"], run[f"L{i}.mlp_out"]
+        assert_close(after[real], (pre + attn + mlp)[real], atol=1e-5, rtol=1e-5)
+        if name not in PARALLEL:
+            assert_close(run[f"L{i}.resid_mid"][real], (pre + attn)[real], atol=1e-5, rtol=1e-5)
+        if i:
+            assert_close(pre, run[f"L{i - 1}.resid_post"], atol=0, rtol=0)
+    assert_close(run["logits"], run.logits, atol=0, rtol=0)
+
+
+def test_heads_and_a_bias_are_attention(name):
+    """attn_out less its heads is the same at every token, but for the frozen divisor of a norm behind attention."""
+    model, batch = tiny(name), ragged(9, "unpadded")
+    run = model.run(batch, capture=["head_out", "attn_out", "z"])
+    for i in range(N_LAYERS):
+        part = model.anatomy.part(i)
+        rest = run[f"L{i}.attn_out"] - run[f"L{i}.head_out"].sum(2)
+        bias = part.output(torch.zeros(1, N_HEADS * part.d_value)).detach()[0]
+        if part.norm_after is None:
+            expected = bias.expand_as(rest)
+        else:
+            norm = read_norm(part.norm_after, model.info.d_model)
+            assert not norm.centred and not bias.any()
+            expected = torch.zeros_like(rest)
+        assert_close(rest, expected, atol=2e-5, rtol=1e-4)
+
+
+def test_a_pattern_mixes_values_into_z(name):
+    model, batch = tiny(name), ragged(9, "unpadded")
+    run = model.run(batch, capture=["pattern", "v", "z", "q", "k"])
+    group = model.info.n_heads // model.info.n_kv_heads
+    for i in range(N_LAYERS):
+        v = run[f"L{i}.v"].repeat_interleave(group, dim=2)
+        z = torch.einsum("bhqk,bkhd->bqhd", run[f"L{i}.pattern"], v)
+        assert_close(run[f"L{i}.z"], z, atol=1e-5, rtol=1e-4)
+        assert run[f"L{i}.q"].shape == (*batch.ids.shape, N_HEADS, model.info.d_head)
+        assert run[f"L{i}.k"].shape == (*batch.ids.shape, model.info.n_kv_heads, model.info.d_head)
+        if name != "gpt_oss":
+            assert_close(run[f"L{i}.pattern"].sum(-1), torch.ones_like(run[f"L{i}.pattern"][..., 0]))
+
+
+def test_the_divisor_of_a_norm(name):
+    """gain * (x - mean) / divisor + bias is what the norm gives."""
+    model, batch = tiny(name), ragged(9, "unpadded")
+    places = {None: model.anatomy.final_norm}
+    places |= {i: model.anatomy.part(i).norm_before for i in range(N_LAYERS) if name != "olmo2"}
+    paths = {id(m): p for p, m in model.torch_module.named_modules()}
+    for layer, norm in places.items():
+        site = "norm_scale" if layer is None else f"L{layer}.norm_scale"
+        path = paths[id(norm)]
+        with seen(model.torch_module, path + "<", path + ">") as found:
+            divisor = model.run(batch, capture=[site])[site]
+        read = read_norm(norm, model.info.d_model)
+        expected = read.linear(found[path + "<"]) / divisor + read.bias
+        assert divisor.shape == (*batch.ids.shape, 1)
+        assert_close(found[path + ">"].reshape(expected.shape), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_and_batching_change_nothing(name, side):
+    model, batch = tiny(name), ragged(11, side, lengths=(11, 6, 8))
+    together = model.run(batch, capture=everything(name))
+    for row in range(3):
+        real = batch.mask[row]
+        alone = model.run(batch.ids[row, real], capture=everything(name))
+        for site, expected in alone.acts.items():
+            given = together.acts[site][row : row + 1]
+            given = given[..., real, :][..., real] if site.kind == "pattern" else given[:, real]
+            assert_close(given, expected, atol=2e-4, rtol=2e-4, msg=f"{site} row {row}")
+        assert_close(together.logits[row, real], alone.logits[0], atol=2e-4, rtol=2e-4)
+
+
+def test_heads_and_positions_are_narrowed(name):
+    model, batch = tiny(name), ragged(11, "left", lengths=(11, 6))
+    whole = model.run(batch, capture=["L1.z", "L1.pattern", "L1.resid_post"])
+    part = model.run(batch, capture=["L1H3.z", "L1H3.z@-1", "L1H3.pattern", "L1.pattern@2", "L1.resid_post@0"])
+    assert_close(part["L1H3.z"], whole["L1.z"][:, :, 3], atol=0, rtol=0)
+    assert_close(part["L1H3.z@-1"], whole["L1.z"][:, -1, 3], atol=0, rtol=0)
+    assert_close(part["L1H3.pattern"], whole["L1.pattern"][:, 3], atol=1e-6, rtol=1e-6)
+    assert_close(part["L1.pattern@2"][1], whole["L1.pattern"][1, :, 7], atol=1e-6, rtol=1e-6)
+    assert_close(part["L1.resid_post@0"], whole["L1.resid_post"][[0, 1], [0, 5]], atol=0, rtol=0)
+
+
+def test_a_reducer_runs_inside():
+    model, batch = tiny("llama"), ragged(9, "unpadded")
+    whole = model.run(batch, capture=["resid_post", "L0H2.pattern"])
+    run = model.run(batch, capture={"resid_post": lambda x: x.mean(1), "L0H2.pattern": lambda p: p[..., 0], "z": None})
+    assert_close(run.stack("resid_post"), whole.stack("resid_post").mean(2), atol=0, rtol=0)
+    assert_close(run["L0H2.pattern"], whole["L0H2.pattern"][..., 0], atol=0, rtol=0)
+    assert run.stack("z").shape[:2] == (N_LAYERS, len(batch.ids))
+
+
+def test_what_an_architecture_lacks_is_refused_with_the_reason(name):
+    for kind in absent(name):
+        reason = "parallel residual" if kind == "resid_mid" else "mixture of experts"
+        with pytest.raises(SiteError, match=rf"L1\.{kind}: .*{reason}"):
+            tiny(name).run([5, 6], capture=[f"L1.{kind}"])
+    if name == "olmo2":
+        with pytest.raises(SiteError, match=r"L0\.norm_scale: layer 0 has no norm before attention"):
+            tiny(name).run([5, 6], capture=["L0.norm_scale"])
+
+
+def test_a_residual_multiplier_is_part_of_what_is_added():
+    config = transformers.GraniteConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, residual_multiplier=0.22, embedding_multiplier=12.0,
+        bos_token_id=None, eos_token_id=None, pad_token_id=None,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = interp.load(transformers.AutoModelForCausalLM.from_config(config).eval())
+    run = model.run(
+        torch.arange(8)[None], capture=["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "head_out"]
+    )
+    assert model.anatomy.stream[0].attn_scale == 0.22
+    assert_close(run["L1.resid_pre"] + run["L1.attn_out"], run["L1.resid_mid"], atol=1e-6, rtol=1e-5)
+    assert_close(run["L1.resid_mid"] + run["L1.mlp_out"], run["L1.resid_post"], atol=1e-6, rtol=1e-5)
+    assert_close(run["L1.head_out"].sum(2), run["L1.attn_out"], atol=1e-6, rtol=1e-5)
+
+
+def test_native_attention_and_ours_agree():
+    """Captures of the stream leave the model its own attention; those inside attention use ours."""
+    config = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        bos_token_id=None, eos_token_id=None, pad_token_id=None,
+    )  # fmt: skip
+    module = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    model, ids = interp.load(module), torch.arange(20)[None]
+    plain = model.run(ids, capture=["z", "resid_post"])
+    ours = model.run(ids, capture=["z", "resid_post", "q"])
+    for site, x in plain.acts.items():
+        assert_close(ours.acts[site], x, atol=1e-6, rtol=1e-5)
+    assert_close(ours.logits, plain.logits, atol=1e-6, rtol=1e-5)
+    with torch.no_grad():
+        assert_close(plain.logits, module(ids, use_cache=False).logits, atol=0, rtol=0)
