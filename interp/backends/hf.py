@@ -22,7 +22,7 @@ from interp.backends.hooks import Hooks
 from interp.backends.linear import read_weights
 from interp.backends.places import captures, changes
 from interp.backends.rewrite import connect
-from interp.backends.shards import GRADIENTS, MATRICES
+from interp.backends.shards import GRADIENTS
 from interp.backends.writes import Writes, read_writes
 from interp.batch import Batch, Prompts
 from interp.checkpoints import Checkpoint

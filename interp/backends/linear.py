@@ -205,7 +205,11 @@ class ModuleSource:
         """The parameter that is W_U transposed, if multiplying by it is all that the unembedding does."""
         test = torch.randn(1, self.d_model, generator=torch.Generator().manual_seed(5))
         for parameter in self.anatomy.unembed.parameters():
-            if parameter.shape == (len(self.b_u), self.d_model) and parameter.is_floating_point() and not parameter.is_meta:
+            if (
+                parameter.shape == (len(self.b_u), self.d_model)
+                and parameter.is_floating_point()
+                and not parameter.is_meta
+            ):
                 ours = torch.cat([test @ wide(w.detach()).cpu().T.to(test) for w in parameter.split(VOCABULARY)], -1)
                 want = self._logits(test)[0] - self.b_u
                 if torch.allclose(ours[0], want, rtol=2e-2, atol=2e-2 * float(want.std())):

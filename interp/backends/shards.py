@@ -1,4 +1,4 @@
-"""Heads and neurons spread over processes (tensor parallelism): gathered where they are looked at, handed back in parts.
+"""Heads and neurons spread over processes (tensor parallelism): gathered to be looked at, handed back in parts.
 
 transformers shards a family that has a plan: each process holds some heads of every layer, and a slice of every MLP.
 The residual stream is whole everywhere. Each process applies the same edits to the whole of an activation and keeps
@@ -61,7 +61,8 @@ def shards(model: nn.Module) -> Shards | None:
         return None
     for parameter in model.parameters():
         if cut_along(parameter) is not None:
-            mesh: Any = parameter.device_mesh
+            spread: Any = parameter
+            mesh = spread.device_mesh
             group = mesh.get_group() if mesh.ndim == 1 else mesh.get_group("tp")
             return Shards(group, dist.get_rank(group), dist.get_world_size(group))
     return None

@@ -129,7 +129,7 @@ def input_device(model: PreTrainedModel) -> torch.device:
 
 def device_of(module: nn.Module) -> torch.device:
     """Where a module computes: an offloaded one (accelerate) keeps its parameters elsewhere until it is called."""
-    hook = getattr(module, "_hf_hook", None)
+    hook: Any = getattr(module, "_hf_hook", None)
     for found in (hook, *getattr(hook, "hooks", ())):
         if getattr(found, "offload", False) and getattr(found, "execution_device", None) is not None:
             return torch.device(found.execution_device)

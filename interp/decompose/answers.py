@@ -1,0 +1,56 @@
+"""Answers as token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from interp.errors import TaskError
+from interp.model import Model
+
+Answers = int | str | Sequence[int | str] | Tensor
+
+
+def token_ids(model: Model, given: Answers, size: int) -> Int[Tensor, "batch k"]:
+    """Ids of one answer per prompt, or of k where a tensor [batch k] gives so many (-1 fills up).
+
+    Raises:
+        TaskError: a text that is not one token, an id outside the vocabulary, or not one answer per prompt.
+    """
+    if isinstance(given, Tensor):
+        ids = given.cpu().long()
+    elif isinstance(given, int | str):
+        ids = torch.tensor([_id(model, given)] * size)
+    else:
+        ids = torch.tensor([_id(model, x) for x in given])
+    ids = ids.expand(size) if ids.ndim == 0 else ids
+    ids = ids[:, None] if ids.ndim == 1 else ids
+    if ids.ndim != 2 or len(ids) != size:
+        raise TaskError(f"answers of shape {tuple(ids.shape)} for {size} prompts; give one answer, or one per prompt")
+    if int(ids.max()) >= model.info.d_vocab or int(ids.min()) < -1 or bool((ids < 0).all(1).any()):
+        raise TaskError(
+            f"answers {ids.tolist()}: expected ids from 0 to {model.info.d_vocab - 1}, one at least per prompt"
+        )
+    return ids
+
+
+def mean_over(of: Callable[[Tensor], Tensor], ids: Int[Tensor, "batch k"]) -> Float[Tensor, "batch ..."]:
+    """Mean of a quantity per token over each prompt's ids."""
+    known = ids >= 0
+    values = of(ids.clamp(min=0).flatten()).unflatten(0, ids.shape)
+    weight = (known / known.sum(1, keepdim=True)).to(values)
+    return (values * weight.view(*weight.shape, *(1,) * (values.ndim - 2))).sum(1)
+
+
+def _id(model: Model, given: int | str) -> int:
+    if isinstance(given, int):
+        return given
+    if model.tokenizer is None:
+        raise TaskError(f"answer {given!r}: this checkpoint has no tokenizer; give a token id instead of text")
+    ids = model.tokenizer(given, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1:  # type: ignore[arg-type]  # one text gives one list
+        raise TaskError(f"answer {given!r} is {len(ids)} tokens; one is needed (is a leading space missing?)")  # type: ignore[arg-type]
+    return int(ids[0])  # type: ignore[call-overload,index]

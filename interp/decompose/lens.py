@@ -1,0 +1,139 @@
+"""The logit lens: what the model would say if it stopped after each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from interp.batch import Batch, Prompts
+from interp.decompose.answers import Answers, token_ids
+from interp.decompose.taken import columns
+from interp.edits import Replace
+from interp.errors import SiteError
+from interp.model import Model
+from interp.sites import Site
+
+ENTRIES = 2**26  # of logits made at one time
+
+
+@torch.no_grad()
+def read_out(model: Model, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
+    """Logits of a residual stream, taken for that before the final norm: all that the model does from there on.
+
+    The model itself does it: each vector goes in as a prompt of one token at the last layer, whose output it replaces.
+
+    Raises:
+        SiteError: vectors of another width than the stream's.
+    """
+    d_model, last = model.info.d_model, model.info.n_layers - 1
+    if resid.shape[-1] != d_model:
+        raise SiteError(f"vectors are {resid.shape[-1]} wide; the residual stream is {d_model}")
+    parts = []
+    for rows in resid.reshape(-1, 1, d_model).split(max(1, ENTRIES // model.info.d_vocab)):
+        ids = torch.zeros(len(rows), 1, dtype=torch.long)
+        batch = Batch(ids, torch.ones_like(ids, dtype=torch.bool))
+        run = model.run(batch, start=(last, rows), edits=[Replace(Site("resid_post", last), rows)])
+        assert run.logits is not None  # the run has no `stop`
+        parts.append(run.logits[:, 0])
+    return torch.cat(parts).unflatten(0, resid.shape[:-1])
+
+
+@dataclass(frozen=True, eq=False)
+class LogitLens:
+    """Read-outs by layer, on the CPU.
+
+    Attributes:
+        layers: the stream after each of these was read.
+        columns: column of each position in the batch. mask: which of them are real tokens.
+        top_ids, top_p: the k likeliest tokens and their probabilities.
+        kl: KL(p_model || p_layer) in nats; 0 at the last layer.
+        p, rank: probability of the answer, and how many tokens are likelier (0 is first); NaN without an answer.
+        texts: of every id in `top_ids`, if the model has a tokenizer.
+    """
+
+    layers: tuple[int, ...]
+    columns: Int[Tensor, "batch pos"]
+    mask: Bool[Tensor, "batch pos"]
+    top_ids: Int[Tensor, "layer batch pos k"]
+    top_p: Float[Tensor, "layer batch pos k"]
+    kl: Float[Tensor, "layer batch pos"]
+    p: Float[Tensor, "layer batch pos"]
+    rank: Float[Tensor, "layer batch pos"]
+    texts: dict[int, str]
+
+    def table(self) -> pd.DataFrame:
+        """One row per layer, prompt and real position: likeliest token and its p, KL, the answer's p and rank."""
+        rows = []
+        for n, layer in enumerate(self.layers):
+            for b, i in self.mask.nonzero().tolist():
+                token = int(self.top_ids[n, b, i, 0])
+                at = {"layer": layer, "prompt": b, "position": int(self.columns[b, i])}
+                first = {"token": token, "text": self.texts.get(token), "token_p": float(self.top_p[n, b, i, 0])}
+                judged = {"kl": self.kl[n, b, i], "p": self.p[n, b, i], "rank": self.rank[n, b, i]}
+                rows.append({**at, **first, **{name: float(x) for name, x in judged.items()}})
+        return pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def logit_lens(
+    model: Model,
+    tokens: Prompts,
+    *,
+    layers: Sequence[int] | None = None,
+    positions: int | Sequence[int] | None = None,
+    answer: Answers | None = None,
+    top: int = 5,
+) -> LogitLens:
+    """softmax(cap(W_U norm(resid_post[l]))): the next-token distribution read off after each layer.
+
+    What is far from the final distribution may still hold the answer, in a basis that the unembedding does not read:
+    a high rank early on is no evidence of absence. Reference: nostalgebraist 2020, "interpreting GPT: the logit lens".
+
+    Args:
+        model: any backend.
+        tokens: prompts.
+        layers: whose output is read; None for all.
+        positions: of real tokens, counted from the prompt's start or (negative) its end; None for all.
+        answer: an id, a text of one token, or one per prompt; of several per prompt the first counts.
+        top: likeliest tokens kept.
+
+    Raises:
+        SiteError: a layer or position out of range.
+    """
+    batch = model.batch(tokens)
+    asked = range(model.info.n_layers) if layers is None else layers
+    at = _columns(batch, positions)
+    rows = torch.arange(len(at), device=at.device)[:, None]
+    sites = [Site("resid_post", i) for i in asked]
+    run = model.run(batch, capture=dict.fromkeys(sites, lambda x: x[rows.to(x.device), at.to(x.device)]))
+    assert run.logits is not None  # the run has no `stop`
+    final = run.logits[rows, at].float().log_softmax(-1)
+    ids = None if answer is None else token_ids(model, answer, len(at))[:, :1].to(at.device)
+    found = [_read(model, run.acts[site], final, ids, min(top, model.info.d_vocab)) for site in sites]
+    top_ids, top_p, kl, p, rank = (torch.stack(x).cpu() for x in zip(*found, strict=True))
+    seen = top_ids.unique().tolist() if model.tokenizer is not None else []
+    texts = {i: str(model.tokenizer.decode([i])) for i in seen} if model.tokenizer is not None else {}
+    return LogitLens(tuple(asked), at.cpu(), batch.mask.gather(1, at).cpu(), top_ids, top_p, kl, p, rank, texts)
+
+
+def _read(model: Model, resid: Tensor, final: Tensor, ids: Tensor | None, top: int) -> tuple[Tensor, ...]:
+    """(top ids, top p, kl, p, rank) of one layer."""
+    log_p = read_out(model, resid).float().log_softmax(-1).to(final)
+    likeliest = log_p.topk(top, dim=-1)
+    kl = (final.exp() * (final - log_p)).sum(-1)
+    if ids is None:
+        none = torch.full_like(kl, torch.nan)
+        return likeliest.indices, likeliest.values.exp(), kl, none, none
+    own = log_p.gather(2, ids[:, None].expand(-1, log_p.shape[1], -1))
+    return likeliest.indices, likeliest.values.exp(), kl, own[..., 0].exp(), (log_p > own).sum(-1).float()
+
+
+def _columns(batch: Batch, positions: int | Sequence[int] | None) -> Int[Tensor, "batch pos"]:
+    if positions is None or isinstance(positions, int):
+        return columns(batch, positions)
+    return torch.cat([columns(batch, p) for p in positions], dim=1)

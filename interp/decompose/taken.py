@@ -1,0 +1,130 @@
+"""What a decomposition needs of a run: every write to the stream at the chosen positions, and nothing larger."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from interp.attention import Rows
+from interp.backends.writes import Writes
+from interp.batch import Batch, Prompts
+from interp.edits.where import one_column
+from interp.errors import SiteError, TaskError
+from interp.model import Model, Run
+from interp.sites import Site
+
+
+@dataclass(frozen=True, eq=False)
+class Taken:
+    """A run up to `last`, narrowed to `position`; tensors are [batch pos ...], pos being 1 for a single position."""
+
+    model: Model
+    batch: Batch
+    run: Run
+    last: int
+    position: int | None
+    writes: tuple[Writes, ...]
+    patterns: dict[int, Float[Tensor, "batch head key"]]
+
+    def at(self, kind: str, layer: int | None = None) -> Tensor:
+        """An activation at the chosen positions, at least in float32."""
+        x = self.run.acts[Site(kind, layer, position=self.position)]
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        return x if self.position is None else x[:, None]
+
+    def values(self, layer: int) -> Float[Tensor, "batch key head d_value"]:
+        """Values of every token, one per query head."""
+        v = self.run.acts[Site("v", layer)]
+        v = v.to(torch.promote_types(v.dtype, torch.float32))
+        return v.repeat_interleave(self.model.info.n_heads // v.shape[2], dim=2)
+
+    @property
+    def columns(self) -> Int[Tensor, "batch pos"]:
+        """Columns of the chosen positions."""
+        return columns(self.batch, self.position)
+
+    @property
+    def mask(self) -> Bool[Tensor, "batch pos"]:
+        """Which of the chosen positions are real tokens."""
+        return self.batch.mask.gather(1, self.columns)
+
+    @property
+    def ids(self) -> Int[Tensor, "batch pos"]:
+        """Tokens at the chosen positions."""
+        return self.batch.ids.gather(1, self.columns)
+
+
+def take(
+    model: Model,
+    tokens: Prompts,
+    *,
+    layer: int | None,
+    position: int | None,
+    heads: bool = True,
+    sources: bool = False,
+    neurons: Sequence[int] = (),
+    logits: bool = False,
+) -> Taken:
+    """One pass (two with `sources`) that keeps what is written to the stream up to a layer.
+
+    Raises:
+        SiteError: a layer or position out of range, neurons of a layer that has none, sources where heads cannot be
+            told apart.
+        TaskError: sources of all positions at once.
+    """
+    if sources and (position is None or not heads):
+        raise TaskError("sources=True splits heads at one query position: give `position`, and leave heads=True")
+    batch = model.batch(tokens)
+    last = _layer(model, layer)
+    writes = tuple(model.writes(i) for i in range(last + 1))
+    for i in neurons:
+        if not 0 <= i <= last or writes[i].mlp is None:
+            why = (
+                "out of range" if not 0 <= i <= last else writes[i].missing.get("mlp_post", "no single set of neurons")
+            )
+            raise SiteError(f"neurons of layer {i}: {why}; layers here are 0 to {last}")
+    split = tuple(i for i in range(last + 1) if sources and writes[i].attn is not None)
+    capture = [Site("embed", position=position), *_sites(writes, position), *(Site("v", i) for i in split)]
+    run = model.run(batch, capture=capture, stop=None if logits else last)
+    patterns: dict[int, Tensor] = {}
+    if split:
+        answers = model.attention(batch, {"rows": Rows(columns(batch, position))}, layers=split)["rows"]
+        patterns = {i: answers[n, :, :, 0].nan_to_num() for n, i in enumerate(split)}
+    return Taken(model, batch, run, last, position, writes, patterns)
+
+
+def columns(batch: Batch, position: int | None) -> Int[Tensor, "batch pos"]:
+    """Columns of a position counted over each prompt's real tokens, or of all positions."""
+    size, n = batch.ids.shape
+    rows = torch.arange(size, device=batch.ids.device)
+    if position is None:
+        return torch.arange(n, device=batch.ids.device).expand(size, n)
+    return one_column(None, Site("resid_post", position=position), batch.mask, rows)[:, None]
+
+
+def _layer(model: Model, layer: int | None) -> int:
+    n = model.info.n_layers
+    if layer is None:
+        return n - 1
+    if not 0 <= layer < n:
+        raise SiteError(f"layer {layer} is out of range; the model has {n} layers")
+    return layer
+
+
+def _sites(writes: Sequence[Writes], position: int | None) -> list[Site]:
+    """What is read at each layer."""
+    sites = []
+    for i, w in enumerate(writes):
+        kinds = ["resid_post"]
+        if "attn_out" in w.missing:
+            kinds.append("resid_pre")
+        else:
+            kinds += ["attn_out"] + (["z"] if w.attn is not None else [])
+            kinds += [] if "mlp_out" in w.missing else ["mlp_out"]
+            kinds += ["mlp_post"] if w.mlp is not None else []
+        sites += [Site(kind, i, position=position) for kind in kinds]
+    return sites
