@@ -28,6 +28,9 @@ _HOME = {
     "analyses": "interp.registry",
     "analyze": "interp.registry",
     "detect": "interp.registry",
+    "atlas": "interp.atlas",
+    "attribute": "interp.decompose",
+    "logit_lens": "interp.decompose",
     "report": "interp.report",
     "PromptTask": "interp.tasks",
     "task": "interp.tasks",
@@ -35,7 +38,10 @@ _HOME = {
 }
 
 if TYPE_CHECKING:
+    from interp.atlas import atlas as atlas
     from interp.batch import Batch as Batch
+    from interp.decompose import attribute as attribute
+    from interp.decompose import logit_lens as logit_lens
     from interp.edits import Ablate as Ablate
     from interp.edits import ablate_heads as ablate_heads
     from interp.errors import InterpError as InterpError
@@ -66,8 +72,11 @@ __all__ = [
     "analyses",
     "analysis",
     "analyze",
+    "atlas",
+    "attribute",
     "detect",
     "load",
+    "logit_lens",
     "report",
     "task",
 ]
