@@ -34,21 +34,18 @@ def connect(recorder: Recorder, plan: Pass, spread: Shards | None = None) -> Rec
         return call if spread is None else spread.part(call)
 
     def mix(layer: int, call: Call, z: Tensor) -> Tensor:
-        differentiable = not plan.gradients or call.sinks is None  # fused kernels give their log-sum-exp no gradient
-        if not plan.on or (differentiable and not plan.asks(layer, "pattern")):
+        if not plan.on or not plan.asks(layer, "pattern"):
             return z
         if spread is None:
-            return mixed(layer, call, z, differentiable)
-        return spread.local(mixed(layer, spread.whole(call), spread.gather(z, 2), differentiable), 2)
+            return mixed(layer, call, z)
+        return spread.local(mixed(layer, spread.whole(call), spread.gather(z, 2)), 2)
 
-    def mixed(layer: int, call: Call, z: Tensor, differentiable: bool) -> Tensor:
+    def mixed(layer: int, call: Call, z: Tensor) -> Tensor:
         place = ("pattern", layer)
         edits, wanted = plan.edits.get(place, ()), plan.wanted.get(place, ())
         whole = sorted({h for w in wanted for h in heads_of(w.site, call.query.shape[1])})
-        if edits or not differentiable:
-            touched = (
-                _touched(call, edits) if differentiable else torch.ones_like(call.query[..., 0, 0], dtype=torch.bool)
-            )
+        if edits:
+            touched = _touched(call, edits)
             touched[:, whole] = False
             z = _edited_pairs(plan, layer, call, z, edits, touched)
         return _captured(plan, layer, call, z, edits, wanted, whole) if wanted else z

@@ -169,7 +169,8 @@ def test_queries_after_a_cache_are_the_last_rows_of_the_whole(variant, method):
     expected, got = measure(whole, of_whole, method="naive")[1], measure(tail, of_tail, method=method)[1]
     for name, value in got.items():
         want = expected[name] if name in ("received", "top") else expected[name][..., cached:]
-        assert_close(value, want, atol=1e-5, rtol=0, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}")
+        rtol = 5e-6 if name == "distance" else 0  # in tokens: up to 40, in float32
+        assert_close(value, want, atol=1e-5, rtol=rtol, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
