@@ -44,6 +44,7 @@ def read(
     dtype: str | torch.dtype,
     device: str | None,
     device_map: Any,
+    tensor_parallel: bool = False,
 ) -> Checkpoint:
     """Checkpoint from a hub id, folder, `zoo:NAME` or in-memory model; see `interp.load`."""
     if isinstance(source, PreTrainedModel):
@@ -64,10 +65,11 @@ def read(
         return Checkpoint(name, model, tokenizer or found, None, None if folder is None else _sha256(folder))
     folder = _folder(name)
     config = _config(name, folder, revision)
-    model = _weights(name, folder, config, revision=revision, dtype=_dtype(dtype), device_map=device_map)
+    more = _spread(config) if tensor_parallel else {"device_map": device_map}
+    model = _weights(name, folder, config, revision=revision, dtype=_dtype(dtype), **more)
     found = tokenizer or _tokenizer(name, folder, revision)
     sha = None if folder is None else _sha256(folder)
-    model = model if device_map is not None else _placed(model, device)
+    model = model if device_map is not None or tensor_parallel else _placed(model, device)
     return Checkpoint(name, model, found, getattr(config, "_commit_hash", None), sha)
 
 
@@ -146,6 +148,19 @@ def _weights(name: str, folder: Path | None, config: PretrainedConfig, **options
             f"which would be random: {missing[0]}"
         )
     return model.eval()
+
+
+def _spread(config: PretrainedConfig) -> dict[str, Any]:
+    """Options that spread a model over the processes of torchrun."""
+    from transformers.distributed.configuration_utils import DistributedConfig
+
+    if "RANK" not in os.environ:
+        raise ModelLoadError("tensor_parallel needs one process per part: start with torchrun --nproc-per-node N FILE")
+    if not getattr(config.get_text_config(), "base_model_tp_plan", None):
+        raise ModelLoadError(
+            f"transformers has no tensor-parallel plan for {config.model_type!r}; spread its layers with device_map"
+        )
+    return {"distributed_config": DistributedConfig(tp_plan="auto")}
 
 
 @contextlib.contextmanager

@@ -224,6 +224,7 @@ def load(
     device: str | None = None,
     device_map: str | dict[str, Any] | None = None,
     tensor_parallel: bool = False,
+    remote: bool | str = False,
 ) -> Model:
     """Model from a hub id, a folder, `zoo:NAME`, a transformers model, a TransformerLens bridge or an nnsight model.
 
@@ -233,6 +234,9 @@ def load(
     A checkpoint too large for one device: `device_map` ("auto", or layers to devices, CPU and disk among them) places
     layers, as accelerate does; `tensor_parallel`, under torchrun, splits every layer over the processes, for families
     that transformers has a plan for. Sites, edits and statistics are the same: all heads, in every process.
+
+    `remote`, for an nnsight `TransformersModel` (weights here or not): True runs it on nnsight's server, an address on
+    that one, "local" serialises each run as for a server and carries it out here.
 
     Offline rules and cache are Hugging Face's own (HF_HOME, HF_HUB_OFFLINE). Weights are read from safetensors only
     and no code from a repository is run. An in-memory model keeps its dtype and device.
@@ -248,9 +252,10 @@ def load(
     from interp.checkpoints import read
 
     chosen = backends.choose(source, backend)
+    backends.check_remote(source, remote)
     if backends.belongs(source):
         try:
-            return backends.adopt(source, chosen, tokenizer=tokenizer)
+            return backends.adopt(source, chosen, tokenizer=tokenizer, remote=remote)
         except BackendError as error:
             raise ModelLoadError(f"{type(source).__name__}: {error}") from error
     checkpoint = read(

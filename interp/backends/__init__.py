@@ -43,18 +43,37 @@ def choose(source: Any, backend: str | None) -> str:
     return own
 
 
-def adopt(source: Any, backend: str, *, tokenizer: Any = None) -> Any:
-    """Model of an object for which `belongs` names the backend."""
+def adopt(source: Any, backend: str, *, tokenizer: Any = None, remote: bool | str = False) -> Any:
+    """Model of an object for which `belongs` names the backend; `remote` as nnsight takes it."""
+    found: Any
     if backend == "lens":
         from interp.backends.lens.model import LensModel
 
-        found: Any = LensModel(source)
+        found = LensModel(source)
+    elif remote:
+        from interp.backends.nnsight.remote import RemoteModel
+
+        found = RemoteModel(source, remote)
     else:
         from interp.backends.nnsight.model import NNsightModel
 
         found = NNsightModel(source)
     found.tokenizer = tokenizer or found.tokenizer
     return found
+
+
+def check_remote(source: Any, remote: bool | str) -> None:
+    """Refuse `remote` for anything but an nnsight model.
+
+    Raises:
+        ModelLoadError: names what was given.
+    """
+    if remote and belongs(source) != "nnsight":
+        given = repr(source) if isinstance(source, str) else f"a {type(source).__name__}"
+        raise ModelLoadError(
+            f"remote={remote!r} is for models that nnsight runs elsewhere, not for {given}; pass "
+            "nnsight.TransformersModel(name), which needs no weights here"
+        )
 
 
 def make(checkpoint: Any, backend: str, *, ours: bool = False) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from importlib import import_module
 
-CASES = ("attention_cpu", "retrieval")  # modules beside this one whose main(argv) takes --quick and --out FILE
+CASES = ("attention_cpu", "retrieval", "running")  # modules beside this one; their main(argv) takes --quick, --out FILE
 
 
 def main() -> None:

@@ -85,9 +85,9 @@ def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def versions() -> str:
+def versions(packages: tuple[str, ...] = PACKAGES) -> str:
     """Installed versions of the packages compared."""
-    return "; ".join(f"{name} {version(name)}" for name in PACKAGES)
+    return "; ".join(f"{name} {version(name)}" for name in packages)
 
 
 def cpu() -> str:
@@ -106,22 +106,28 @@ def fresh(function: Callable[..., T], *args: object) -> T:
 
 
 def take_turns(
-    runs: Mapping[str, Callable[[], object]], *, rounds: int, after: Callable[[str, int, object], None]
+    runs: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    after: Callable[[str, int, object], None],
+    clock: str = "wall",
 ) -> dict[str, list[float]]:
     """Seconds of each run in each round, all of them once per round, the first round dropped as a warm-up.
 
     The order is shifted by one every round. `after(name, round, result)` is called outside the timed part, to check
-    the result and free what was kept; the warm-up is round 0.
+    the result and free what was kept; the warm-up is round 0. `clock`: "wall", or "cpu" for the time of this process's
+    threads, which other work on the machine lengthens far less.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     names = list(runs)
+    time_of = {"wall": time.perf_counter, "cpu": time.process_time}[clock]
     for turn in range(rounds + 1):
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
             gc.collect()
-            begin = time.perf_counter()
+            begin = time_of()
             result = runs[name]()
-            took = time.perf_counter() - begin
+            took = time_of() - begin
             after(name, turn, result)
             del result
             if turn > 0:

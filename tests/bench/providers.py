@@ -123,7 +123,9 @@ def transformer_lens() -> Provider:
     model = gpt2_small("eager")
     model.config.architectures = [type(model).__name__]
     layers = range(model.config.n_layer)
-    bridge = TransformerBridge.boot_transformers("local/none", hf_model=model, tokenizer=_tokenizer(), device="cpu")
+    bridge = TransformerBridge.boot_transformers(
+        "local/none", hf_model=model, tokenizer=bridge_tokenizer(), device="cpu"
+    )
 
     def run(tokens: Tokens) -> Scores:
         found: dict[str, Tensor] = {}
@@ -143,7 +145,7 @@ def transformer_lens() -> Provider:
     return Provider(run, release)
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def bridge_tokenizer() -> PreTrainedTokenizerFast:
     """Any tokenizer: the bridge does not boot without one that was read from disk. It is never used."""
     words = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
     with tempfile.TemporaryDirectory() as folder:

@@ -4,8 +4,8 @@ Where a site is a module's input or output, that envoy is read and written. q, k
 registered attention function runs inside the trace and passes its inputs and its output through identity modules that
 have envoys of their own, so that no op label of nnsight's (which change with transformers' source) is needed.
 
-Runs are local. A model served elsewhere (`remote=True`) has no weights here, and its server no attention function of
-ours: see docs/decisions for what would be needed. `generate` and `editing` use torch hooks on the wrapped module.
+Runs are local; `remote.RemoteModel` is for a model served elsewhere, which has no weights here, and whose server has no
+attention function of ours. `generate` and `editing` use torch hooks on the wrapped module.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class NNsightModel(HFModel):
         module = model._module
         if any(p.is_meta for p in module.parameters()):
             raise BackendError(
-                "this nnsight model has no weights here (it is served elsewhere, or not dispatched yet); load it with "
-                "dispatch=True: sites are found by running the model"
+                "this nnsight model has no weights here (it is served elsewhere, or not dispatched yet); make it with "
+                "dispatch=True to run it here, or interp.load(..., remote=True) to run it where it is served"
             )
         self.nnsight_model = model
         label = name or getattr(module.config, "_name_or_path", "") or type(module).__name__
