@@ -1,6 +1,6 @@
-"""Markdown tables of the recorded runs: python tests/bench/table.py [--csv FILE] [--write].
+"""Markdown tables of the recorded runs: python tests/bench/table.py [--csv FILE] [--running FILE] [--write].
 
-Prints, or with --write puts between the two markers of docs/benchmarks.md, the newest run at each length.
+Prints, or with --write puts between the markers of docs/benchmarks.md, the newest run at each length.
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ from verdict import CASE, GROWTH, growth, saving, speedup, targets
 
 DOC = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- attention_cpu: made by tests/bench/table.py -->", "<!-- end of attention_cpu -->"
+RUNNING = "<!-- running: made by tests/bench/table.py -->", "<!-- end of running -->"
+RUNNING_HEAD = """| case | {size} | provider | median CPU ms | p20 - p80 ms | time / {base} | differs by | rounds |
+|---|---:|---|---:|---:|---:|---:|---:|"""
+SIZES = {"run_overhead": ("tokens", "plain"), "run_start": ("layer", "whole run"), "run_batch": ("tokens", "plain")}
 HEAD = """| tokens | provider | median s | p20 - p80 s | time / plain | extra MB | scores differ by | rounds |
 |---:|---|---:|---:|---:|---:|---:|---:|"""
 
@@ -70,13 +74,31 @@ def _sizes(rows: Sequence[Row], case: str) -> str:
     return ", ".join(str(n) for n in sorted({row.size for row in rows if row.case == case}))
 
 
-def write(text: str) -> None:
-    """Put the tables between the markers of the document."""
-    before, begin, rest = DOC.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
+def running(rows: Sequence[Row]) -> str:
+    """One table for each case of `Model.run`, and what it was measured on."""
+    parts = []
+    for case, (size, base) in SIZES.items():
+        own = [row for row in rows if row.case == case]
+        if own:
+            lines = [RUNNING_HEAD.format(size=size, base=base), *map(_running_line, sorted(own, key=lambda r: r.size))]
+            parts.append("\n".join(lines))
+    about = sorted({f"{r.time_utc[:10]}; {r.device}, {r.threads} thread; {r.versions}" for r in rows})
+    return "\n\n".join([*parts, "Measured on " + " and ".join(about) + "."])
+
+
+def _running_line(row: Row) -> str:
+    ratio, _, diff = (_cell(v, f) for v, f in zip(_optional(row), (".3f", ",.0f", ".1e"), strict=True))
+    times = f"{1e3 * row.median_s:.1f} | {1e3 * row.p20_s:.1f} - {1e3 * row.p80_s:.1f}"
+    return f"| {row.case} | {row.size} | {row.provider} | {times} | {ratio} | {diff} | {row.rounds} |"
+
+
+def write(text: str, *, markers: tuple[str, str] = (BEGIN, END)) -> None:
+    """Put the tables between two markers of the document."""
+    before, begin, rest = DOC.read_text().partition(markers[0])
+    _, end, after = rest.partition(markers[1])
     if not begin or not end:
-        raise SystemExit(f"docs/{DOC.name} has lost its markers {BEGIN!r} and {END!r}")
-    DOC.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+        raise SystemExit(f"docs/{DOC.name} has lost its markers {markers}")
+    DOC.write_text(f"{before}{markers[0]}\n\n{text}\n\n{markers[1]}{after}")
 
 
 def main() -> None:
@@ -84,12 +106,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--csv", type=Path, default=RESULTS / "attention_cpu.csv")
     parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md in place of the tables there")
+    parser.add_argument("--running", type=Path, default=RESULTS / "running.csv")
     given = parser.parse_args()
     text = markdown(newest(read(given.csv)))
+    more = running(newest(read(given.running))) if given.running.is_file() else ""
     if given.write:
         write(text)
+        write(more, markers=RUNNING)
     else:
-        print(text)
+        print(text, more, sep="\n\n")
 
 
 if __name__ == "__main__":
