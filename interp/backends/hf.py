@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from interp.attention import Recorder, Statistic, StopForward, intercept
 from interp.backends.anatomy import input_device, observe
@@ -23,6 +23,7 @@ from interp.backends.linear import read_weights
 from interp.backends.places import captures, changes
 from interp.backends.rewrite import connect
 from interp.backends.shards import GRADIENTS
+from interp.backends.visit import evaluating
 from interp.backends.writes import Writes, read_writes
 from interp.batch import Batch, Prompts
 from interp.checkpoints import Checkpoint
@@ -49,7 +50,7 @@ class HFModel:
         self.torch_module = checkpoint.model
         self.tokenizer = checkpoint.tokenizer
         self._standing: list[Pass] = []
-        with _evaluating(self.torch_module):
+        with evaluating(self.torch_module):
             self.anatomy = observe(self.torch_module)
         self.info = self._describe(checkpoint)
 
@@ -186,7 +187,7 @@ class HFModel:
             other.on = False
         self._standing.append(plan)
         try:
-            with _evaluating(self.torch_module), standing(self.torch_module, self.anatomy, plan):
+            with evaluating(self.torch_module), standing(self.torch_module, self.anatomy, plan):
                 yield
         finally:
             self._standing.pop()
@@ -253,7 +254,7 @@ class HFModel:
         with contextlib.ExitStack() as stack:
             for other in self._standing[-1:]:
                 stack.enter_context(other.resting())
-            stack.enter_context(_evaluating(self.torch_module))
+            stack.enter_context(evaluating(self.torch_module))
             stack.enter_context(torch.set_grad_enabled(plan.gradients))
             if recorder is not None:
                 stack.enter_context(intercept(self.torch_module, connect(recorder, plan, self.anatomy.shards)))
@@ -282,15 +283,3 @@ def _window(config: object, layer: int) -> int | None:
     if getattr(config, "use_sliding_window", True) is False:
         return None
     return getattr(config, "sliding_window", None)
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside (no dropout), each module's own mode back afterwards."""
-    training = [m for m in model.modules() if m.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

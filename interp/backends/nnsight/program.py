@@ -96,7 +96,9 @@ class Program:
 
     def _add(self, path: str, port: str, visits: list[dict[str, Any]], **more: Any) -> None:
         shape = tuple(self.plan.shape)
-        self.steps.append({**_STEP, "path": path, "port": port, "order": port, "shape": shape, "visits": visits, **more})
+        self.steps.append(
+            {**_STEP, "path": path, "port": port, "order": port, "shape": shape, "visits": visits, **more}
+        )
 
     def _visit(self, kind: str, layer: int | None, *, keep: bool = True) -> dict[str, Any]:
         place: Place = (kind, layer)

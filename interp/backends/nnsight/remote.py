@@ -65,7 +65,7 @@ class RemoteModel(HFModel):
         """
         if not hasattr(model, "to_model_key"):
             raise BackendError(
-                f"remote={remote!r}: a plain {type(model).__name__} wrapper has no name that a server could know it by; "
+                f"remote={remote!r}: a plain {type(model).__name__} wrapper has no name a server could know it by; "
                 "expected an nnsight.TransformersModel"
             )
         self.nnsight_model, self.remote = model, remote
@@ -123,7 +123,7 @@ class RemoteModel(HFModel):
     def generate(self, prompts: Prompts, *, edits: Sequence[Edit] = (), **options: Any) -> Tensor:
         """Refused: edits of generated tokens are hooks on the module, which is not here."""
         raise BackendError(
-            f"{self.info.name}: generate() puts hooks on the wrapped module, and this one runs elsewhere; generate with "
+            f"{self.info.name}: generate() puts hooks on the wrapped module, and this one runs elsewhere; use "
             "nnsight's own `model.generate(..., remote=True)`, or load the weights here"
         )
 

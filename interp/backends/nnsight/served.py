@@ -1,4 +1,4 @@
-"""The part of a run that is carried out where the model is: it travels as source, with plain data, and needs only torch.
+"""The part of a run that is carried out where the model is: it travels as source, needs only torch.
 
 `carry_out` is called in the body of a remote trace. A server has no `interp`: these functions refer to torch and to
 each other, their arguments are numbers, strings and tensors (`program.py` writes them), and no type checker wraps them.
@@ -73,13 +73,13 @@ def visit(x: Any, visits: list[dict[str, Any]], kept: dict[Any, Any]) -> Any:
     """Edits, each to its places, and then what is kept, narrowed to a head and to one column per row."""
     for what in visits:
         for verb, where, value in what["edits"]:
-            value = value.to(x)
+            given = value.to(x)
             if verb == "set":
-                x = torch.where(where.to(x.device), value, x)
+                x = torch.where(where.to(x.device), given, x)
             elif verb == "scale":
-                x = x * value
+                x = x * given
             else:
-                x = x + value
+                x = x + given
         for key, head, columns in what["keep"]:
             part = x if head is None else x.select(2, head)
             if columns is not None:
