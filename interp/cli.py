@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from interp import cli_zoo
+from interp import cli_reproduce, cli_zoo
 from interp.errors import InterpError, SchemaError
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cli_zoo.app, name="zoo")
+app.command()(cli_reproduce.reproduce)
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, local folder, or zoo:NAME.")]
 Seed = Annotated[int, typer.Option(help="Seed of prompts, intervals and random controls.")]
@@ -87,6 +88,7 @@ def detect(
         sys.stdout.write(result.to_json() + "\n")
     else:
         _print_tables(result, top)
+        _print_roles(result)
 
 
 @app.command()
@@ -171,16 +173,28 @@ def _print_labelled(console: Any, result: Result, spec: Analysis) -> None:
     named = ", ".join(labelled[:12]) + (" ..." if len(labelled) > 12 else "")
     console.print(f"{len(labelled)} of {len(rows)} heads labelled{': ' + named if named else ''}", soft_wrap=True)
     effects: Any = result.interventions
-    effects = effects[(effects["analysis"] == spec.name) & (effects["n_random"] > 0)]
-    for row in effects.to_dict(orient="records"):
+    effects = effects[effects["analysis"] == spec.name]
+    whole = set(effects["set_id"])
+    for row in effects[effects["n_random"] > 0].to_dict(orient="records"):
         how, n = row["set_id"].split(":")[0], row["n_random"]
+        dose = any(other.startswith(row["set_id"] + " ") for other in whole)  # the first few heads of a larger set
+        done = f"{how}-ablated" if how in ("zero", "mean", "resample") else how
         spread = f" +- {row['random_sd']:.3f}" if n > 1 else ""
         console.print(
-            f"  all {row['k']} {how}-ablated: {row['metric']} {row['clean']:.3f} -> {row['edited']:.3f}"
+            f"  {'top' if dose else 'all'} {row['k']} {done}: {row['metric']} {row['clean']:.3f} -> {row['edited']:.3f}"
             f"  ({n} random set{'s' * (n > 1)}, {row['control']}: {row['random_mean']:.3f}{spread})",
             soft_wrap=True,
         )
     console.print()
+
+
+def _print_roles(result: Result) -> None:
+    """The heads' roles, all analyses together; nothing to sum up where there was one."""
+    from interp.atlas import atlas
+
+    if result.table["analysis"].nunique() > 1:
+        with suppress(SchemaError):  # none of them scores heads
+            sys.stdout.write("Roles\n" + "\n".join(atlas(result).summary()) + "\n")
 
 
 def _progress(analyses: Sequence[Analysis]) -> Iterator[Analysis]:

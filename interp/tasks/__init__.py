@@ -1,6 +1,7 @@
 """Prompts to ask a model with: random token sequences (`synthetic`) and prompt tasks with clean and corrupt twins."""
 
 from interp.tasks.build import SPLITS, task, task_names
+from interp.tasks.conflict import Conflict, Frame, conflict
 from interp.tasks.planted import of as planted_task
 from interp.tasks.prompt import PromptTask
 from interp.tasks.synthetic import (
@@ -19,9 +20,12 @@ from interp.tasks.synthetic import (
 __all__ = [
     "BOS_POLICIES",
     "SPLITS",
+    "Conflict",
+    "Frame",
     "PromptTask",
     "Repeats",
     "bos_id",
+    "conflict",
     "earlier_equal_pairs",
     "fingerprint",
     "ordinary_tokens",

@@ -104,11 +104,11 @@ def _sampled(
     if chosen not in corruptions:
         raise TaskError(f"{found.name} has no corruption {chosen!r}; {nearest(chosen, corruptions)}")
     templates = tuple(t for t in found.templates if t.split in (None, split))
-    fitted, coverage = _fitted(replace(found, templates=templates), speller)
+    words, coverage = fitted(replace(found, templates=templates), speller)
     rng = Random(f"{found.name} {split} {seed} {chosen}")
     pairs: dict[tuple[int, ...], Encoded] = {}
     for _ in range(TRIES * (n + 10)):
-        example = family.draw(rng, fitted, chosen)
+        example = family.draw(rng, words, chosen)
         if _belongs(example.key, split, found):
             encoded = speller.encode(example, first_token=found.answer == "first token")
             if encoded is not None:
@@ -148,7 +148,7 @@ def _belongs(key: str, split: str, found: Document) -> bool:
     return not key or held_out is (split == "held-out")
 
 
-def _fitted(found: Document, speller: Speller) -> tuple[Document, dict[str, list[int]]]:
+def fitted(found: Document, speller: Speller) -> tuple[Document, dict[str, list[int]]]:
     """The document with the words that are one token of this tokenizer, and [left, all] of each list.
 
     Raises:

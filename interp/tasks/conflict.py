@@ -1,0 +1,164 @@
+"""`conflict(model)`: prompts whose context contradicts what a model knows by heart, from a lookup task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from interp import data
+from interp.batch import Batch
+from interp.errors import NotApplicable, SchemaError, TaskError, nearest
+from interp.model import Model
+from interp.tasks.build import TRIES, fitted
+from interp.tasks.prompt import PromptTask, collate
+from interp.tasks.source import Document, Template, document, own, shipped
+from interp.tasks.spell import Encoded, Example, Speller
+
+BASES = ("facts", "capital_country")
+"""Lookup tasks asked for, the checkpoint's own first."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A wording around a fact: `{core}` its beginning, `{told}` what the context says it is."""
+
+    name: str
+    text: str
+    counts: str | None
+    """Which answer the wording asks for: "context", "memory", or None where it leaves that open."""
+
+
+@dataclass(frozen=True, eq=False)
+class Conflict:
+    """Conflicting prompts, and the same facts asked for without any context.
+
+    Attributes:
+        task: clean prompts whose context contradicts memory; `answers` is what the context says, `wrong` what the model
+            knows, the corrupt twin's context agrees with memory. Roles: TOLD, and the subject's slot.
+        asked: prompt i's fact alone, so that one can see whether it is known.
+        frame: number of each prompt's frame in `frames`. group: of its relation.
+    """
+
+    task: PromptTask
+    asked: Batch
+    frames: tuple[Frame, ...]
+    frame: Int[Tensor, " batch"]
+    group: Int[Tensor, " batch"]
+
+    def select(self, rows: Tensor) -> Conflict:
+        """Some of the prompts."""
+        asked = Batch(self.asked.ids[rows], self.asked.mask[rows])
+        return Conflict(self.task.select(rows), asked, self.frames, self.frame[rows], self.group[rows])
+
+
+def frames() -> tuple[Frame, ...]:
+    """The shipped wordings."""
+    return tuple(Frame(**f) for f in data.read_json(data.path("conflict", "frames.json"))["frames"])
+
+
+def conflict(
+    model: Model,
+    *,
+    base: str | None = None,
+    n: int = 96,
+    seed: int = 0,
+    wordings: Sequence[Frame] | None = None,
+    bos: str = "default",
+) -> Conflict:
+    """`n` different prompts that tell of a subject what another one has, frames in turn.
+
+    Args:
+        model: any loaded model with a tokenizer.
+        base: lookup task whose rows are the facts; the checkpoint's own `facts`, else `capital_country`.
+        n: prompts.
+        seed: of the draw.
+        wordings: frames; those of `datasets/conflict` if not given.
+        bos: "default", "forced" or "none".
+
+    Raises:
+        TaskError: an unknown base, or one that is no lookup task.
+        NotApplicable: no tokenizer, or too few prompts that it can write.
+    """
+    speller = Speller(model, bos=bos)
+    facts, coverage = fitted(_base(model, base), speller)
+    groups = sorted({str(row.get("group")) for row in facts.rows})
+    cores = {g: _shortest([t for t in facts.templates if str(t.group) in (g, "None")]) for g in groups}
+    chosen = tuple(frames() if wordings is None else wordings)
+    rng = Random(f"conflict {facts.name} {seed}")
+    found: dict[tuple[int, ...], tuple[Encoded, int, str, list[int]]] = {}
+    for i in range(TRIES * (n + 10)):
+        frame = chosen[i % len(chosen)]
+        row = rng.choice(facts.rows)
+        group = str(row.get("group"))
+        told = rng.choice([r["answers"][0] for r in facts.rows if str(r.get("group")) == group])
+        if told not in row["answers"]:
+            pair = speller.encode(_example(frame, cores[group], row, told))
+            if pair is not None:
+                alone, _ = cores[group].fill(row["slots"], {})
+                asked = [*speller.start, *speller.ids([alone])[0]]
+                found.setdefault(tuple(pair.clean), (pair, i % len(chosen), group, asked))
+        if len(found) == n:
+            return _collated(found, facts, chosen, groups, {"coverage": coverage, "seed": seed, "bos": bos})
+    raise NotApplicable(f"only {len(found)} of the {n} prompts asked for can be written with this tokenizer")
+
+
+def _base(model: Model, name: str | None) -> Document:
+    mine = own(model)
+    known = {*shipped(), *mine}
+    chosen = next(b for b in BASES if b in known) if name is None else name
+    if chosen not in known:
+        raise TaskError(f"unknown task {chosen!r}; {nearest(chosen, known)}")
+    found = mine[chosen] if chosen in mine else document(chosen)
+    if found.family != "lookup":
+        raise TaskError(f"{chosen!r} is no lookup task; {nearest(chosen, BASES)}")
+    return found
+
+
+def _shortest(templates: Sequence[Template]) -> Template:
+    """The barest wording: openings in front of it would not stand inside a frame."""
+    if not templates:
+        raise SchemaError("a group of rows has no template")
+    return min(templates, key=lambda t: len(t.text))
+
+
+def _example(frame: Frame, core: Template, row: Any, told: str) -> Example:
+    text = frame.text.replace("{told}", "{told@TOLD}").replace("{core}", core.text)
+    return Example(
+        replace(core, text=text, name=frame.name),
+        clean={**row["slots"], "told": told},
+        corrupt={**row["slots"], "told": row["answers"][0]},
+        answers=(told,),
+        wrong=(row["answers"][0],),
+        key="",
+        variant=str(row.get("group") or ""),
+    )
+
+
+def _collated(
+    found: dict[tuple[int, ...], tuple[Encoded, int, str, list[int]]],
+    facts: Document,
+    chosen: tuple[Frame, ...],
+    groups: list[str],
+    record: dict[str, Any],
+) -> Conflict:
+    pairs = [pair for pair, *_ in found.values()]
+    task = collate(
+        f"conflict over {facts.name}",
+        [(e.clean, e.corrupt) for e in pairs],
+        answers=[e.answers for e in pairs],
+        wrong=[e.wrong for e in pairs],
+        roles=[e.roles for e in pairs],
+        templates=[e.template for e in pairs],
+        corruption="context agrees",
+        metric="logit_diff",
+        record={"source": facts.source, "source_sha256": facts.sha256, **record},
+    )
+    frame = torch.tensor([i for _, i, *_ in found.values()])
+    group = torch.tensor([groups.index(g) for _, _, g, _ in found.values()])
+    return Conflict(task, Batch.of([asked for *_, asked in found.values()]), chosen, frame, group)
