@@ -187,7 +187,20 @@ def plant(
     model = render(sketch, architecture, seed=seed)
     effects = {m.name: m.effects(vocab) for m in written} if architecture == "llama-nonorm" else {}
     truth = _truth(written, placed, sketch, neurons=neurons, effects={k: v for k, v in effects.items() if v})
-    return Planted(model, vocab.tokenizer(context=context), truth, written, vocab, shape.d_mlp)
+    tokenizer = vocab.tokenizer(context=context)
+    tokenizer.init_kwargs["ordinal_classes"] = _ordinals(written, tokenizer, vocab)
+    return Planted(model, tokenizer, truth, written, vocab, shape.d_mlp)
+
+
+def _ordinals(
+    mechanisms: Sequence[Mechanism], tokenizer: PreTrainedTokenizerFast, vocab: Vocabulary
+) -> dict[str, list[str]]:
+    """Classes that a successor head counts in, kept by `save_pretrained`; the default's where none is planted."""
+    planted = [m for m in mechanisms if isinstance(m, Successor)] or [Successor()]
+    listed = dict.fromkeys(c for m in planted for c in m.classes if max(c) < vocab.n_words)
+    return {
+        f"class {i}": [str(tokenizer.convert_ids_to_tokens(vocab.word(w))) for w in c] for i, c in enumerate(listed)
+    }
 
 
 def _with_suppliers(mechanisms: Sequence[Mechanism]) -> tuple[Mechanism, ...]:
