@@ -42,7 +42,10 @@ def test_planted_heads_are_found_and_no_others(board):
     assert_allclose(planted["auroc"], 1.0, atol=0)
     assert_allclose(planted["average_precision"], 1.0, atol=0)
     assert planted["lowest"].min() >= 0.95
-    assert planted["highest"].max() <= 0.25
+    others = planted.groupby("analysis")["highest"].max()
+    # The factory's one class has ten words: a random head that gets some of them right scores in tenths.
+    assert others.pop("successor") <= 0.5
+    assert others.max() <= 0.25
     assert planted["closed_form_error"].max() <= 0.01
     assert not planted["missed"].any()
     assert not board["false_labels"].any()
