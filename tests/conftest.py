@@ -33,15 +33,15 @@ def seed():
 
 
 def pytest_sessionstart():
-    """Make tests/models.py importable as `tiny_models`; --import-mode=importlib would not find it.
+    """Make what tests share importable by name; --import-mode=importlib would not find it.
 
     Not earlier: what it imports must be imported after jaxtyping's hook is in place.
     """
-    path = Path(__file__).with_name("models.py")
-    spec = importlib.util.spec_from_file_location("tiny_models", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["tiny_models"] = module
-    spec.loader.exec_module(module)
+    for name, path in (("tiny_models", "models.py"), ("probe_cases", "probes/cases.py")):
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
 
 
 def pytest_collection_modifyitems(items):
