@@ -20,6 +20,7 @@ from interp.sites import Site
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from interp.backends.reads import Reads
     from interp.backends.writes import Writes
     from interp.weights import Weights
 
@@ -172,6 +173,10 @@ class Model(Protocol):
 
     def writes(self, layer: int) -> Writes:
         """What a layer's attention and MLP write to the stream, as linear maps."""
+        ...
+
+    def reads(self, layer: int) -> Reads:
+        """How a layer's attention and MLP read the stream: the norms in between."""
         ...
 
     def ov_circuits(self) -> OV:

@@ -21,6 +21,7 @@ from interp.backends.generation import generated, needs_attention, standing
 from interp.backends.hooks import Hooks
 from interp.backends.linear import read_weights
 from interp.backends.places import captures, changes
+from interp.backends.reads import Reads, read_reads
 from interp.backends.rewrite import connect
 from interp.backends.shards import GRADIENTS
 from interp.backends.visit import evaluating
@@ -227,6 +228,10 @@ class HFModel:
     def writes(self, layer: int) -> Writes:
         """What a layer's attention and MLP write to the stream, as linear maps."""
         return read_writes(self.anatomy, layer, self.info.d_model)
+
+    def reads(self, layer: int) -> Reads:
+        """How a layer's attention and MLP read the stream: the norms in between."""
+        return read_reads(self.anatomy, layer, self.info.d_model)
 
     def ov_circuits(self) -> OV:
         """Value and output matrices of every head; see `OV`."""

@@ -43,6 +43,15 @@ class Norm:
         """c(gain * x): the transposed map, for a matrix that reads the norm's output along its last axis."""
         return self._centre(x * self.gain)
 
+    def pull_back(
+        self, grad: Float[Tensor, "*more width"], x: Float[Tensor, "*batch width"]
+    ) -> Float[Tensor, "*more width"]:
+        """J^T g for the Jacobian J of the norm at x: c(gain g / s - c(x) <c(x), gain g> / (width s^3)), s the divisor."""
+        centred, divisor = self._centre(x), self.divisor(x)
+        scaled = grad * self.gain / divisor
+        along = (scaled * centred).sum(-1, keepdim=True) / (x.shape[-1] * divisor.square())
+        return self._centre(scaled - centred * along)
+
     def _centre(self, x: Tensor) -> Tensor:
         return x - x.mean(-1, keepdim=True) if self.centred else x
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
-from interp.backends.watch import Event, Identity, identity
+from interp.backends.watch import Event, Identity, identity, source
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +24,7 @@ class StreamPart:
     Attributes:
         attn_out, mlp_out: modules whose output, times the scale beside it, is added to the stream.
         resid_mid: a module whose input is the stream between the two.
+        mlp_norm: the norm that makes the MLP's input; None where the MLP reads the stream itself.
         mlp_in: modules that take the MLP's input. mlp_post: the MLP's last projection, which takes its neurons.
         missing: why a kind of site does not exist here.
     """
@@ -31,6 +32,7 @@ class StreamPart:
     attn_out: nn.Module | None = None
     attn_scale: float = 1.0
     resid_mid: nn.Module | None = None
+    mlp_norm: nn.Module | None = None
     mlp_in: tuple[nn.Module, ...] = ()
     mlp_post: nn.Module | None = None
     mlp_out: nn.Module | None = None
@@ -148,23 +150,22 @@ def _with_mlp(layer: int, part: StreamPart, mlp: tuple[Tensor, float], others: l
             f"the MLP output of layer {layer} is not that of one projection (a mixture of experts?), "
             "so there is no one set of neurons"
         )
-        source = written
+        first = written
     else:
-        source = next(e for e in others if e.is_projection)
-    read = source.took[0] if source.inputs and source.inputs[0].shape[-1] == x.shape[-1] else None
+        first = next(e for e in others if e.is_projection)
+    read = first.took[0] if first.inputs and first.inputs[0].shape[-1] == x.shape[-1] else None
     takers = [e for e in others if e.took[:1] == (read,) and not e.is_norm and list(e.module.parameters())]
     outermost = _outermost(takers)
     if not outermost:
         missing["mlp_in"] = f"no module takes the MLP's input in layer {layer}"
-    return StreamPart(
-        part.attn_out,
-        part.attn_scale,
-        part.resid_mid,
-        outermost,
-        None if last is None else last.module,
-        written.module,
-        scale,
-        missing,
+    return replace(
+        part,
+        mlp_norm=None if read is None else source(others, read),
+        mlp_in=outermost,
+        mlp_post=None if last is None else last.module,
+        mlp_out=written.module,
+        mlp_scale=scale,
+        missing=missing,
     )
 
 

@@ -1,4 +1,4 @@
-"""Changes to a forward pass: ablate, scale, replace, add, noise; force, bias, knock out attention.
+"""Changes to a forward pass: ablate, scale, replace, add, noise, apply a function; force, bias, knock out attention.
 
     Ablate("L3H5.z"), Scale("L3.mlp_out", 0.5), Replace("L3.resid_post@-1", clean), KnockOut("L3H5.pattern", keys=0)
 
@@ -11,6 +11,7 @@ from interp.edits.attend import Tile, edit_pattern, edit_scores, edits_scores, s
 from interp.edits.values import (
     Ablate,
     Add,
+    Apply,
     AttentionBias,
     AttentionEdit,
     Edit,
@@ -26,6 +27,7 @@ from interp.edits.values import (
 __all__ = [
     "Ablate",
     "Add",
+    "Apply",
     "AttentionBias",
     "AttentionEdit",
     "Edit",

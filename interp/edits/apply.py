@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from interp.edits.values import Ablate, Add, AttentionEdit, Edit, Noise, Replace, Scale
+from interp.edits.values import Ablate, Add, Apply, AttentionEdit, Edit, Noise, Replace, Scale
 from interp.edits.where import column_mask, one_column, row_index, single
 from interp.errors import SiteError
 from interp.sites import PER_HEAD, Site
@@ -66,6 +66,9 @@ def apply_edits(
         mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
     own, pending = False, []
     for edit in edits:
+        if isinstance(edit, Apply):
+            x, own, pending = _applied(_commit(x, pending, own) if pending else x, edit), False, []
+            continue
         write = _write(x, edit, layer, mask, offset)
         if write is None:
             continue
@@ -189,6 +192,14 @@ def _at_points(
         else:
             value = broadcast(value, full, edit)[local, column]
     return _Write(verb, rows[local], column, edit.site.head, value, False)
+
+
+def _applied(x: Tensor, edit: Apply) -> Tensor:
+    """What the function makes of it, or an error that names both shapes."""
+    new = edit.function(x)
+    if new.shape != x.shape:
+        raise SiteError(f"{edit.site}: the function gave {tuple(new.shape)} for an activation {tuple(x.shape)}")
+    return new
 
 
 def _joins(pending: Sequence[_Write], write: _Write) -> bool:

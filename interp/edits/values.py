@@ -5,7 +5,7 @@ Backends apply them with `interp.edits.apply_edits` (activations) and `edit_scor
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,6 +98,27 @@ class Add(Edit):
 
     site: AnySite
     value: Float[Tensor, "..."]
+
+
+@dataclass(frozen=True, eq=False)
+class Apply(Edit):
+    """x -> function(x), x the whole activation [batch pos (head) d] as the run reaches it; the shape must stay.
+
+    So what is written may depend on what the same run has computed before. `rows`, `positions` and a head in the site
+    are refused: the function sees everything and chooses for itself.
+    """
+
+    site: AnySite
+    function: Callable[[Tensor], Tensor]
+
+    def __post_init__(self) -> None:
+        """Refuse what narrows."""
+        super().__post_init__()
+        site = self.site
+        if self.rows is not None or self.positions is not None or site.head is not None or site.position is not None:
+            raise SiteError(f"{site}: a function is applied to the whole activation; let it choose rows and positions")
+        if site.kind == "pattern":
+            raise SiteError(f"{site}: attention has edits of its own; see ForcePattern and AttentionBias")
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,8 +26,9 @@ from interp.backends.lens.info import LensInfo, describe
 from interp.backends.lens.parts import observe
 from interp.backends.lens.passing import LensPass
 from interp.backends.lens.weights import read_weights
-from interp.backends.lens.writes import read_writes
+from interp.backends.lens.writes import read_reads, read_writes
 from interp.backends.visit import Visitor, checked, evaluating
+from interp.backends.reads import Reads
 from interp.backends.writes import Writes
 from interp.batch import Batch, Prompts
 from interp.edits import Edit
@@ -165,6 +166,10 @@ class LensModel:
     def writes(self, layer: int) -> Writes:
         """What a layer's attention and MLP write to the stream, as linear maps."""
         return read_writes(self.parts, layer)
+
+    def reads(self, layer: int) -> Reads:
+        """How a layer's attention and MLP read the stream: the norms in between."""
+        return read_reads(self.parts, layer)
 
     def ov_circuits(self) -> OV:
         """Value and output matrices of every head; see `OV`."""

@@ -43,7 +43,7 @@ _ABSENT = {
 }
 _LOST = "a change at the bridge's hook point does not reach the MLP"
 _TRIED = ("attn_out", "mlp_out", "mlp_in", "mlp_post")
-_PARALLEL = "attention and MLP read the same residual stream here (parallel), so there is none between them"
+PARALLEL = "attention and MLP read the same residual stream here (parallel), so there is none between them"
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,7 +223,7 @@ def _check(blocks: nn.ModuleList, points: dict[Place, Any], missing: dict[Place,
                     points, missing, (kind, layer), f"the bridge's hook does not hold what {family} adds to the stream"
                 )
         if "mid" not in seen:
-            missing["resid_mid", layer] = _PARALLEL
+            missing["resid_mid", layer] = PARALLEL
         elif ("attn_out", layer) not in points or not _close(seen["mid"], seen["resid_pre"] + seen["attn_out"]):
             missing["resid_mid", layer] = "what the bridge calls resid_mid is not resid_pre + attn_out"
         if "mlp_in" in seen and "mlp_first" in seen and not _close(seen["mlp_first"], seen["mlp_in"]):

@@ -1,9 +1,10 @@
-"""What a bridge's layers write to the stream, as linear maps."""
+"""What a bridge's layers write to the stream, as linear maps, and the norms through which they read it."""
 
 from __future__ import annotations
 
-from interp.backends.lens.parts import LensParts, resolve
+from interp.backends.lens.parts import PARALLEL, LensParts, resolve
 from interp.backends.norms import read_norm
+from interp.backends.reads import Reads
 from interp.backends.writes import Write, Writes
 
 
@@ -16,6 +17,17 @@ def read_writes(parts: LensParts, layer: int) -> Writes:
         for kind, projection, after in (("attn_out", "attn.o", "ln1_post"), ("mlp_post", "mlp.out", "ln2_post"))
     )
     return Writes(attn, mlp, missing)
+
+
+def read_reads(parts: LensParts, layer: int) -> Reads:
+    """The reads of one layer; where attention and MLP share a norm, it is both."""
+    block = parts.blocks[layer]
+    missing = {kind: why for (kind, at), why in parts.missing.items() if at == layer}
+    attn, mlp = (resolve(block, f"{name}.original_component") for name in ("ln1", "ln2"))
+    parallel = missing.get("resid_mid") == PARALLEL
+    norms = (attn, attn if parallel and mlp is None else mlp)
+    found = (None if norm is None else read_norm(norm, parts.d_model) for norm in norms)
+    return Reads(*found, parallel, missing)
 
 
 def _write(block: object, projection: str, after: str, d_model: int) -> Write | None:

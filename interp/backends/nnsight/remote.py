@@ -23,6 +23,7 @@ from interp.backends.nnsight.program import Program
 from interp.backends.nnsight.replica import chart
 from interp.backends.nnsight.served import carry_out
 from interp.backends.visit import evaluating
+from interp.backends.reads import Reads
 from interp.backends.writes import Writes
 from interp.batch import Batch, Prompts
 from interp.checkpoints import Checkpoint
@@ -145,6 +146,11 @@ class RemoteModel(HFModel):
         """What a layer writes to the stream, where the weights are here as well."""
         self._need_weights()
         return super().writes(layer)
+
+    def reads(self, layer: int) -> Reads:
+        """How a layer reads the stream, where the weights are here as well."""
+        self._need_weights()
+        return super().reads(layer)
 
     def _need_weights(self) -> None:
         if any(p.is_meta for p in self.torch_module.parameters()):
