@@ -1,9 +1,9 @@
 """A forward pass in which edges of the model carry something else: what every judgement of a circuit stands on.
 
 At each slot w the stream is x_w = x + sum_u (1 - keep[u, w]) (other_u - u): what a removed edge would have carried is
-taken off and `other` is put in its place, before the slot's own norm. Everything else is live: norms, attention and MLPs
-are computed again on what they are given. With no edge removed it is the model; with all of them removed and another
-run's activations in their place it is that run.
+taken off and `other` is put in its place, before the slot's own norm. Everything else is live: norms, attention and
+MLPs are computed again on what they are given. With no edge removed it is the model; with all of them removed and
+another run's activations in their place it is that run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from interp.model import Model, Run
 from interp.sites import Site
 
 Keep = Float[Tensor, "sender slot"] | Float[Tensor, "batch sender slot"] | Bool[Tensor, "sender slot"]
-"""1 where an edge is the model's own, 0 where it is removed; between, and with a gradient, for masks that are learned."""
+"""1 where an edge is the model's own, 0 where it is removed; in between, and with gradients, for learned masks."""
 Sent = Float[Tensor, "sender batch pos d_model"]
 """What every sender writes, in the order of the layout."""
 

@@ -2,8 +2,8 @@
 
 A slot (q, k or v of a head, the input of an MLP, the logits) is a function of the stream at its own position alone: a
 norm, a projection, where the model has them a norm inside attention and rotary. Written out here they give what a slot
-would read from another stream, and the gradient at the stream from that at the site, head by head, without a copy of the
-residual per head.
+would read from another stream, and the gradient at the stream from that at the site, head by head, without a copy of
+the residual per head.
 """
 
 from __future__ import annotations

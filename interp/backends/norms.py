@@ -46,7 +46,7 @@ class Norm:
     def pull_back(
         self, grad: Float[Tensor, "*more width"], x: Float[Tensor, "*batch width"]
     ) -> Float[Tensor, "*more width"]:
-        """J^T g for the Jacobian J of the norm at x: c(gain g / s - c(x) <c(x), gain g> / (width s^3)), s the divisor."""
+        """J^T g, J the Jacobian of the norm at x: c(gain g / s - c(x) <c(x), gain g> / (width s^3)), s the divisor."""
         centred, divisor = self._centre(x), self.divisor(x)
         scaled = grad * self.gain / divisor
         along = (scaled * centred).sum(-1, keepdim=True) / (x.shape[-1] * divisor.square())

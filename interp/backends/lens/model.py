@@ -27,8 +27,8 @@ from interp.backends.lens.parts import observe
 from interp.backends.lens.passing import LensPass
 from interp.backends.lens.weights import read_weights
 from interp.backends.lens.writes import read_reads, read_writes
-from interp.backends.visit import Visitor, checked, evaluating
 from interp.backends.reads import Reads
+from interp.backends.visit import Visitor, checked, evaluating
 from interp.backends.writes import Writes
 from interp.batch import Batch, Prompts
 from interp.edits import Edit

@@ -22,8 +22,8 @@ from interp.backends.hf import HFModel
 from interp.backends.nnsight.program import Program
 from interp.backends.nnsight.replica import chart
 from interp.backends.nnsight.served import carry_out
-from interp.backends.visit import evaluating
 from interp.backends.reads import Reads
+from interp.backends.visit import evaluating
 from interp.backends.writes import Writes
 from interp.batch import Batch, Prompts
 from interp.checkpoints import Checkpoint
