@@ -27,6 +27,8 @@ Keep = Float[Tensor, "sender slot"] | Float[Tensor, "batch sender slot"] | Bool[
 """1 where an edge is the model's own, 0 where it is removed; in between, and with gradients, for learned masks."""
 Sent = Float[Tensor, "sender batch pos d_model"]
 """What every sender writes, in the order of the layout."""
+Other = Float[Tensor, "sender #batch #pos d_model"]
+"""What removed edges carry instead; one for all prompts or positions will do."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +63,7 @@ def run_edges(
     ports: Ports,
     tokens: Prompts,
     keep: Keep,
-    other: Sent,
+    other: Other,
     *,
     below: Below | None = None,
     gradients: bool = False,
@@ -125,7 +127,7 @@ class _Cut:
     """One run's removed edges: what has been written so far less what goes in its place, and edits that read it."""
 
     def __init__(
-        self, ports: Ports, batch: Batch, keep: Keep, other: Sent, *, gradients: bool, below: Below | None
+        self, ports: Ports, batch: Batch, keep: Keep, other: Other, *, gradients: bool, below: Below | None
     ) -> None:
         layout = ports.layout
         form = (len(layout.senders), len(layout.slots))

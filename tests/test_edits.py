@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from interp.attention import Entropy, Offset
 from interp.backends.places import narrow
-from interp.edits import Ablate, Add, Noise, Replace, Scale, ablate_heads, apply, apply_edits
+from interp.edits import Ablate, Add, Apply, Noise, Replace, Scale, ablate_heads, apply, apply_edits
 from interp.errors import SiteError
 from interp.sites import Site
 
@@ -257,3 +257,31 @@ def test_a_mean_has_a_row_for_each_layer(model):
         whole = model.run(batch, edits=[Ablate(kind, "mean", mean)]).logits
         each = model.run(batch, edits=[Replace(f"L{i}.{kind}", mean[i]) for i in range(N_LAYERS)]).logits
         assert_close(whole, each, atol=1e-6, rtol=1e-6)
+
+
+def test_a_function_sees_what_the_run_has_made_of_the_site():
+    model = tiny("llama")
+    seen = []
+
+    def halve(x):
+        seen.append(x.clone())
+        return x / 2
+
+    edits = [Scale("L0.z", 3.0), Apply("L0.z", halve), Add("L0.z", torch.ones(()))]
+    z = model.run(ragged(16, "unpadded"), capture=["L0.z"]).acts
+    run = model.run(ragged(16, "unpadded"), capture=["L0.z"], edits=edits)
+    assert_close(seen[0], 3 * next(iter(z.values())))
+    assert_close(next(iter(run.acts.values())), 1.5 * next(iter(z.values())) + 1)
+
+
+@pytest.mark.parametrize("where", [{"site": "L0H1.z"}, {"site": "L0.z@-1"}, {"site": "L0.z", "rows": [0]}])
+def test_a_function_is_applied_to_the_whole_activation(where):
+    with pytest.raises(SiteError, match="whole activation"):
+        Apply(function=torch.relu, **where)
+
+
+def test_a_function_keeps_the_shape_and_leaves_attention_alone():
+    with pytest.raises(SiteError, match="the function gave"):
+        tiny("llama").run(ragged(16, "unpadded"), edits=[Apply("L0.z", lambda x: x[:, :1])])
+    with pytest.raises(SiteError, match="ForcePattern"):
+        Apply("L0.pattern", torch.relu)

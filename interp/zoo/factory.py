@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from interp.zoo.mechanisms import (
     AntiCopy,
     Copy,
+    Dated,
     DuplicateToken,
     Fact,
     FirstTokenSink,
@@ -27,13 +28,14 @@ from interp.zoo.mechanisms import (
     ShiftedInduction,
     Successor,
     Task,
+    Told,
     TwoHop,
     Vocabulary,
 )
 from interp.zoo.mechanisms.base import EXPECTED_PERIOD, Place
 from interp.zoo.mechanisms.placement import depths, place
 from interp.zoo.mechanisms.render import ARCHITECTURES, Architecture, render
-from interp.zoo.mechanisms.sketch import RATES, ROPE_PLANES, Shape, Sketch
+from interp.zoo.mechanisms.sketch import RATES, Shape, Sketch, planes
 from interp.zoo.planted import Subspaces
 from interp.zoo.truth import Edge, Truth
 
@@ -47,6 +49,8 @@ ALL: tuple[Mechanism, ...] = (
     Successor(),
     Retrieval(),
     Fact(),
+    Told(),
+    Dated(),
     TwoHop(),
     MassiveActivation(layer=-1),
 )
@@ -55,6 +59,8 @@ STAND_INS: tuple[Mechanism, ...] = (ShiftedInduction(),)
 """Mechanisms that do the task of one in `ALL` in another way: beside it, neither alone would be needed."""
 SUPPLIERS: Mapping[str, Mechanism] = {"previous_token": PreviousToken()}
 """What is added where a mechanism needs it and the caller did not list it."""
+WORDS = 48
+"""Words of a vocabulary where no mechanism needs more."""
 SPARE = 32
 """Dimensions of the stream that no mechanism uses."""
 
@@ -128,7 +134,7 @@ def plant(
     seed: int = 0,
     n_layers: int | None = None,
     n_heads: int = 8,
-    n_words: int = 48,
+    n_words: int | None = None,
     d_mlp: int = 64,
     context: int = 128,
     noise: float = 1.0,
@@ -137,7 +143,8 @@ def plant(
 
     The seed draws the places (of mechanisms without `at`) and all random weights; the same call
     gives the same bytes. float32, eval mode, on the CPU. `noise` scales what random heads and neurons write: at 0
-    they attend as before and write nothing, so that their effect is exactly 0. Architectures:
+    they attend as before and write nothing, so that their effect is exactly 0. There are 48 words, or as many as the
+    mechanisms speak of, unless `n_words` says otherwise. Architectures:
       llama         RMSNorm, rotary positions, gated SiLU MLP;
       llama-gqa     the same with two query heads per key-value head;
       llama-nonorm  the same with norms that are the identity: linear but for the soft-max and the MLP;
@@ -149,7 +156,7 @@ def plant(
     if architecture not in ARCHITECTURES:
         raise ValueError(f"unknown architecture {architecture!r}, valid: {', '.join(ARCHITECTURES)}")
     written = _with_suppliers(mechanisms)
-    vocab = Vocabulary(n_words)
+    vocab = Vocabulary(max([WORDS, *(m.words() for m in written)]) if n_words is None else n_words)
     n_kv_heads = n_heads // 2 if architecture == "llama-gqa" else n_heads
     if n_layers is None:
         # Enough for the longest chain, and for half of the key-value heads to stay random.
@@ -168,7 +175,7 @@ def plant(
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         d_model=d_model,
-        d_head=2 * d_model // n_heads if architecture == "gpt2" else 2 * ROPE_PLANES,
+        d_head=2 * d_model // n_heads if architecture == "gpt2" else 2 * planes(vocab.n_words),
         d_mlp=d_mlp + sum(m.neurons() for m in written),
         context=context,
         learned=architecture == "gpt2",
@@ -250,6 +257,10 @@ def _truth(
     for places in placed:
         for role, where in places.items():
             roles[role] = (*roles.get(role, ()), where)
+    kinds: dict[str, tuple[Place, ...]] = {}
+    for slot in dict.fromkeys(slot for m in mechanisms for slot in m.slots):
+        for kind in slot.also:
+            kinds[kind] = (*kinds.get(kind, ()), *roles[slot.role])
     edges: dict[Edge, None] = {}
     for mechanism, places in zip(mechanisms, placed, strict=True):
         # Read from the first head of a role planted twice: every later one stands in for it.
@@ -268,7 +279,7 @@ def _truth(
     ]
     expected = {role: score for m in mechanisms for role, score in m.expected().items()}
     told = "\n".join(dict.fromkeys(f"{m.name}: {(type(m).__doc__ or '').strip()}" for m in mechanisms))
-    return Truth(roles, expected, f"{told}\n{DOCS}", tuple(edges), tuple(massive), neurons, effects)
+    return Truth(roles, expected, f"{told}\n{DOCS}", tuple(edges), tuple(massive), neurons, effects, kinds)
 
 
 DOCS = f"""\

@@ -42,6 +42,13 @@ class Truth:
     zeroed: the mean over prompts, in closed form from the weights as written. Only where norms are the identity
     (`llama-nonorm`): a norm shrinks the whole stream by what a head adds, which depends on all that others write."""
 
+    kinds: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
+    """What heads of several roles do alike -> all of them, as "copying": heads by whose weights any word says itself."""
+
+    def heads(self, name: str) -> tuple[tuple[int, int], ...]:
+        """(layer, head) pairs of a role, or of all roles of a kind; none where the model has neither."""
+        return (*self.roles.get(name, ()), *self.kinds.get(name, ()))
+
     @property
     def nodes(self) -> tuple[str, ...]:
         """Components that the edges join, `embed` and `logits` included, in order of first mention."""

@@ -23,11 +23,10 @@ def read_reads(parts: LensParts, layer: int) -> Reads:
     """The reads of one layer; where attention and MLP share a norm, it is both."""
     block = parts.blocks[layer]
     missing = {kind: why for (kind, at), why in parts.missing.items() if at == layer}
-    attn, mlp = (resolve(block, f"{name}.original_component") for name in ("ln1", "ln2"))
     parallel = missing.get("resid_mid") == PARALLEL
-    norms = (attn, attn if parallel and mlp is None else mlp)
-    found = (None if norm is None else read_norm(norm, parts.d_model) for norm in norms)
-    return Reads(*found, parallel, missing)
+    found = (resolve(block, f"{name}.original_component") for name in ("ln1", "ln2"))
+    attn, mlp = (None if norm is None else read_norm(norm, parts.d_model) for norm in found)
+    return Reads(attn, attn if parallel and mlp is None else mlp, parallel, missing)
 
 
 def _write(block: object, projection: str, after: str, d_model: int) -> Write | None:

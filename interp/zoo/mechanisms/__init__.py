@@ -2,7 +2,8 @@
 
 from interp.zoo.mechanisms.base import Mechanism, Slot
 from interp.zoo.mechanisms.copying import AntiCopy, Copy, DuplicateToken, Induction, PreviousToken
-from interp.zoo.mechanisms.recall import Fact, Retrieval, Successor
+from interp.zoo.mechanisms.dated import Dated
+from interp.zoo.mechanisms.recall import Fact, Retrieval, Successor, Told
 from interp.zoo.mechanisms.shifted import ShiftedInduction
 from interp.zoo.mechanisms.sinks import FirstTokenSink, MassiveActivation, MassiveActivationAt
 from interp.zoo.mechanisms.two_hop import TwoHop
@@ -12,6 +13,7 @@ __all__ = [
     "CUES",
     "AntiCopy",
     "Copy",
+    "Dated",
     "DuplicateToken",
     "Fact",
     "FirstTokenSink",
@@ -25,6 +27,7 @@ __all__ = [
     "Slot",
     "Successor",
     "Task",
+    "Told",
     "TwoHop",
     "Vocabulary",
 ]

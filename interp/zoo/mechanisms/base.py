@@ -28,6 +28,8 @@ class Slot:
     after: tuple[str, ...] = ()
     first_layer: int = 0
     last_layer: int | None = None
+    also: tuple[str, ...] = ()
+    """What it does as heads of other roles do: see `Truth.kinds`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,10 @@ class Mechanism:
     def claims(self, vocab: Vocabulary) -> Mapping[str, int]:
         """Subspaces that it writes, with their sizes."""
         return {}
+
+    def words(self) -> int:
+        """Words that the vocabulary must have: one more than the highest number that the mechanism names."""
+        return 0
 
     def neurons(self) -> int:
         """MLP neurons that it needs in one layer."""

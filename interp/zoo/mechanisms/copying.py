@@ -51,7 +51,7 @@ class PreviousToken(Mechanism):
     """
 
     name: ClassVar[str] = "previous_token"
-    slots: ClassVar[tuple[Slot, ...]] = (Slot("previous_token"),)
+    slots: ClassVar[tuple[Slot, ...]] = (Slot("previous_token", also=("copying", "repeats")),)
 
     def claims(self, vocab: Vocabulary) -> Mapping[str, int]:
         """One dimension per token."""
@@ -106,7 +106,7 @@ class Induction(Mechanism):
     """
 
     name: ClassVar[str] = "induction"
-    slots: ClassVar[tuple[Slot, ...]] = (Slot("induction", after=("previous_token",)),)
+    slots: ClassVar[tuple[Slot, ...]] = (Slot("induction", after=("previous_token",), also=("copying", "repeats")),)
     needs: ClassVar[tuple[str, ...]] = ("previous_token",)
 
     def claims(self, vocab: Vocabulary) -> Mapping[str, int]:
@@ -165,7 +165,7 @@ class DuplicateToken(Mechanism):
     """
 
     name: ClassVar[str] = "duplicate_token"
-    slots: ClassVar[tuple[Slot, ...]] = (Slot("duplicate_token"),)
+    slots: ClassVar[tuple[Slot, ...]] = (Slot("duplicate_token", also=("copying",)),)
 
     def claims(self, vocab: Vocabulary) -> Mapping[str, int]:
         """One dimension per word."""
@@ -222,7 +222,7 @@ class Copy(Mechanism):
     name: ClassVar[str] = "copy"
     cue: ClassVar[str] = "<copy>"
     strength: ClassVar[float] = 1.0
-    slots: ClassVar[tuple[Slot, ...]] = (Slot("copy"),)
+    slots: ClassVar[tuple[Slot, ...]] = (Slot("copy", also=("copying",)),)
 
     def claims(self, vocab: Vocabulary) -> Mapping[str, int]:
         """Shared with induction: what is there is said."""

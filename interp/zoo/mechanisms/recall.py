@@ -1,4 +1,4 @@
-"""Heads that answer from a list, a table or a needle: successor, fact, retrieval."""
+"""Heads that answer from a list, a table or a needle: successor, fact, retrieval, what is told against a fact."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ class Successor(Mechanism):
     head's OV. The last of a class has no successor. Expected: attention on the ordinal word.
     """
 
-    classes: tuple[tuple[int, ...], ...] = ((0, 1, 2, 3, 4, 5, 6), (7, 8, 9, 10, 11))
-    """Numbers of words, in order; no word twice."""
+    classes: tuple[tuple[int, ...], ...] = (tuple(range(12)), tuple(range(48, 74)), tuple(range(74, 105)))
+    """Numbers of words, in order; no word twice. By default as many as there are months, letters and days of a month:
+    with fewer a random head, too, puts a fifth of them in order now and then."""
 
     name: ClassVar[str] = "successor"
     table: ClassVar[str] = "successor_table"
@@ -50,6 +51,10 @@ class Successor(Mechanism):
 
     def _ids(self, vocab: Vocabulary) -> list[list[int]]:
         return [[vocab.word(i) for i in c] for c in self.classes]
+
+    def words(self) -> int:
+        """Up to the last of the classes."""
+        return 1 + max(i for c in self.classes for i in c)
 
     def neurons(self) -> int:
         """One per word."""
@@ -117,12 +122,16 @@ class Fact(Mechanism):
 
     name: ClassVar[str] = "fact"
     table: ClassVar[str] = "fact_table"
-    slots: ClassVar[tuple[Slot, ...]] = (Slot("fact_mover", first_layer=1),)
+    slots: ClassVar[tuple[Slot, ...]] = (Slot("fact_mover", first_layer=1, also=("conflict",)),)
 
     def __post_init__(self) -> None:
         """Refuse a subject with two attributes."""
         if len({subject for subject, _ in self.facts}) != len(self.facts):
             raise ValueError("a subject has two attributes in Fact: the answer would be ambiguous")
+
+    def words(self) -> int:
+        """Up to the last subject or attribute."""
+        return 1 + max(i for pair in self.facts for i in pair)
 
     def neurons(self) -> int:
         """One per fact."""
@@ -177,7 +186,9 @@ class Retrieval(Mechanism):
     """
 
     name: ClassVar[str] = "retrieval"
-    slots: ClassVar[tuple[Slot, ...]] = (Slot("retrieval", after=("previous_token",)),)
+    cue: ClassVar[str] = "<get>"
+    strength: ClassVar[float] = HALF
+    slots: ClassVar[tuple[Slot, ...]] = (Slot("retrieval", after=("previous_token",), also=("copying",)),)
     needs: ClassVar[tuple[str, ...]] = ("previous_token",)
 
     def claims(self, vocab: Vocabulary) -> Mapping[str, int]:
@@ -187,15 +198,15 @@ class Retrieval(Mechanism):
     def write(self, sketch: Sketch, places: Mapping[str, Place]) -> None:
         """QK: cue against `previous` = `<needle>`. OV: token -> copied."""
         vocab = sketch.vocab
-        head = sketch.head(places["retrieval"])
+        head = sketch.head(places[self.name])
         needle = sketch.basis("previous", [vocab.cue("<needle>")])
-        head.match(sketch.tokens([vocab.cue("<get>")]), needle, gain=MATCH_GAIN)
-        head.park(answers="<get>")
-        head.move(sketch.basis("token", vocab.words), sketch.basis("copied"), gain=HALF)
+        head.match(sketch.tokens([vocab.cue(self.cue)]), needle, gain=MATCH_GAIN)
+        head.park(answers=self.cue)
+        head.move(sketch.basis("token", vocab.words), sketch.basis("copied"), gain=self.strength)
 
     def edges(self, names: Mapping[str, str]) -> Sequence[Edge]:
         """Embed -> previous -> k, embed -> q and v, -> logits."""
-        own, previous = names["retrieval"], names["previous_token"]
+        own, previous = names[self.name], names["previous_token"]
         return [
             Edge("embed", previous, "v"),
             Edge(previous, own, "k"),
@@ -205,17 +216,17 @@ class Retrieval(Mechanism):
         ]
 
     def task(self, vocab: Vocabulary, *, seed: int, n: int = 64) -> Task:
-        """Distinct words, `<needle>` before one of them, `<get>` at the end; the answer is that word."""
+        """Distinct words, `<needle>` before one of them, the cue at the end; the answer is that word."""
         generator = torch.Generator().manual_seed(seed)
         words = vocab.draw(n, LENGTH, generator=generator)
         at = torch.randint(1, LENGTH, (n, 1), generator=generator)
         answers = words.gather(1, at)[:, 0]
         words.scatter_(1, at - 1, vocab.cue("<needle>"))
-        return Task(with_bos(vocab, words, torch.full((n,), vocab.cue("<get>"))), answers, 1 / (LENGTH - 1))
+        return Task(with_bos(vocab, words, torch.full((n,), vocab.cue(self.cue))), answers, 1 / (LENGTH - 1))
 
     def expected(self) -> Mapping[str, float]:
         """One key scores the gain, all others 0."""
-        return {"retrieval": winner(MATCH_GAIN, LENGTH + 1)}
+        return {self.name: winner(MATCH_GAIN, LENGTH + 1)}
 
     def effects(self, vocab: Vocabulary) -> Mapping[str, float]:
         """The head writes the difference; without the previous-token head it is uniform."""
@@ -227,6 +238,20 @@ class Retrieval(Mechanism):
                 score[needle + 1 : -1] = strength * previous[needle + 1 :, needle]
                 row = score.softmax(-1)
                 words = row[1:-1].sum() - row[needle]
-                found.append(HALF * LOGIT_GAIN * difference(vocab, row[needle + 1], words - row[needle + 1]))
+                found.append(self.strength * LOGIT_GAIN * difference(vocab, row[needle + 1], words - row[needle + 1]))
         own = sum(clean) / len(clean)
-        return {"retrieval": own, "previous_token": own - sum(lost) / len(lost)}
+        return {self.name: own, "previous_token": own - sum(lost) / len(lost)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told(Retrieval):
+    """At `<fact>`, attends to the word after `<needle>` and copies it: the context, against what `Fact` knows.
+
+    It writes with twice the weight of `Fact`, so that where both have an answer the context's is said. Where nothing
+    is told it is uniform. Expected: attention on the word told.
+    """
+
+    name: ClassVar[str] = "told"
+    cue: ClassVar[str] = "<fact>"
+    strength: ClassVar[float] = 1.0
+    slots: ClassVar[tuple[Slot, ...]] = (Slot("told", after=("previous_token",), also=("copying", "conflict")),)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from interp.zoo.mechanisms.sketch import ROPE_THETA, Sketch
+from interp.zoo.mechanisms.sketch import ROPE_PLANES, ROPE_THETA, Sketch
 from interp.zoo.mechanisms.vocabulary import Vocabulary
 from interp.zoo.tokenizer import SPECIALS
 
@@ -64,6 +64,7 @@ def _norms(model: PreTrainedModel) -> list[Any]:
 
 def _llama(sketch: Sketch, architecture: Architecture) -> LlamaForCausalLM:
     shape = sketch.shape
+    theta = ROPE_THETA ** (shape.d_head / 2 / ROPE_PLANES)  # plane p turns by `RATES`[p] however many there are
     config = LlamaConfig(
         vocab_size=len(sketch.vocab),
         hidden_size=shape.d_model,
@@ -74,7 +75,7 @@ def _llama(sketch: Sketch, architecture: Architecture) -> LlamaForCausalLM:
         head_dim=shape.d_head,
         max_position_embeddings=shape.context,
         rms_norm_eps=NO_NORM_EPS if architecture == "llama-nonorm" else EPS,
-        rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
+        rope_parameters={"rope_type": "default", "rope_theta": theta},
         tie_word_embeddings=False,
         **_SPECIAL,
     )

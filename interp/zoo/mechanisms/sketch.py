@@ -22,11 +22,18 @@ CONSTANT = 4.0
 ROPE_THETA, ROPE_PLANES, PLANES = 1e8, 48, 10
 RATES = tuple(ROPE_THETA ** (-plane / ROPE_PLANES) for plane in range(PLANES))
 """Radians per position of the planes that tell positions apart, rotary or learned."""
+ROPE_WORDS = 48
+"""Words that fit into the slow planes: every two more get a plane more (`planes`)."""
 PARK = 40.0
 """Score of `<bos>` for a head that is asked something it does not answer: above its other scores."""
 NOISE_SCORE, NOISE_WRITE = 0.2, 0.03
 """Random parts: standard deviation of a head's scores, norm of what a head or an MLP writes."""
 LOGIT_GAIN = 10.0
+
+
+def planes(n_words: int) -> int:
+    """Rotary planes of a head, two words in each of the slow ones; the fast ones turn as in `RATES` whatever it is."""
+    return ROPE_PLANES + max(0, -(-(n_words - ROPE_WORDS) // 2))
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,10 @@ class TwoHop(Mechanism):
         Slot("name_mover", after=("inhibition",)),
     )
 
+    def words(self) -> int:
+        """Up to the last name."""
+        return 1 + max(self.names)
+
     def claims(self, vocab: Vocabulary) -> Mapping[str, int]:
         """Two marks per name; answers go where copies go."""
         return {"mentioned": len(self.names), "inhibited": len(self.names), "copied": vocab.n_words}
