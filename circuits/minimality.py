@@ -32,8 +32,8 @@ def without(graph: Graph, part: str) -> Graph:
     mask[layout.sender_index[part]] = False
     staying = mask.any(1)
     fed = layout.owners[:, layout.sender_index[part]]
-    useless = fed & ~(layout.owners & staying[None, :]).any(1)
-    mask[:, useless] = False
+    useless = fed & ~np.any(layout.owners & staying[None, :], axis=1)
+    mask[:, np.flatnonzero(useless)] = False
     return Graph(layout, graph.scores, mask, graph.provenance, graph.columns)
 
 
