@@ -70,7 +70,7 @@ class Verdict:
         """One row per circuit: edges, metric, faithfulness with its interval, quantiles over prompts, error |1 - f|."""
         low, high = self.interval(seed=seed).T
         own = self.per_prompt
-        found = np.isfinite(own).any(axis=1).tolist()
+        found = [bool(np.isfinite(row).any()) for row in own]
         quantiles = [
             [float(np.nanquantile(row, at)) if some else np.nan for at in (0.25, 0.5, 0.75)]
             for row, some in zip(own, found, strict=True)

@@ -30,7 +30,7 @@ def without(graph: Graph, part: str) -> Graph:
         raise SchemaError(f"{part!r} is none of the circuit's components: {', '.join(graph.nodes[1:-1]) or 'none'}")
     mask = graph.mask.copy()
     mask[layout.sender_index[part]] = False
-    staying = mask.any(1)
+    staying = np.any(mask, axis=1)
     fed = layout.owners[:, layout.sender_index[part]]
     useless = fed & ~np.any(layout.owners & staying[None, :], axis=1)
     mask[:, np.flatnonzero(useless)] = False
