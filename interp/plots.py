@@ -215,6 +215,21 @@ def before_and_after(
     return figure
 
 
+def shared_names(names: Sequence[str], points: np.ndarray, *, near: float) -> list[str]:
+    """Text of each point: its name and, first come, those of the points closer than `near`, which go without.
+
+    Distance is the larger of the two coordinates'; of more than three names the first two are given and how many more.
+    """
+    text, told = [""] * len(names), set[int]()
+    for i in range(len(names)):
+        if i not in told:
+            own = [j for j in range(i, len(names)) if j not in told and np.abs(points[i] - points[j]).max() < near]
+            said = [names[j] for j in (own if len(own) <= 3 else own[:2])]
+            text[i] = _text(" ".join([*said, *([f"+{len(own) - 2}"] if len(own) > 3 else [])]))
+            told.update(own)
+    return text
+
+
 def _cells(found: Iterable[Score]) -> dict[tuple[int, int], Score]:
     cells: dict[tuple[int, int], Score] = {}
     for score in found:

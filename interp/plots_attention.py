@@ -5,6 +5,8 @@ As in `interp.plots`, figures are returned and never shown. What is drawn from a
 
 from __future__ import annotations
 
+import html
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,9 +15,10 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 
 from interp.errors import SchemaError
-from interp.plots import GREY, MAGNITUDE, MARK, template
+from interp.plots import GREY, MAGNITUDE, MARK, shared_names, template
 
 LINES = 8  # heads drawn at once: more cannot be told apart
+NEAR = 0.06  # share of the span of a map below which two heads share a name
 
 
 def profile_lines(rows: pd.DataFrame, *, k: int = LINES, axis: str = "offset") -> go.Figure:
@@ -80,15 +83,21 @@ def pair_map(value: Float[np.ndarray, "head head"], components: Sequence[str], *
 def embedding(points: Float[np.ndarray, "head 2"], components: Sequence[str]) -> go.Figure:
     """Heads as points with their names: near ones look at the same places. Axes mean nothing beyond distance.
 
+    Points that lie on one another share a name; hovering gives each its own.
+
     Raises:
         SchemaError: names and points that do not match.
     """
     if points.shape != (len(components), 2):
         raise SchemaError(f"points of shape {points.shape} do not fit {len(components)} components in two dimensions")
     names = [str(c) for c in components]
-    figure = go.Figure(go.Scatter(x=points[:, 0], y=points[:, 1], mode="markers+text", text=names))
-    figure.update_traces(textposition="top center", marker={"size": 7})
-    figure.update_layout(template=template(), height=420)
+    span = max(float(np.ptp(points, axis=0).max(initial=0.0)), 1e-12)
+    said = shared_names(names, points / span, near=NEAR)
+    place = {"x": points[:, 0], "y": points[:, 1]}
+    heads = go.Scatter(**place, mode="markers", text=names, hovertemplate="%{text}<extra></extra>", marker={"size": 7})
+    figure = go.Figure([heads, go.Scatter(**place, mode="text", text=said, hoverinfo="skip")])
+    figure.update_traces(textposition="top center", cliponaxis=False)
+    figure.update_layout(template=template(), height=420, showlegend=False)
     figure.update_yaxes(scaleanchor="x")
     return figure
 
@@ -118,10 +127,12 @@ def relevance_bars(table: pd.DataFrame, *, tokens: Sequence[str] | None = None, 
         figure.add_trace(go.Scatter(x=first["key"], y=first["null"], mode="lines", line=line, name="uniform attention"))
     keys = first["key"].tolist()
     text = [str(t) for t in (first["token"] if tokens is None else [tokens[key] for key in keys])]
-    figure.update_layout(template=template(), height=320, barmode="group", margin={"b": 90 if note else 40})
+    lines = textwrap.wrap(html.escape(note, quote=False), 92)
+    below = 76 + 14 * len(lines) if note else 40
+    figure.update_layout(template=template(), height=250 + below, barmode="group", margin={"b": below})
     figure.update_xaxes(tickvals=keys, ticktext=text)
     figure.update_yaxes(title_text=str(table["unit"].iloc[0]) if shared else "share of positive values")
     if note:
-        place = {"xref": "paper", "yref": "paper", "x": 0, "y": -0.25, "showarrow": False, "align": "left"}
-        figure.add_annotation(text=note, font={"size": 10}, yanchor="top", **place)
+        place = {"xref": "paper", "yref": "paper", "x": 0, "y": 0, "yshift": -54, "showarrow": False, "align": "left"}
+        figure.add_annotation(text="<br>".join(lines), font={"size": 10}, xanchor="left", yanchor="top", **place)
     return figure

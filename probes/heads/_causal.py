@@ -16,6 +16,7 @@ from interp.model import Model
 from interp.sites import component
 from interp.stats import Head
 from interp.tasks import Repeats
+from probes.heads._rerun import Rerun
 
 PROMPTS = 4  # per repeat length: each set of heads costs one forward pass per length
 
@@ -32,7 +33,8 @@ def ablate_set(
     small = [_first(g, PROMPTS) for g in groups]
     reference = Batch.of([ids for g in small for ids in g.batch.ids[:, : g.start + g.length].tolist()])
     mean = model.mean(reference)
-    return compare(lambda edits: second_copy(model, small, edits), heads, pool, mean=mean, n_random=n_random, seed=seed)
+    run = Rerun.of_heads(model, heads)
+    return compare(lambda edits: second_copy(run, small, edits), heads, pool, mean=mean, n_random=n_random, seed=seed)
 
 
 def compare(
@@ -68,14 +70,11 @@ def compare(
     return rows
 
 
-def second_copy(model: Model, groups: Sequence[Repeats], edits: Sequence[Ablate] = ()) -> dict[str, float]:
+def second_copy(run: Rerun, groups: Sequence[Repeats], edits: Sequence[Ablate] = ()) -> dict[str, float]:
     """Mean loss in nats and accuracy of predicting the second copy's tokens from its own first one on."""
     losses, hits = [], []
     for g in groups:
-        logits = model.run(g.batch, edits=edits).logits
-        if logits is None:
-            raise RuntimeError("a run without early stop gave no logits")
-        loss, hit = _next_token(logits, g)
+        loss, hit = _next_token(run(g.batch, edits), g)
         losses.append(loss)
         hits.append(hit)
     return {

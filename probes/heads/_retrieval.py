@@ -15,6 +15,7 @@ from interp.batch import Batch
 from interp.edits import Ablate
 from interp.model import Model
 from interp.needles import Answer, Needles
+from probes.heads._rerun import Rerun
 
 T = TypeVar("T")
 WRONG = 16  # places of the haystack that stand in for the needle in the test
@@ -104,24 +105,22 @@ def decode(model: Model, hidden: Needles, *, max_new_tokens: int = 0, method: st
     return Decoded(np.stack(hits), np.array(found), steps)
 
 
-def answered(model: Model, hidden: Needles, edits: Sequence[Ablate] = ()) -> dict[str, float]:
+def answered(run: Rerun, hidden: Needles, edits: Sequence[Ablate] = ()) -> dict[str, float]:
     """Share of needles answered right, and the mean loss of their tokens in nats."""
-    right, loss = each_answer(model, hidden, edits)
+    right, loss = each_answer(run, hidden, edits)
     return {"needle_accuracy": float(right.mean()), "needle_loss_nats": float(loss.mean())}
 
 
 def each_answer(
-    model: Model, hidden: Needles, edits: Sequence[Ablate] = ()
+    run: Rerun, hidden: Needles, edits: Sequence[Ablate] = ()
 ) -> tuple[Float[np.ndarray, " needle"], Float[np.ndarray, " needle"]]:
     """For each needle, 1 if every token of its value ranks first, and the mean loss of these tokens in nats."""
     right: list[float] = []
     losses: list[float] = []
-    for some in _chunks(range(len(hidden.batch.ids)), hidden.batch.ids.shape[1] * model.info.d_vocab):
+    for some in _chunks(range(len(hidden.batch.ids)), hidden.batch.ids.shape[1] * run.model.info.d_vocab):
         part = slice(some[0], some[-1] + 1)
         batch = Batch(hidden.batch.ids[part], hidden.batch.mask[part])
-        logits = model.run(batch, edits=edits).logits
-        if logits is None:
-            raise RuntimeError("a run without early stop gave no logits")
+        logits = run(batch, edits)
         for a in (a for b in some for a in _of(hidden, b)):
             token = torch.tensor(hidden.value(a))
             picked = logits[a.prompt - some[0], list(a.rows)].float().cpu()

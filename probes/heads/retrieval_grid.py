@@ -11,6 +11,7 @@ from interp.haystacks import Format
 from interp.model import Model
 from interp.registry import Findings, analysis
 from probes.heads import _retrieval as measured
+from probes.heads._rerun import Rerun
 
 
 @analysis(
@@ -73,7 +74,7 @@ def needle_grid(
             used.append(hidden.batch)
             described = hidden.describe()
             for variant, unit, values in zip(
-                ("accuracy", "loss"), ("fraction", "nats"), measured.each_answer(model, hidden), strict=True
+                ("accuracy", "loss"), ("fraction", "nats"), measured.each_answer(Rerun(model), hidden), strict=True
             ):
                 score = stats.bootstrap_mean(values, seed=seed)
                 rows.append(

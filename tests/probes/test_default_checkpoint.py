@@ -5,6 +5,7 @@ Its successor heads and their double dissociation from the copying heads are in 
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
@@ -46,12 +47,23 @@ def test_masking_the_top_retrieval_heads_breaks_recall_and_random_heads_do_not(f
     assert (matched["clean"] - matched["random_mean"]).abs().max() < 0.1
 
 
-def test_teacher_forcing_ranks_heads_as_decoding_does(default):
-    hidden = needles.hide(default, n=8, seed=2)
+@pytest.mark.parametrize("seed", range(3))
+def test_teacher_forcing_ranks_heads_as_decoding_does(default, seed):
+    hidden = needles.hide(default, n=24, n_needles=1, seed=seed)
     forced = measured.teacher_forced(default, hidden).hits.mean(0)
     said = measured.decode(default, hidden)
     assert said.found.mean() > 0.95
     assert spearmanr(forced.ravel(), said.hits[said.found].mean(0).ravel()).statistic >= 0.9
+
+
+def test_questions_behind_one_another_move_chance_hits_and_no_score_by_much(default):
+    """Decoding asks each alone. A single hit of a head at chance changes its rank, and with it the correlation."""
+    hidden = needles.hide(default, n=24, seed=2)
+    forced = measured.teacher_forced(default, hidden).hits.mean(0).ravel()
+    said = measured.decode(default, hidden, max_new_tokens=1).hits.mean(0).ravel()
+    np.testing.assert_allclose(forced, said, atol=0.05)
+    assert set(np.argsort(-forced)[:5]) == set(np.argsort(-said)[:5])
+    assert (np.sort(forced)[:-5] < 0.1).all()
 
 
 def test_no_row_of_any_pattern_is_built_but_those_of_answers(default, monkeypatch):
