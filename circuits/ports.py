@@ -136,16 +136,28 @@ class Ports:
         positions: Int[Tensor, "batch pos"],
     ) -> Float[Tensor, "batch pos head d_model"]:
         """Gradient at the stream, through each head's slot alone, from the gradient at the site."""
-        before = grad
-        if port != "v" or self._inner(layer, port) is not None:
-            with torch.enable_grad():
-                raw = self.raw(layer, port, x).detach().requires_grad_()
-                site = self.finish(layer, port, raw, positions)
-            before = grad if site is raw else torch.autograd.grad(site, raw, grad.to(raw))[0]
+        before = self.pull_raw(layer, port, grad, x, positions)
         matrix = getattr(self.layer(layer), f"w_{port}").to(before)
         at_norm = torch.einsum("bphk,hmk->bphm", before, matrix)
         norm = self.reads[layer].attn
         return at_norm if norm is None else norm.to(x.device).pull_back(at_norm, x[:, :, None])
+
+    def pull_raw(
+        self,
+        layer: int,
+        port: QKV,
+        grad: Float[Tensor, "batch pos head d_head"],
+        x: Float[Tensor, "batch pos d_model"],
+        positions: Int[Tensor, "batch pos"],
+    ) -> Float[Tensor, "batch pos head d_head"]:
+        """Gradient at `raw` from the gradient at the site; x is only needed where attention has a norm inside."""
+        if self._inner(layer, port) is None:
+            turn = None if port == "v" else self._turn(layer, port, positions)
+            return grad if turn is None else grad @ turn.to(grad).mT
+        with torch.enable_grad():
+            raw = self.raw(layer, port, x).detach().requires_grad_()
+            site = self.finish(layer, port, raw, positions)
+        return torch.autograd.grad(site, raw, grad.to(raw))[0]
 
     def pull_back_mlp(
         self, layer: int, grad: Float[Tensor, "batch pos d_model"], x: Float[Tensor, "batch pos d_model"]
