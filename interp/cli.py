@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from interp import cli_reproduce, cli_zoo
+from interp import cli_circuit, cli_reproduce, cli_runs, cli_zoo
 from interp.errors import InterpError, SchemaError
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cli_zoo.app, name="zoo")
+app.command()(cli_circuit.circuit)
+app.command()(cli_runs.runs)
 app.command()(cli_reproduce.reproduce)
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, local folder, or zoo:NAME.")]

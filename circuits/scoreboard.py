@@ -1,0 +1,145 @@
+"""Every method of finding circuits against circuits that are known, because the models were written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import spearmanr
+
+from circuits.case import Case
+from circuits.faithfulness import faithfulness
+from circuits.graph import Graph
+from circuits.methods import METHODS
+from circuits.truth import judge_edges, planted
+from interp.errors import SchemaError, TaskError, nearest
+from interp.model import Model, load
+from interp.tasks import PromptTask, planted_task
+from interp.zoo.factory import ALL, ARCHITECTURES, Planted, plant
+
+GROUPED = ("llama-nonorm", "llama", "llama-gqa", "gpt2")
+"""Without a norm, with one, with shared keys and values, with learned positions."""
+MECHANISMS = ("induction", "two_hop", "retrieval", "fact")
+"""Those with a task of more than one step."""
+LARGEST = 100
+"""Edges whose order is worth comparing."""
+
+
+def scoreboard(
+    *,
+    methods: Sequence[str] | None = None,
+    mechanisms: Sequence[str] = MECHANISMS,
+    architectures: Sequence[str] = GROUPED,
+    seeds: int = 10,
+    n: int = 16,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> pd.DataFrame:
+    """One row per (method, mechanism, architecture, seed): how its scores rank the planted edges.
+
+    Columns: `auroc`, `average_precision` over all edges of the model; `edges` planted; `faithfulness` of the planted
+    circuit itself and of as many edges grown from the method's scores; `lowest` |score| of a planted edge and `highest`
+    of another, as shares of the metric's change; `seconds`.
+
+    Raises:
+        SchemaError: an unknown method, mechanism or architecture.
+    """
+    for given, known in ((methods or (), METHODS), (architectures, ARCHITECTURES)):
+        for name in given:
+            if name not in known:
+                raise SchemaError(f"unknown {name!r}; {nearest(name, known)}")
+    by_name = {m.name: m for m in ALL}
+    cases = [(m, a, s) for m in mechanisms for a in architectures for s in range(seeds)]
+    rows = []
+    for mechanism, architecture, seed in progress(cases):
+        if mechanism not in by_name:
+            raise SchemaError(f"unknown mechanism {mechanism!r}; {nearest(mechanism, by_name)}")
+        made = plant([by_name[mechanism]], architecture=architecture, seed=seed, noise=0.0)
+        for name in methods or METHODS:
+            found = _judged(made, mechanism, name, n=n, seed=seed)
+            rows.append({"method": name, "mechanism": mechanism, "architecture": architecture, "seed": seed} | found)
+    return pd.DataFrame(rows)
+
+
+def summary(board: pd.DataFrame) -> pd.DataFrame:
+    """Worst and mean over seeds, per method, mechanism and architecture."""
+    grouped = board.groupby(["method", "mechanism", "architecture"], sort=False)
+    return grouped.agg(
+        models=("seed", "size"),
+        edges=("edges", "max"),
+        auroc_mean=("auroc", "mean"),
+        auroc_worst=("auroc", "min"),
+        average_precision=("average_precision", "min"),
+        lowest=("lowest", "min"),
+        highest=("highest", "max"),
+        planted=("planted", "min"),
+        found=("found", "min"),
+        seconds=("seconds", "mean"),
+    ).reset_index()
+
+
+def agreement(
+    model: Model,
+    task: PromptTask,
+    *,
+    methods: Sequence[str] | None = None,
+    k: Sequence[int] = (10, 50, 100),
+    metric: str | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How approximate scores of all edges agree with exact patching of each edge by itself.
+
+    One row per method: Spearman and Pearson correlation over edges, Spearman over the `largest` of the exact effects
+    (a hundred; of the others the order is noise), the share of its k strongest edges that are among the k strongest
+    exactly, and CPU seconds.
+    """
+    exact = METHODS["exact"].run(model, task, metric, batch_size, seed)
+    exists = exact.layout.exists
+    true = exact.scores[exists]
+    order = np.argsort(-np.abs(true))
+    rows = []
+    for name in methods or [name for name in METHODS if name != "exact"]:
+        started = time.process_time()
+        found = np.nan_to_num(METHODS[name].run(model, task, metric, batch_size, seed).scores[exists])
+        unsigned = name == "acdc"
+        target = np.abs(true) if unsigned else true
+        row: dict[str, float | str | int] = {
+            "method": name,
+            "edges": len(true),
+            "spearman": float(spearmanr(found, target).statistic),
+            "pearson": float(np.corrcoef(found, target)[0, 1]),
+            "largest": float(spearmanr(found[order[:LARGEST]], target[order[:LARGEST]]).statistic),
+        }
+        mine = np.argsort(-np.abs(found), kind="stable")
+        row |= {f"top_{n}": len(set(mine[:n].tolist()) & set(order[:n].tolist())) / n for n in k}
+        rows.append(row | {"seconds": time.process_time() - started})
+    return pd.DataFrame(rows)
+
+
+def _judged(made: Planted, mechanism: str, method: str, *, n: int, seed: int) -> dict[str, float | int]:
+    model = load(made.model, tokenizer=made.tokenizer)
+    try:
+        task = planted_task(made, mechanism, n=n, seed=seed)
+    except TaskError as error:
+        raise SchemaError(f"{mechanism} has no task to find a circuit of: {error}") from error
+    case = Case.of(model, task)
+    truth = planted(made.truth, case.layout)
+    started = time.process_time()
+    scored = METHODS[method].run(model, task, None, n, seed)
+    seconds = time.process_time() - started
+    exists, size = case.layout.exists, truth.n_edges
+    scores = np.abs(np.nan_to_num(scored.scores)) / abs(float(case.clean.mean() - case.corrupt.mean()))
+    grown = Graph.full(case.layout, scored.scores).greedy(size)
+    verdict = faithfulness(model, task, [truth, grown]).faithfulness
+    return {
+        **judge_edges(scored, truth),
+        "edges": size,
+        "lowest": float(scores[truth.mask].min()),
+        "highest": float(scores[exists & ~truth.mask].max()),
+        "planted": float(verdict[0]),
+        "found": float(verdict[1]),
+        "seconds": seconds,
+    }
