@@ -8,12 +8,15 @@ from probes.attention.gradient_relevance import gradient_relevance
 from probes.attention.icl import icl_score
 from probes.attention.lags import lag_profile
 from probes.attention.offsets import offset_profile
+from probes.attention.perturbation import Perturbation, perturbation
 from probes.attention.relevance import Relevance, agreement, occlusion
 from probes.attention.text_matching import text_induction
 from probes.attention.undifferentiated import undifferentiated
+from probes.attention.undifferentiated_sets import undifferentiated_sets
 
 __all__ = [
     "DivergenceMap",
+    "Perturbation",
     "Relevance",
     "Spans",
     "agreement",
@@ -26,8 +29,10 @@ __all__ = [
     "lag_profile",
     "occlusion",
     "offset_profile",
+    "perturbation",
     "rollout",
     "spans",
     "text_induction",
     "undifferentiated",
+    "undifferentiated_sets",
 ]

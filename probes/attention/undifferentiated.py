@@ -13,7 +13,7 @@ from torch import Tensor
 
 from interp import stats, tasks
 from interp.batch import Batch, Prompts
-from interp.edits import Ablate
+from interp.edits import Ablate, Replace
 from interp.errors import TaskError
 from interp.model import Model
 from interp.registry import Findings, analysis
@@ -130,7 +130,8 @@ def _effects(model: Model, batch: Batch, how: str) -> Float[np.ndarray, "prompt 
         spread = uniform_outputs(run.acts[Site("v", layer)].cpu(), batch.mask, window) if how == "uniform" else None
         for head in range(info.n_heads):
             value = None if spread is None else spread[:, :, head * info.n_kv_heads // info.n_heads]
-            edit = Ablate(Site("z", layer, head=head), "zero" if value is None else "mean", value)
+            site = Site("z", layer, head=head)
+            edit = Ablate(site) if value is None else Replace(site, value)
             edited = _last(model.run(batch, edits=[edit]).logits, batch)
             effects[:, row, head] = (clean.exp() * (clean - edited)).sum(-1)
     return effects.clamp(min=0).numpy()

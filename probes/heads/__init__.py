@@ -4,6 +4,7 @@ from probes.heads.conflict import conflict
 from probes.heads.copy_suppression import copy_suppression
 from probes.heads.copying import copying
 from probes.heads.direct_attribution import direct_attribution
+from probes.heads.dose import dose_response
 from probes.heads.duplicate_token import duplicate_token
 from probes.heads.importance import importance
 from probes.heads.induction import induction
@@ -17,6 +18,7 @@ from probes.heads.retrieval_gates import retrieval_gates
 from probes.heads.retrieval_grid import needle_grid
 from probes.heads.sink import sink
 from probes.heads.successor import successor
+from probes.heads.successor_features import successor_features
 from probes.heads.temporal import temporal
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "copy_suppression",
     "copying",
     "direct_attribution",
+    "dose_response",
     "duplicate_token",
     "echo_induction",
     "importance",
@@ -38,5 +41,6 @@ __all__ = [
     "retrieval_gates",
     "sink",
     "successor",
+    "successor_features",
     "temporal",
 ]

@@ -23,6 +23,7 @@ from interp.sites import component
 from interp.stats import Head
 from probes.heads import _causal, _ordinals, _scores
 from probes.heads._ordinals import Asked, Ordinal
+from probes.heads._rerun import Rerun
 from probes.heads._scores import LEVEL, THRESHOLD
 
 EMBEDDINGS = {"full": "full", "ov_mlp0": "mlp", "ov_embed": "embed"}
@@ -43,7 +44,7 @@ Chosen = dict[str, Int[np.ndarray, "layer head member"]]
     order=40,
     needs="text",
     recovers="successor",
-    columns={"label": "boolean"},
+    columns={"label": "boolean", "class_low": "float64", "class_high": "float64"},
     means="Attending to an ordinal word (3, Monday, March), the head raises the word after it more than any other "
     "of its class. This is read from the weights; no prompt is run but each word alone.",
     misleads="Weights say what a head would write where it looks, not that it looks there: read the lists beside "
@@ -76,8 +77,9 @@ def successor(
     The null is chance, sum (|c| - 1) / |c| over sum (|c| - 1): labels drawn at random within each class c. p is the
     tail of the number of hits under it (Poisson-binomial, exact for independent labels); q is Benjamini-Hochberg over
     heads within the variant. A label needs q < 0.01, a score >= 0.1 and more arg-maxes at +1 than at any other offset.
-    The
-    interval is a bootstrap over tokens, as if they were independent.
+    ci_low and ci_high resample tokens, as if they were independent, and speak of these classes; class_low and
+    class_high, of the first three variants, resample whole classes: use these for what is claimed of others. Neither
+    decides a label.
 
     With `causal`, where the model continues lists ("Monday, Tuesday,") in more than half of the cases: accuracy and
     loss on lists and on repeated random tokens with the labelled heads, and with the copying heads (mass >= 0.3 on the
@@ -165,8 +167,25 @@ def _scored(
     others = np.stack([_hits(classes, chosen, o)[0].mean(0) for o in OFFSETS if o != 1])
     label = (q < LEVEL) & (score.mean >= WEAK) & (score.mean > others.max(0))
     columns = _scores.interval_columns(score)
+    columns["class_low"], columns["class_high"] = over_classes(hits, [int(c.has(1).sum()) for c in classes], seed=seed)
     rows = _scores.head_rows(model, variant, "fraction", **columns, null=chance.mean(), p=p, q=q, label=label)
     return rows, label, score.mean
+
+
+def over_classes(
+    hits: Float[np.ndarray, "item layer head"], sizes: Sequence[int], *, seed: int
+) -> tuple[Float[np.ndarray, "layer head"], Float[np.ndarray, "layer head"]]:
+    """95 % percentile bootstrap of the share of hits with whole classes drawn again, items listed class by class.
+
+    With few classes it is coarse; NaN with one.
+    """
+    n = len(sizes)
+    if n < 2:
+        return np.full(hits.shape[1:], np.nan), np.full(hits.shape[1:], np.nan)
+    total = np.add.reduceat(hits.reshape(len(hits), -1), np.cumsum([0, *sizes[:-1]]))  # class component
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=1000)
+    low, high = np.quantile((counts @ total) / (counts @ np.array(sizes))[:, None], [0.025, 0.975], axis=0)
+    return low.reshape(hits.shape[1:]), high.reshape(hits.shape[1:])
 
 
 def tail(chance: Float[np.ndarray, " item"]) -> Float[np.ndarray, " hits"]:
@@ -219,7 +238,7 @@ def _dissociation(
         return [], {"lists": "cannot be written with this tokenizer"}
     groups = _scores.repeat_groups(model, n_prompts=sizes[1], lengths=(8, 24), n_lengths=3, bos=bos, seed=seed)
     copied = [_middle(g) for g in groups]
-    clean = _accuracy(model, listed, copied, ())
+    clean = _accuracy(Rerun(model), listed, copied, ())
     known: dict[str, object] = {"ordinal_accuracy": clean["ordinal_accuracy"], "copy_accuracy": clean["copy_accuracy"]}
     if clean["ordinal_accuracy"] <= 0.5:
         return [], known
@@ -232,13 +251,14 @@ def _dissociation(
     mean = model.mean(listed.batch)
     rows: list[dict[str, object]] = []
     for chosen in (heads, copying):
+        run = Rerun.of_heads(model, chosen)
         for where, last in (("at END", True), ("everywhere", False)):
             if not chosen:
                 continue
 
-            def measure(edits: Sequence[Ablate], last: bool = last) -> dict[str, float]:
+            def measure(edits: Sequence[Ablate], last: bool = last, run: Rerun = run) -> dict[str, float]:
                 placed = [replace(e, positions=-1) for e in edits] if last else edits
-                return _accuracy(model, listed, copied, placed)
+                return _accuracy(run, listed, copied, placed)
 
             how = ("mean",) if last else ("zero",)
             found = _causal.compare(measure, chosen, pool, mean=mean, n_random=n, seed=seed, how=how)
@@ -252,13 +272,11 @@ def _middle(group: tasks.Repeats) -> Asked:
     return Asked(Batch.of(group.batch.ids[:, :at]), group.batch.ids[:, at])
 
 
-def _accuracy(model: Model, listed: Asked, copied: Sequence[Asked], edits: Sequence[Ablate]) -> dict[str, float]:
+def _accuracy(run: Rerun, listed: Asked, copied: Sequence[Asked], edits: Sequence[Ablate]) -> dict[str, float]:
     losses: dict[str, list[Tensor]] = {"ordinal": [], "copy": []}
     hits: dict[str, list[Tensor]] = {"ordinal": [], "copy": []}
     for name, asked in (("ordinal", listed), *(("copy", c) for c in copied)):
-        logits = model.run(asked.batch, edits=edits).logits
-        if logits is None:
-            raise RuntimeError("a run without early stop gave no logits")
+        logits = run(asked.batch, edits)
         last = asked.batch.mask.sum(1) - 1
         at = logits[torch.arange(len(last)), last.to(logits.device)].float().cpu()
         losses[name].append(torch.nn.functional.cross_entropy(at, asked.answers, reduction="none"))

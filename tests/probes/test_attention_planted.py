@@ -10,6 +10,7 @@ from probe_cases import column, named, variant
 from tiny_models import D_VOCAB
 
 import interp
+from interp.edits import Uniform
 from interp.zoo import factory
 from interp.zoo.mechanisms import DuplicateToken, FirstTokenSink, Induction, Retrieval
 from probes.attention import (
@@ -148,6 +149,17 @@ def test_the_head_that_answers_is_found_against_a_control():
     ships = variant(interp.analyze(model, "undifferentiated", prompts=own.tokens, control=other.tokens), "ships")
     assert set(ships[ships["label"]].index) == set(named(made, "retrieval"))
     assert ships["value"].idxmax() == named(made, "retrieval")[0]
+
+
+def test_ships_is_the_effect_of_uniform_attention(planted):
+    made, model = planted
+    ids = made.task("induction", seed=0, n=5).tokens
+    control = made.task("induction", seed=1, n=4).tokens
+    scored = variant(interp.analyze(model, "undifferentiated", prompts=ids, control=control), "ships")["value"]
+    clean = model.run(ids).logits[:, -1].double().log_softmax(-1)
+    for name in (*named(made, "induction"), *named(made, "duplicate_token")):
+        edited = model.run(ids, edits=[Uniform(f"{name}.pattern")]).logits[:, -1].double().log_softmax(-1)
+        assert_allclose(scored[name], (clean.exp() * (clean - edited)).sum(-1).mean(), atol=1e-5)
 
 
 def test_making_a_parked_head_uniform_is_not_removing_it():
