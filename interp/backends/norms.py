@@ -117,7 +117,7 @@ def read_norm(norm: nn.Module, width: int) -> Norm:
     gain = (plus - minus) / 2 / x * (x.double().square().mean() + eps).sqrt()
     bias = (plus + minus) / 2
     flat = _norm(norm, torch.ones_like(x)) - bias
-    centred = bool(flat.norm() < 0.1 * gain.norm())
+    centred = bool(flat.norm() < 0.1 * (plus - minus).norm() / 2)
     return Norm(gain.float().cpu(), bias.float().cpu(), eps, centred)
 
 

@@ -182,8 +182,7 @@ def plant(
     )
     sketch = Sketch.blank(shape, vocab, parts, after_massive=massive[0].behind_norm() if massive and normed else None)
     sketch.add_noise(generator=generator, amount=noise)
-    if "copied" in parts.named:
-        sketch.to_logits("copied", vocab.words)
+    sketch.to_logits("copied", vocab.words)  # of a model without mechanisms as well: random heads say something there
     neurons: dict[str, tuple[Place, ...]] = {}
     for mechanism, places in zip(written, placed, strict=True):
         before = dict(sketch.neurons)
@@ -221,7 +220,7 @@ def _subspaces(
     mechanisms: Sequence[Mechanism], vocab: Vocabulary, *, learned: bool, n_heads: int
 ) -> tuple[Subspaces, int]:
     """Orthogonal parts for all that is written, and a width with some room to spare."""
-    sizes: dict[str, int] = {"token": len(vocab), "constant": 1}
+    sizes: dict[str, int] = {"token": len(vocab), "constant": 1, "copied": vocab.n_words}
     if learned:
         sizes["position"] = 2 * len(RATES)
     for mechanism in mechanisms:

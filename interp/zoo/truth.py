@@ -43,7 +43,8 @@ class Truth:
     (`llama-nonorm`): a norm shrinks the whole stream by what a head adds, which depends on all that others write."""
 
     kinds: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
-    """What heads of several roles do alike -> all of them, as "copying": heads by whose weights any word says itself."""
+    """What heads of several roles do alike -> all of them. "copying": by their weights any word says itself; "repeats":
+    needed to continue a repeated text; "conflict": they answer where a text contradicts a fact."""
 
     def heads(self, name: str) -> tuple[tuple[int, int], ...]:
         """(layer, head) pairs of a role, or of all roles of a kind; none where the model has neither."""

@@ -19,6 +19,8 @@ from interp.tasks import PromptTask
 
 TASKS = ("facts", "fact", "capital_country")
 """Tasks about facts, the first that a model knows."""
+ANSWERED = 0.75
+"""Share of prompts with the right answer above the wrong one from which a model does the task."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,13 +83,18 @@ def sources(
 
 
 def tested(
-    score: stats.Interval, exchanged: Sequence[Float[np.ndarray, "batch layer head"]]
+    score: stats.Interval, exchanged: Sequence[Float[np.ndarray, "batch layer head"]], *, answered: bool
 ) -> dict[str, Float[np.ndarray, "layer head"]]:
-    """Columns null, p (two-sided, against the spread of the exchanges) and q over heads."""
+    """Columns null, p and q over heads: two-sided, against the spread of the exchanges; 1 where nothing is answered."""
     null = np.stack([x.mean(0) for x in exchanged])
     above, below = stats.p_against_nulls(score.mean, null), stats.p_against_nulls(-score.mean, -null)
-    p = np.clip(2 * np.minimum(above, below), 0, 1)
+    p = np.clip(2 * np.minimum(above, below), 0, 1) if answered else np.ones_like(above)
     return {"null": null.mean(0), "p": p, "q": stats.benjamini_hochberg(p)}
+
+
+def answered(found: Sources) -> bool:
+    """Whether the model prefers the right answers in most prompts: if not, heads' effects explain nothing."""
+    return bool((found.logit > 0).double().mean() >= ANSWERED)
 
 
 def derangements(n: int, *, draws: int, seed: int) -> list[Int[Tensor, " batch"]]:

@@ -21,6 +21,7 @@ from interp.sites import Site, component
 from interp.stats import Head
 from interp.tasks import Conflict
 from probes.heads import _scores
+from probes.heads._rerun import Rerun
 from probes.heads._scores import LEVEL
 
 LEAST = 24  # facts that the model must know before a conflict with memory is one
@@ -35,6 +36,7 @@ ROLES = ("context", "memory")
     headline="direct",
     order=120,
     needs="text",
+    recovers="conflict",
     columns={"label": "boolean", "role": "str"},
     means="Where the prompt contradicts a fact that the model knows, the head writes the prompt's answer into the "
     "logits (above zero: a context head) or the known one (below zero: a memory head).",
@@ -46,6 +48,7 @@ ROLES = ("context", "memory")
 def conflict(
     model: Model,
     *,
+    prompts: Conflict | None = None,
     n_prompts: int = 96,
     base: str | None = None,
     n_null: int = 8,
@@ -70,6 +73,7 @@ def conflict(
 
     Args:
         model: any loaded model with a tokenizer.
+        prompts: prompts of your own, and the facts they contradict; drawn if not given.
         n_prompts: prompts drawn.
         base: lookup task of the facts; the checkpoint's own `facts`, else `capital_country`.
         n_null: exchanges of answers.
@@ -86,11 +90,11 @@ def conflict(
     pruning. There one head, or the top per cent, is chosen by the intervention's own effect; here by a test, and the
     intervention is judged against random heads. The null is ours.
     """
-    drawn = tasks.conflict(model, base=base, n=n_prompts, seed=seed, bos=bos)
+    drawn = prompts or tasks.conflict(model, base=base, n=n_prompts, seed=seed, bos=bos)
     known = _known(model, drawn)
     if int(known.sum()) < LEAST:
         raise NotApplicable(
-            f"the model knows {int(known.sum())} of {n_prompts} facts; {LEAST} are needed for a conflict"
+            f"the model knows {int(known.sum())} of {len(known)} facts; {LEAST} are needed for a conflict"
         )
     asked = drawn.select(known.nonzero()[:, 0])
     direct = _direct(model, asked, asked.task.answers, asked.task.wrong)
@@ -110,7 +114,8 @@ def conflict(
         if len(mine):
             interval = _scores.interval_columns(stats.bootstrap_mean(mine, seed=seed))
             parts.append(_scores.head_rows(model, f"direct_{wording.name}", "logit", **interval))
-    data = {**asked.task.provenance(), "known": float(known.float().mean()), **_answers(model, asked, by_wording=True)}
+    answers = _answers(Rerun(model), asked, by_wording=True)
+    data = {**asked.task.provenance(), "known": float(known.float().mean()), **answers}
     effects: list[dict[str, object]] = []
     if causal and label.any():
         pool = _scores.ranked(model, ~label, np.abs(score.mean))
@@ -146,12 +151,9 @@ def _exchanged(asked: Conflict, generator: torch.Generator) -> tuple[Tensor, Ten
     return asked.task.answers[other], asked.task.wrong[other]
 
 
-def _answers(
-    model: Model, asked: Conflict, edits: Sequence[Edit] = (), *, by_wording: bool = False
-) -> dict[str, float]:
+def _answers(run: Rerun, asked: Conflict, edits: Sequence[Edit] = (), *, by_wording: bool = False) -> dict[str, float]:
     """Shares of prompts answered with what the context says, and with what is known; arg-max over the vocabulary."""
-    logits = model.run(asked.task.clean, edits=edits).logits
-    assert logits is not None  # the run has no `stop`
+    logits = run(asked.task.clean, edits)
     said = metrics.judged(logits, asked.task).argmax(-1).cpu()[:, None]
     follows = {
         "context_answers": (said == asked.task.answers).any(1).double(),
@@ -186,12 +188,13 @@ def _switch(
         "mean": lambda chosen: ablate_heads(chosen, how="mean", mean=mean),
         f"scaled by {factor:g}": lambda chosen: [Scale(Site("z", layer, head=head), factor) for layer, head in chosen],
     }
-    clean = _answers(model, asked)
+    run = Rerun.of_heads(model, heads)
+    clean = _answers(run, asked)
     rows: list[dict[str, object]] = []
     for how, change in changes.items():
-        edited = _answers(model, asked, change(heads))
+        edited = _answers(run, asked, change(heads))
         for control, drawn in sets.items():
-            random = pd.DataFrame([_answers(model, asked, change(s)) for s in drawn], columns=list(clean))
+            random = pd.DataFrame([_answers(run, asked, change(s)) for s in drawn], columns=list(clean))
             rows += [
                 {
                     "set_id": f"{how}: {' '.join(component(*h) for h in heads)}",

@@ -16,6 +16,7 @@ from probes.heads import _own, _scores
     title="Copying by the weights",
     headline="own_top",
     order=42,
+    recovers="copying",
     columns={"label": "boolean"},
     means="Attending to a token, the head raises that token's logit more than any other's. Induction heads, name "
     "movers and retrieval heads do this with what they look at.",

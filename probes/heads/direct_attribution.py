@@ -29,6 +29,7 @@ SHARE = 0.05
     title="Direct attribution by source",
     headline="total",
     order=48,
+    recovers="fact_mover",
     columns={"label": "boolean", "role": "str"},
     means="How many logits the head adds at the end of the prompt to the right attribute, over the other "
     "attributes that are asked for in the task; apart from the words of the subject and from those of the "
@@ -57,7 +58,8 @@ def direct_attribution(
 
     Null: the mean of `total` over `n_draws` exchanges of answers between prompts; p (two-sided) tests against their
     spread with Student's prediction interval, q is Benjamini-Hochberg over heads. The label needs q < 0.01 and 5 % of
-    what all heads with a positive total add. A labelled head is "subject" where |subject| >= `ratio` |relation|,
+    what all heads with a positive total add; where the right answer is above the candidates in fewer than three of four
+    prompts, p is 1 and there is no label. A labelled head is "subject" where |subject| >= `ratio` |relation|,
     "relation" the other way round, "mixed" otherwise.
 
     Args:
@@ -87,7 +89,8 @@ def direct_attribution(
     masks = {"subject": at, "relation": ~at & ~start, "start": start.expand_as(at)}
     split = {k: _attributed.by_prompt((found.heads * m.T.to(found.heads)).sum(2)) for k, m in masks.items()}
     total = stats.bootstrap_mean(_attributed.by_prompt(found.heads.sum(2)), seed=seed)
-    test = _attributed.tested(total, [_attributed.by_prompt(x.heads.sum(2)) for x in exchanged])
+    others = [_attributed.by_prompt(x.heads.sum(2)) for x in exchanged]
+    test = _attributed.tested(total, others, answered=_attributed.answered(found))
     label = (test["q"] < LEVEL) & (np.abs(total.mean) >= SHARE * total.mean.clip(min=0).sum())
     own, told = (np.abs(split[k].mean(0)) for k in ("subject", "relation"))
     role = np.where(own >= ratio * told, "subject", np.where(told >= ratio * own, "relation", "mixed"))

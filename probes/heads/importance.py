@@ -37,6 +37,7 @@ RESAMPLES = 200
     headline="mean",
     unit="head by exact ablation",
     order=140,
+    recovers="repeats",
     columns={"label": "boolean", "pruned": "Int64"},
     means="Without what the head says on this input the model does worse on these prompts, all else left as it was.",
     misleads="Of one head at a time: heads that stand in for each other all seem unimportant, and removing them "

@@ -25,6 +25,7 @@ SHARE = 0.05
     title="Movers",
     headline="mover",
     order=46,
+    recovers="name_mover",
     columns={"label": "boolean", "role": "str"},
     means="At the end of a prompt that holds its own answer (indirect objects), the head attends to the answer "
     "and what it brings from there raises the answer over the wrong one. Negative values: it lowers it.",
@@ -55,7 +56,8 @@ def movers(
     The null is the mean of the score over `n_draws` exchanges of right and wrong between prompts: same attention, same
     writes, other prompts' answers. p (two-sided) tests the score against their spread with Student's prediction
     interval; q is Benjamini-Hochberg over heads. A role needs q < 0.01 and 5 % of the sum of all sizes; the label is
-    the positive one. The interval is a bootstrap over prompts.
+    the positive one. Where the model prefers the right answer in fewer than three of four prompts, p is 1 and no head
+    is labelled: nothing is moved there. The interval is a bootstrap over prompts.
 
     Args:
         model: any loaded model.
@@ -78,7 +80,7 @@ def movers(
         raise NotApplicable(f"{chosen.name}: no prompt holds its own answer, so that nothing can be moved")
     found, exchanged = _attributed.sources(model, chosen, chosen.answers, chosen.wrong, draws=n_draws, seed=seed)
     score = stats.bootstrap_mean(_summed(found.heads, at), seed=seed)
-    test = _attributed.tested(score, [_summed(x.heads, at) for x in exchanged])
+    test = _attributed.tested(score, [_summed(x.heads, at) for x in exchanged], answered=_attributed.answered(found))
     size = SHARE * np.abs(score.mean).sum()
     strong = (test["q"] < LEVEL) & (np.abs(score.mean) >= size)
     role = np.where(strong, np.where(score.mean > 0, "mover", "negative mover"), "")

@@ -14,6 +14,7 @@ from interp.needles import Needles
 from interp.registry import Findings, analysis
 from probes.heads import _causal, _scores
 from probes.heads import _retrieval as measured
+from probes.heads._rerun import Rerun
 from probes.heads._scores import LEVEL, MARGIN
 
 WEAK = 0.1  # Wu et al. call a head a retrieval head from here on, and a strong one from 0.5
@@ -108,7 +109,7 @@ def retrieval(
         _rows(model, "teacher_forced_nosink", "fraction", nosink, seen, null=null.hit_nosink),
         _rows(model, "mass", "probability", mass, seen, null=null.mass),
     ]
-    data = {**hidden.describe(), "bos": bos, "accuracy": measured.answered(model, hidden)["needle_accuracy"]}
+    data = {**hidden.describe(), "bos": bos, "accuracy": measured.answered(Rerun(model), hidden)["needle_accuracy"]}
     if decoding:
         said = measured.decode(model, hidden, max_new_tokens=max_new_tokens, method=method)
         parts += _decoded(model, said, seen, null=null.hit, seed=seed)
@@ -142,9 +143,11 @@ def _masked(
 ) -> list[dict[str, object]]:
     """Needle accuracy without the labelled heads, next to sets of heads that score below the weak threshold."""
     few = hidden.first(CAUSAL_PROMPTS)
+    heads = _scores.ranked(model, label, score)
+    run = Rerun.of_heads(model, heads)
     return _causal.compare(
-        lambda edits: measured.answered(model, few, edits),
-        _scores.ranked(model, label, score),
+        lambda edits: measured.answered(run, few, edits),
+        heads,
         _scores.ranked(model, ~label & (score < WEAK), score),
         mean=model.mean(few.batch),
         n_random=n_random,

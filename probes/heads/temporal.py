@@ -31,6 +31,7 @@ LEAST = 0.1  # change of the metric between clean and corrupt prompts below whic
     headline="specific",
     order=130,
     needs="text",
+    recovers="dated_time",
     columns={"label": "boolean"},
     means="Exchanging what the head carries for what it carries when the prompt names another time changes the answer; "
     "exchanging it between prompts about timeless facts does not.",
@@ -85,8 +86,7 @@ def temporal(
     shares = {name: _shares(model, pair, name) for name, pair in pairs.items()}
     scores = {name: stats.bootstrap_mean(x, seed=seed) for name, x in shares.items()}
     control = np.sign(scores["timeless"].mean) * shares["timeless"]
-    _, p = distributions.ttest_ind(shares["temporal"] - MARGIN, control, equal_var=False, alternative="greater")
-    p = np.nan_to_num(np.asarray(p), nan=1.0)
+    p = _exceeds(shares["temporal"] - MARGIN, control)
     q = stats.benjamini_hochberg(p)
     specific = _difference(shares["temporal"], control, seed)
     label = (q < LEVEL) & (specific["ci_low"] >= WEAK)
@@ -120,6 +120,16 @@ def _shares(model: Model, pair: PromptTask, name: str) -> Float[np.ndarray, "pro
     there = first_order(model, clean, activations(model, pair.corrupt))
     here = first_order(model, corrupt, activations(model, pair.clean))
     return (there - here) / 2 / whole
+
+
+def _exceeds(
+    a: Float[np.ndarray, "prompt layer head"], b: Float[np.ndarray, "other layer head"]
+) -> Float[np.ndarray, "layer head"]:
+    """Welch's one-sided p that the mean of a is above that of b; 1 where neither varies."""
+    described = [z for x in (a, b) for z in (x.mean(0), x.std(0, ddof=1), len(x))]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        _, p = distributions.ttest_ind_from_stats(*described, equal_var=False, alternative="greater")
+    return np.nan_to_num(np.asarray(p, dtype=float), nan=1.0)
 
 
 def _difference(

@@ -15,6 +15,7 @@ from interp.zoo import factory
 from interp.zoo.factory import ALL, plant
 from interp.zoo.measure import patterns, streams
 from interp.zoo.mechanisms import (
+    Dated,
     DuplicateToken,
     Fact,
     FirstTokenSink,
@@ -22,12 +23,13 @@ from interp.zoo.mechanisms import (
     MassiveActivation,
     PreviousToken,
     Successor,
+    Told,
     TwoHop,
 )
 from interp.zoo.mechanisms.render import ARCHITECTURES
 
 ANSWERING = [m for m in ALL if m.name != "massive_activation"]
-TINY = {"n_heads": 4, "n_words": 45, "d_mlp": 8, "context": 64}
+TINY = {"n_heads": 4, "d_mlp": 8, "context": 64}
 HEAD_ANALYSES = ("induction", "previous_token", "duplicate_token", "sink")
 
 
@@ -62,7 +64,7 @@ def check_task(planted, model, name, *, seed, n=48):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("mechanism", ANSWERING, ids=lambda m: m.name)
 def test_alone_it_does_its_task_and_needs_its_heads(mechanism, architecture):
-    seed = ANSWERING.index(mechanism)  # ten mechanisms, ten seeds
+    seed = ANSWERING.index(mechanism)  # twelve mechanisms, twelve seeds
     planted, model = built((mechanism,), architecture, seed, **TINY)
     check_task(planted, model, mechanism.name, seed=seed)
 
@@ -184,6 +186,49 @@ def test_ambiguous_mechanisms_are_refused():
         Successor(classes=((0, 1), (1, 2)))
     with pytest.raises(ValueError, match="two attributes"):
         Fact(facts=((0, 1), (0, 2)))
+    with pytest.raises(ValueError, match="stands twice in Dated"):
+        Dated(subjects=(0,), times=(1, 2), answers=((3, 1),))
+    with pytest.raises(ValueError, match="each of 1 subjects and 2 times"):
+        Dated(subjects=(0,), times=(1, 2), answers=((3,),))
+
+
+def test_the_vocabulary_has_as_many_words_as_the_mechanisms_speak_of():
+    assert plant([]).vocab.n_words == plant([Fact()]).vocab.n_words == factory.WORDS
+    planted = plant([Successor()])
+    assert planted.vocab.n_words == 1 + max(i for c in Successor().classes for i in c)
+    assert [len(c) for c in planted.tokenizer.init_kwargs["ordinal_classes"].values()] == [12, 26, 31]
+    assert plant([Fact(facts=((0, 60),))]).vocab.n_words == 61
+    with pytest.raises(ValueError, match="word 48 does not exist"):
+        plant([Successor()], n_words=48)
+
+
+def test_position_turns_as_fast_in_a_large_vocabulary():
+    """The fast planes of a head are those of a small vocabulary; its slow ones hold the words."""
+    small, large = (plant([PreviousToken()], n_words=n).model for n in (48, 105))
+    first, second = (m.model.rotary_emb.inv_freq for m in (small, large))
+    assert len(second) == len(first) + 29
+    assert_close(second[:48], first, rtol=1e-4, atol=0)
+    assert second[23:].max() <= first[23] * 1.0001
+
+
+def test_kinds_join_the_heads_of_roles():
+    truth = plant(ALL).truth
+    assert set(truth.kinds) == {"copying", "repeats", "conflict"}
+    assert truth.heads("repeats") == (*truth.roles["previous_token"], *truth.roles["induction"])
+    assert truth.heads("conflict") == (*truth.roles["fact_mover"], *truth.roles["told"])
+    assert len(truth.heads("copying")) == 6
+    assert truth.heads("sink") == truth.roles["sink"]
+    assert truth.heads("nothing of the kind") == ()
+
+
+def test_what_is_told_is_said_and_what_is_known_without_it():
+    """`Told` writes twice what `Fact` does: with both the context's word wins, without the first the known one."""
+    planted, model = built((Fact(), Told()), "llama", 0)
+    facts, told = (planted.task(name, seed=3, n=48) for name in ("fact", "told"))
+    assert accuracy(model, facts) >= 0.95
+    assert accuracy(model, told) >= 0.95
+    assert accuracy(model, facts, planted.heads("told")) >= 0.95
+    assert accuracy(model, told, planted.heads("told")) <= 0.2
 
 
 @pytest.mark.parametrize("name", [n for n in zoo.names() if n.startswith("planted-")])

@@ -15,12 +15,15 @@ from interp.zoo.mechanisms.sketch import LOGIT_GAIN, Sketch
 from interp.zoo.mechanisms.vocabulary import Task, Vocabulary
 from interp.zoo.truth import Edge
 
+MARK = 1 / 4
+"""Weight of a mark: small, so that it hardly changes the norm in front of the MLP."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dated(Mechanism):
-    """At `<fact>`, one head attends to the subject and one to the time; an MLP looks up what goes with the two.
+    """At `<when>`, one head attends to the subject and one to the time; an MLP looks up what goes with the two.
 
-    The heads write whom and when to the last position; the MLP of the later one's layer has a neuron for each pair,
+    The heads mark whom and when at the last position; the MLP of the later one's layer has a neuron for each pair,
     which fires where both are there. Nothing else in the model depends on a time.
     Expected: attention on the subject, and on the time.
     """
@@ -73,13 +76,17 @@ class Dated(Mechanism):
         for role, part, numbers in (("dated_subject", "whom", self.subjects), ("dated_time", "when", self.times)):
             ids = [vocab.word(i) for i in numbers]
             head = sketch.head(places[role])
-            head.match(sketch.tokens([vocab.cue("<fact>")]), sketch.tokens(ids), gain=MATCH_GAIN)
-            head.park(answers="<fact>")
-            head.move(sketch.basis("token", ids), sketch.basis(part))
+            head.match(sketch.tokens([vocab.cue("<when>")]), sketch.tokens(ids), gain=MATCH_GAIN)
+            head.park(answers="<when>")
+            head.move(sketch.basis("token", ids), sketch.basis(part), gain=MARK)
         layer = max(layer for layer, _ in places.values())
+        both = (sketch.basis("whom").sum(0) + sketch.basis("when").sum(0))[None]
         for whom, row in zip(sketch.basis("whom"), self.answers, strict=True):
             for when, answer in zip(sketch.basis("when"), row, strict=True):
-                read = whom[None] + when[None] - sketch.constant  # 1 where both are there, 0 or less otherwise
+                # 1 where both are there, below 1/2 otherwise. Half of what is taken off is the marks themselves: a norm
+                # that shrinks them then changes the answer less.
+                marks = (whom + when)[None] - 3 / 8 * both
+                read = marks / MARK - sketch.constant / 4
                 sketch.neuron(layer, read=read, write=HALF * sketch.basis("copied", [answer]))
 
     def edges(self, names: Mapping[str, str]) -> Sequence[Edge]:
@@ -93,20 +100,20 @@ class Dated(Mechanism):
         ]
 
     def task(self, vocab: Vocabulary, *, seed: int, n: int = 64) -> Task:
-        """A subject and a time among other words, then `<fact>`; the answer is what goes with both."""
+        """A subject and a time among other words, then `<when>`; the answer is what goes with both."""
         generator = torch.Generator().manual_seed(seed)
         table = torch.tensor([[*pair, answer] for pair, answer in self.lookup(vocab).items()])
         drawn = table[torch.randint(len(table), (n,), generator=generator)]
         words = vocab.draw(n, LENGTH, generator=generator, without=tuple(table.flatten().tolist()))
         at = torch.rand(n, LENGTH - 1, generator=generator).topk(2).indices + 1
         words.scatter_(1, at, drawn[:, :2])
-        return Task(with_bos(vocab, words, torch.full((n,), vocab.cue("<fact>"))), drawn[:, 2], 1 / len(table))
+        return Task(with_bos(vocab, words, torch.full((n,), vocab.cue("<when>"))), drawn[:, 2], 1 / len(table))
 
     def expected(self) -> Mapping[str, float]:
         """One key scores the gain, all others 0."""
         return dict.fromkeys(("dated_subject", "dated_time"), winner(MATCH_GAIN, LENGTH + 1))
 
     def effects(self, vocab: Vocabulary) -> Mapping[str, float]:
-        """Nothing but the answer is written, by one neuron: its input is 40 (2 p - 3/2), p being each head's share."""
-        fired = 2 * (2 * winner(MATCH_GAIN, LENGTH + 1) - 3 / 2)
+        """Nothing but the answer is written, by one neuron with input 40 (5/4 p - 3/4), p being each head's share."""
+        fired = 2 * (5 / 4 * winner(MATCH_GAIN, LENGTH + 1) - 3 / 4)
         return dict.fromkeys(("dated_subject", "dated_time", self.table), HALF * LOGIT_GAIN * fired)

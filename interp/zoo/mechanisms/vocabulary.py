@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from interp.zoo.tokenizer import SPECIALS, word_tokenizer
 
-CUES = ("<with>", "<without>", "<copy>", "<avoid>", "<next>", "<needle>", "<get>", "<fact>", "<to>")
+CUES = ("<with>", "<without>", "<copy>", "<avoid>", "<next>", "<needle>", "<get>", "<fact>", "<to>", "<when>")
 """Special tokens after the words: the answers of the sink's task, and what asks a gated mechanism."""
 
 NEEDLE_FORMAT = {"needle": "<needle>{value}", "question": "<get>", "haystack": "tokens"}
