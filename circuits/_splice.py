@@ -181,8 +181,11 @@ class Splice:
         trial.written[u] = out - clean
         step = trial.written[u] - before
         for w in np.flatnonzero(self.keep[u] & self.needed).tolist():
-            gained = trial.streams[w] if w in trial.streams else self.stream(w)[None]
-            trial.streams[w] = gained + (step if short or not self.narrow[w] else at(step, self.end))
+            part = step if short or not self.narrow[w] else at(step, self.end)
+            if w in trial.streams:
+                trial.streams[w] += part
+            else:
+                trial.streams[w] = self.stream(w)[None] + part
 
     def _spread(
         self, now: Float[Tensor, "batch pos d"], new: Float[Tensor, "row batch 1 d"]

@@ -40,7 +40,7 @@ def acdc(
     absolute: bool = False,
     ordering: Ordering = "reverse",
     ablation: str = "resample",
-    batch_size: int = 128,
+    batch_size: int = 64,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> Graph:

@@ -70,8 +70,8 @@ def edge_attribution(
         method: one of the module's.
         metric: one of `interp.metrics` that has a gradient; the task's own otherwise.
         steps: gradients along a path.
-        rule: where: "midpoint", "left", "right" or "gauss" (Gauss-Legendre; worse where the metric turns within a step).
-            Published code takes one end of each step: its k/m from the corrupted prompt is `right` when noising.
+        rule: where: "midpoint", "left", "right", or "gauss" (Gauss-Legendre; worse where the metric turns within a
+            step). Published code takes one end of each: its k/m from the corrupted prompt is `right` when noising.
         direction: "noising" starts at the clean prompt and asks what an edge loses (a positive score: it raises the
             metric when corrupted); "denoising" starts at the corrupted one and asks what it brings back.
         batch_size: prompts at a time; changes nothing but memory.
@@ -90,7 +90,8 @@ def edge_attribution(
         raise TaskError(f"unknown direction {direction!r}; {nearest(direction, DIRECTIONS)}")
     path = nodes(method, steps=steps, rule=rule)
     case = Case.of(model, task, metric=metric)
-    if case.metric == "kl" and method == "eap" and direction == "noising":
+    clean = 0.0 if direction == "noising" else 1.0
+    if case.metric == "kl" and all(at == clean for at, _ in path):
         raise TaskError(
             "kl is measured against the clean run, where its gradient is zero: every edge would score 0. Take "
             'method="eap-ig-inputs", direction="denoising", or the metric of the task'

@@ -64,10 +64,10 @@ def runs() -> dict[str, Callable[[], object]]:
 
     def naive() -> torch.Tensor:
         layout, found = ports(model).layout, []
-        base = task.value(model.run(task.clean).logits)
+        base, last = task.value(model.run(task.clean).logits), f"L{model.info.n_layers - 1}.resid_post"
         for i, name in enumerate(layout.senders):
             if name.startswith("L"):
-                patched = model.run(task.clean, edits=[Add("L11.resid_post", known["gap"][i])]).logits
+                patched = model.run(task.clean, edits=[Add(last, known["gap"][i])]).logits
                 found.append((task.value(patched) - base).mean())
         return torch.stack(found)
 

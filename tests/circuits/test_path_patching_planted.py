@@ -33,8 +33,8 @@ def test_exact_edges_are_the_planted_ones(architecture, seed):
     truth = planted(made.truth, graph.layout)
     assert judge_edges(graph, truth)["auroc"] == 1.0
     assert np.abs(graph.scores[graph.layout.exists & ~truth.mask]).max() < 1e-3
-    # The echo of the previous token in the logits is planted as well. It only speaks where a corrupted prompt happens to
-    # have an answer there: among these 16 one does, among the first 4 none, and no method could find the edge on those.
+    # The echo of the previous token in the logits is planted as well, but speaks only where the token before END is one
+    # of the two answers compared: in some of these 16 prompts, in none of the first 4, where no method could find it.
     assert np.sort(np.abs(graph.scores[truth.mask]))[1] > 1
 
 
