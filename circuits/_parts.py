@@ -1,9 +1,9 @@
-"""Heads, MLPs and the logits of a case as functions of what they read, each computed by the model itself.
+"""Heads, MLPs and the logits of a case as functions of what they read, computed or checked by the model itself.
 
 What a slot reads is the clean stream plus a gain, [row batch pos d_model]; gains that only END needs have one position.
-Attention of a layer is a pass through that layer alone with its q, k and v replaced; an MLP is a pass over single
-tokens with its input replaced, and the logits are one with the last residual replaced: no formula of an activation, a
-mask or a soft-cap is written here.
+An MLP is a pass over single tokens with its input replaced, the logits are one with the last residual replaced.
+Attention of a layer is a softmax under a causal mask and window where that gives the model's own z on the clean
+prompts, and where it does not (sinks) a pass through that layer alone with its q, k and v replaced.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from circuits.case import Case
@@ -63,8 +63,11 @@ class Parts:
         self._matrix = {i: w.matrix(self.z[i][0, 0].numel()) for i, w in self._writes.items()}
         self._raw: dict[tuple[int, QKV], Tensor] = {}
         self._exchange: dict[int, bool] = {}
+        self._visible: dict[int, Bool[Tensor, "batch query key"] | None] = {}
         self._repeats: dict[int, Case] = {}
         self.cost = layout.n_layers * self.batch.ids.numel()
+        for layer in attention:
+            self._formula(layer)  # while sites and z are of one run
 
     def coupled(self, layer: int) -> bool:
         """Whether what a head of the layer reads or writes depends on the others: norms over all heads together."""
@@ -105,12 +108,52 @@ class Parts:
         return self._raw[layer, port]
 
     def attend(self, layer: int, groups: Sequence[int], new: Mapping[Key, Rows]) -> dict[int, Rows]:
-        """z of the heads of key-value groups: `new` where a site is given, the run's own elsewhere.
-
-        Where heads of the layer attend alike, every group of every row takes a free place in as few passes as will do.
-        """
-        n_kv, g, size = self.layout.n_kv_heads, self.layout.group, len(self.batch.ids)
+        """z of the heads of key-value groups: `new` where a site is given, the run's own elsewhere."""
+        g = self.layout.group
         rows = next(len(x) for (i, _, _), x in new.items() if i == layer)
+        each: dict[QKV, int] = {"q": g, "k": 1, "v": 1}
+        own: dict[QKV, Tensor] = {
+            port: torch.cat([self._group(layer, port, group, each[port], rows, new) for group in groups])
+            for port in PORTS
+        }
+        visible = self._formula(layer)
+        z = self._seated(layer, groups, rows, own) if visible is None else self._softmax(layer, own, visible)
+        found = z.unflatten(0, (len(groups), rows))  # group row batch pos g d_head
+        return {group * g + i: found[n, :, :, :, i] for n, group in enumerate(groups) for i in range(g)}
+
+    def _softmax(
+        self, layer: int, own: Mapping[QKV, Tensor], visible: Bool[Tensor, "batch query key"]
+    ) -> Float[Tensor, "job batch pos head d_head"]:
+        """softmax(cap(scale q k)) v."""
+        w = self.ports.layer(layer)
+        scores = torch.einsum("jbqhd,jbkd->jbhqk", own["q"], own["k"][:, :, :, 0]) * w.scale
+        if w.softcap is not None:
+            scores = w.softcap * torch.tanh(scores / w.softcap)
+        pattern = scores.masked_fill(~visible[:, None], -torch.inf).softmax(-1)
+        return torch.einsum("jbhqk,jbkd->jbqhd", pattern, own["v"][:, :, :, 0])
+
+    def _formula(self, layer: int) -> Bool[Tensor, "batch query key"] | None:
+        """What queries see, if with it `_softmax` gives the model's own z; None where the layer does more than that."""
+        if layer not in self._visible:
+            n_kv, place = self.layout.n_kv_heads, self.batch.positions
+            window = self.model.info.windows[self.model.info.attention_layers.index(layer)]
+            apart = place[:, :, None] - place[:, None]
+            own_token = torch.eye(place.shape[1], dtype=torch.bool, device=place.device)
+            visible = (apart >= 0) & self.batch.mask[:, None] | own_token  # padding sees itself: no empty row
+            visible = visible if window is None else visible & (apart < window)
+            own: dict[QKV, Tensor] = {
+                port: self.sites[layer, port].unflatten(2, (n_kv, -1)).movedim(2, 0) for port in PORTS
+            }
+            real, z = self.batch.mask, self.z[layer]
+            error = (self._softmax(layer, own, visible).movedim(0, 2).flatten(2, 3) - z)[real].abs().max()
+            self._visible[layer] = visible if bool(error <= ALIKE * z[real].abs().max()) else None
+        return self._visible[layer]
+
+    def _seated(
+        self, layer: int, groups: Sequence[int], rows: int, own: Mapping[QKV, Tensor]
+    ) -> Float[Tensor, "job batch pos head d_head"]:
+        """The same by the model: where its heads attend alike, every job takes a free place in as few passes as do."""
+        n_kv, size = self.layout.n_kv_heads, len(self.batch.ids)
         jobs = [(row, group) for group in groups for row in range(rows)]
         alike = self._alike(layer)
         place = [(j // n_kv, j % n_kv) if alike else (row, group) for j, (row, group) in enumerate(jobs)]
@@ -118,15 +161,12 @@ class Parts:
         pack, seat = torch.tensor(place).T
         inputs: dict[QKV, Tensor] = {}
         for port in PORTS:
-            each = g if port == "q" else 1
-            now = self.sites[layer, port].unflatten(2, (n_kv, each))
+            now = self.sites[layer, port].unflatten(2, (n_kv, -1))
             full = now.expand(packs, *now.shape).clone()
-            own = torch.cat([self._group(layer, port, group, each, rows, new) for group in groups])
-            full[pack, :, :, seat] = own
+            full[pack, :, :, seat] = own[port]
             inputs[port] = full.flatten(0, 1).flatten(2, 3)
-        z = self.through(layer, inputs, packs).unflatten(0, (packs, size)).unflatten(3, (n_kv, g))
-        found = z[pack, :, :, seat].unflatten(0, (len(groups), rows))  # group row batch pos g d_head
-        return {group * g + i: found[n, :, :, :, i] for n, group in enumerate(groups) for i in range(g)}
+        z = self.through(layer, inputs, packs).unflatten(0, (packs, size)).unflatten(3, (n_kv, -1))
+        return z[pack, :, :, seat]
 
     def _group(self, layer: int, port: QKV, group: int, each: int, rows: int, new: Mapping[Key, Rows]) -> Tensor:
         """[row batch pos head d_head] of a group's heads."""
@@ -152,7 +192,7 @@ class Parts:
         """Whether heads differ in nothing but q, k and v: tried out, as sinks or biases of a head's own would show."""
         if layer not in self._exchange:
             n_kv = self.layout.n_kv_heads
-            given = {port: self.sites[layer, port].unflatten(2, (n_kv, -1)) for port in PORTS}
+            given: dict[QKV, Tensor] = {port: self.sites[layer, port].unflatten(2, (n_kv, -1)) for port in PORTS}
             same: dict[QKV, Tensor] = {port: x[:, :, :1].expand_as(x).flatten(2, 3) for port, x in given.items()}
             z = self.through(layer, same, 1).unflatten(2, (n_kv, -1))[self.batch.mask]
             self._exchange[layer] = bool((z - z[:, :1]).abs().max() <= ALIKE * z.abs().max())
@@ -178,10 +218,12 @@ class Parts:
         """What a norm behind attention divides the clean run's heads by; ones without."""
         return self._writes[layer].divisor(self.z[layer].flatten(2))
 
-    def mlp(self, layer: int, gain: Gain, end: End) -> Gain:
-        """What an MLP writes."""
-        x = self.middle[layer]
-        return self.mlp_of(layer, self.ports.read_mlp(layer, gain + (x if end is None else at(x, end))))
+    def mlp(
+        self, layer: int, gain: Gain, end: End, tokens: Bool[Tensor, "row batch some"]
+    ) -> Shaped[Tensor, "token d"]:
+        """What an MLP writes at some of the tokens."""
+        x = self.middle[layer] if end is None else at(self.middle[layer], end)
+        return self.mlp_of(layer, self.ports.read_mlp(layer, (x + gain)[tokens]))
 
     def mlp_of(self, layer: int, read: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """What an MLP writes for inputs mlp_in, token by token."""

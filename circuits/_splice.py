@@ -3,8 +3,7 @@
 Held are, under the edges removed so far, what every sender writes and what every slot that matters reads. A trial gives
 one slot other streams, many of them as rows of a batch, and follows the change upwards through edges that are left:
 heads whose q, k or v changed, MLPs, the logits. Components that lead nowhere are not computed, those that only END
-depends on are computed at END alone, and attention is run one layer at a time, with as many trials in one pass as the
-layer has key-value heads, each in a place of its own.
+depends on are computed at END alone, and of a layer only the heads that change.
 """
 
 from __future__ import annotations
@@ -170,9 +169,17 @@ class Splice:
 
     def _mlp(self, layer: int, trial: Trial) -> None:
         slot = self.layout.slot_index[f"M{layer}", "in"]
-        if slot in trial.streams and self.needed[slot]:
-            out = self.parts.mlp(layer, trial.streams[slot], self.end if self.narrow[slot] else None)
-            self._push(trial, self.layout.sender_index[f"M{layer}"], out)
+        if slot not in trial.streams or not self.needed[slot]:
+            return
+        gain, u, end = trial.streams[slot], self.layout.sender_index[f"M{layer}"], None
+        now, real = self.case.sent_clean[u] + self.written[u], self.case.task.clean.mask[..., None]
+        if self.narrow[slot]:
+            now, real, end = at(now, self.end), at(real, self.end), self.end
+        tokens = (gain != self.stream(slot)).any(-1) & real[..., 0]  # at the others nothing has changed
+        out = now.repeat(len(gain), 1, 1, 1)
+        if tokens.any():
+            out[tokens] = self.parts.mlp(layer, gain, end, tokens)
+        self._push(trial, u, out)
 
     def _push(self, trial: Trial, u: int, out: Float[Tensor, "row batch some d_model"]) -> None:
         """Note what a sender writes, and hand the difference to every slot that still hears of it."""

@@ -16,7 +16,7 @@ from interp.model import Model
 from interp.tasks import PromptTask
 
 GRAPH = (10, 5)
-"""What autograd keeps of a layer for each token, in widths of the stream and of the MLP; measured, and generous."""
+"""What autograd keeps of a layer for each token, in widths of the stream and of the MLP: an estimate."""
 
 
 @dataclass(frozen=True)
