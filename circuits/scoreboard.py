@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 
 from circuits.case import Case
 from circuits.faithfulness import faithfulness
@@ -109,9 +109,9 @@ def agreement(
         row: dict[str, float | str | int] = {
             "method": name,
             "edges": len(true),
-            "spearman": float(spearmanr(found, target).statistic),
+            "spearman": _spearman(found, target),
             "pearson": float(np.corrcoef(found, target)[0, 1]),
-            "largest": float(spearmanr(found[order[:LARGEST]], target[order[:LARGEST]]).statistic),
+            "largest": _spearman(found[order[:LARGEST]], target[order[:LARGEST]]),
         }
         mine = np.argsort(-np.abs(found), kind="stable")
         row |= {f"top_{n}": len(set(mine[:n].tolist()) & set(order[:n].tolist())) / n for n in k}
@@ -143,3 +143,7 @@ def _judged(made: Planted, mechanism: str, method: str, *, n: int, seed: int) ->
         "found": float(verdict[1]),
         "seconds": seconds,
     }
+
+
+def _spearman(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
