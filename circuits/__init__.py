@@ -24,21 +24,26 @@ _HOME = {
     "all_edges_exact": "circuits.path_patching",
     "circuit": "circuits.find",
     "completeness": "circuits.minimality",
+    "contextual_decomposition": "circuits.cdt",
     "cross_faithfulness": "circuits.reuse",
     "edge_attribution": "circuits.attribution",
+    "edge_pruning": "circuits.pruning",
     "node_attribution": "circuits.nodes",
     "overlap": "circuits.reuse",
     "plan": "circuits.cost",
     "random_circuits": "circuits.controls",
     "repair": "circuits.reuse",
     "run_edges": "circuits.edges",
+    "subnetwork_probing": "circuits.pruning",
     "trace": "circuits.tracing",
+    "trace_attention": "circuits.sparse_attention",
 }
 
 if TYPE_CHECKING:
     from circuits.acdc import acdc_sweep as acdc_sweep
     from circuits.attribution import edge_attribution as edge_attribution
     from circuits.case import Case as Case
+    from circuits.cdt import contextual_decomposition as contextual_decomposition
     from circuits.controls import random_circuits as random_circuits
     from circuits.cost import plan as plan
     from circuits.edges import run_edges as run_edges
@@ -49,9 +54,12 @@ if TYPE_CHECKING:
     from circuits.nodes import node_attribution as node_attribution
     from circuits.patching import activation_patching as activation_patching
     from circuits.path_patching import all_edges_exact as all_edges_exact
+    from circuits.pruning import edge_pruning as edge_pruning
+    from circuits.pruning import subnetwork_probing as subnetwork_probing
     from circuits.reuse import cross_faithfulness as cross_faithfulness
     from circuits.reuse import overlap as overlap
     from circuits.reuse import repair as repair
+    from circuits.sparse_attention import trace_attention as trace_attention
     from circuits.tracing import trace as trace
 
 __all__ = [
@@ -63,15 +71,19 @@ __all__ = [
     "all_edges_exact",
     "circuit",
     "completeness",
+    "contextual_decomposition",
     "cross_faithfulness",
     "edge_attribution",
+    "edge_pruning",
     "node_attribution",
     "overlap",
     "plan",
     "random_circuits",
     "repair",
     "run_edges",
+    "subnetwork_probing",
     "trace",
+    "trace_attention",
 ]
 
 
