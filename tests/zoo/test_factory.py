@@ -66,14 +66,14 @@ def check_task(planted, model, name, *, seed, n=48):
 def test_alone_it_does_its_task_and_needs_its_heads(mechanism, architecture):
     seed = ANSWERING.index(mechanism)  # twelve mechanisms, twelve seeds
     planted, model = built((mechanism,), architecture, seed, **TINY)
-    check_task(planted, model, mechanism.name, seed=seed)
+    check_task(planted, model, mechanism.name, seed=seed, n=192)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_together_each_does_its_task_and_needs_its_heads(seed):
     planted, model = built(ALL, ARCHITECTURES[seed % len(ARCHITECTURES)], seed)
     for mechanism in ANSWERING:
-        check_task(planted, model, mechanism.name, seed=seed)
+        check_task(planted, model, mechanism.name, seed=seed, n=192)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
