@@ -73,7 +73,7 @@ def test_alone_it_does_its_task_and_needs_its_heads(mechanism, architecture):
 def test_together_each_does_its_task_and_needs_its_heads(seed):
     planted, model = built(ALL, ARCHITECTURES[seed % len(ARCHITECTURES)], seed)
     for mechanism in ANSWERING:
-        check_task(planted, model, mechanism.name, seed=seed, n=192)
+        check_task(planted, model, mechanism.name, seed=seed)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
