@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy import ndarray
 from circuits.case import Case
 from interp.environment import versions
 from interp.errors import SchemaError, nearest
+from interp.registry import plain
 from interp.results import SCHEMA_VERSION
 
 Mode = Literal["noising", "denoising"]
@@ -110,18 +111,10 @@ def provenance(cases: Case | Sequence[Case], call: str, **options: Any) -> dict[
     data = [case.task.provenance() for case in several]
     return {
         "schema_version": SCHEMA_VERSION,
-        "call": {"analysis": call, "passed": _plain(options), "defaults": {}},
+        "call": {"analysis": call, "passed": plain(options), "defaults": {}},
         "model": several[0].model.info.as_dict(),
         "backend": several[0].model.backend,
         "data": data[0] if len(data) == 1 else {"tasks": data},
         "metric": several[0].metric,
         "packages": versions(),
     }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)

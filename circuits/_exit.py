@@ -17,9 +17,10 @@ from torch import Tensor
 from circuits.case import Case
 from circuits.ports import Ports
 from interp import metrics
+from interp.backends.feed import wide
 from interp.decompose.head import read_head
 from interp.decompose.stream import allowed
-from interp.edits import Replace
+from interp.edits import Apply
 from interp.errors import BackendError, TaskError
 from interp.sites import Site
 
@@ -78,7 +79,7 @@ class Exit:
     def divisor(self, resid: Float[Tensor, "prompt d_model"]) -> Float[Tensor, "prompt 1"]:
         """What the final norm divides by; ones without a norm."""
         norm = self.case.ports.final_norm
-        return torch.ones_like(resid[:, :1]) if norm is None else norm.divisor(_wide(resid))
+        return torch.ones_like(resid[:, :1]) if norm is None else norm.divisor(wide(resid))
 
     def _by_columns(self, part: Case, sets: Tensor, divisor: Tensor | None) -> Float[Tensor, "set prompt"]:
         assert self.head is not None  # asked before
@@ -87,7 +88,7 @@ class Exit:
         at = ids.clamp(min=0)
         columns = source.columns(at.flatten().cpu()).unflatten(0, at.shape).to(sets.device)
         bias = source.b_u[at.cpu()].to(sets.device)
-        x, norm = _wide(sets), self.case.ports.final_norm
+        x, norm = wide(sets), self.case.ports.final_norm
         if norm is not None:
             norm = norm.to(sets.device)
             x = norm(x) if divisor is None else norm.linear(x) / divisor + norm.bias
@@ -106,12 +107,20 @@ class Exit:
             yield torch.stack([part.value(own) for own in logits])
 
 
-def unembedded(case: Case, resid: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
-    """Logits as the model itself makes them: its last layer runs on one token per row and its outcome is replaced."""
+def unembedded(
+    case: Case, resid: Float[Tensor, "row d_model"], *, gradients: bool = False
+) -> Float[Tensor, "row d_vocab"]:
+    """Logits as the model itself makes them: its last layer runs on one token per row and its outcome is replaced.
+
+    With `gradients` they reach the streams given.
+    """
     last = case.model.info.n_layers - 1
     tokens = torch.zeros(len(resid), 1, dtype=torch.long)
     run = case.model.run(
-        tokens, start=(last, resid[:, None]), edits=[Replace(Site("resid_post", last), resid[:, None])]
+        tokens,
+        start=(last, resid.detach()[:, None]),
+        edits=[Apply(Site("resid_post", last), resid[:, None].to)],
+        gradients=gradients,
     )
     assert run.logits is not None  # no `stop`
     return run.logits[:, 0]
@@ -119,7 +128,7 @@ def unembedded(case: Case, resid: Float[Tensor, "row d_model"]) -> Float[Tensor,
 
 def _head(case: Case, resid: Float[Tensor, "prompt d_model"]) -> tuple[float, float | None] | None:
     weights, norm = case.ports.weights, case.ports.final_norm
-    x = _wide(resid).cpu()
+    x = wide(resid).cpu()
     try:
         raw = weights.unembed(x if norm is None else norm.to("cpu")(x)) + weights.b_u
         found = read_head(raw, unembedded(case, resid).float().cpu(), slack=2 * allowed(case.model))
@@ -132,7 +141,3 @@ def _numbered(ids: Int[Tensor, "prompt k"], n: int) -> tuple[Tensor, Tensor]:
     """Ids of the first n columns and of the others as numbers of the columns; what fills up stays."""
     numbers = torch.where(ids >= 0, torch.arange(ids.shape[1], device=ids.device), ids)
     return numbers[:, :n], numbers[:, n:]
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

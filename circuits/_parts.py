@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from circuits._exit import unembedded
 from circuits.case import Case
 from circuits.ports import QKV
 from interp.attention import StopForward
@@ -22,7 +23,7 @@ from interp.edits import Apply, Replace
 from interp.sites import Site
 
 ALIKE = 1e-5
-"""Heads that turn one q, k and v into the same z to this relative error can stand in for one another."""
+"""Relative error to which the formula must give the model's own z to be used."""
 PORTS: tuple[QKV, ...] = ("q", "k", "v")
 Key = tuple[int, QKV, int]
 """Layer, port, head."""
@@ -62,7 +63,6 @@ class Parts:
         self._writes = {i: w for i, w in writes.items() if w is not None}
         self._matrix = {i: w.matrix(self.z[i][0, 0].numel()) for i, w in self._writes.items()}
         self._raw: dict[tuple[int, QKV], Tensor] = {}
-        self._exchange: dict[int, bool] = {}
         self._visible: dict[int, Bool[Tensor, "batch query key"] | None] = {}
         self._repeats: dict[int, Case] = {}
         self.cost = layout.n_layers * self.batch.ids.numel()
@@ -152,21 +152,16 @@ class Parts:
     def _seated(
         self, layer: int, groups: Sequence[int], rows: int, own: Mapping[QKV, Tensor]
     ) -> Float[Tensor, "job batch pos head d_head"]:
-        """The same by the model: where its heads attend alike, every job takes a free place in as few passes as do."""
-        n_kv, size = self.layout.n_kv_heads, len(self.batch.ids)
-        jobs = [(row, group) for group in groups for row in range(rows)]
-        alike = self._alike(layer)
-        place = [(j // n_kv, j % n_kv) if alike else (row, group) for j, (row, group) in enumerate(jobs)]
-        packs = 1 + max(pack for pack, _ in place)
-        pack, seat = torch.tensor(place).T
+        """The same by the model: every row is a copy of the prompts in which the groups' heads are exchanged."""
+        n_kv, size, chosen = self.layout.n_kv_heads, len(self.batch.ids), list(groups)
         inputs: dict[QKV, Tensor] = {}
         for port in PORTS:
             now = self.sites[layer, port].unflatten(2, (n_kv, -1))
-            full = now.expand(packs, *now.shape).clone()
-            full[pack, :, :, seat] = own[port]
+            full = now.expand(rows, *now.shape).clone()
+            full[:, :, :, chosen] = own[port].unflatten(0, (len(chosen), rows)).movedim(0, 3)
             inputs[port] = full.flatten(0, 1).flatten(2, 3)
-        z = self.through(layer, inputs, packs).unflatten(0, (packs, size)).unflatten(3, (n_kv, -1))
-        return z[pack, :, :, seat]
+        z = self.through(layer, inputs, rows).unflatten(0, (rows, size)).unflatten(3, (n_kv, -1))
+        return z[:, :, :, chosen].movedim(3, 0).flatten(0, 1)
 
     def _group(self, layer: int, port: QKV, group: int, each: int, rows: int, new: Mapping[Key, Rows]) -> Tensor:
         """[row batch pos head d_head] of a group's heads."""
@@ -174,9 +169,9 @@ class Parts:
         mine = range(group * each, (group + 1) * each)
         return torch.stack([new.get((layer, port, i), now[:, :, i].expand(rows, -1, -1, -1)) for i in mine], 3)
 
-    def through(self, layer: int, inputs: Mapping[QKV, Tensor], packs: int) -> Float[Tensor, "rows pos head d_head"]:
-        """z of a layer whose q, k and v are replaced, for the prompts `packs` times over; it runs no further."""
-        batch = Batch(self.batch.ids.repeat(packs, 1), self.batch.mask.repeat(packs, 1))
+    def through(self, layer: int, inputs: Mapping[QKV, Tensor], times: int) -> Float[Tensor, "rows pos head d_head"]:
+        """z of a layer whose q, k and v are replaced, for the prompts `times` over; it runs no further."""
+        batch = Batch(self.batch.ids.repeat(times, 1), self.batch.mask.repeat(times, 1))
         found: list[Tensor] = []
 
         def enough(z: Tensor) -> Tensor:
@@ -185,18 +180,8 @@ class Parts:
 
         edits = [*(Replace(Site(port, layer), x) for port, x in inputs.items()), Apply(Site("z", layer), enough)]
         self.cost += batch.ids.numel()
-        self.model.run(batch, edits=edits, start=(layer, self.resid[layer].repeat(packs, 1, 1)), stop=layer)
+        self.model.run(batch, edits=edits, start=(layer, self.resid[layer].repeat(times, 1, 1)), stop=layer)
         return found[0]
-
-    def _alike(self, layer: int) -> bool:
-        """Whether heads differ in nothing but q, k and v: tried out, as sinks or biases of a head's own would show."""
-        if layer not in self._exchange:
-            n_kv = self.layout.n_kv_heads
-            given: dict[QKV, Tensor] = {port: self.sites[layer, port].unflatten(2, (n_kv, -1)) for port in PORTS}
-            same: dict[QKV, Tensor] = {port: x[:, :, :1].expand_as(x).flatten(2, 3) for port, x in given.items()}
-            z = self.through(layer, same, 1).unflatten(2, (n_kv, -1))[self.batch.mask]
-            self._exchange[layer] = bool((z - z[:, :1]).abs().max() <= ALIKE * z.abs().max())
-        return self._exchange[layer]
 
     def write(self, layer: int, heads: Sequence[int], new: Mapping[int, Rows], end: End) -> dict[int, Gain]:
         """What heads write, from their new z (all at END alone with `end`); the run's own z stands for the others."""
@@ -236,16 +221,13 @@ class Parts:
 
     def metric(self, gain: Float[Tensor, "row batch 1 d_model"]) -> Float[Tensor, " row"]:
         """Mean over prompts of the metric, from what the logits' stream gains at END."""
-        rows, layer = len(gain), self.layout.n_layers - 1
-        flat = (gain + at(self.last, self.case.task.end)).flatten(0, 1)
-        ids = torch.zeros(len(flat), 1, dtype=torch.long, device=flat.device)
-        edits = [Replace(Site("resid_post", layer), flat)]
+        rows = len(gain)
+        flat = (gain + at(self.last, self.case.task.end)).flatten(0, 2)
         self.cost += len(flat)
-        logits = self.model.run(ids, edits=edits, start=(layer, torch.zeros_like(flat))).logits
-        assert logits is not None  # no `stop`
+        logits = unembedded(self.case, flat)
         if rows not in self._repeats:
             self._repeats[rows] = self.case.repeated(rows)
-        values = self._repeats[rows].value(logits[:, 0])
+        values = self._repeats[rows].value(logits)
         return values.double().unflatten(0, (rows, -1)).mean(1)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from circuits.layout import Layout, Port, layer_of
 from circuits.ports import QKV, Ports
+from interp.backends.feed import wide
 from interp.edits import Apply, Edit
 from interp.sites import Site
 
@@ -52,7 +53,7 @@ class Receivers:
         fixed: bool,
     ) -> None:
         self.ports, self.layout, self.positions, self.fixed = ports, ports.layout, positions, fixed
-        self.streams = {stage: _wide(x.flatten(0, 1)) for stage, x in streams.items()}
+        self.streams = {stage: wide(x.flatten(0, 1)) for stage, x in streams.items()}
         self.n = len(positions) // len(slots)
         self.rows: dict[Stage, dict[Port, dict[tuple[int, ...], Tensor]]] = {stage: {} for stage in streams}
         for stage in streams:
@@ -104,7 +105,7 @@ class Receivers:
             if self.fixed:
                 out[rows] = self.ports.read_mlp(stage[0], given).to(site)
             else:
-                x = _wide(self.seen[self._site(stage)])[rows]
+                x = wide(self.seen[self._site(stage)])[rows]
                 new, old = (self.ports.read_mlp(stage[0], stream) for stream in (x + given, x))
                 out[rows] += (new - old).to(site)
             return out
@@ -123,7 +124,7 @@ class Receivers:
                 if self.fixed:
                     some[:, :, list(heads)] = self._fixed(layer, port, given, heads, at).to(site)
                 else:
-                    x = _wide(self.seen[self._site(stage)])[mine]
+                    x = wide(self.seen[self._site(stage)])[mine]
                     chosen, change = self._gained(layer, port, x, given, heads, at)
                     some[:, :, chosen] += change.to(site)
                 out[mine] = some
@@ -149,7 +150,3 @@ class Receivers:
         other[:, :, list(heads)] = self.ports.raw(layer, port, x + given, heads)
         new, old = (self.ports.finish(layer, port, each, at) for each in (other, raw))
         return list(range(raw.shape[2])), new - old
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

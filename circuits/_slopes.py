@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuits._exit import unembedded
 from circuits.case import Case
 from circuits.layout import Layout
 from interp.batch import Batch
-from interp.edits import Apply, Edit
+from interp.edits import Edit
 from interp.errors import TaskError
 from interp.model import Model, Start
 from interp.sites import Site
@@ -97,17 +98,7 @@ def at_end(case: Case, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tenso
 
 def judged(case: Case, end: Float[Tensor, "batch d_model"], *, gradients: bool = False) -> Float[Tensor, " batch"]:
     """The metric of each prompt whose stream ends in `end`: final norm, unembedding and cap are the model's own."""
-    last = case.layout.n_layers - 1
-    ids = case.task.clean.ids
-    one = ids.gather(1, case.task.end.to(ids.device)[:, None])
-    logits = case.model.run(
-        Batch(one, torch.ones_like(one, dtype=torch.bool)),
-        start=(last, end.detach()[:, None]),
-        edits=[Apply(Site("resid_post", last), lambda _: end[:, None])],
-        gradients=gradients,
-    ).logits
-    assert logits is not None  # no `stop`
-    return case.value(logits[:, 0])
+    return case.value(unembedded(case, end, gradients=gradients))
 
 
 @torch.no_grad()

@@ -266,7 +266,7 @@ class _Split:
         whole = self.ports.raw(layer, port, x)
         raw = raw + _shared(bias, raw, whole - bias - raw)
         inner: HeadNorm | None = {"q": w.q_norm, "k": w.k_norm, "v": w.v_norm}[port]
-        turn = None if port == "v" else self.ports._turn(layer, port, self.case.task.clean.positions)
+        turn = None if port == "v" else self.ports.turn(layer, port, self.case.task.clean.positions)
         if turn is not None:
             turn = turn.to(raw)
         if turn is not None and (inner is None or inner.after_rotary):

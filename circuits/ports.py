@@ -103,7 +103,7 @@ class Ports:
         if norm is not None:
             gain, bias = (t if heads is None or norm.whole else t[list(heads)] for t in (norm.gain, norm.bias))
             norm = replace(norm, gain=gain.to(raw), bias=bias.to(raw))
-        turn = None if port == "v" else self._turn(layer, port, positions)
+        turn = None if port == "v" else self.turn(layer, port, positions)
         if turn is None:
             return raw if norm is None else norm(raw)
         turn = turn.to(raw)
@@ -127,21 +127,6 @@ class Ports:
         norm = self.reads[layer].mlp
         return x if norm is None else norm.to(x.device)(x)
 
-    def pull_back(
-        self,
-        layer: int,
-        port: QKV,
-        grad: Float[Tensor, "batch pos head d_head"],
-        x: Float[Tensor, "batch pos d_model"],
-        positions: Int[Tensor, "batch pos"],
-    ) -> Float[Tensor, "batch pos head d_model"]:
-        """Gradient at the stream, through each head's slot alone, from the gradient at the site."""
-        before = self.pull_raw(layer, port, grad, x, positions)
-        matrix = getattr(self.layer(layer), f"w_{port}").to(before)
-        at_norm = torch.einsum("bphk,hmk->bphm", before, matrix)
-        norm = self.reads[layer].attn
-        return at_norm if norm is None else norm.to(x.device).pull_back(at_norm, x[:, :, None])
-
     def pull_raw(
         self,
         layer: int,
@@ -152,7 +137,7 @@ class Ports:
     ) -> Float[Tensor, "batch pos head d_head"]:
         """Gradient at `raw` from the gradient at the site; x is only needed where attention has a norm inside."""
         if self._inner(layer, port) is None:
-            turn = None if port == "v" else self._turn(layer, port, positions)
+            turn = None if port == "v" else self.turn(layer, port, positions)
             return grad if turn is None else grad @ turn.to(grad).mT
         with torch.enable_grad():
             raw = self.raw(layer, port, x).detach().requires_grad_()
@@ -170,7 +155,7 @@ class Ports:
         w = self.layer(layer)
         return {"q": w.q_norm, "k": w.k_norm, "v": w.v_norm}[port]
 
-    def _turn(self, layer: int, port: QKV, positions: Int[Tensor, "batch pos"]) -> Float[Tensor, "..."] | None:
+    def turn(self, layer: int, port: QKV, positions: Int[Tensor, "batch pos"]) -> Float[Tensor, "..."] | None:
         """R by position, [pos d_head d_head] where all prompts agree and [batch pos d_head d_head] where not."""
         n = int(positions.max()) + 1
         turn = self._rotations(layer, n)[0 if port == "q" else 1]

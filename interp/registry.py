@@ -245,10 +245,10 @@ def _provenance(
     seconds: float,
 ) -> dict[str, Any]:
     parameters = inspect.signature(body).parameters
-    defaults = {k: _plain(p.default) for k, p in parameters.items() if p.default is not p.empty and k not in passed}
-    call = {"analysis": name, "passed": {k: _plain(v) for k, v in passed.items()}, "defaults": defaults}
-    info = _plain(model.info.as_dict())
-    identity = json.dumps([SCHEMA_VERSION, call, info, _plain(dict(data))], sort_keys=True)
+    defaults = {k: plain(p.default) for k, p in parameters.items() if p.default is not p.empty and k not in passed}
+    call = {"analysis": name, "passed": {k: plain(v) for k, v in passed.items()}, "defaults": defaults}
+    info = plain(model.info.as_dict())
+    identity = json.dumps([SCHEMA_VERSION, call, info, plain(dict(data))], sort_keys=True)
     return {
         "schema_version": SCHEMA_VERSION,
         "run_id": hashlib.sha256(identity.encode()).hexdigest()[:16],
@@ -256,7 +256,7 @@ def _provenance(
         "model": info,
         "backend": model.backend,
         "tokenizer": None if model.tokenizer is None else type(model.tokenizer).__name__,
-        "data": _plain(dict(data)),
+        "data": plain(dict(data)),
         "seed": passed.get("seed", defaults.get("seed")),
         "packages": versions(),
         "device": _device(model),
@@ -272,10 +272,10 @@ def _device(model: Model) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON-able form of an option or of sizes."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, tuple | list | range):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return value if isinstance(value, str | int | float | bool | None) else repr(value)

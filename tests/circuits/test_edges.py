@@ -66,9 +66,10 @@ def test_pulling_back_is_the_gradient_of_reading(model, pair):
         site = read.read(1, port, x_, clean.positions)
         grad = torch.randn(site.shape, generator=generator)
         whole = torch.autograd.grad(site, x_, grad)[0]
-        heads = read.pull_back(1, port, grad, x, clean.positions)
-        assert heads.shape == (*site.shape[:3], model.info.d_model)
-        assert_close(heads.sum(2), whole, **CLOSE)
+        raw = read.pull_raw(1, port, grad, x, clean.positions)
+        at_norm = torch.einsum("bphk,hmk->bpm", raw, getattr(read.layer(1), f"w_{port}"))
+        norm = read.reads[1].attn
+        assert_close(at_norm if norm is None else norm.pull_back(at_norm, x), whole, **CLOSE)
     x_ = x.clone().requires_grad_()
     grad = torch.randn(x.shape, generator=generator)
     assert_close(read.pull_back_mlp(1, grad, x), torch.autograd.grad(read.read_mlp(1, x_), x_, grad)[0], **CLOSE)

@@ -7,6 +7,8 @@ from tiny_models import build
 
 import interp
 
+LENGTH = 40
+"""Tokens of each of the prompts of attention analyses."""
 HEADLINES = {"entropy": "focus", "offset_profile": "peak", "lag_profile": "best", "distraction": "auroc"}
 
 

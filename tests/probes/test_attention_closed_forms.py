@@ -6,10 +6,9 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from numpy.testing import assert_allclose
-from probe_cases import blind, column, variant
-from tiny_models import D_VOCAB, WINDOW, tiny
+from probe_cases import LENGTH, blind, column, variant
+from tiny_models import WINDOW, tiny
 
 import interp
 from interp.errors import TaskError
@@ -22,13 +21,6 @@ from probes.attention import (
 from probes.attention._shared import T0, p_above
 from probes.attention.divergence import jensen_shannon
 from probes.attention.flow import max_flows, rolled_out
-
-LENGTH = 40
-
-
-@pytest.fixture(scope="module")
-def prompts():
-    return torch.stack([torch.randperm(D_VOCAB, generator=torch.Generator().manual_seed(i))[:LENGTH] for i in range(4)])
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral"])

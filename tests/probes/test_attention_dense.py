@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
-from probe_cases import column, eager, variant
-from tiny_models import ARCHITECTURES, D_VOCAB, WINDOWED, build, ragged, tiny
+from probe_cases import LENGTH, column, eager, variant
+from tiny_models import ARCHITECTURES, WINDOWED, build, ragged, tiny
 
 import interp
 from interp.zoo import factory
@@ -22,13 +22,6 @@ from probes.attention._shared import T0, visible_keys
 from probes.attention.divergence import jensen_shannon
 from probes.attention.flow import max_flows, rolled_out
 from probes.attention.undifferentiated import uniform_outputs
-
-LENGTH = 40
-
-
-@pytest.fixture(scope="module")
-def prompts():
-    return torch.stack([torch.randperm(D_VOCAB, generator=torch.Generator().manual_seed(i))[:LENGTH] for i in range(4)])
 
 
 @pytest.fixture(params=ARCHITECTURES)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 from numpy.testing import assert_allclose
 from probe_cases import column, named, variant
-from tiny_models import D_VOCAB
 
 import interp
 from interp.edits import Uniform
@@ -22,19 +20,6 @@ from probes.attention import (
     spans,
     text_matching,
 )
-
-LENGTH = 40
-
-
-@pytest.fixture(scope="module")
-def prompts():
-    return torch.stack([torch.randperm(D_VOCAB, generator=torch.Generator().manual_seed(i))[:LENGTH] for i in range(4)])
-
-
-@pytest.fixture(scope="module")
-def planted():
-    made = factory.plant([Induction(), DuplicateToken(), FirstTokenSink()], seed=0)
-    return made, interp.load(made.model, tokenizer=made.tokenizer)
 
 
 def test_heads_are_found_at_their_lags_and_offsets(planted):

@@ -8,34 +8,20 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
-from probe_cases import HEADLINES, named, variant
-from tiny_models import D_VOCAB, tiny
+from probe_cases import HEADLINES, LENGTH, named, variant
+from tiny_models import tiny
 
 import interp
 from interp import plots_attention
 from interp.errors import NotApplicable, SchemaError, SiteError, TaskError
 from interp.registry import analyses
 from interp.zoo import factory
-from interp.zoo.mechanisms import DuplicateToken, FirstTokenSink, Induction
 from probes.attention import (
     agreement,
     divergence_map,
     flow,
     rollout,
 )
-
-LENGTH = 40
-
-
-@pytest.fixture(scope="module")
-def prompts():
-    return torch.stack([torch.randperm(D_VOCAB, generator=torch.Generator().manual_seed(i))[:LENGTH] for i in range(4)])
-
-
-@pytest.fixture(scope="module")
-def planted():
-    made = factory.plant([Induction(), DuplicateToken(), FirstTokenSink()], seed=0)
-    return made, interp.load(made.model, tokenizer=made.tokenizer)
 
 
 @pytest.mark.parametrize("name", HEADLINES)
