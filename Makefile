@@ -43,8 +43,8 @@ bench: env  ## speed against peers and against the plain forward pass (minutes)
 	@$(BIN)/interp bench
 
 scoreboard: env  ## every analysis on planted models, into docs/ (minutes)
-	@$(BIN)/interp zoo verify --seeds 10 --out docs/scoreboard.csv --markdown > docs/scoreboard.table.md
-	@$(BIN)/interp zoo verify --behaviour --seeds 10 --out docs/behaviour.csv --markdown > docs/behaviour.table.md
+	@$(BIN)/interp zoo verify --seeds 10 --jobs $(JOBS) --out docs/scoreboard.csv --markdown > docs/scoreboard.table.md
+	@$(BIN)/interp zoo verify --behaviour --seeds 10 --jobs $(JOBS) --out docs/behaviour.csv --markdown > docs/behaviour.table.md
 
 clean:  ## remove everything that make has made, .venv included
 	@rm -rf .venv build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis

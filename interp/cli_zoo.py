@@ -81,6 +81,7 @@ def verify(
     architecture: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Repeatable.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE.csv", help="Write every row.")] = None,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the summary as a markdown table.")] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes at a time.")] = 1,
     items: Annotated[int, typer.Option(min=1, help="Held-out items of each skill, with NAME.")] = 256,
 ) -> None:
     """Judge every analysis on models whose mechanisms are known; exit 1 if a planted head is missed or misranked.
@@ -106,10 +107,14 @@ def verify(
 
     if behaviour:
         judged = planted
-        board = planted.behaviour(seeds=seeds, architectures=architecture, mechanisms=analysis, progress=progress)
+        board = planted.behaviour(
+            seeds=seeds, architectures=architecture, mechanisms=analysis, jobs=jobs, progress=progress
+        )
     else:
         judged = scoreboard
-        board = scoreboard.scoreboard(names=analysis, seeds=seeds, architectures=architecture, progress=progress)
+        board = scoreboard.scoreboard(
+            names=analysis, seeds=seeds, architectures=architecture, jobs=jobs, progress=progress
+        )
     if target is not None:
         atomic_write(target, lambda path: board.to_csv(path, index=False))
     table = judged.summary(board)

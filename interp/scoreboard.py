@@ -19,6 +19,7 @@ import torch
 from interp import tasks
 from interp.errors import NotApplicable, TaskError, nearest
 from interp.model import load
+from interp.parallel import each
 from interp.registry import Analysis, analyses, analyze, find
 from interp.tasks import Conflict, Frame, PromptTask
 from interp.tasks.prompt import collate
@@ -50,6 +51,7 @@ def scoreboard(
     names: Sequence[str] | None = None,
     seeds: int = 10,
     architectures: Sequence[str] | None = None,
+    jobs: int = 1,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> pd.DataFrame:
     """One row per (analysis, setting, architecture, seed): how the scores of all heads compare with the truth.
@@ -57,7 +59,8 @@ def scoreboard(
     Columns: `auroc` and `average_precision` of the headline score over heads (NaN where the role is absent), `lowest`
     score of a head that has the role and `highest` of one that has not, `closed_form_error` of the former (relative),
     `missed` heads of the role that are not labelled, `false_labels` and `false_q` (q < 0.01) among the others, `heads`
-    in all: 0 where the analysis refuses a model without the role, as one that does not know what it asks.
+    in all: 0 where the analysis refuses a model without the role, as one that does not know what it asks. `jobs`
+    architectures and seeds are judged at a time, in processes.
     """
     from interp.zoo.factory import ARCHITECTURES
 
@@ -67,7 +70,8 @@ def scoreboard(
             raise TaskError(f"unknown architecture {architecture!r}; {nearest(architecture, known)}")
     specs = measured(names)
     cases = [(a, s) for a in architectures or known for s in range(seeds)]
-    return pd.DataFrame([row for a, s in progress(cases) for row in _case(specs, a, s)])
+    judged = each(lambda case: list(_case(specs, *case)), cases, jobs=jobs, progress=progress)
+    return pd.DataFrame([row for rows in judged for row in rows])
 
 
 def _case(specs: Sequence[Analysis], architecture: Any, seed: int) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,7 @@ False
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -16,6 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from interp.errors import InterpError, nearest
+from interp.parallel import each
 from interp.zoo.factory import ALL, ARCHITECTURES, STAND_INS, Component, Mechanism, Planted, plant
 from interp.zoo.measure import streams, zeroed
 
@@ -39,6 +40,7 @@ def behaviour(
     architectures: Sequence[str] | None = None,
     mechanisms: Sequence[str] | None = None,
     n: int = PROMPTS,
+    jobs: int = 1,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> pd.DataFrame:
     """One row per (mechanism, setting, architecture, seed): accuracies on `n` fresh prompts of the mechanism's task.
@@ -47,6 +49,8 @@ def behaviour(
     heads it reads from, one role at a time), `component` which; `inert` the accuracy furthest from clean when a random
     head, or the random neurons of a layer, are zeroed; `chance` of a guess, and `ceiling`, `SIGMAS` above it. A massive
     activation has no task: its accuracy is the share of prompts in which it stands where, and only where, it was put.
+
+    `jobs` architectures and seeds are judged at a time, in processes.
 
     Raises:
         InterpError: an architecture or mechanism that does not exist.
@@ -58,25 +62,22 @@ def behaviour(
                 raise InterpError(f"unknown name {name!r}; {nearest(name, tuple(known))}")
     chosen = [offered[name] for name in mechanisms or offered]
     cases = [(a, seed) for a in ARCHITECTURES if a in (architectures or ARCHITECTURES) for seed in range(seeds)]
-    rows = []
-    for architecture, seed in progress(cases):
-        together = plant(ALL, architecture=architecture, seed=seed)
-        for mechanism in chosen:
-            models = {"alone": plant([mechanism], architecture=architecture, seed=seed)}
-            if mechanism in ALL:  # what stands in for another cannot be tested beside it
-                models["together"] = together
-            for setting, planted in models.items():
-                where = {
-                    "mechanism": mechanism.name,
-                    "setting": setting,
-                    "architecture": architecture,
-                    "seed": seed,
-                }
-                found = _judge(planted, mechanism, seed=1000 + seed, n=n)
-                rows.append(
-                    where | (found if found["kept"] else _judge(planted, mechanism, seed=2000 + seed, n=AGAIN * n))
-                )
-    return pd.DataFrame(rows)
+    judged = each(lambda case: list(_case(chosen, *case, n=n)), cases, jobs=jobs, progress=progress)
+    return pd.DataFrame([row for rows in judged for row in rows])
+
+
+def _case(chosen: Sequence[Mechanism], architecture: Any, seed: int, *, n: int) -> Iterator[dict[str, Any]]:
+    """Rows of all mechanisms on the models of one architecture and seed."""
+    together = plant(ALL, architecture=architecture, seed=seed)
+    for mechanism in chosen:
+        models = {"alone": plant([mechanism], architecture=architecture, seed=seed)}
+        if mechanism in ALL:  # what stands in for another cannot be tested beside it
+            models["together"] = together
+        for setting, planted in models.items():
+            found = _judge(planted, mechanism, seed=1000 + seed, n=n)
+            if not found["kept"]:
+                found = _judge(planted, mechanism, seed=2000 + seed, n=AGAIN * n)
+            yield {"mechanism": mechanism.name, "setting": setting, "architecture": architecture, "seed": seed} | found
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:

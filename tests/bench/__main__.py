@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 from importlib import import_module
 
-CASES = ("attention_cpu", "retrieval", "running")  # modules beside this one; their main(argv) takes --quick, --out FILE
+CASES = (  # modules beside this one; their main(argv) takes --quick, --out FILE
+    "attention_cpu",
+    "retrieval",
+    "running",
+    "edge_attribution",
+    "path_patching",
+    "acdc",
+)
 
 
 def main() -> None:
