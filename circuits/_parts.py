@@ -1,7 +1,8 @@
 """Heads, MLPs and the logits of a case as functions of what they read, computed or checked by the model itself.
 
 What a slot reads is the clean stream plus a gain, [row batch pos d_model]; gains that only END needs have one position.
-An MLP is a pass over single tokens with its input replaced, the logits are one with the last residual replaced.
+An MLP is its module called, or where it is more a pass over single tokens with its input replaced; the logits are a
+pass with the last residual replaced.
 Attention of a layer is a softmax under a causal mask and window where that gives the model's own z on the clean
 prompts, and where it does not (sinks) a pass through that layer alone with its q, k and v replaced.
 """
@@ -18,6 +19,7 @@ from circuits._exit import unembedded
 from circuits.case import Case
 from circuits.ports import QKV
 from interp.attention import StopForward
+from interp.backends.reads import Reads
 from interp.batch import Batch
 from interp.edits import Apply, Replace
 from interp.sites import Site
@@ -65,6 +67,7 @@ class Parts:
         self._raw: dict[tuple[int, QKV], Tensor] = {}
         self._visible: dict[int, Bool[Tensor, "batch query key"] | None] = {}
         self._repeats: dict[int, Case] = {}
+        self._reads: dict[int, Reads] = {}
         self.cost = layout.n_layers * self.batch.ids.numel()
         for layer in attention:
             self._formula(layer)  # while sites and z are of one run
@@ -212,6 +215,13 @@ class Parts:
 
     def mlp_of(self, layer: int, read: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """What an MLP writes for inputs mlp_in, token by token."""
+        if layer not in self._reads:
+            self._reads[layer] = self.model.reads(layer)
+        with torch.no_grad():
+            known = self._reads[layer].mlp_of(read.to(self.last))
+        if known is not None:
+            self.cost += read.shape[:-1].numel()
+            return known
         flat = read.flatten(0, -2)[:, None]
         out, ids = Site("mlp_out", layer), torch.zeros(len(flat), 1, dtype=torch.long, device=flat.device)
         edits = [Replace(Site("mlp_in", layer), flat)]

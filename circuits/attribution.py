@@ -56,7 +56,7 @@ def edge_attribution(
     batch_size: int = 8,
     by_role: bool = False,
     keep_prompts: bool = True,
-    tolerance: float | None = 0.05,
+    tolerance: float | None = 0.02,
     max_steps: int = 40,
 ) -> EdgeScores:
     """S[u, w] = mean_prompts sum_t (u' - u)[t] . mean_path dm/dx_w [t], for every edge of the model; in the metric.

@@ -132,6 +132,15 @@ def test_splits_share_no_prompt_and_seeds_repeat(name):
     assert tasks.task(name, model(), n=20, seed=1).sha256 != train.sha256
 
 
+@pytest.mark.parametrize("name", shipped())
+def test_a_task_is_asked_of_a_small_vocabulary_or_refused(name):
+    try:
+        assert len(tasks.task(name, interp.load("zoo:default"), n=8)) == 8
+    except NotApplicable as refusal:
+        assert name in str(refusal)
+
+
+
 def test_words_of_several_tokens_are_left_out_and_counted():
     found = tasks.task("ioi", model(), n=4).record["coverage"]
     assert found["name"][0] == found["name"][1] == 89

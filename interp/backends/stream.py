@@ -26,6 +26,7 @@ class StreamPart:
         resid_mid: a module whose input is the stream between the two.
         mlp_norm: the norm that makes the MLP's input; None where the MLP reads the stream itself.
         mlp_in: modules that take the MLP's input. mlp_post: the MLP's last projection, which takes its neurons.
+        mlp_whole: modules that, called one after another, make the MLP's output of its input; none where it is more.
         missing: why a kind of site does not exist here.
     """
 
@@ -35,6 +36,7 @@ class StreamPart:
     mlp_norm: nn.Module | None = None
     mlp_in: tuple[nn.Module, ...] = ()
     mlp_post: nn.Module | None = None
+    mlp_whole: tuple[nn.Module, ...] = ()
     mlp_out: nn.Module | None = None
     mlp_scale: float = 1.0
     missing: dict[str, str] = field(default_factory=dict)
@@ -163,10 +165,20 @@ def _with_mlp(layer: int, part: StreamPart, mlp: tuple[Tensor, float], others: l
         mlp_norm=None if read is None else source(others, read),
         mlp_in=outermost,
         mlp_post=None if last is None else last.module,
+        mlp_whole=_whole([e for e in takers if e.module in outermost], given, written),
         mlp_out=written.module,
         mlp_scale=scale,
         missing=missing,
     )
+
+
+def _whole(takers: Sequence[Event], given: Tensor, written: Event) -> tuple[nn.Module, ...]:
+    """The one module that takes the MLP's input, with the norm behind it if there is one, where they are all of it."""
+    if len(takers) != 1 or len(takers[0].inputs) != 1:
+        return ()
+    if takers[0].gave[:1] == (identity(given),):
+        return (takers[0].module,)
+    return (takers[0].module, written.module) if written.took[:1] == takers[0].gave[:1] else ()
 
 
 def _becomes(event: Event, given: Tensor, events: Sequence[Event]) -> bool:

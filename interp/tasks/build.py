@@ -109,7 +109,7 @@ def _sampled(
     pairs: dict[tuple[int, ...], Encoded] = {}
     for _ in range(TRIES * (n + 10)):
         example = family.draw(rng, words, chosen)
-        if _belongs(example.key, split, found):
+        if example is not None and _belongs(example.key, split, found):
             encoded = speller.encode(example, first_token=found.answer == "first token")
             if encoded is not None:
                 pairs.setdefault(tuple(encoded.clean), encoded)

@@ -12,14 +12,16 @@ CORRUPTIONS = ("other",)
 METRIC = "logit_diff"
 
 
-def draw(rng: Random, document: Document, corruption: str) -> Example:
-    """A row fills the template's slots; rows and templates of a group go together."""
+def draw(rng: Random, document: Document, corruption: str) -> Example | None:
+    """A row fills the template's slots; rows and templates of a group go together. None: no row has another answer."""
     del corruption
     row = rng.choice(document.rows)
     template = rng.choice(choose(document.templates, group=row.get("group")))
     others = [
         r for r in document.rows if r.get("group") == row.get("group") and not set(r["answers"]) & set(row["answers"])
     ]
+    if not others:
+        return None
     other = rng.choice(others)
     return Example(
         template,

@@ -28,6 +28,9 @@ EXTRA = {
     "hunyuan": ("HunYuanDenseV1Config", {**_GROUPED, "head_dim": 8}),
 }
 
+SEVERAL_MODULES = ("opt",)
+"""Layers that hold the MLP's projections themselves: no one module takes its input and gives its output."""
+
 
 @contextlib.contextmanager
 def kept(module, *, out=False):
@@ -108,6 +111,20 @@ def test_weights_give_q_k_v_and_writes(name):
     worst = reproduce(tiny(name))
     assert set(worst) == {"q", "k", "v", "write"}
     assert max(worst.values()) < 1e-5, worst
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *EXTRA])
+def test_the_mlp_alone_writes_what_it_writes_in_the_model(name):
+    model = tiny(name) if name in ARCHITECTURES else extra(name)
+    batch = ragged(N, "unpadded")
+    for layer in range(model.info.n_layers):
+        acts = model.run(batch, capture=[f"L{layer}.mlp_in", f"L{layer}.mlp_out"]).acts
+        read, wrote = (next(x for site, x in acts.items() if site.kind == kind) for kind in ("mlp_in", "mlp_out"))
+        found = model.reads(layer).mlp_of(read)
+        if name in SEVERAL_MODULES:
+            assert found is None
+        else:
+            assert_close(found, wrote)
 
 
 @pytest.mark.parametrize("name", EXTRA)
