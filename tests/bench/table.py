@@ -1,4 +1,4 @@
-"""Markdown tables of the recorded runs: python tests/bench/table.py [--csv FILE] [--running FILE] [--write].
+"""Markdown tables of the recorded runs: python tests/bench/table.py [--write].
 
 Prints, or with --write puts between the markers of docs/benchmarks.md, the newest run at each length.
 """
@@ -14,10 +14,22 @@ from verdict import CASE, GROWTH, growth, saving, speedup, targets
 
 DOC = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- attention_cpu: made by tests/bench/table.py -->", "<!-- end of attention_cpu -->"
-RUNNING = "<!-- running: made by tests/bench/table.py -->", "<!-- end of running -->"
-RUNNING_HEAD = """| case | {size} | provider | median CPU ms | p20 - p80 ms | time / {base} | differs by | rounds |
-|---|---:|---|---:|---:|---:|---:|---:|"""
-SIZES = {"run_overhead": ("tokens", "plain"), "run_start": ("layer", "whole run"), "run_batch": ("tokens", "plain")}
+OTHERS = {"running": ("running.csv",), "circuits": ("circuits.csv", "path_patching.csv", "acdc.csv", "retrieval.csv")}
+"""Part of the document -> the records it shows."""
+SIZES = {
+    "run_overhead": ("tokens", "plain"),
+    "run_start": ("layer", "whole run"),
+    "run_batch": ("tokens", "plain"),
+    "edge_attribution": ("tokens", "ours"),
+    "path_patching": ("tokens", "one forward per head"),
+    "acdc": ("edges tried", "naive"),
+    "retrieval": ("tokens", "plain"),
+}
+"""Case -> what its size counts, and what times are compared with."""
+PEAKS = {"edge_memory": "edge_attribution"}
+"""Cases that hold nothing but the peak memory of another case's providers."""
+OTHER_HEAD = """| case | {size} | provider | median ms | p20 - p80 | time / {base} | extra MB | differs by | rounds |
+|---|---:|---|---:|---:|---:|---:|---:|---:|"""
 HEAD = """| tokens | provider | median s | p20 - p80 s | time / plain | extra MB | scores differ by | rounds |
 |---:|---|---:|---:|---:|---:|---:|---:|"""
 
@@ -74,22 +86,27 @@ def _sizes(rows: Sequence[Row], case: str) -> str:
     return ", ".join(str(n) for n in sorted({row.size for row in rows if row.case == case}))
 
 
-def running(rows: Sequence[Row]) -> str:
-    """One table for each case of `Model.run`, and what it was measured on."""
-    parts = []
+def others(rows: Sequence[Row]) -> str:
+    """One table for each case timed in CPU seconds, and what it was measured on."""
+    parts, peaks = [], {(PEAKS[r.case], r.provider): r.peak_extra_mb for r in rows if r.case in PEAKS}
     for case, (size, base) in SIZES.items():
-        own = [row for row in rows if row.case == case]
+        own = sorted((row for row in rows if row.case == case), key=lambda row: row.size)
         if own:
-            lines = [RUNNING_HEAD.format(size=size, base=base), *map(_running_line, sorted(own, key=lambda r: r.size))]
-            parts.append("\n".join(lines))
-    about = sorted({f"{r.time_utc[:10]}; {r.device}, {r.threads} thread; {r.versions}" for r in rows})
-    return "\n\n".join([*parts, "Measured on " + " and ".join(about) + "."])
+            memory = [peaks.get((case, row.provider), row.peak_extra_mb) for row in own]
+            lines = [_other_line(row, peak) for row, peak in zip(own, memory, strict=True)]
+            parts.append("\n".join([OTHER_HEAD.format(size=size, base=base), *lines]))
+    about = sorted({f"{r.time_utc[:10]}; {r.device}, {r.threads} thread{'s' * (r.threads > 1)}" for r in rows})
+    return "\n\n".join(
+        [*parts, "Measured on " + " and ".join(about) + f"; {max((r.versions for r in rows), key=len)}."]
+    )
 
 
-def _running_line(row: Row) -> str:
-    ratio, _, diff = (_cell(v, f) for v, f in zip(_optional(row), (".3f", ",.0f", ".1e"), strict=True))
-    times = f"{1e3 * row.median_s:.1f} | {1e3 * row.p20_s:.1f} - {1e3 * row.p80_s:.1f}"
-    return f"| {row.case} | {row.size} | {row.provider} | {times} | {ratio} | {diff} | {row.rounds} |"
+def _other_line(row: Row, peak: float | None) -> str:
+    ratio, _, diff = (_cell(v, f) for v, f in zip(_optional(row), (".4g", ",.0f", ".1e"), strict=True))
+    assert row.median_s is not None and row.p20_s is not None and row.p80_s is not None  # only peaks have no time
+    times = f"{1e3 * row.median_s:,.1f} | {1e3 * row.p20_s:,.1f} - {1e3 * row.p80_s:,.1f}"
+    cells = (row.case, row.size, row.provider, times, ratio, _cell(peak, ",.0f"), diff, row.rounds)
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def write(text: str, *, markers: tuple[str, str] = (BEGIN, END)) -> None:
@@ -103,18 +120,18 @@ def write(text: str, *, markers: tuple[str, str] = (BEGIN, END)) -> None:
 
 def main() -> None:
     """Print the tables, or write them into the document."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--csv", type=Path, default=RESULTS / "attention_cpu.csv")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md in place of the tables there")
-    parser.add_argument("--running", type=Path, default=RESULTS / "running.csv")
     given = parser.parse_args()
-    text = markdown(newest(read(given.csv)))
-    more = running(newest(read(given.running))) if given.running.is_file() else ""
-    if given.write:
-        write(text)
-        write(more, markers=RUNNING)
-    else:
-        print(text, more, sep="\n\n")
+    texts = {(BEGIN, END): markdown(newest(read(RESULTS / "attention_cpu.csv")))}
+    for name, files in OTHERS.items():
+        markers = f"<!-- {name}: made by tests/bench/table.py -->", f"<!-- end of {name} -->"
+        texts[markers] = others([row for file in files for row in newest(read(RESULTS / file))])
+    for markers, text in texts.items():
+        if given.write:
+            write(text, markers=markers)
+        else:
+            print(text, end="\n\n")
 
 
 if __name__ == "__main__":
