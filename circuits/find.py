@@ -17,6 +17,7 @@ from circuits.curve import FRACTIONS, Curve, curve
 from circuits.faithfulness import Verdict, faithfulness
 from circuits.graph import Graph
 from circuits.methods import METHODS
+from circuits.page import page
 from interp.errors import SchemaError, TaskError, nearest
 from interp.model import Model
 from interp.tasks import PromptTask
@@ -97,8 +98,7 @@ class Found:
         sizes.to_csv(paths["faithfulness.csv"], index=False)
         self.graph.save(paths["graph.json"])
         paths["circuit.dot"].write_text(self.graph.to_dot(), encoding="utf-8")
-        page = self.graph.draw(title=self.summary().split("\n")[0]).to_html(include_plotlyjs=True, full_html=True)
-        paths["circuit.html"].write_text(page, encoding="utf-8")
+        paths["circuit.html"].write_text(page(self.graph, self.summary()), encoding="utf-8")
         return paths
 
     def __repr__(self) -> str:

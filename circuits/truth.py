@@ -108,20 +108,31 @@ def published(name: str, *, variant: str | None = None) -> Published:
     )
 
 
-def planted(truth: Truth, layout: Layout) -> Graph:
-    """The circuit of a planted model: its edges, keys and values of grouped heads in their group's name."""
-    return Graph.of(layout, truth.edges, provenance={"circuit": "planted", "roles": list(truth.roles)})
+def planted(truth: Truth, layout: Layout, *, mechanism: str | None = None) -> Graph:
+    """The circuit of a planted model: its edges, keys and values of grouped heads in their group's name.
+
+    Of all its mechanisms, or what the task of one needs.
+
+    Raises:
+        SchemaError: the model has no such mechanism.
+    """
+    if mechanism is not None and mechanism not in truth.uses:
+        raise SchemaError(f"no mechanism {mechanism!r} in this model; {nearest(mechanism, truth.uses)}")
+    edges = truth.edges if mechanism is None else truth.uses[mechanism]
+    told = {"circuit": "planted", "roles": list(truth.roles), "mechanism": mechanism}
+    return Graph.of(layout, edges, provenance=told)
 
 
-def judge_edges(scored: Graph, truth: Graph, *, absolute: bool = True) -> dict[str, float]:
+def judge_edges(scored: Graph, truth: Graph, *, absolute: bool = True, beside: Graph | None = None) -> dict[str, float]:
     """How well edge scores rank the true edges: `auroc`, `average_precision`, over every edge of the model.
 
-    Edges without a score rank last. NaN where the truth holds no edge, or all.
+    Edges without a score rank last. Edges of the circuit `beside` that are not of the truth are left out: what a model
+    does for another task is neither right nor wrong. NaN where the truth holds no edge, or all.
     """
-    if scored.layout != truth.layout:
+    if any(other.layout != scored.layout for other in (truth, beside) if other is not None):
         raise SchemaError("scores and truth are of different models")
-    exists = scored.layout.exists
-    return _judged(scored.scores[exists], truth.mask[exists], absolute=absolute)
+    judged = scored.layout.exists & (truth.mask | (True if beside is None else ~beside.mask))
+    return _judged(scored.scores[judged], truth.mask[judged], absolute=absolute)
 
 
 def judge_nodes(

@@ -76,7 +76,13 @@ def verify(
     behaviour: Annotated[
         bool, typer.Option("--behaviour", help="Judge the planted models instead: do they do what they say?")
     ] = False,
-    analysis: Annotated[list[str] | None, typer.Option("--analysis", "-a", metavar="NAME", help="Repeatable.")] = None,
+    circuits: Annotated[
+        bool, typer.Option("--circuits", help="Judge the methods that find circuits, on planted circuits.")
+    ] = False,
+    analysis: Annotated[
+        list[str] | None,
+        typer.Option("--analysis", "-a", metavar="NAME", help="Or mechanism, with the last two. Repeatable."),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Models per architecture and setting.")] = 10,
     architecture: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Repeatable.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE.csv", help="Write every row.")] = None,
@@ -86,12 +92,14 @@ def verify(
 ) -> None:
     """Judge every analysis on models whose mechanisms are known; exit 1 if a planted head is missed or misranked.
 
-    With --behaviour, judge the planted models themselves. With NAME, measure a trained model: exit 1 if it does not
-    keep a promise of its card.
+    With --behaviour, judge the planted models themselves; with --circuits, how methods rank the planted edges. With
+    NAME, measure a trained model: exit 1 if it does not keep a promise of its card.
     """
     if name is not None:
-        if behaviour or analysis or architecture:
-            raise typer.BadParameter("NAME is measured by itself: leave out --behaviour, --analysis and --architecture")
+        if behaviour or circuits or analysis or architecture:
+            raise typer.BadParameter(
+                "NAME is measured by itself: leave out --behaviour, --circuits, --analysis and --architecture"
+            )
         _verify_skills(name, items=items)
         return
     from tqdm.auto import tqdm
@@ -105,7 +113,16 @@ def verify(
     def progress(cases: Iterable[Any]) -> Iterable[Any]:
         return tqdm(list(cases), disable=None, file=sys.stderr, leave=False)
 
-    if behaviour:
+    if behaviour and circuits:
+        raise typer.BadParameter("--behaviour and --circuits are two questions: ask one")
+    if circuits:
+        from circuits import scoreboard as edges
+
+        judged, given = edges, {"mechanisms": analysis, "architectures": architecture}
+        board = edges.scoreboard(
+            seeds=seeds, jobs=jobs, progress=progress, **{k: v for k, v in given.items() if v is not None}
+        )
+    elif behaviour:
         judged = planted
         board = planted.behaviour(
             seeds=seeds, architectures=architecture, mechanisms=analysis, jobs=jobs, progress=progress

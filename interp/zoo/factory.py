@@ -260,15 +260,16 @@ def _truth(
     for slot in dict.fromkeys(slot for m in mechanisms for slot in m.slots):
         for kind in slot.also:
             kinds[kind] = (*kinds.get(kind, ()), *roles[slot.role])
-    edges: dict[Edge, None] = {}
+    uses: dict[str, tuple[Edge, ...]] = {}
     for mechanism, places in zip(mechanisms, placed, strict=True):
         # Read from the first head of a role planted twice: every later one stands in for it.
         names = {role: f"L{at[0][0]}H{at[0][1]}" for role, at in roles.items()}
         names |= {role: f"L{layer}H{head}" for role, (layer, head) in places.items()}
-        edges |= dict.fromkeys(mechanism.edges(names))
+        own = list(mechanism.edges(names))
         if isinstance(mechanism, MassiveActivation):
             marked = names.get("position_marker", "embed")
-            edges[Edge(marked, f"M{mechanism.layer % sketch.shape.n_layers}", "in")] = None
+            own.append(Edge(marked, f"M{mechanism.layer % sketch.shape.n_layers}", "in"))
+        uses[mechanism.name] = tuple(dict.fromkeys((*uses.get(mechanism.name, ()), *own)))
     twins = ((0, 1.0), (sketch.shape.d_model, -1.0)) if sketch.shape.learned else ((0, 1.0),)
     massive = [
         (m.layer % sketch.shape.n_layers, m.position, sketch.parts.named["massive"].start + shift, sign * m.size)
@@ -278,7 +279,8 @@ def _truth(
     ]
     expected = {role: score for m in mechanisms for role, score in m.expected().items()}
     told = "\n".join(dict.fromkeys(f"{m.name}: {(type(m).__doc__ or '').strip()}" for m in mechanisms))
-    return Truth(roles, expected, f"{told}\n{DOCS}", tuple(edges), tuple(massive), neurons, effects, kinds)
+    edges = tuple(dict.fromkeys(edge for own in uses.values() for edge in own))
+    return Truth(roles, expected, f"{told}\n{DOCS}", edges, tuple(massive), neurons, effects, kinds, uses)
 
 
 DOCS = f"""\

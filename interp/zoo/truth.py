@@ -46,6 +46,9 @@ class Truth:
     """What heads of several roles do alike -> all of them. "copying": by their weights any word says itself; "repeats":
     needed to continue a repeated text; "conflict": they answer where a text contradicts a fact."""
 
+    uses: Mapping[str, tuple[Edge, ...]] = field(default_factory=dict)
+    """Mechanism -> those of `edges` that its own task needs: without what a head does beside, for another mechanism."""
+
     def heads(self, name: str) -> tuple[tuple[int, int], ...]:
         """(layer, head) pairs of a role, or of all roles of a kind; none where the model has neither."""
         return (*self.roles.get(name, ()), *self.kinds.get(name, ()))

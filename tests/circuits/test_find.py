@@ -13,7 +13,7 @@ from circuits.faithfulness import faithfulness
 from circuits.find import circuit
 from circuits.graph import Graph
 from circuits.methods import METHODS
-from circuits.scoreboard import agreement, scoreboard, summary
+from circuits.scoreboard import agreement, failed, scoreboard, summary
 from interp.cli import main
 from interp.errors import SchemaError, TaskError
 from interp.tasks import planted_task
@@ -67,11 +67,16 @@ def test_every_method_finds_the_planted_circuit(made, method):
 def test_the_board_of_planted_circuits():
     board = scoreboard(methods=["exact", "eap-ig"], mechanisms=["retrieval"], architectures=["llama-gqa"], seeds=2, n=8)
     assert len(board) == 4
-    assert (board["planted"] > 0.99).all()
+    assert (board["planted"] > 0.9).all()  # without what the previous-token head says itself, another mechanism's task
+    assert (board[board["method"] == "exact"]["lowest"] > 0.9).all()
     assert (board[board["method"] == "exact"]["auroc"] == 1.0).all()
+    assert not failed(board)
+    assert failed(board.assign(auroc=0.9))
     assert (board["auroc"] >= 0.95).all()
     rows = summary(board)
     assert rows["models"].tolist() == [2, 2]
+    with pytest.raises(SchemaError, match="unknown mechanism 'inducton'; did you mean"):
+        scoreboard(mechanisms=["inducton"])
     with pytest.raises(SchemaError, match="unknown 'eapig'; did you mean"):
         scoreboard(methods=["eapig"])
 

@@ -264,3 +264,17 @@ def test_planted_truth_as_a_graph(architecture):
     graph = truth.planted(planted.truth, layout)
     assert graph.n_edges == len({layout.place(edge) for edge in planted.truth.edges}) > 10
     assert graph.pruned().n_edges == graph.n_edges
+
+
+def test_edges_of_another_mechanism_are_neither_right_nor_wrong():
+    made = factory.plant([factory.Induction()], architecture="llama-gqa", seed=0)
+    config = made.model.config
+    layout = Layout(config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads)
+    whole, own = truth.planted(made.truth, layout), truth.planted(made.truth, layout, mechanism="induction")
+    assert set(made.truth.uses) == {"previous_token", "induction"}
+    assert own.n_edges == whole.n_edges - 1  # the previous-token head also says its word itself
+    scored = Graph.full(layout, whole.mask.astype(float))
+    assert truth.judge_edges(scored, own)["auroc"] < 1.0
+    assert truth.judge_edges(scored, own, beside=whole)["auroc"] == 1.0
+    with pytest.raises(SchemaError, match="no mechanism 'inductoin' in this model; did you mean"):
+        truth.planted(made.truth, layout, mechanism="inductoin")
