@@ -31,6 +31,7 @@ _HOME = {
     "atlas": "interp.atlas",
     "attribute": "interp.decompose",
     "logit_lens": "interp.decompose",
+    "attention_view": "interp.report.viewer",
     "report": "interp.report",
     "PromptTask": "interp.tasks",
     "task": "interp.tasks",
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from interp.registry import analyze as analyze
     from interp.registry import detect as detect
     from interp.report import report as report
+    from interp.report.viewer import attention_view as attention_view
     from interp.results import Result as Result
     from interp.sites import Site as Site
     from interp.tasks import PromptTask as PromptTask
@@ -73,6 +75,7 @@ __all__ = [
     "analysis",
     "analyze",
     "atlas",
+    "attention_view",
     "attribute",
     "detect",
     "load",

@@ -205,7 +205,7 @@ def atlas(
     >>> import interp
     >>> found = interp.atlas(interp.load("zoo:planted-induction"), analyses=["previous_token", "sink"])
     >>> found.roles()["component"].tolist()
-    ['L0H2']
+    ['L0H4']
     """
     if isinstance(source, Result):
         results: tuple[Result, ...] = (source,)

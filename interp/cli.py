@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from interp import cli_circuit, cli_reproduce, cli_runs, cli_zoo
+from interp import cli_circuit, cli_report, cli_reproduce, cli_runs, cli_zoo
 from interp.errors import InterpError, SchemaError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_zoo.app, name="zoo")
 app.command()(cli_circuit.circuit)
+app.command()(cli_report.report)
 app.command()(cli_runs.runs)
 app.command()(cli_reproduce.reproduce)
 
@@ -79,7 +80,7 @@ def detect(
         target = None if out is None else _suffixed(out)
     target = None if target is None else writable(target)
     loaded = load(model, revision=revision, dtype=dtype, device=device)
-    result = run(loaded, analysis, seed=seed, progress=_progress)
+    result = run(loaded, analysis, seed=seed, progress=cli_report.progress)
     result.provenance["command"] = _command()
     for name, reason in result.provenance["left_out"].items():
         _say(f"left out: {name}: {reason}")
@@ -110,7 +111,7 @@ def demo(
     loaded = load(model)
     if prompt is not None:
         loaded.batch(prompt)  # a prompt that cannot be run is refused before the work, not after it
-    result = run(loaded, seed=seed, progress=_progress)
+    result = run(loaded, seed=seed, progress=cli_report.progress)
     result.provenance["command"] = _command()
     for name, reason in result.provenance["left_out"].items():
         _say(f"left out: {name}: {reason}")
@@ -197,15 +198,6 @@ def _print_roles(result: Result) -> None:
     if result.table["analysis"].nunique() > 1:
         with suppress(SchemaError):  # none of them scores heads
             sys.stdout.write("Roles\n" + "\n".join(atlas(result).summary()) + "\n")
-
-
-def _progress(analyses: Sequence[Analysis]) -> Iterator[Analysis]:
-    from tqdm.auto import tqdm
-
-    with tqdm(analyses, disable=None, file=sys.stderr, leave=False) as bar:
-        for spec in bar:
-            bar.set_description(spec.name)
-            yield spec
 
 
 def _suffixed(path: Path) -> Path:

@@ -50,7 +50,14 @@ def _id(model: Model, given: int | str) -> int:
         return given
     if model.tokenizer is None:
         raise TaskError(f"answer {given!r}: this checkpoint has no tokenizer; give a token id instead of text")
-    ids = model.tokenizer(given, add_special_tokens=False)["input_ids"]
-    if len(ids) != 1:  # type: ignore[arg-type]  # one text gives one list
-        raise TaskError(f"answer {given!r} is {len(ids)} tokens; one is needed (is a leading space missing?)")  # type: ignore[arg-type]
-    return int(ids[0])  # type: ignore[call-overload,index]
+    ids: list[int] = model.tokenizer(given, add_special_tokens=False)["input_ids"]  # type: ignore[assignment]
+    if len(ids) != 1:
+        parts = " + ".join(repr(token) for token in model.tokenizer.convert_ids_to_tokens(ids))
+        told = f": {parts}" if ids else ""
+        raise TaskError(f"answer {given!r} is {len(ids)} tokens{told}; one is needed (is a leading space missing?)")
+    unknown = getattr(model.tokenizer, "unk_token_id", None)
+    if unknown is not None and ids[0] == unknown and given != model.tokenizer.unk_token:
+        raise TaskError(
+            f"answer {given!r} is not in this model's vocabulary: it is read as {model.tokenizer.unk_token}"
+        )
+    return int(ids[0])

@@ -9,6 +9,7 @@ from typing import Any
 from interp.errors import SchemaError
 from interp.model import Model, ModelInfo
 from interp.plots import scores
+from interp.report.cells import DASH
 from interp.results import Result
 
 IDENTITY = ("n_layers", "n_heads", "d_model", "d_vocab", "commit", "weights_sha256")
@@ -20,15 +21,23 @@ def check_same_model(model: Model, result: Result) -> None:
     Raises:
         SchemaError: sizes, commit or weights differ, or there is no such head.
     """
-    measured = result.provenance.get("model") or {}
-    for name in IDENTITY:
-        own, other = getattr(model.info, name), measured.get(name)
-        if own is not None and other is not None and own != other:
-            raise SchemaError(f"these results are of another model: {name} is {other!r} there and {own!r} here")
+    check_identity(model, result.provenance.get("model") or {}, "these results are")
     for score in scores(result.table):
         strange = score.layer is not None and score.layer not in model.info.attention_layers
         if score.head is not None and (strange or score.head >= model.info.n_heads):
             raise SchemaError(f"these results are of another model: this one has no head {score.component}")
+
+
+def check_identity(model: Model, measured: Mapping[str, Any], what: str) -> None:
+    """Refuse what was measured on another model; its name does not matter, what both know does.
+
+    Raises:
+        SchemaError: sizes, commit or weights differ.
+    """
+    for name in IDENTITY:
+        own, other = getattr(model.info, name), measured.get(name)
+        if own is not None and other is not None and own != other:
+            raise SchemaError(f"{what} of another model: {name} is {other!r} there and {own!r} here")
 
 
 def short_name(name: str) -> str:
@@ -84,6 +93,11 @@ def runs(provenance: Mapping[str, Any]) -> list[dict[str, str]]:
     return [_run({**provenance, **own}) for own in provenance.get("calls") or [provenance]]
 
 
+def own_run(known: Mapping[str, str]) -> dict[str, str]:
+    """A line of the same table for what is no analysis: what is not known of it is a dash."""
+    return dict.fromkeys(_run({}), DASH) | dict(known)
+
+
 def _run(run: Mapping[str, Any]) -> dict[str, str]:
     call, data = run.get("call") or {}, run.get("data") or {}
     options = {**call.get("defaults", {}), **call.get("passed", {})}
@@ -99,11 +113,11 @@ def _run(run: Mapping[str, Any]) -> dict[str, str]:
         "method": options.get("method"),
         "seed": run.get("seed"),
         "hash": data.get("sha256"),
-        "when": str(run.get("created_utc", "–")).replace("T", " ").rstrip("Z"),
+        "when": str(run.get("created_utc", DASH)).replace("T", " ").rstrip("Z"),
         "seconds": None if seconds is None else f"{seconds:.2f}",
         "id": run.get("run_id"),
     }
-    return {term: "–" if value is None else str(value) for term, value in line.items()}
+    return {term: DASH if value is None else str(value) for term, value in line.items()}
 
 
 def _weights(info: ModelInfo) -> str:

@@ -5,9 +5,13 @@
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const config = { displaylogo: false, responsive: true, modeBarButtons: [["toImage"]], toImageButtonOptions: { format: "svg" } };
 
-  // Figures carry a colour scale for dark pages beside their own; text and lines take the colours of the page.
+  // Figures carry colours for dark pages beside their own; text and lines take the colours of the page.
   function themed(figure, isDark) {
-    const { data, layout } = structuredClone(figure);
+    let text = JSON.stringify(figure);
+    if (isDark) {
+      for (const [light, lighter] of Object.entries(figure.layout.meta?.swapped ?? {})) text = text.replaceAll(light, lighter);
+    }
+    const { data, layout } = JSON.parse(text);
     const page = getComputedStyle(document.documentElement);
     const colour = (name) => page.getPropertyValue(name).trim();
     for (const trace of data) {
@@ -16,43 +20,74 @@
     layout.font = { ...layout.font, color: colour("--muted") };
     layout.dragmode = false;
     for (const axis of [layout.xaxis, layout.yaxis]) {
+      if (!axis) continue;
       axis.fixedrange = true; // a finger that scrolls the page must not drag a plot
       if (axis.showgrid) axis.gridcolor = colour("--line");
     }
     return { data, layout };
   }
 
-  function draw(isDark) {
-    for (const [id, figure] of Object.entries(figures)) {
-      const { data, layout } = themed(figure, isDark);
-      Plotly.react(id, data, layout, config);
+  function draw(id, isDark) {
+    const { data, layout } = themed(figures[id], isDark);
+    Plotly.react(id, data, layout, config);
+    // The label of the place says what the drawing shows; its loose numbers would only be noise.
+    for (const svg of document.getElementById(id).querySelectorAll(".main-svg")) svg.ariaHidden = "true";
+  }
+
+  const drawAll = (isDark) => Object.keys(figures).forEach((id) => draw(id, isDark));
+
+  // One figure at a time: the page answers while the rest are still to come.
+  async function drawInTurn() {
+    for (const id of Object.keys(figures)) {
+      draw(id, dark.matches);
+      await new Promise((next) => setTimeout(next));
     }
   }
 
-  draw(dark.matches);
-  dark.addEventListener("change", () => draw(dark.matches));
-  addEventListener("beforeprint", () => draw(false));
-  addEventListener("afterprint", () => draw(dark.matches));
+  drawInTurn();
+  dark.addEventListener("change", () => drawAll(dark.matches));
+  let unfolded = [];
+  addEventListener("beforeprint", () => {
+    drawAll(false);
+    unfolded = [...document.querySelectorAll("details:not([open])")];
+    for (const details of unfolded) details.open = true;
+  });
+  addEventListener("afterprint", () => {
+    drawAll(dark.matches);
+    for (const details of unfolded) details.open = false;
+  });
 
-  const form = document.getElementById("token-view");
-  if (!form) return;
-  const rows = read("rows");
-  const chips = [...form.querySelectorAll(".chips > li")];
-
-  function show({ at, target, p, summary }) {
-    chips.forEach((chip, j) => {
-      chip.style.setProperty("--p", p[j]);
-      chip.classList.toggle("query", j === at);
-      chip.classList.toggle("later", j > at);
-      chip.classList.toggle("target", j === target);
-      chip.querySelector("small").textContent = p[j] >= 0.005 ? p[j].toFixed(2) : "\u00a0";
-      chip.title = chip.title.split(", p =")[0] + (j > at ? "" : `, p = ${p[j].toFixed(4)}`);
-    });
-    form.querySelector(".summary bdi").textContent = summary;
+  // Tables are sorted by a button in the head of each column; numbers by the raw value, which is finer than the text.
+  function key(row, column) {
+    const cell = row.cells[column];
+    const raw = cell.dataset.value;
+    return raw === undefined ? cell.textContent.trim() : raw === "" ? null : Number(raw);
   }
 
-  const chosen = () => rows[Number(new FormData(form).get("query"))];
-  form.addEventListener("change", () => show(chosen()));
-  form.addEventListener("submit", (event) => event.preventDefault());
-  show(chosen());
+  function before(a, b) {
+    if (typeof a === "number" && typeof b === "number") return a - b;
+    return String(a).localeCompare(String(b), "en", { numeric: true });
+  }
+
+  function sortBy(table, head, column) {
+    const down = head.classList.contains("n") ? head.ariaSort !== "descending" : head.ariaSort === "ascending";
+    for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+    head.ariaSort = down ? "descending" : "ascending";
+    const body = table.tBodies[0];
+    const rows = [...body.rows].map((row) => ({ row, by: key(row, column) }));
+    const none = (item) => item.by === null; // last either way
+    rows.sort((a, b) => none(a) - none(b) || (none(a) ? 0 : down ? before(b.by, a.by) : before(a.by, b.by)));
+    body.append(...rows.map((item) => item.row));
+  }
+
+  for (const table of document.querySelectorAll("main table")) {
+    if (!table.tHead || table.tBodies[0].rows.length < 2) continue;
+    [...table.tHead.rows[0].cells].forEach((head, column) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.append(...head.childNodes);
+      head.append(button);
+      button.addEventListener("click", () => sortBy(table, head, column));
+    });
+  }
 })();

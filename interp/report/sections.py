@@ -13,15 +13,18 @@ import plotly.graph_objects as go
 from interp.errors import SchemaError, nearest
 from interp.plots import Score, head_map, largest, scores, top_heads
 from interp.registry import analyses, find
+from interp.report.cells import DASH, Cell, cell, interval, number
 from interp.results import Result
 
 TOP = 10
 NAMED = 16  # labelled heads listed by name
 
+Row = dict[str, str | Cell]
+
 
 @dataclass(frozen=True)
 class Section:
-    """One analysis. `rows`, `others` and `effects` are tables as text, ready to print."""
+    """One analysis. `rows`, `others` and `effects` are tables ready to print."""
 
     name: str
     title: str
@@ -33,11 +36,11 @@ class Section:
     counted: str
     found: str
     scored: int
-    best: dict[str, str]
-    rows: list[dict[str, str]]
-    others: list[dict[str, str]]
+    best: Row
+    rows: list[Row]
+    others: list[Row]
     measures: list[str]
-    effects: list[dict[str, str]]
+    effects: list[Row]
     figures: dict[str, go.Figure] = field(default_factory=dict)
 
     @property
@@ -82,17 +85,6 @@ def counted(n: int, title: str) -> str:
     return f"{n or 'no'} {noun[:-1] if n == 1 and noun.endswith('s') else noun}"
 
 
-def number(value: float, digits: int = 3) -> str:
-    """A number as a table shows it: what is too small for the digits says so, what does not apply is a dash."""
-    if math.isnan(value):
-        return "–"
-    least = 10.0**-digits
-    if value != 0 and abs(value) < least / 2:
-        return f"<{least:g}" if value > 0 else f">\u2212{least:g}"
-    text = f"{value:.{digits}f}" if abs(value) < 1000 else f"{value:.4g}"
-    return text.replace("-", "\u2212")
-
-
 def _section(result: Result, name: str) -> Section:
     rows = headline(result, name)
     found = scores(rows)
@@ -131,14 +123,14 @@ def _figures(rows: pd.DataFrame, found: Sequence[Score]) -> dict[str, go.Figure]
     return figures
 
 
-def _row(score: Score) -> dict[str, str]:
+def _row(score: Score) -> Row:
     return {
         "component": score.component,
-        "value": number(score.value),
-        "interval": "–" if math.isnan(score.low) else f"{number(score.low)} to {number(score.high)}",
-        "null": number(score.null),
-        "q": number(score.q),
-        "label": {None: "–", True: "yes", False: "no"}[score.label],
+        "value": cell(score.value),
+        "interval": interval(score.low, score.high),
+        "null": cell(score.null),
+        "q": cell(score.q),
+        "label": {None: DASH, True: "yes", False: "no"}[score.label],
     }
 
 
@@ -147,31 +139,31 @@ def _names(labelled: Sequence[Score]) -> str:
     return ", ".join(s.component for s in labelled[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _others(result: Result, found: Sequence[Score], top: Sequence[Score]) -> tuple[list[dict[str, str]], list[str]]:
+def _others(result: Result, found: Sequence[Score], top: Sequence[Score]) -> tuple[list[Row], list[str]]:
     """The further variants of the top rows, one line each, and the names of those variants."""
     rest = [s for s in scores(result.table) if s.analysis == found[0].analysis and s.variant != found[0].variant]
     measures = list(dict.fromkeys(s.variant for s in rest))
     value = {(s.component, s.variant): s.value for s in reversed(rest)}
-    lines = [
-        {"component": s.component} | {m: number(value.get((s.component, m), math.nan)) for m in measures} for s in top
+    lines: list[Row] = [
+        {"component": s.component, **{m: cell(value.get((s.component, m), math.nan)) for m in measures}} for s in top
     ]
     return lines, measures
 
 
-def _effects(interventions: pd.DataFrame, name: str) -> list[dict[str, str]]:
+def _effects(interventions: pd.DataFrame, name: str) -> list[Row]:
     return [_effect(row) for row in interventions.to_dict("records") if row["analysis"] == name]
 
 
-def _effect(row: Mapping[Any, Any]) -> dict[str, str]:
+def _effect(row: Mapping[Any, Any]) -> Row:
     how, _, heads = str(row["set_id"]).rpartition(": ")
     spread = "" if math.isnan(row["random_sd"]) else f" \u00b1 {number(row['random_sd'])}"
     return {
         "heads": heads,
-        "how": how or "–",
-        "k": str(row["k"]),
+        "how": how or DASH,
+        "k": cell(float(row["k"]), 0),
         "metric": str(row["metric"]).replace("_", " "),
-        "clean": number(row["clean"]),
-        "edited": number(row["edited"]),
-        "random": number(row["random_mean"]) + spread,
-        "matching": f"{row['n_random']}, {row['control']}" if row["n_random"] else "–",
+        "clean": cell(row["clean"]),
+        "edited": cell(row["edited"]),
+        "random": cell(row["random_mean"], text=number(row["random_mean"]) + spread),
+        "matching": f"{row['n_random']}, {row['control']}" if row["n_random"] else DASH,
     }

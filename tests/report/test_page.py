@@ -17,12 +17,12 @@ import interp
 from interp.attention import Rows
 from interp.errors import InterpError, SchemaError, TaskError
 from interp.report import report
-from interp.report.attention import BLOCK, token_view
+from interp.report.attention import BLOCK, attention, top_heads
 from interp.report.sections import counted, number
 from interp.report.tokens import pieces, texts, visible
 from interp.results import Result, frame
 
-EVIL = "</script><script>alert(1)</script>&<b>"
+EVIL = "</script><script>alert(1)</script>&<q>"
 NASTY = [EVIL, "a&b", "<i>", "🙂", "שלום", "\n", "two words", "\u202e", "\"quoted'", "{{ 7*7 }}"]
 WORDS = NASTY + [f"w{i}" for i in range(30)]
 
@@ -172,7 +172,7 @@ def test_names_tokens_prompts_and_commands_are_text(model, tokenizer, write):
     )
     page = Page(source)
     assert page.tags.count("script") == 4
-    assert not {"b", "u"} & set(page.tags)
+    assert not {"q", "u"} & set(page.tags)
     assert page.text.count(EVIL) >= 8
     assert not any("alert" in value for tag, name, value in page.attributes if name.startswith("on"))
     for word in (*NASTY[1:5], "two␣words", "↵", "\\u{202e}", "\"quoted'", "{{␣7*7␣}}"):
@@ -236,33 +236,43 @@ def test_only_the_named_analyses_are_shown(write):
         write(both, analyses=["sinc"])
 
 
-def test_the_shading_is_the_pattern_of_the_model(model):
-    found = result()
-    view = token_view(model, found, [5, 6, 7, 5, 6, 7, 8], seed=0)
+def test_the_first_head_shown_is_the_best_induction_head_and_its_rows_are_the_model_s(model):
+    found, ids = result(), [5, 6, 7, 5, 6, 7, 8]
+    head = attention(model, found, ids, seed=0).heads[0]
     best = found.table[found.table["label"]].nlargest(1, "value").iloc[0]
-    assert view.head == best["component"]
-    positions = torch.tensor([[q.position for q in view.queries]])
-    batch = model.batch([5, 6, 7, 5, 6, 7, 8])
-    asked = model.attention(batch, {"rows": Rows(positions)}, method="naive")["rows"]
+    assert head.name == best["component"]
+    assert head.note == "The labelled induction head with the highest score."
+    asked = model.attention(ids, {"rows": Rows(torch.arange(len(ids))[None])}, method="naive")["rows"]
     pattern = asked[int(best["layer"]), 0, int(best["head"])].numpy()
-    np.testing.assert_allclose([q.values for q in view.queries], pattern, atol=1e-4)
-    np.testing.assert_allclose([sum(q.values) for q in view.queries], 1, atol=1e-2)
+    for i, (keys, p) in enumerate(zip(head.keys, head.p, strict=True)):
+        np.testing.assert_allclose(p[: i + 1], pattern[i, keys[: i + 1]], atol=1e-5)
+
+
+def test_each_analysis_shows_its_top_head_and_a_head_of_two_is_shown_once():
+    same = rows(analysis="sink", variant="first_token", seed=0)
+    other = rows(analysis="previous_token", variant="offset_1", seed=1)
+    shown = top_heads(result(rows(), same, other))
+    assert len(shown) == 2
+    first, second = shown.values()
+    assert first == "the labelled induction head with the highest score, the highest score under First-token sinks"
+    assert second == "the highest score under Previous-token heads"
 
 
 def test_the_sample_prompt_is_a_repeat_and_the_target_follows_the_earlier_copy(model):
-    view = token_view(model, result(), None, seed=0)
+    view = attention(model, result(), None, seed=0)
     assert view.ids[:BLOCK] == view.ids[BLOCK:]
-    for query in view.queries:
-        assert view.ids[query.target - 1] == view.ids[query.position]
-        assert query.target < query.position
-    assert view.ids == token_view(model, result(), None, seed=0).ids
-    assert view.ids != token_view(model, result(), None, seed=1).ids
+    assert list(view.targets) == list(range(BLOCK, 2 * BLOCK))
+    for query, target in view.targets.items():
+        assert view.ids[target - 1] == view.ids[query]
+        assert target <= query
+    assert view.ids == attention(model, result(), None, seed=0).ids
+    assert view.ids != attention(model, result(), None, seed=1).ids
 
 
-def test_one_token_and_long_prompts(model):
-    assert [q.position for q in token_view(model, result(), [3], seed=0).queries] == [0]
+def test_one_token_can_be_shown_and_text_needs_a_tokenizer(model):
+    assert attention(model, result(), [3], seed=0).queries == (0,)
     with pytest.raises(TaskError):
-        token_view(model, result(), "text without a tokenizer", seed=0)
+        attention(model, result(), "text without a tokenizer", seed=0)
 
 
 def test_results_of_another_model_are_refused(model, tmp_path):
