@@ -8,7 +8,7 @@ STAMP := .venv/.installed
 PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint bench scoreboard clean
+.PHONY: help env demo test lint docs bench scoreboard clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/  make \1	\2/p' Makefile
@@ -39,12 +39,22 @@ lint: env  ## style, format, types, who may import whom
 	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
 	@$(BIN)/lint-imports
 
+# Notebooks run while the site is built, and again only after a change of the code. Without them: make docs NOTEBOOKS=off.
+NOTEBOOKS ?= cache
+
+docs: env  ## the site, into build/docs, warnings as errors; and the code in its pages
+	@$(BIN)/python docs/_generate.py
+	@OMP_NUM_THREADS=1 NOTEBOOKS=$(NOTEBOOKS) $(BIN)/sphinx-build -q -W --keep-going -n docs build/docs
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_docs.py
+	@echo "site: build/docs/index.html"
+
 bench: env  ## speed against peers and against the plain forward pass (minutes)
 	@$(BIN)/interp bench
 
 scoreboard: env  ## every analysis on planted models, into docs/ (minutes)
 	@$(BIN)/interp zoo verify --seeds 10 --jobs $(JOBS) --out docs/scoreboard.csv --markdown > docs/scoreboard.table.md
 	@$(BIN)/interp zoo verify --behaviour --seeds 10 --jobs $(JOBS) --out docs/behaviour.csv --markdown > docs/behaviour.table.md
+	@$(BIN)/interp zoo verify --circuits --seeds 10 --jobs $(JOBS) --out docs/circuits.csv --markdown > docs/circuits.table.md
 
 clean:  ## remove everything that make has made, .venv included
 	@rm -rf .venv build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis

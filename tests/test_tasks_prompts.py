@@ -140,7 +140,6 @@ def test_a_task_is_asked_of_a_small_vocabulary_or_refused(name):
         assert name in str(refusal)
 
 
-
 def test_words_of_several_tokens_are_left_out_and_counted():
     found = tasks.task("ioi", model(), n=4).record["coverage"]
     assert found["name"][0] == found["name"][1] == 89

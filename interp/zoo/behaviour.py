@@ -1,6 +1,6 @@
 """Planted models do what their mechanisms say: tasks with them, without them, and without something inert.
 
->>> table = behaviour(seeds=1, architectures=["llama"])
+>>> table = behaviour(seeds=1, architectures=["llama"], mechanisms=["copy"])
 >>> failed(table)
 False
 """
