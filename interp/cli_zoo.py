@@ -118,9 +118,13 @@ def verify(
     if circuits:
         from circuits import scoreboard as edges
 
-        judged, given = edges, {"mechanisms": analysis, "architectures": architecture}
+        judged = edges
         board = edges.scoreboard(
-            seeds=seeds, jobs=jobs, progress=progress, **{k: v for k, v in given.items() if v is not None}
+            mechanisms=analysis or edges.MECHANISMS,
+            architectures=architecture or edges.GROUPED,
+            seeds=seeds,
+            jobs=jobs,
+            progress=progress,
         )
     elif behaviour:
         judged = planted

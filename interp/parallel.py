@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 from interp.errors import InterpError
 
-Case, Row = TypeVar("Case"), TypeVar("Row")
+Case = TypeVar("Case")
+Row = TypeVar("Row")
 
 
 def each(
@@ -31,5 +32,5 @@ def each(
         return [run(case) for case in progress(cases)]
     from joblib import Parallel, delayed
 
-    done = Parallel(n_jobs=jobs, return_as="generator")(delayed(run)(case) for case in cases)
+    done: Any = Parallel(n_jobs=jobs, return_as="generator")(delayed(run)(case) for case in cases)
     return [row for _, row in zip(progress(cases), done, strict=True)]

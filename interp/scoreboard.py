@@ -30,6 +30,7 @@ CHEAP = {"n_prompts": 24, "causal": False}  # enough to rank heads; effects are 
 QUESTIONS = 48  # prompts of a planted task, as many as the analyses take by default
 BESIDE = {"temporal": ("fact",)}  # mechanisms without the role that an analysis asks about as well
 TWO_SIDED = ("conflict",)  # a score of either sign is one: ranked by its size
+ROUNDING = 1e-9  # of an area added up from trapezia
 SCORES = ("auroc", "average_precision", "lowest", "highest", "closed_form_error")
 
 
@@ -107,7 +108,7 @@ def summary(board: pd.DataFrame) -> pd.DataFrame:
 
 def failed(board: pd.DataFrame) -> bool:
     """Whether a planted head is missed, ranked below another, or a head of an inert model is labelled."""
-    misranked = (board["auroc"] < 1.0).any()
+    misranked = (board["auroc"] < 1.0 - ROUNDING).any()
     return bool(misranked or board["missed"].any() or board["false_labels"].any())
 
 

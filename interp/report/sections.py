@@ -46,7 +46,8 @@ class Section:
     @property
     def tall(self) -> bool:
         """Whether the map is the taller of the two figures, so that text fits beside it rather than under it."""
-        heights = [self.figures[kind].layout.height for kind in ("map", "top") if kind in self.figures]
+        layouts: list[Any] = [self.figures[kind].layout for kind in ("map", "top") if kind in self.figures]
+        heights = [layout.height for layout in layouts]
         return len(heights) == 2 and heights[0] > heights[1]
 
 
