@@ -51,10 +51,13 @@ docs: env  ## the site, into build/docs, warnings as errors; and the code in its
 bench: env  ## speed against peers and against the plain forward pass (minutes)
 	@$(BIN)/interp bench
 
+VERIFY = $(BIN)/interp zoo verify --seeds 10 --jobs $(JOBS) --markdown
+
 scoreboard: env  ## every analysis on planted models, into docs/ (minutes)
-	@$(BIN)/interp zoo verify --seeds 10 --jobs $(JOBS) --out docs/scoreboard.csv --markdown > docs/scoreboard.table.md
-	@$(BIN)/interp zoo verify --behaviour --seeds 10 --jobs $(JOBS) --out docs/behaviour.csv --markdown > docs/behaviour.table.md
-	@$(BIN)/interp zoo verify --circuits --seeds 10 --jobs $(JOBS) --out docs/circuits.csv --markdown > docs/circuits.table.md
+	@mkdir -p build
+	@$(VERIFY) --out docs/scoreboard.csv > build/scoreboard.table.md && mv build/scoreboard.table.md docs
+	@$(VERIFY) --behaviour --out docs/behaviour.csv > build/behaviour.table.md && mv build/behaviour.table.md docs
+	@$(VERIFY) --circuits --architecture llama --architecture llama-gqa --out docs/circuits.csv > build/circuits.table.md && mv build/circuits.table.md docs
 
 clean:  ## remove everything that make has made, .venv included
 	@rm -rf .venv build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -49,7 +49,14 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "pictures": (
         "Plots and the report",
         "Every function returns a plotly figure; the report is one HTML file.",
-        ("interp.report", "interp.plots", "interp.plots_attention", "interp.plots_heads", "interp.plots_patching"),
+        (
+            "interp.report",
+            "interp.plots",
+            "interp.plots_attention",
+            "interp.plots_heads",
+            "interp.plots_curves",
+            "interp.plots_patching",
+        ),
     ),
     "zoo": (
         "The zoo",

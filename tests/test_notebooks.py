@@ -12,7 +12,8 @@ from interp.registry import analyses
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-ELSEWHERE = {"rollout", "flow", "gradient_relevance", "divergence_map", "occlusion", "pruning_curve", "kv_budget"}
+ELSEWHERE = {"rollout", "flow", "gradient_relevance", "divergence_map", "occlusion", "perturbation", "pruning_curve"}
+ELSEWHERE |= {"kv_budget", "dose_response"}
 """Functions of the same kind that are no registered analyses."""
 
 
