@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 
 from interp.errors import SchemaError
 from interp.plots import template
 
+Numbers = Sequence[float | int] | np.ndarray | pd.Series
+
 
 def curves(
-    x: Sequence[float] | np.ndarray,
-    lines: Mapping[str, Sequence[float] | np.ndarray],
+    x: Numbers,
+    lines: Mapping[str, Numbers],
     *,
     x_title: str,
     y_title: str,
