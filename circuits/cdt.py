@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Tensor
 
@@ -95,6 +95,55 @@ class Relevance:
         if self.sources != self.layout.senders:
             raise SchemaError("edges need every sender as a source at all positions; leave `sources` out")
         return Graph.full(self.layout, self.to_slots.mean(2), provenance=self.provenance)
+
+    def search(self, *, k: int = 2, depth: int = 4, heads: bool = True, per_layer: bool = True) -> Graph:
+        """The published search: the k most relevant senders to the logits, the k most to what these read, and so on.
+
+        At each stage senders are ranked by their relevance to all slots of what the stage before kept, the logits at
+        first, as a share of the largest in their own layer (`per_layer`), without which late layers win by standing
+        near. Edges join what is kept to the slots that it was kept for; their score is the mean share of what is read
+        there (for the logits of the stream at END). Nothing is run again.
+
+        Args:
+            k: senders kept at a stage (the notebooks of the paper's authors keep 2).
+            depth: stages after the first; fewer where nothing stands below.
+            heads: heads alone, as published; else MLPs and the embedding too.
+            per_layer: rank by shares of a layer's largest, ties by the relevance itself.
+
+        Raises:
+            SchemaError: sources other than every sender, or fewer than one kept.
+        """
+        if k < 1 or depth < 0:
+            raise SchemaError(f"k = {k}, depth = {depth}: at least one sender is kept, and depth is not negative")
+        scores, layout = self.graph().scores, self.layout
+        able = np.array([name.startswith("L") or not heads for name in layout.senders])
+        mask, logits = np.zeros(layout.exists.shape, dtype=bool), len(layout.slots) - 1
+        relevance, slots, taken = np.abs(self.to_logits.mean(1)), [logits], {logits}
+        for _ in range(depth + 1):
+            heard = able & layout.exists[:, slots].any(1)
+            kept = _first(np.where(heard, relevance, 0.0), layout.sender_layers, k, per_layer=per_layer)
+            for u in kept:
+                mask[u, [w for w in slots if layout.exists[u, w]]] = True
+            slots = [w for w in range(logits) if w not in taken and layout.owners[w][kept].any()]
+            if not slots:
+                break
+            taken.update(slots)
+            relevance = np.nan_to_num(scores[:, slots]).sum(1)
+        told = {**self.provenance, "search": {"k": k, "depth": depth, "heads": heads, "per_layer": per_layer}}
+        return Graph(layout, scores, mask, told)
+
+
+def _first(
+    relevance: Float[ndarray, " sender"], layers: Int[ndarray, " sender"], k: int, *, per_layer: bool
+) -> list[int]:
+    """The k most relevant; those without any relevance are none."""
+    rank = relevance.copy()
+    if per_layer:
+        for layer in np.unique(layers):
+            mine = layers == layer
+            rank[mine] /= max(relevance[mine].max(), SMALL)
+    order = np.lexsort((-relevance, -rank))
+    return [u for u in order.tolist() if relevance[u] > 0][:k]
 
 
 def contextual_decomposition(

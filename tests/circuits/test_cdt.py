@@ -116,6 +116,13 @@ def test_planted_heads_are_the_relevant_ones(architecture):
     inside = {f"L{layer}H{head}" for role in ("induction", "previous_token") for layer, head in built.truth.roles[role]}
     judged = judge_nodes(scores, inside, among=heads)
     assert judged["auroc"] == 1.0
+    chosen = found.search(k=1, depth=1)
+    assert {e.sender for e in chosen.edges} == inside
+    (looked,) = (e for e in chosen.edges if e.receiver == "logits")
+    assert looked.sender in {f"L{layer}H{head}" for layer, head in built.truth.roles["induction"]}
+    assert found.search(k=1, depth=0).n_edges == 1
+    with pytest.raises(SchemaError, match="k = 0"):
+        found.search(k=0)
 
 
 def test_refusals():
