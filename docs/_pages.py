@@ -122,6 +122,7 @@ INTERNAL = {
     "interp.cli_runs": "documented as commands",
     "interp.cli_zoo": "documented as commands",
     "interp.checkpoints": "behind interp.load",
+    "interp.described": "what a notebook and the report say of a model",
     "interp.parallel": "cases in processes, for scoreboards",
     "interp.shapes": "names of dimensions for type checkers",
     "interp.backends": "how a model is run; the doors are interp.load and Model",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tiny_models import ARCHITECTURES, build, ragged
+from tiny_models import ARCHITECTURES, N_LAYERS, build, ragged
 from torch.testing import assert_close
 
 import interp
@@ -222,3 +223,13 @@ def test_a_hub_id_offline():
 def test_a_broken_tokenizer(copy):
     (copy / "tokenizer.json").write_text("{ not json")
     refused(copy, "cannot read the tokenizer in")
+
+
+def test_a_notebook_sees_the_facts_of_a_model_and_its_name_as_text():
+    model = interp.load(build("mistral"))
+    model.info = replace(model.info, name="<b>mine</b>")
+    shown = model._repr_html_()
+    assert "<b>" not in shown
+    assert "&lt;b&gt;mine" in shown
+    for fact in (f"{N_LAYERS} layers", "Sliding window", "hf"):
+        assert fact in shown

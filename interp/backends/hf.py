@@ -28,6 +28,7 @@ from interp.backends.visit import evaluating
 from interp.backends.writes import Writes, read_writes
 from interp.batch import Batch, Prompts
 from interp.checkpoints import Checkpoint
+from interp.described import model_html
 from interp.edits import Edit
 from interp.errors import BackendError, SiteError, TaskError
 from interp.model import OV, AttentionRun, Capture, ModelInfo, Run, Start
@@ -59,6 +60,10 @@ class HFModel:
         """One line: name, family and sizes."""
         i = self.info
         return f"<{i.family} {i.name!r}: {i.n_layers} layers x {i.n_heads} heads, d_model {i.d_model}, {i.dtype}>"
+
+    def _repr_html_(self) -> str:
+        """Its facts as a table, for a notebook."""
+        return model_html(self.info, backend=self.backend)
 
     @property
     def device(self) -> torch.device:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import SchemaError
-from interp.model import Model, ModelInfo
+from interp.model import Model
 from interp.plots import scores
 from interp.report.cells import DASH
 from interp.results import Result
@@ -43,35 +43,6 @@ def check_identity(model: Model, measured: Mapping[str, Any], what: str) -> None
 def short_name(name: str) -> str:
     """Name for a heading: a folder goes by its last part."""
     return Path(name).name if Path(name).is_absolute() else name
-
-
-def shape(info: ModelInfo) -> str:
-    """The size of a model in a few words."""
-    layers = f"{info.n_layers} layer{'s' * (info.n_layers != 1)}"
-    if len(info.attention_layers) != info.n_layers:
-        layers += f" ({len(info.attention_layers)} with attention)"
-    return f"{layers} \u00d7 {info.n_heads} head{'s' * (info.n_heads != 1)}"
-
-
-def model_facts(info: ModelInfo) -> dict[str, str]:
-    """Everything known of the model, as terms and descriptions."""
-    groups = "" if info.n_kv_heads == info.n_heads else f", {info.n_kv_heads} key-value heads"
-    facts = {
-        "Name": info.name,
-        "Class": info.family,
-        "Sizes": f"{shape(info)}{groups}; d_model {info.d_model}, d_head {info.d_head}, vocabulary {info.d_vocab}",
-        "Context": "unlimited" if info.context is None else f"{info.context} tokens",
-        "Weights": f"{info.dtype}, {_weights(info)}",
-    }
-    windows = sorted({w for w in info.windows if w is not None})
-    if windows:
-        covered = sum(w is not None for w in info.windows)
-        facts["Sliding window"] = f"{', '.join(map(str, windows))} tokens in {covered} of {len(info.windows)} layers"
-    if info.softcap is not None:
-        facts["Soft-cap on scores"] = f"{info.softcap:g}"
-    if info.sink_logits:
-        facts["Sink logits"] = "yes: a learned extra slot in every softmax"
-    return facts
 
 
 def software_facts(provenance: Mapping[str, Any]) -> dict[str, str]:
@@ -118,9 +89,3 @@ def _run(run: Mapping[str, Any]) -> dict[str, str]:
         "id": run.get("run_id"),
     }
     return {term: DASH if value is None else str(value) for term, value in line.items()}
-
-
-def _weights(info: ModelInfo) -> str:
-    if info.weights_sha256:
-        return f"sha256 {info.weights_sha256}"
-    return f"commit {info.commit}" if info.commit else "made in memory, or not hashed"

@@ -31,6 +31,7 @@ from interp.backends.reads import Reads
 from interp.backends.visit import Visitor, checked, evaluating
 from interp.backends.writes import Writes
 from interp.batch import Batch, Prompts
+from interp.described import model_html
 from interp.edits import Edit
 from interp.errors import BackendError, SiteError
 from interp.model import OV, AttentionRun, Capture, Run, Start
@@ -64,6 +65,10 @@ class LensModel:
         i = self.info
         sizes = f"{i.n_layers} layers x {i.n_heads} heads, d_model {i.d_model}, {i.dtype}"
         return f"<{i.family} {i.name!r}: {sizes}, through TransformerLens>"
+
+    def _repr_html_(self) -> str:
+        """Its facts as a table, for a notebook."""
+        return model_html(self.info, backend=self.backend)
 
     @property
     def device(self) -> torch.device:
