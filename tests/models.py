@@ -69,6 +69,9 @@ CONFIGS = {
     "olmo2": ("Olmo2Config", _GROUPED),
 }
 ARCHITECTURES = tuple(CONFIGS)
+SPANNING = ("gpt2", "llama", "gpt_neox", "qwen3", "gemma2", "gpt_oss", "olmo2")
+"""Every kind of position, norm, grouping, window, sink and residual at least once; what is built on laws that hold for
+all eleven is tested on these."""
 WINDOWED = ("gemma2", "mistral", "gpt_oss")
 
 

@@ -148,9 +148,9 @@ def test_what_nobody_expected_is_one_line_too_unless_debugging(run, monkeypatch)
 
 def test_demo_prints_the_heads_and_writes_the_page(run, tmp_path):
     page = tmp_path / "report.html"
-    code, out, _ = run("demo", "--out", page)
+    code, out, _ = run("demo", PLANTED, "--out", page)
     assert code == 0
-    assert "4 of 48 heads labelled: L3H6, L3H4, L3H3, L3H7" in out
+    assert "1 of 16 heads labelled: L1H" in out
     assert out.strip().splitlines()[-1] == f"report: {page}"
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
 

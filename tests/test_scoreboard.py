@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import pandas as pd
 import pytest
 from numpy.testing import assert_allclose
 
@@ -20,9 +19,7 @@ alone."""
 
 @pytest.fixture(scope="module")
 def board():
-    every = scoreboard.scoreboard(seeds=1, architectures=("llama",))
-    weighty = scoreboard.scoreboard(names=("retrieval", "successor", "copying"), seeds=1, architectures=("gpt2",))
-    return pd.concat([every, weighty], ignore_index=True)
+    return scoreboard.scoreboard(seeds=1, architectures=("llama-gqa",))
 
 
 DESCRIPTIVE = {

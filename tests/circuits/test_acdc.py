@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, D_VOCAB, tiny
+from tiny_models import D_VOCAB, SPANNING, tiny
 
 import interp
 from circuits.acdc import LOW_IS_GOOD, acdc, acdc_sweep
@@ -75,7 +75,7 @@ def cut_between(changes, low=0.3, high=0.7):
     return float(np.sqrt(found[gap] * found[gap + 1]))
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", SPANNING)
 def test_equals_one_forward_per_edge(name):
     model, task = tiny(name), pairs(2)
     _, changes, _ = naive(model, task, threshold=np.inf)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, D_VOCAB, build, tiny
+from tiny_models import D_VOCAB, SPANNING, build, tiny
 
 import interp
 from circuits.attribution import edge_attribution
@@ -38,7 +38,7 @@ def pairs(lengths=(9, 5, 7, 6)):
     )
 
 
-@pytest.fixture(params=ARCHITECTURES)
+@pytest.fixture(params=SPANNING)
 def name(request):
     return request.param
 
@@ -84,7 +84,7 @@ def test_batches_and_padding_change_nothing(model):
         close(one, together, 2e-5)
 
 
-@pytest.mark.parametrize("smooth", [n for n in ARCHITECTURES if n != "gpt_oss"])
+@pytest.mark.parametrize("smooth", [n for n in SPANNING if n != "gpt_oss"])
 def test_gradients_along_the_inputs_sum_to_the_change_of_the_metric(smooth):
     """Tiny models with weights this large bend much: with enough points the sum is there nonetheless."""
     task = pairs((9, 5))

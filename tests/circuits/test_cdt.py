@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, D_VOCAB, tiny
+from tiny_models import D_VOCAB, SPANNING, tiny
 from torch.testing import assert_close
 
 import interp
@@ -35,7 +35,7 @@ def pairs(lengths=(7, 5)):
 
 
 @pytest.mark.parametrize("normalise", [True, False])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", SPANNING)
 def test_everything_is_the_whole_output_and_nothing_is_none_of_it(name, normalise):
     model, task = tiny(name), pairs()
     senders = Case.of(model, task).layout.senders

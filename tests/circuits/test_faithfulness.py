@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
-from tiny_models import ARCHITECTURES, tiny
+from tiny_models import SPANNING, tiny
 
 import interp
 from circuits.case import Case
@@ -50,7 +50,7 @@ def made():
 
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", SPANNING)
 def test_all_edges_are_faithful_and_none_are_not(architecture, ablation):
     model = tiny(architecture)
     task = pairs_of(model)

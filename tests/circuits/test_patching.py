@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from numpy.testing import assert_allclose
-from tiny_models import ARCHITECTURES, D_VOCAB, tiny
+from tiny_models import D_VOCAB, SPANNING, tiny
 
 import interp
 from circuits.patching import activation_patching
@@ -42,7 +42,7 @@ def pairs(lengths=(9, 9, 6), seed=0):
     )
 
 
-@pytest.fixture(params=ARCHITECTURES)
+@pytest.fixture(params=SPANNING)
 def model(request):
     return tiny(request.param)
 

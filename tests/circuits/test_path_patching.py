@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from numpy.testing import assert_allclose
-from tiny_models import ARCHITECTURES, D_VOCAB, tiny
+from tiny_models import D_VOCAB, SPANNING, tiny
 
 import interp
 from circuits.case import Case
@@ -39,7 +39,7 @@ def pairs(lengths=(9, 9, 6), seed=0):
     )
 
 
-@pytest.fixture(params=ARCHITECTURES)
+@pytest.fixture(params=SPANNING)
 def model(request):
     return tiny(request.param)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, D_VOCAB, tiny
+from tiny_models import D_VOCAB, SPANNING, tiny
 
 import interp
 from circuits._masks import Gates, Schedule, Target, train
@@ -67,7 +67,7 @@ def test_gates_that_cost_nothing_close_and_those_that_do_stay_open():
     assert done < 800  # ended early
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", SPANNING)
 def test_runs_everywhere_and_gives_the_size_asked_for(name):
     model, task = tiny(name), pairs()
     found = edge_pruning(model, task, edges=30, schedule=QUICK)
