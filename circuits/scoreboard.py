@@ -71,7 +71,7 @@ def scoreboard(
 
 
 def _case(
-    mechanism: str, architecture: str, seed: int, *, methods: Sequence[str], n: int, noise: float
+    mechanism: str, architecture: Any, seed: int, *, methods: Sequence[str], n: int, noise: float
 ) -> list[dict[str, Any]]:
     """Rows of all methods on one planted model."""
     planted_one = [m for m in ALL if m.name == mechanism]
