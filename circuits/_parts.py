@@ -19,7 +19,6 @@ from circuits._exit import unembedded
 from circuits.case import Case
 from circuits.ports import QKV
 from interp.attention import StopForward
-from interp.backends.reads import Reads
 from interp.batch import Batch
 from interp.edits import Apply, Replace
 from interp.sites import Site
@@ -67,7 +66,6 @@ class Parts:
         self._raw: dict[tuple[int, QKV], Tensor] = {}
         self._visible: dict[int, Bool[Tensor, "batch query key"] | None] = {}
         self._repeats: dict[int, Case] = {}
-        self._reads: dict[int, Reads] = {}
         self.cost = layout.n_layers * self.batch.ids.numel()
         for layer in attention:
             self._formula(layer)  # while sites and z are of one run
@@ -215,10 +213,8 @@ class Parts:
 
     def mlp_of(self, layer: int, read: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """What an MLP writes for inputs mlp_in, token by token."""
-        if layer not in self._reads:
-            self._reads[layer] = self.model.reads(layer)
         with torch.no_grad():
-            known = self._reads[layer].mlp_of(read.to(self.last))
+            known = self.ports.reads[layer].mlp_of(read.to(self.last))
         if known is not None:
             self.cost += read.shape[:-1].numel()
             return known

@@ -53,6 +53,7 @@ def template() -> str:
                     "font": {"color": "#f2f4f7", "size": 12},
                     "align": "left",
                 },
+                "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": GREY, "activecolor": ACCENT},
                 "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
                 "xaxis": axis,
                 "yaxis": axis,
@@ -127,9 +128,9 @@ def head_map(rows: pd.DataFrame) -> go.Figure:
     for place, score in cells.items():
         values[place], hover[place] = score.value, _hover(score)
     unit = next(iter(cells.values())).unit
-    scale = _scale(values, unit)
+    scale = colour_scale(values, unit)
     meta = {"dark": scale.pop("dark")}
-    bar = {"title": {"text": _text(unit), "side": "right"}, "thickness": 10, "outlinewidth": 0, "ypad": 0}
+    bar = {"title": {"text": as_text(unit), "side": "right"}, "thickness": 10, "outlinewidth": 0, "ypad": 0}
     heat = go.Heatmap(
         z=values,
         text=hover.tolist(),
@@ -143,8 +144,8 @@ def head_map(rows: pd.DataFrame) -> go.Figure:
     figure = go.Figure([heat, *_outlines([place for place, score in cells.items() if score.label])])
     side = float(np.clip(440 / n_layers, 9, 40))
     figure.update_layout(template=template(), height=round(side * n_layers) + 76, showlegend=False, meta=meta)
-    figure.update_xaxes(title_text="head", dtick=_step(n_heads), tickangle=0, range=[-0.5, n_heads - 0.5])
-    figure.update_yaxes(title_text="layer", dtick=_step(n_layers), range=[n_layers - 0.5, -0.5])
+    figure.update_xaxes(title_text="head", dtick=tick_step(n_heads), tickangle=0, range=[-0.5, n_heads - 0.5])
+    figure.update_yaxes(title_text="layer", dtick=tick_step(n_layers), range=[n_layers - 0.5, -0.5])
     return figure
 
 
@@ -165,10 +166,10 @@ def top_heads(rows: pd.DataFrame, k: int = 10) -> go.Figure:
         height=24 * len(best) + 96,
         legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "xanchor": "left"},
     )
-    names = [_text(score.component) for score in best]
+    names = [as_text(score.component) for score in best]
     figure.update_yaxes(tickvals=list(range(len(best))), ticktext=names, range=[len(best) - 0.5, -0.5])
     unit = best[0].unit
-    figure.update_xaxes(title_text=_text(unit), showgrid=True, gridcolor="rgba(128,138,150,0.25)", nticks=6)
+    figure.update_xaxes(title_text=as_text(unit), showgrid=True, gridcolor="rgba(128,138,150,0.25)", nticks=6)
     reach = np.array([(s.value, s.low, s.high, s.null) for s in best])
     top = float(np.nanmax(reach))
     if np.nanmin(reach) >= 0 and top > 0:  # counted from zero, or a small difference looks like a large one
@@ -225,7 +226,7 @@ def shared_names(names: Sequence[str], points: np.ndarray, *, near: float) -> li
         if i not in told:
             own = [j for j in range(i, len(names)) if j not in told and np.abs(points[i] - points[j]).max() < near]
             said = [names[j] for j in (own if len(own) <= 3 else own[:2])]
-            text[i] = _text(" ".join([*said, *([f"+{len(own) - 2}"] if len(own) > 3 else [])]))
+            text[i] = as_text(" ".join([*said, *([f"+{len(own) - 2}"] if len(own) > 3 else [])]))
             told.update(own)
     return text
 
@@ -248,7 +249,7 @@ def _missing(value: Any) -> bool:
     return value is None or value is pd.NA or value != value  # noqa: PLR0124  (NaN is what differs from itself)
 
 
-def _text(value: str) -> str:
+def as_text(value: str) -> str:
     """Text as plotly shall draw it: it would read tags and entities in names that come from a checkpoint."""
     return html.escape(value, quote=False)
 
@@ -256,8 +257,8 @@ def _text(value: str) -> str:
 def _hover(score: Score) -> str:
     """The component, then whichever of value, interval, null, q and label it has."""
     lines = [
-        f"<b>{_text(score.component)}</b>",
-        "no value" if math.isnan(score.value) else f"{score.value:.3g} {_text(score.unit)}",
+        f"<b>{as_text(score.component)}</b>",
+        "no value" if math.isnan(score.value) else f"{score.value:.3g} {as_text(score.unit)}",
         "" if math.isnan(score.low) else f"95 % interval {score.low:.3g} to {score.high:.3g}",
         "" if math.isnan(score.null) else f"null {score.null:.3g}",
         "" if math.isnan(score.q) else f"q {score.q:.2g}",
@@ -266,22 +267,27 @@ def _hover(score: Score) -> str:
     return "<br>".join(filter(None, lines))
 
 
-def _scale(values: np.ndarray, unit: str) -> dict[str, Any]:
+def colour_scale(values: np.ndarray, unit: str, *, signed: bool = False) -> dict[str, Any]:
+    """Limits and colours of a heat map, and those for a dark page (`dark`, to be taken out).
+
+    Signed, or with a negative value among them: as far on both sides of 0. Bounded units reach a fixed end.
+    """
     known = values[~np.isnan(values)]
     reach = float(np.abs(known).max(initial=0.0))
     if unit in BOUNDED and reach <= 1:
         reach = 1.0 if reach > FLOOR else FLOOR
     reach = reach or 1.0
-    if (known < 0).any():
-        return {"zmin": -reach, "zmax": reach, "colorscale": "RdBu", "dark": _stops(SIGNED_DARK)}
-    return {"zmin": 0.0, "zmax": reach, "colorscale": _stops(MAGNITUDE), "dark": _stops(MAGNITUDE_DARK)}
+    if signed or (known < 0).any():
+        return {"zmin": -reach, "zmax": reach, "colorscale": "RdBu", "dark": stops(SIGNED_DARK)}
+    return {"zmin": 0.0, "zmax": reach, "colorscale": stops(MAGNITUDE), "dark": stops(MAGNITUDE_DARK)}
 
 
-def _stops(colours: tuple[str, ...]) -> list[list[Any]]:
+def stops(colours: tuple[str, ...]) -> list[list[Any]]:
+    """Colours at even distances, as plotly takes them."""
     return [[i / (len(colours) - 1), colour] for i, colour in enumerate(colours)]
 
 
-def _step(n: int) -> int:
+def tick_step(n: int) -> int:
     """Distance between ticks that leaves at most 12 of them: as many as stand side by side on a phone."""
     return next(step for step in (1, 2, 4, 8, 16, 32, 64) if n <= 12 * step or step == 64)
 

@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 
 from interp.errors import SchemaError
-from interp.plots import GREY, MAGNITUDE, MARK, shared_names, template
+from interp.plots import GREY, MAGNITUDE, MARK, shared_names, stops, template
 
 LINES = 8  # heads drawn at once: more cannot be told apart
 NEAR = 0.06  # share of the span of a map below which two heads share a name
@@ -71,9 +71,8 @@ def pair_map(value: Float[np.ndarray, "head head"], components: Sequence[str], *
     if value.shape != (len(components), len(components)):
         raise SchemaError(f"a map of {value.shape} does not fit {len(components)} components")
     names = [str(c) for c in components]
-    colours = [[i / (len(MAGNITUDE) - 1), c] for i, c in enumerate(MAGNITUDE)]
     bar = {"title": {"text": unit, "side": "right"}, "thickness": 10, "outlinewidth": 0}
-    figure = go.Figure(go.Heatmap(z=value, x=names, y=names, colorscale=colours, zmin=0, colorbar=bar))
+    figure = go.Figure(go.Heatmap(z=value, x=names, y=names, colorscale=stops(MAGNITUDE), zmin=0, colorbar=bar))
     side = float(np.clip(14 * len(names), 240, 900))
     figure.update_layout(template=template(), height=round(side))
     figure.update_yaxes(autorange="reversed")

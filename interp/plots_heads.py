@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 
 from interp.errors import SchemaError, nearest
-from interp.plots import ACCENT, BOUNDED, GREY, MAGNITUDE, MARK, shared_names, template
+from interp.plots import ACCENT, BOUNDED, GREY, MAGNITUDE, MARK, shared_names, stops, template
 
 NAMED = 8  # points that carry their name: more cover each other
 OUT, NEAR = 1 / 3, 0.07  # shares of an axis: from where on a point is named, and how close points share one name
@@ -116,12 +116,11 @@ def depth_grid(rows: pd.DataFrame) -> go.Figure:
         raise SchemaError("a grid needs one value per depth and length: choose one variant")
     table = known.pivot(index="depth", columns="length", values="value").astype(float)
     unit = _unit(known)
-    colours = [[i / (len(MAGNITUDE) - 1), c] for i, c in enumerate(MAGNITUDE)]
     reach = 1.0 if unit == "fraction" else float(table.max().max()) or 1.0
     bar = {"title": {"text": unit, "side": "right"}, "thickness": 10, "outlinewidth": 0}
     cells = {"texttemplate": "%{z:.2f}", "xgap": 1, "ygap": 1, "colorbar": bar}
     x, y = [f"{n:,}" for n in table.columns], [f"{d:.2f}" for d in table.index]
-    heat = go.Heatmap(z=table.to_numpy(), x=x, y=y, zmin=0, zmax=reach, colorscale=colours, **cells)
+    heat = go.Heatmap(z=table.to_numpy(), x=x, y=y, zmin=0, zmax=reach, colorscale=stops(MAGNITUDE), **cells)
     figure = go.Figure(heat)
     figure.update_layout(template=template(), height=34 * len(table) + 90)
     figure.update_xaxes(title_text="tokens", type="category")

@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from interp.errors import SchemaError
-from interp.plots import _scale, _step, _text, template
+from interp.plots import as_text, colour_scale, template, tick_step
 
 
 def patch_map(rows: pd.DataFrame, *, value: str = "normalised", order: list[str] | None = None) -> go.Figure:
@@ -38,11 +38,11 @@ def patch_map(rows: pd.DataFrame, *, value: str = "normalised", order: list[str]
         names = [name for name in order if name in names]
     table = table[names]
     z = table.to_numpy()
-    scale = _scale(np.append(z.ravel(), [-np.nanmax(np.abs(z)), np.nanmax(np.abs(z))]), "")
+    scale = colour_scale(z, "", signed=True)
     meta = {"dark": scale.pop("dark")}
     heat = go.Heatmap(
         z=z,
-        x=[_text(str(name)) for name in table.columns],
+        x=[as_text(str(name)) for name in table.columns],
         y=[int(layer) for layer in table.index],
         hovertemplate=f"layer %{{y}}, {across} %{{x}}<br>{value} %{{z:.3f}}<extra></extra>",
         hoverongaps=False,
@@ -55,5 +55,5 @@ def patch_map(rows: pd.DataFrame, *, value: str = "normalised", order: list[str]
     side = float(np.clip(440 / len(table), 12, 40))
     figure.update_layout(template=template(), height=round(side * len(table)) + 110, meta=meta)
     figure.update_xaxes(title_text=across, type="category", tickangle=0 if len(names) < 9 else -45)
-    figure.update_yaxes(title_text="layer", dtick=_step(len(table)), autorange="reversed")
+    figure.update_yaxes(title_text="layer", dtick=tick_step(len(table)), autorange="reversed")
     return figure

@@ -32,6 +32,21 @@ def seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Run a command in this process: (exit code, stdout, stderr)."""
+    from interp import cli
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["interp", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out, err = capsys.readouterr()
+        return stopped.value.code, out, err
+
+    return call
+
+
 def pytest_sessionstart():
     """Make what tests share importable by name; --import-mode=importlib would not find it.
 

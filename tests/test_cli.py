@@ -16,20 +16,6 @@ from interp.results import Result
 PLANTED = "zoo:planted-induction"
 
 
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Run a command in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["interp", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        out, err = capsys.readouterr()
-        return stopped.value.code, out, err
-
-    return call
-
-
 def refused(outcome, code, message):
     """The outcome is this exit code, nothing on stdout, one line on stderr without a traceback."""
     got, out, err = outcome

@@ -1,27 +1,9 @@
 """`interp report` as it is typed: exit codes, what goes to which stream, and the size of what it writes."""
 
-import sys
-
 import pytest
-
-from interp import cli
 
 PLANTED = "zoo:planted-induction"
 SENTENCE = "While Skozul and Moxgax stayed at the market , Skozul passed a cake to"
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Run a command in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["interp", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        out, err = capsys.readouterr()
-        return stopped.value.code, out, err
-
-    return call
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import plotly.graph_objects as go
 
-from interp.plots import ACCENT, GREY, MARK, SIGNED_DARK, template
+from interp.plots import ACCENT, GREY, MARK, SIGNED_DARK, stops, template
 
 if TYPE_CHECKING:
     from circuits.graph import Graph
@@ -19,7 +19,7 @@ SWAPPED = {"#8c1c13": "#ff8570", "#b2432f": "#e8715a", "#3173ab": "#4f9ae0", "#1
 """Ends of a circuit's colours, too dark for a dark page -> what they are there."""
 NARROWEST = 3.2
 """Half the boxes side by side shown at least: a drawing of a few stays as large as its names."""
-DARK = [[i / (len(SIGNED_DARK) - 1), colour] for i, colour in enumerate(SIGNED_DARK)]
+DARK = stops(SIGNED_DARK)
 """Colour scale of signed values on a dark page."""
 
 
