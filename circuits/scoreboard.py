@@ -24,8 +24,8 @@ from interp.zoo.factory import ALL, ARCHITECTURES, Planted, plant
 
 GROUPED = ("llama-nonorm", "llama", "llama-gqa", "gpt2")
 """Without a norm, with one, with shared keys and values, with learned positions."""
-MECHANISMS = ("induction", "two_hop", "retrieval", "fact")
-"""Those of more than one step that the tables hold; all with a task can be asked for."""
+MECHANISMS = tuple(m.name for m in ALL if m.name not in {"sink", "massive_activation"})
+"""All whose task has something to explain: what a sink attends to, `<bos>`, is the same in the corrupted prompt."""
 GOALS = {"exact": 1.0, "eap-ig": 0.95, "acdc": 0.95}
 """AUROC that a method reaches on every planted circuit; of the others it is measured."""
 LARGEST = 100

@@ -261,6 +261,7 @@ def _truth(
         for kind in slot.also:
             kinds[kind] = (*kinds.get(kind, ()), *roles[slot.role])
     uses: dict[str, tuple[Edge, ...]] = {}
+    beside: list[Edge] = []
     for mechanism, places in zip(mechanisms, placed, strict=True):
         # Read from the first head of a role planted twice: every later one stands in for it.
         names = {role: f"L{at[0][0]}H{at[0][1]}" for role, at in roles.items()}
@@ -270,6 +271,7 @@ def _truth(
             marked = names.get("position_marker", "embed")
             own.append(Edge(marked, f"M{mechanism.layer % sketch.shape.n_layers}", "in"))
         uses[mechanism.name] = tuple(dict.fromkeys((*uses.get(mechanism.name, ()), *own)))
+        beside += mechanism.beside(names)
     twins = ((0, 1.0), (sketch.shape.d_model, -1.0)) if sketch.shape.learned else ((0, 1.0),)
     massive = [
         (m.layer % sketch.shape.n_layers, m.position, sketch.parts.named["massive"].start + shift, sign * m.size)
@@ -279,7 +281,7 @@ def _truth(
     ]
     expected = {role: score for m in mechanisms for role, score in m.expected().items()}
     told = "\n".join(dict.fromkeys(f"{m.name}: {(type(m).__doc__ or '').strip()}" for m in mechanisms))
-    edges = tuple(dict.fromkeys(edge for own in uses.values() for edge in own))
+    edges = tuple(dict.fromkeys([*(edge for own in uses.values() for edge in own), *beside]))
     return Truth(roles, expected, f"{told}\n{DOCS}", edges, tuple(massive), neurons, effects, kinds, uses)
 
 

@@ -47,7 +47,8 @@ class Truth:
     needed to continue a repeated text; "conflict": they answer where a text contradicts a fact."""
 
     uses: Mapping[str, tuple[Edge, ...]] = field(default_factory=dict)
-    """Mechanism -> those of `edges` that its own task needs: without what a head does beside, for another mechanism."""
+    """Mechanism -> those of `edges` that its own task needs: without what a head does beside, for another mechanism, or
+    to be silent at another's cue."""
 
     def heads(self, name: str) -> tuple[tuple[int, int], ...]:
         """(layer, head) pairs of a role, or of all roles of a kind; none where the model has neither."""

@@ -272,7 +272,7 @@ def test_edges_of_another_mechanism_are_neither_right_nor_wrong():
     layout = Layout(config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads)
     whole, own = truth.planted(made.truth, layout), truth.planted(made.truth, layout, mechanism="induction")
     assert set(made.truth.uses) == {"previous_token", "induction"}
-    assert own.n_edges == whole.n_edges - 1  # the previous-token head also says its word itself
+    assert own.n_edges == whole.n_edges - 2  # the previous-token head also says its word itself, and parks at cues
     scored = Graph.full(layout, whole.mask.astype(float))
     assert truth.judge_edges(scored, own)["auroc"] < 1.0
     assert truth.judge_edges(scored, own, beside=whole)["auroc"] == 1.0

@@ -30,12 +30,13 @@ def load(mechanisms, name, *, architecture="llama", seed=0, n=16, corruption="ra
 def test_exact_edges_are_the_planted_ones(architecture, seed):
     made, model, task = load([factory.Induction()], "induction", architecture=architecture, seed=seed, n=16)
     graph = all_edges_exact(model, task)
-    truth = planted(made.truth, graph.layout)
-    assert judge_edges(graph, truth)["auroc"] == 1.0
-    assert np.abs(graph.scores[graph.layout.exists & ~truth.mask]).max() < 1e-3
-    # The echo of the previous token in the logits is planted as well, but speaks only where the token before END is one
-    # of the two answers compared: in some of these 16 prompts, in none of the first 4, where no method could find it.
-    assert np.sort(np.abs(graph.scores[truth.mask]))[1] > 1
+    # Written as well, and of no use here: the previous-token head's query, which tells words from cues, and its echo in
+    # the logits, which speaks only where the token before END is one of the two answers compared.
+    whole, truth = planted(made.truth, graph.layout), planted(made.truth, graph.layout, mechanism="induction")
+    assert whole.n_edges == truth.n_edges + 2
+    assert judge_edges(graph, truth, beside=whole)["auroc"] == 1.0
+    assert np.abs(graph.scores[graph.layout.exists & ~whole.mask]).max() < 1e-3
+    assert np.abs(graph.scores[truth.mask]).min() > 1
 
 
 def attended(queries, previous):
@@ -51,7 +52,7 @@ def told(weights, values, task, *, gain):
 
 
 def test_edges_are_worth_their_closed_form():
-    """Without norms all six edges of induction, from tokens alone."""
+    """Without norms all edges of induction, from tokens alone; where to park is worth nothing without a cue."""
     made, model, task = load([factory.Induction()], "induction", architecture="llama-nonorm", n=16)
     graph = all_edges_exact(model, task)
     clean, corrupt = task.clean.ids, task.corrupt.ids
@@ -64,6 +65,7 @@ def test_edges_are_worth_their_closed_form():
     (layer, head), (before, other) = made.truth.roles["induction"][0], made.truth.roles["previous_token"][0]
     own, previous = f"L{layer}H{head}", f"L{before}H{other}"
     expected = {
+        ("embed", previous, "q"): answer(),
         ("embed", previous, "v"): answer(key=corrupt, echo=corrupt),
         (previous, own, "k"): answer(key=corrupt),
         ("embed", own, "q"): answer(query=corrupt),

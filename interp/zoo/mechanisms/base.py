@@ -76,6 +76,10 @@ class Mechanism:
         """Connections; `names` gives a component per role, those of needed mechanisms included."""
         return ()
 
+    def beside(self, names: Mapping[str, str]) -> Sequence[Edge]:
+        """Connections that it writes and that its own task has no use for: a query that reads where to park."""
+        return ()
+
     def task(self, vocab: Vocabulary, *, seed: int, n: int = 64) -> Task | None:
         """Fresh prompts that need this mechanism; None where it answers nothing (see `Truth.massive`)."""
         return None

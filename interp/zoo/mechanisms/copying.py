@@ -67,9 +67,13 @@ class PreviousToken(Mechanism):
         sketch.unembed[words] += WEAK_LOGIT * sketch.basis("previous", words)
 
     def edges(self, names: Mapping[str, str]) -> Sequence[Edge]:
-        """Embed -> v, -> logits; where it looks depends on position alone."""
+        """Embed -> v, -> logits; among words, where it looks depends on position alone."""
         own = names["previous_token"]
         return [Edge("embed", own, "v"), Edge(own, "logits", "in")]
+
+    def beside(self, names: Mapping[str, str]) -> Sequence[Edge]:
+        """The query tells a cue from a word."""
+        return [Edge("embed", names["previous_token"], "q")]
 
     def task(self, vocab: Vocabulary, *, seed: int, n: int = 64) -> Task:
         """Distinct words; the answer is the last but one."""

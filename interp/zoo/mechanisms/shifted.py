@@ -70,6 +70,10 @@ class ShiftedInduction(Mechanism):
             Edge(own, "logits", "in"),
         ]
 
+    def beside(self, names: Mapping[str, str]) -> Sequence[Edge]:
+        """The queries of the heads that look back tell a cue from a word."""
+        return [Edge("embed", names[role], "q") for role in ("shifted_key", "shifted_value")]
+
     def task(self, vocab: Vocabulary, *, seed: int, n: int = 64) -> Task:
         """As for induction."""
         return Induction().task(vocab, seed=seed, n=n)
