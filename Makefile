@@ -31,7 +31,7 @@ demo: env  ## the tour: a shipped model, its heads, one report
 
 # One thread per process: JOBS processes that each start a thread per core only wait for one another.
 test: env  ## all tests and notebooks, offline
-	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n $(JOBS) --nbmake tests notebooks
+	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --nbmake notebooks tests
 
 lint: env  ## style, format, types, who may import whom
 	@$(BIN)/ruff check --quiet .

@@ -52,6 +52,7 @@ def scoreboard(
     names: Sequence[str] | None = None,
     seeds: int = 10,
     architectures: Sequence[str] | None = None,
+    settings: Sequence[str] = SETTINGS,
     jobs: int = 1,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> pd.DataFrame:
@@ -60,22 +61,27 @@ def scoreboard(
     Columns: `auroc` and `average_precision` of the headline score over heads (NaN where the role is absent), `lowest`
     score of a head that has the role and `highest` of one that has not, `closed_form_error` of the former (relative),
     `missed` heads of the role that are not labelled, `false_labels` and `false_q` (q < 0.01) among the others, `heads`
-    in all: 0 where the analysis refuses a model without the role, as one that does not know what it asks. `jobs`
-    architectures and seeds are judged at a time, in processes.
+    in all: 0 where the analysis refuses a model without the role, as one that does not know what it asks. `settings`:
+    a model with what the analysis looks for alone, with all mechanisms together, inert. `jobs` architectures and seeds
+    are judged at a time, in processes.
+
+    Raises:
+        TaskError: an unknown architecture or setting, or a named analysis that declares no truth.
     """
     from interp.zoo.factory import ARCHITECTURES
 
     known = tuple(ARCHITECTURES)
-    for architecture in architectures or ():
-        if architecture not in known:
-            raise TaskError(f"unknown architecture {architecture!r}; {nearest(architecture, known)}")
+    for what, given, valid in (("architecture", architectures or (), known), ("setting", settings, SETTINGS)):
+        for name in given:
+            if name not in valid:
+                raise TaskError(f"unknown {what} {name!r}; {nearest(name, valid)}")
     specs = measured(names)
     cases = [(a, s) for a in architectures or known for s in range(seeds)]
-    judged = each(lambda case: list(_case(specs, *case)), cases, jobs=jobs, progress=progress)
+    judged = each(lambda case: list(_case(specs, settings, *case)), cases, jobs=jobs, progress=progress)
     return pd.DataFrame([row for rows in judged for row in rows])
 
 
-def _case(specs: Sequence[Analysis], architecture: Any, seed: int) -> Iterator[dict[str, Any]]:
+def _case(specs: Sequence[Analysis], settings: Sequence[str], architecture: Any, seed: int) -> Iterator[dict[str, Any]]:
     """Rows of all analyses on the models of one architecture and seed."""
     from interp.zoo.factory import ALL, plant
 
@@ -85,6 +91,8 @@ def _case(specs: Sequence[Analysis], architecture: Any, seed: int) -> Iterator[d
     for spec in specs:
         alone = plant(_own(spec), architecture=architecture, seed=seed)
         for setting, planted in zip(SETTINGS, (alone, together, inert), strict=True):
+            if setting not in settings:
+                continue
             found = _judge(spec, planted, seed=seed)
             yield {"analysis": spec.name, "setting": setting, "architecture": architecture, "seed": seed} | found
 

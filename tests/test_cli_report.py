@@ -1,5 +1,7 @@
 """`interp report` as it is typed: exit codes, what goes to which stream, and the size of what it writes."""
 
+from importlib import import_module
+
 import pytest
 
 PLANTED = "zoo:planted-induction"
@@ -35,7 +37,8 @@ def test_help_names_the_options(run):
 
 
 @pytest.mark.slow
-def test_the_report_of_the_shipped_model_is_whole_and_at_most_8_mib(run, tmp_path):
+def test_the_report_of_the_shipped_model_is_whole_and_at_most_8_mib(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(import_module("interp.report.circuits"), "PROMPTS", 12)  # a rougher circuit, found in a fifth of the time
     path = tmp_path / "r.html"
     asked = ["--task", "ioi", "--prompt", SENTENCE, "--answer", "Moxgax", "--wrong", "Skozul"]
     code, out, err = run("report", "zoo:default", *asked, "-a", "induction", "-a", "sink", "--out", path)

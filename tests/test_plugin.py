@@ -44,14 +44,15 @@ def installed(tmp_path):
 
 def test_it_runs_by_name_and_is_in_the_report(installed):
     run, folder = installed
-    found = run(f"{COMMAND}(['detect', 'zoo:planted-induction', '-a', 'mass_on_self', '--json'])")
+    # One process for both: it is the importing that takes time.
+    found = run(
+        "import interp; m = interp.load('zoo:planted-induction'); "
+        "interp.report(m, analyses=['previous_token', 'mass_on_self'], path='page.html'); "
+        f"{COMMAND}(['detect', 'zoo:planted-induction', '-a', 'mass_on_self', '--json'])"
+    )
     document = json.loads(found.stdout)
     assert {row["analysis"] for row in document["rows"]} == {"mass_on_self"}
     assert document["provenance"]["call"]["analysis"] == "mass_on_self"
-    run(
-        "import interp; m = interp.load('zoo:planted-induction'); "
-        "interp.report(m, analyses=['previous_token', 'mass_on_self'], path='page.html')"
-    )
     page = (folder / "page.html").read_text(encoding="utf-8")
     assert "Self-looking heads" in page
     assert "A head with nothing better to look at does so too" in page

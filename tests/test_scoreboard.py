@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 from numpy.testing import assert_allclose
 
@@ -17,9 +18,18 @@ LEAST = {"temporal": 0.9}
 alone."""
 
 
+ALONE = ("movers", "direct_attribution", "conflict", "temporal", "importance")
+"""Dear beside all other mechanisms, where the model has 64 heads: there the whole board judges them (docs)."""
+
+
 @pytest.fixture(scope="module")
 def board():
-    return scoreboard.scoreboard(seeds=1, architectures=("llama-gqa",))
+    rest = [a.name for a in scoreboard.measured() if a.name not in ALONE]
+    judged = [
+        scoreboard.scoreboard(names=rest, seeds=1, architectures=("llama-gqa",)),
+        scoreboard.scoreboard(names=ALONE, seeds=1, architectures=("llama-gqa",), settings=("alone", "inert")),
+    ]
+    return pd.concat(judged, ignore_index=True)
 
 
 DESCRIPTIVE = {
@@ -121,3 +131,5 @@ def test_what_cannot_be_scored_is_refused():
         scoreboard.measured(["inducton"])
     with pytest.raises(TaskError, match="unknown architecture 'lama'; did you mean 'llama'"):
         scoreboard.scoreboard(architectures=["lama"])
+    with pytest.raises(TaskError, match="unknown setting 'inerd'; did you mean 'inert'"):
+        scoreboard.scoreboard(settings=["inerd"])

@@ -161,9 +161,11 @@ def test_planted_circuits_are_found(architecture, seed):
     built = factory.plant([factory.Induction()], architecture=architecture, seed=seed, noise=0.0)
     model = interp.load(built.model, tokenizer=built.tokenizer)
     sweep = acdc_sweep(model, planted_task(built, "induction", n=12), thresholds=(1e-3, 1e-2, 1e-1, 1.0))
-    truth = planted(built.truth, sweep.graph.layout)
-    assert judge_edges(sweep.graph, truth)["auroc"] == 1.0
-    np.testing.assert_array_equal(sweep.graphs[0].mask, truth.mask)
+    whole, truth = (planted(built.truth, sweep.graph.layout, mechanism=m) for m in (None, "induction"))
+    assert judge_edges(sweep.graph, truth, beside=whole)["auroc"] == 1.0
+    found = sweep.graphs[0].mask
+    np.testing.assert_array_equal(found & truth.mask, truth.mask)
+    np.testing.assert_array_equal(found | whole.mask, whole.mask)
 
 
 @pytest.mark.parametrize("backend", ["lens", "nnsight"])

@@ -26,9 +26,9 @@ def load(mechanisms, name, *, architecture="llama", seed=0, n=16, corruption="ra
     return made, model, planted_task(made, name, n=n, corruption=corruption)
 
 
-@pytest.mark.parametrize(("architecture", "seed"), [("llama", 0), ("llama-gqa", 1), ("llama-gqa", 2), ("gpt2", 3)])
+@pytest.mark.parametrize(("architecture", "seed"), [("llama", 0), ("llama-gqa", 1), ("gpt2", 3)])
 def test_exact_edges_are_the_planted_ones(architecture, seed):
-    made, model, task = load([factory.Induction()], "induction", architecture=architecture, seed=seed, n=16)
+    made, model, task = load([factory.Induction()], "induction", architecture=architecture, seed=seed, n=8)
     graph = all_edges_exact(model, task)
     # Written as well, and of no use here: the previous-token head's query, which tells words from cues, and its echo in
     # the logits, which speaks only where the token before END is one of the two answers compared.

@@ -11,19 +11,19 @@ import pytest
 from numpy.testing import assert_allclose
 from probe_cases import blind
 from scipy.stats import binomtest
-from tiny_models import ARCHITECTURES, build
+from tiny_models import SPANNING, build
 
 import interp
 from interp.haystacks import PAIRS
 from interp.zoo.mechanisms import Vocabulary
 
 SEEDS = 4  # models of 16 heads each
-SURE = 1 - 0.01 / 66  # 99 % that all of the intervals below hold: six for each of eleven architectures
+SURE = 1 - 0.01 / 42  # 99 % that all of the intervals below hold: six for each of seven architectures
 WORDS = 48
 SIZES = (12, 26, 10)
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=SPANNING)
 def models(request):
     """Random models, with the tokenizer of planted ones and without."""
     tokenizer = Vocabulary(WORDS).tokenizer(context=700)

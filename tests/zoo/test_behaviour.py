@@ -33,12 +33,12 @@ def effects(planted, name, components, *, n=96):
 
 @pytest.fixture(scope="module")
 def table():
-    names = ["induction", "successor", "two_hop", "massive_activation", "shifted_induction"]
-    return behaviour(seeds=1, architectures=["llama-gqa"], mechanisms=names, n=48)
+    names = ["induction", "successor", "massive_activation", "shifted_induction"]
+    return behaviour(seeds=1, architectures=["llama-gqa"], mechanisms=names, n=32)
 
 
 def test_a_slice_of_the_sweep_keeps_every_promise(table):
-    assert len(table) == 9  # five alone, all but the shifted one together
+    assert len(table) == 7  # four alone, all but the shifted one together
     assert not failed(table)
     assert (table["clean"] >= 0.95).all()
     assert (table["ablated"] <= table["ceiling"]).all()
