@@ -38,7 +38,8 @@ def test_help_names_the_options(run):
 
 @pytest.mark.slow
 def test_the_report_of_the_shipped_model_is_whole_and_at_most_8_mib(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(import_module("interp.report.circuits"), "PROMPTS", 12)  # a rougher circuit, found in a fifth of the time
+    # A rougher circuit, found in a fifth of the time.
+    monkeypatch.setattr(import_module("interp.report.circuits"), "PROMPTS", 12)
     path = tmp_path / "r.html"
     asked = ["--task", "ioi", "--prompt", SENTENCE, "--answer", "Moxgax", "--wrong", "Skozul"]
     code, out, err = run("report", "zoo:default", *asked, "-a", "induction", "-a", "sink", "--out", path)
