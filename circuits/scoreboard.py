@@ -22,8 +22,6 @@ from interp.scoreboard import ROUNDING
 from interp.tasks import PromptTask, planted_task
 from interp.zoo.factory import ALL, ARCHITECTURES, Planted, plant
 
-GROUPED = ("llama-nonorm", "llama", "llama-gqa", "gpt2")
-"""Without a norm, with one, with shared keys and values, with learned positions."""
 MECHANISMS = tuple(m.name for m in ALL if m.name not in {"sink", "massive_activation"})
 """All whose task has something to explain: what a sink attends to, `<bos>`, is the same in the corrupted prompt."""
 GOALS = {"exact": 1.0, "eap-ig": 0.95, "acdc": 0.95}
@@ -36,7 +34,7 @@ def scoreboard(
     *,
     methods: Sequence[str] | None = None,
     mechanisms: Sequence[str] = MECHANISMS,
-    architectures: Sequence[str] = GROUPED,
+    architectures: Sequence[str] = ARCHITECTURES,
     seeds: int = 10,
     n: int = 16,
     noise: float = 0.0,
@@ -56,14 +54,14 @@ def scoreboard(
     Raises:
         SchemaError: an unknown method, mechanism or architecture.
     """
-    for given, known in ((methods or (), METHODS), (architectures, ARCHITECTURES)):
+    for what, given, known in (
+        ("method", methods or (), METHODS),
+        ("architecture", architectures, ARCHITECTURES),
+        ("mechanism", mechanisms, {m.name for m in ALL}),
+    ):
         for name in given:
             if name not in known:
-                raise SchemaError(f"unknown {name!r}; {nearest(name, known)}")
-    known = {m.name for m in ALL}
-    for mechanism in mechanisms:
-        if mechanism not in known:
-            raise SchemaError(f"unknown mechanism {mechanism!r}; {nearest(mechanism, known)}")
+                raise SchemaError(f"unknown {what} {name!r}; {nearest(name, known)}")
     cases = [(m, a, s) for m in mechanisms for a in architectures for s in range(seeds)]
     chosen = tuple(methods or METHODS)
     judged = each(lambda case: _case(*case, methods=chosen, n=n, noise=noise), cases, jobs=jobs, progress=progress)
@@ -153,9 +151,9 @@ def _judged(made: Planted, mechanism: str, method: str, *, n: int, seed: int) ->
     scored = METHODS[method].run(model, task, None, n, seed)
     seconds = time.process_time() - started
     exists, size = case.layout.exists, truth.n_edges
-    scores = np.abs(np.nan_to_num(scored.scores)) / abs(float(case.clean.mean() - case.corrupt.mean()))
     grown = Graph.full(case.layout, scored.scores).greedy(size)
-    verdict = faithfulness(model, task, [truth, grown]).faithfulness
+    verdict = faithfulness(model, task, [truth, grown]).faithfulness  # refuses a task that no corruption changes
+    scores = np.abs(np.nan_to_num(scored.scores)) / abs(float(case.clean.mean() - case.corrupt.mean()))
     return {
         **judge_edges(scored, truth, beside=whole),
         "edges": size,

@@ -121,7 +121,7 @@ def verify(
         judged = edges
         board = edges.scoreboard(
             mechanisms=analysis or edges.MECHANISMS,
-            architectures=architecture or edges.GROUPED,
+            architectures=architecture or edges.ARCHITECTURES,
             seeds=seeds,
             jobs=jobs,
             progress=progress,

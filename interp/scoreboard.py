@@ -88,11 +88,10 @@ def _case(specs: Sequence[Analysis], settings: Sequence[str], architecture: Any,
     together = plant(ALL, architecture=architecture, seed=seed)
     # In the same words: what can be asked is the same, and nothing is there to be found.
     inert = plant([], architecture=architecture, seed=seed, n_words=together.vocab.n_words)
+    shared = {"together": together, "inert": inert}
     for spec in specs:
-        alone = plant(_own(spec), architecture=architecture, seed=seed)
-        for setting, planted in zip(SETTINGS, (alone, together, inert), strict=True):
-            if setting not in settings:
-                continue
+        for setting in settings:
+            planted = shared.get(setting) or plant(_own(spec), architecture=architecture, seed=seed)
             found = _judge(spec, planted, seed=seed)
             yield {"analysis": spec.name, "setting": setting, "architecture": architecture, "seed": seed} | found
 

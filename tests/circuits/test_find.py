@@ -33,12 +33,12 @@ def made():
 
 @pytest.mark.parametrize("task", ["ioi", "greater-than"])
 def test_a_tenth_of_the_edges_does_the_task_and_random_circuits_do_not(default, task):
-    found = circuit(default, task, n_prompts=16, n_random=9)
+    found = circuit(default, task, n_prompts=16)
     assert found.graph.fraction <= 0.1
     assert found.faithfulness >= 0.75  # 0.8 is asked for on the prompts it was found on
-    assert len(found.random.faithfulness) == 9
+    assert len(found.random.faithfulness) == 20
     assert found.random.faithfulness.max() < 0.5
-    assert found.p == pytest.approx(1 / 10)
+    assert found.p == pytest.approx(1 / 21)
     matched = random_circuits(found.graph, n=3, how="matched")
     held_out = interp.task(task, default, n=16, split="held-out")
     assert faithfulness(default, held_out, matched).faithfulness.max() < 0.5
@@ -77,7 +77,7 @@ def test_the_board_of_planted_circuits():
     assert rows["models"].tolist() == [1, 1]
     with pytest.raises(SchemaError, match="unknown mechanism 'inducton'; did you mean"):
         scoreboard(mechanisms=["inducton"])
-    with pytest.raises(SchemaError, match="unknown 'eapig'; did you mean"):
+    with pytest.raises(SchemaError, match="unknown method 'eapig'; did you mean"):
         scoreboard(methods=["eapig"])
 
 
