@@ -22,7 +22,8 @@ import numpy as np
 import pytest
 import torch
 
-torch.set_num_threads(1)
+# One, unless asked: more would share the cores with the other workers of pytest-xdist.
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 class _NotInside(hook.JaxtypingTransformer):
@@ -98,7 +99,7 @@ def pytest_sessionstart():
 
     Not earlier: what it imports must be imported after jaxtyping's hook is in place.
     """
-    for name, path in (("tiny_models", "models.py"), ("probe_cases", "probes/cases.py")):
+    for name, path in (("tiny_models", "models.py"), ("tolerance", "tolerance.py"), ("probe_cases", "probes/cases.py")):
         spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / path)
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
