@@ -7,7 +7,7 @@
 Each module holds one method that finds, scores or reads a circuit: activation and path patching, edge attribution,
 circuit search, learned masks, contextual decomposition, the graph that they return, and how faithful such a graph is to
 the model. It builds on `interp` and knows nothing of `probes`. Names are imported when first used;
-what is called like its module is not here: `from circuits.faithfulness import faithfulness`.
+what is called like its module is not here: `from circuits.evaluation._faithfulness import faithfulness`.
 """
 
 from __future__ import annotations
@@ -16,51 +16,51 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _HOME = {
-    "Case": "circuits.case",
-    "Graph": "circuits.graph",
-    "Layout": "circuits.layout",
-    "acdc_sweep": "circuits.acdc",
-    "activation_patching": "circuits.patching",
-    "all_edges_exact": "circuits.path_patching",
+    "Case": "circuits.wiring.case",
+    "Graph": "circuits.graph.graph",
+    "Layout": "circuits.graph.layout",
+    "acdc_sweep": "circuits.search._acdc",
+    "activation_patching": "interp.patching.activations",
+    "all_edges_exact": "circuits.patching.paths",
     "circuit": "circuits.find",
-    "completeness": "circuits.minimality",
-    "contextual_decomposition": "circuits.cdt",
-    "cross_faithfulness": "circuits.reuse",
-    "edge_attribution": "circuits.attribution",
-    "edge_pruning": "circuits.pruning",
-    "node_attribution": "circuits.nodes",
-    "overlap": "circuits.reuse",
-    "plan": "circuits.cost",
-    "random_circuits": "circuits.controls",
-    "repair": "circuits.reuse",
-    "run_edges": "circuits.edges",
-    "subnetwork_probing": "circuits.pruning",
-    "trace": "circuits.tracing",
-    "trace_attention": "circuits.sparse_attention",
+    "completeness": "circuits.evaluation._minimality",
+    "contextual_decomposition": "circuits.search.cdt",
+    "cross_faithfulness": "circuits.evaluation.reuse",
+    "edge_attribution": "circuits.attribution.edge_gradients",
+    "edge_pruning": "circuits.search.pruning",
+    "node_attribution": "interp.patching.nodes",
+    "overlap": "circuits.evaluation.reuse",
+    "plan": "circuits.attribution.cost",
+    "random_circuits": "circuits.graph.controls",
+    "repair": "circuits.evaluation.reuse",
+    "run_edges": "circuits.wiring.edges",
+    "subnetwork_probing": "circuits.search.pruning",
+    "trace": "circuits.patching.tracing",
+    "trace_attention": "circuits.search.sparse_attention",
 }
 
 if TYPE_CHECKING:
-    from circuits.acdc import acdc_sweep as acdc_sweep
-    from circuits.attribution import edge_attribution as edge_attribution
-    from circuits.case import Case as Case
-    from circuits.cdt import contextual_decomposition as contextual_decomposition
-    from circuits.controls import random_circuits as random_circuits
-    from circuits.cost import plan as plan
-    from circuits.edges import run_edges as run_edges
+    from circuits.attribution.cost import plan as plan
+    from circuits.attribution.edge_gradients import edge_attribution as edge_attribution
+    from circuits.evaluation._minimality import completeness as completeness
+    from circuits.evaluation.reuse import cross_faithfulness as cross_faithfulness
+    from circuits.evaluation.reuse import overlap as overlap
+    from circuits.evaluation.reuse import repair as repair
     from circuits.find import circuit as circuit
-    from circuits.graph import Graph as Graph
-    from circuits.layout import Layout as Layout
-    from circuits.minimality import completeness as completeness
-    from circuits.nodes import node_attribution as node_attribution
-    from circuits.patching import activation_patching as activation_patching
-    from circuits.path_patching import all_edges_exact as all_edges_exact
-    from circuits.pruning import edge_pruning as edge_pruning
-    from circuits.pruning import subnetwork_probing as subnetwork_probing
-    from circuits.reuse import cross_faithfulness as cross_faithfulness
-    from circuits.reuse import overlap as overlap
-    from circuits.reuse import repair as repair
-    from circuits.sparse_attention import trace_attention as trace_attention
-    from circuits.tracing import trace as trace
+    from circuits.graph.controls import random_circuits as random_circuits
+    from circuits.graph.graph import Graph as Graph
+    from circuits.graph.layout import Layout as Layout
+    from circuits.patching.paths import all_edges_exact as all_edges_exact
+    from circuits.patching.tracing import trace as trace
+    from circuits.search._acdc import acdc_sweep as acdc_sweep
+    from circuits.search.cdt import contextual_decomposition as contextual_decomposition
+    from circuits.search.pruning import edge_pruning as edge_pruning
+    from circuits.search.pruning import subnetwork_probing as subnetwork_probing
+    from circuits.search.sparse_attention import trace_attention as trace_attention
+    from circuits.wiring.case import Case as Case
+    from circuits.wiring.edges import run_edges as run_edges
+    from interp.patching.activations import activation_patching as activation_patching
+    from interp.patching.nodes import node_attribution as node_attribution
 
 __all__ = [
     "Case",

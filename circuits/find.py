@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from circuits.case import Case
-from circuits.controls import random_circuits
-from circuits.curve import FRACTIONS, Curve, curve
-from circuits.faithfulness import Verdict, faithfulness
-from circuits.graph import Graph
+from circuits.evaluation._curve import FRACTIONS, Curve, curve
+from circuits.evaluation._faithfulness import Verdict, faithfulness
+from circuits.graph.controls import random_circuits
+from circuits.graph.graph import Graph
+from circuits.graph.page import page
 from circuits.methods import METHODS
-from circuits.page import page
+from circuits.wiring.case import Case
 from interp.errors import SchemaError, TaskError, nearest
 from interp.model import Model
 from interp.tasks import PromptTask

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from circuits.acdc import acdc_sweep
-from circuits.attribution import edge_attribution
-from circuits.graph import Graph
-from circuits.path_patching import all_edges_exact
+from circuits.attribution.edge_gradients import edge_attribution
+from circuits.graph.graph import Graph
+from circuits.patching.paths import all_edges_exact
+from circuits.search._acdc import acdc_sweep
 from interp.model import Model
 from interp.tasks import PromptTask
 

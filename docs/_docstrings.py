@@ -56,4 +56,4 @@ def what_callers_get(
 ) -> tuple[str, str] | None:
     """An analysis is written to return `Findings`; `@analysis` makes a `Result` of it and annotates it so."""
     wrapped = hasattr(obj, "__wrapped__") and obj.__annotations__.get("return") == "Result"
-    return (signature, "~interp.results.Result") if wrapped else None
+    return (signature, "~interp.results.results.Result") if wrapped else None

@@ -28,7 +28,7 @@ def commands() -> Iterator[tuple[str, str]]:
     """Every command and subcommand with its `--help`, 100 columns wide."""
     import typer
 
-    from interp.cli import app
+    from interp.cli.main import app
 
     def walk(command: Any, name: str, parent: Any) -> Iterator[tuple[str, str]]:
         options = {"resilient_parsing": True, "parent": parent, "terminal_width": 100, "max_content_width": 100}
@@ -65,7 +65,7 @@ def _cell(text: str) -> str:
 
 def analyses() -> str:
     """docs/reference/analyses.md."""
-    from interp.registry import analyses as registered
+    from interp.measurement.registry import analyses as registered
 
     found = [s for s in registered().values() if s.run.__module__.startswith(("probes.", "circuits.", "interp."))]
     lines = [
@@ -100,7 +100,7 @@ def analyses() -> str:
 
 def families() -> str:
     """The table of README.md: analyses by the question they answer."""
-    from interp.registry import analyses as registered
+    from interp.measurement.registry import analyses as registered
 
     found = [s for s in registered().values() if s.run.__module__.startswith("probes.")]
     unknown = {s.family for s in found} - FAMILIES.keys()
@@ -115,8 +115,8 @@ def families() -> str:
 
 def tables() -> str:
     """docs/reference/tables.md."""
-    from interp.registry import analyses as registered
-    from interp.results import COLUMNS, INTERVENTION_COLUMNS, SCHEMA_VERSION
+    from interp.measurement.registry import analyses as registered
+    from interp.results.results import COLUMNS, INTERVENTION_COLUMNS, SCHEMA_VERSION
 
     def columns(declared: dict[str, str], meanings: dict[str, str]) -> list[str]:
         return ["| column | type | holds |", "|---|---|---|"] + [

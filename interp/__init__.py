@@ -13,50 +13,50 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from interp.environment import __version__
 
 _HOME = {
-    "load": "interp.model",
+    "load": "interp.loading.load",
     "Model": "interp.model",
     "ModelInfo": "interp.model",
     "Site": "interp.sites",
     "Ablate": "interp.edits",
     "ablate_heads": "interp.edits",
     "Batch": "interp.batch",
-    "Result": "interp.results",
-    "analysis": "interp.registry",
-    "analyses": "interp.registry",
-    "analyze": "interp.registry",
-    "detect": "interp.registry",
-    "atlas": "interp.atlas",
+    "Result": "interp.results.results",
+    "analysis": "interp.measurement.registry",
+    "analyses": "interp.measurement.registry",
+    "analyze": "interp.measurement.registry",
+    "detect": "interp.measurement.registry",
+    "atlas": "interp.studies.atlas",
     "attribute": "interp.decompose",
     "logit_lens": "interp.decompose",
-    "attention_view": "interp.report.viewer",
-    "report": "interp.report",
+    "attention_view": "interp.reports.viewer",
+    "report": "interp.reports",
     "PromptTask": "interp.tasks",
     "task": "interp.tasks",
     "InterpError": "interp.errors",
 }
 
 if TYPE_CHECKING:
-    from interp.atlas import atlas as atlas
     from interp.batch import Batch as Batch
     from interp.decompose import attribute as attribute
     from interp.decompose import logit_lens as logit_lens
     from interp.edits import Ablate as Ablate
     from interp.edits import ablate_heads as ablate_heads
     from interp.errors import InterpError as InterpError
+    from interp.loading.load import load as load
+    from interp.measurement.registry import analyses as analyses
+    from interp.measurement.registry import analysis as analysis
+    from interp.measurement.registry import analyze as analyze
+    from interp.measurement.registry import detect as detect
     from interp.model import Model as Model
     from interp.model import ModelInfo as ModelInfo
-    from interp.model import load as load
-    from interp.registry import analyses as analyses
-    from interp.registry import analysis as analysis
-    from interp.registry import analyze as analyze
-    from interp.registry import detect as detect
-    from interp.report import report as report
-    from interp.report.viewer import attention_view as attention_view
-    from interp.results import Result as Result
+    from interp.reports import report as report
+    from interp.reports.viewer import attention_view as attention_view
+    from interp.results.results import Result as Result
     from interp.sites import Site as Site
+    from interp.studies.atlas import atlas as atlas
     from interp.tasks import PromptTask as PromptTask
     from interp.tasks import task as task
 

@@ -6,6 +6,8 @@ import os
 import platform
 from importlib import metadata
 
+__version__ = "0.1.0"
+
 PACKAGES = (
     "interp-toolkit",
     "torch",

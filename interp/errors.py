@@ -29,7 +29,7 @@ class TaskError(InterpError):
 class NotApplicable(TaskError):  # noqa: N818  (a state of affairs, not a mistake)
     """An analysis that means nothing on this model: too short a context, too few tokens, no class it asks about.
 
-    `interp.registry.detect` leaves such an analysis out, and says why, unless it was asked for by name.
+    `interp.measurement.registry.detect` leaves such an analysis out, and says why, unless it was asked for by name.
     """
 
 

@@ -14,15 +14,15 @@ from torch import Tensor
 from interp.attention import Statistic
 from interp.batch import Batch, Prompts
 from interp.edits import Edit
-from interp.errors import BackendError, ModelLoadError, SiteError, nearest
+from interp.errors import SiteError, nearest
 from interp.sites import Site
+from interp.weights.weights import OV
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from interp.backends.reads import Reads
-    from interp.backends.writes import Writes
-    from interp.weights import Weights
+    from interp.weights.stream import Reads, Writes
+    from interp.weights.weights import Weights
 
 Reducer = Callable[[Tensor], Tensor]
 Capture = Sequence[Site | str] | Mapping[Site | str, Reducer | None]
@@ -188,26 +188,6 @@ class Model(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
-class OV:
-    """Per-head linear maps, with norm gains folded in: what a head writes for what it attends to.
-
-    A head moves a token's embedding by `x W_V W_O`; `W_V` is the matrix of its key-value group.
-
-    Attributes:
-        w_v: [layer head d_model d_head]; the gain of the norm before attention is folded in.
-        w_o: [layer head d_head d_model]; the gain of a norm after attention, if any, is folded in.
-        w_e: [d_vocab d_model]. w_u: [d_model d_vocab] with the final norm's gain folded in.
-        layers: layer of each row.
-    """
-
-    w_v: Float[Tensor, "layer head d_model d_head"]
-    w_o: Float[Tensor, "layer head d_head d_model"]
-    w_e: Float[Tensor, "d_vocab d_model"]
-    w_u: Float[Tensor, "d_model d_vocab"]
-    layers: tuple[int, ...]
-
-
 def editing(model: Model, edits: Sequence[Edit]) -> AbstractContextManager[None]:
     """Context in which edits apply to everything the model does: `run`, `attention`, `generate`.
 
@@ -217,62 +197,3 @@ def editing(model: Model, edits: Sequence[Edit]) -> AbstractContextManager[None]
     ...     ablated = model.run([1, 2, 3]).logits
     """
     return model.editing(edits)
-
-
-def load(
-    source: Any,
-    *,
-    backend: str | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    revision: str | None = None,
-    dtype: str | torch.dtype = "float32",
-    device: str | None = None,
-    device_map: str | dict[str, Any] | None = None,
-    tensor_parallel: bool = False,
-    remote: bool | str = False,
-) -> Model:
-    """Model from a hub id, a folder, `zoo:NAME`, a transformers model, a TransformerLens bridge or an nnsight model.
-
-    `backend`: "hf" (the default), "lens" (dense attention, for architectures outside transformers' attention
-    interface), "nnsight"; a bridge or an nnsight model is run by its own.
-
-    A checkpoint too large for one device: `device_map` ("auto", or layers to devices, CPU and disk among them) places
-    layers, as accelerate does; `tensor_parallel`, under torchrun, splits every layer over the processes, for families
-    that transformers has a plan for. Sites, edits and statistics are the same: all heads, in every process.
-
-    `remote`, for an nnsight `TransformersModel` (weights here or not): True runs it on nnsight's server, an address on
-    that one, "local" serialises each run as for a server and carries it out here.
-
-    Offline rules and cache are Hugging Face's own (HF_HOME, HF_HUB_OFFLINE). Weights are read from safetensors only
-    and no code from a repository is run. An in-memory model keeps its dtype and device.
-
-    Raises:
-        ModelLoadError: nothing there, unreadable files, or not a causal decoder; says what was looked for.
-
-    >>> import interp
-    >>> interp.load("zoo:planted-induction").info.n_layers
-    2
-    """
-    from interp import backends
-    from interp.checkpoints import read
-
-    chosen = backends.choose(source, backend)
-    backends.check_remote(source, remote)
-    if backends.belongs(source):
-        try:
-            return backends.adopt(source, chosen, tokenizer=tokenizer, remote=remote)
-        except BackendError as error:
-            raise ModelLoadError(f"{type(source).__name__}: {error}") from error
-    checkpoint = read(
-        source,
-        tokenizer=tokenizer,
-        revision=revision,
-        dtype=dtype,
-        device=device,
-        device_map=device_map,
-        tensor_parallel=tensor_parallel,
-    )
-    try:
-        return backends.make(checkpoint, chosen, ours=checkpoint.model is not source)
-    except BackendError as error:
-        raise ModelLoadError(f"{checkpoint.name}: {error}") from error

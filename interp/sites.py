@@ -146,21 +146,3 @@ def _parse(text: str) -> Site:
         None if short[g] is None else int(short[g]) for g in ("first", "last", "head", "position")
     )
     return Site(short["kind"], first, last, head, position)
-
-
-def component(layer: int, head: int | None = None) -> str:
-    """Name of a head (`L3H5`) or of a layer's MLP (`M3`)."""
-    return f"M{layer}" if head is None else f"L{layer}H{head}"
-
-
-def parse_component(text: str) -> tuple[int, int | None]:
-    """(layer, head) of `L3H5`, (layer, None) of `M3`.
-
-    >>> parse_component("L3H5")
-    (3, 5)
-    """
-    found = re.match(r"^(?:L(\d+)H(\d+)|M(\d+))$", text)
-    if found is None:
-        raise SiteError(f"cannot read component {text!r}; write it like L3H5 or M3")
-    layer, head, mlp = found.groups()
-    return (int(mlp), None) if mlp is not None else (int(layer), int(head))

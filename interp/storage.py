@@ -20,9 +20,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from interp.backends.budget import activation_bytes, human
-from interp.backends.places import captures
-from interp.backends.shards import Shards
+from interp.backends.hf.shards import Shards
+from interp.backends.plan.budget import activation_bytes, human
+from interp.backends.plan.places import captures
 from interp.batch import Batch, Prompts
 from interp.environment import versions
 from interp.errors import BackendError, SchemaError, SiteError, nearest

@@ -1,1 +1,1 @@
-"""Probes: what does one component do? One file, one analysis; each registers itself with `interp.registry`."""
+"""Probes: what does one component do? One file, one analysis; each registers itself in `interp.measurement`."""

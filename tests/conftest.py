@@ -5,7 +5,7 @@ import os
 
 # The hub client reads this once, when it is first imported: so it stands before everything below.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # as interp.cli does where stderr is no terminal
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # as interp.cli.main does where stderr is no terminal
 
 import ast
 import functools
@@ -82,7 +82,7 @@ def seed():
 @pytest.fixture
 def run(capsys, monkeypatch):
     """Run a command in this process: (exit code, stdout, stderr)."""
-    from interp import cli
+    from interp.cli import main as cli
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["interp", *map(str, arguments)])

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from interp.cli import app
+from interp.cli.main import app
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -124,7 +124,7 @@ def _attribute(name):
 
 
 def test_every_label_has_its_rule():
-    from interp.registry import analyses
+    from interp.measurement.registry import analyses
 
     for spec in analyses().values():
         if spec.run.__module__.startswith("probes."):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from interp.registry import analyses
+from interp.measurement.registry import analyses
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from interp.plots_attention import pair_map
+from interp.plots.attention import pair_map
 
 
 @pytest.mark.parametrize("again", range(2))

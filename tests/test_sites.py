@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from interp.components import component, parse_component
 from interp.errors import SiteError
-from interp.sites import KINDS, PER_HEAD, UNLAYERED, Site, component, parse_component
+from interp.sites import KINDS, PER_HEAD, UNLAYERED, Site
 
 small = st.integers(0, 200)
 

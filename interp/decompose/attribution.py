@@ -18,7 +18,7 @@ from interp.decompose.stream import allowed, check, collect
 from interp.decompose.taken import Taken, take
 from interp.errors import BackendError
 from interp.model import Model
-from interp.weights import Weights
+from interp.weights.weights import Weights
 
 
 @dataclass(frozen=True, eq=False)

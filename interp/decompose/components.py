@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from interp.components import component
 from interp.errors import SiteError, nearest
-from interp.sites import component
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from interp.backends.writes import Write
 from interp.batch import Batch, Prompts
 from interp.decompose.components import Component, heads_of, neurons_of, place, sources_of
 from interp.decompose.taken import Taken, take
 from interp.errors import BackendError
 from interp.model import Model
 from interp.sites import Site
+from interp.weights.stream import Write
 
 TOLERANCE = 1e-5  # of a sum in float32, relative to what it should be
 ROUNDING = 8  # in half precision: units of rounding

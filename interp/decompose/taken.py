@@ -10,12 +10,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.attention import Rows
-from interp.backends.writes import Writes
 from interp.batch import Batch, Prompts
 from interp.edits.where import one_column
 from interp.errors import SiteError, TaskError
 from interp.model import Model, Run
 from interp.sites import Site
+from interp.weights.stream import Writes
 
 
 @dataclass(frozen=True, eq=False)

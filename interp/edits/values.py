@@ -12,8 +12,9 @@ from typing import Any
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from interp.components import parse_component
 from interp.errors import SiteError, nearest
-from interp.sites import Site, parse_component
+from interp.sites import Site
 
 HOW = ("zero", "mean", "resample")
 

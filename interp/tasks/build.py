@@ -12,7 +12,18 @@ from typing import Any
 
 from interp.errors import NotApplicable, SchemaError, TaskError, nearest
 from interp.model import Model
-from interp.tasks import agreement, arithmetic, binding, docstring, greater_than, induction, ioi, lookup, mcqa, planted
+from interp.tasks import (
+    agreement,
+    arithmetic,
+    binding,
+    docstring,
+    greater_than,
+    induction,
+    ioi,
+    lookup,
+    mcqa,
+    planted,
+)
 from interp.tasks.prompt import PromptTask, collate
 from interp.tasks.source import Document, document, own, shipped
 from interp.tasks.spell import Encoded, Example, Speller

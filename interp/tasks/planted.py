@@ -13,8 +13,8 @@ from interp import zoo
 from interp.errors import TaskError, nearest
 from interp.model import Model
 from interp.tasks.prompt import PromptTask, collate
-from interp.zoo.factory import Planted
-from interp.zoo.mechanisms import Fact, Mechanism, Successor, TwoHop, Vocabulary
+from interp.zoo.planted.factory import Planted
+from interp.zoo.planted.mechanisms import Fact, Mechanism, Successor, TwoHop, Vocabulary
 
 CORRUPTIONS = ("random", "minimal")
 """random: every token but `<bos>` becomes another random word, cues too, so that every edge of the mechanism carries a

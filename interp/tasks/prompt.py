@@ -13,6 +13,7 @@ from torch import Tensor
 
 from interp.batch import Batch
 from interp.errors import TaskError, nearest
+from interp.tasks import metrics
 
 NONE = -1
 """No id, no position: what fills a ragged row."""
@@ -31,7 +32,7 @@ class PromptTask:
         roles: name -> position of a token in each prompt, -1 where the prompt's template has none; "END" is the last
             token, whose logits are judged.
         template: number of each prompt's template in `templates`.
-        metric: what the task is judged by unless told otherwise: a name in `interp.metrics.METRICS`.
+        metric: what the task is judged by unless told otherwise: a name in `interp.tasks.metrics.METRICS`.
         split: "train" or "held-out".
         record: where the words came from, how many of them this tokenizer has, BOS policy, seed.
     """
@@ -107,9 +108,7 @@ class PromptTask:
 
     def value(self, logits: Float[Tensor, "..."]) -> Float[Tensor, " batch"]:
         """The task's own metric, one value per prompt, from logits [batch pos d_vocab] or [batch d_vocab]."""
-        from interp.metrics import find
-
-        return find(self.metric)(logits, self)
+        return metrics.find(self.metric)(logits, self)
 
     def select(self, rows: Sequence[int] | slice | Tensor) -> PromptTask:
         """Some of the prompts, in the order given; padding that none of them needs is cut off."""

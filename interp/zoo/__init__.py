@@ -12,13 +12,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from interp.components import Edge
 from interp.errors import ModelLoadError
-from interp.zoo.truth import Edge, Truth
+from interp.zoo.ground_truth import Truth
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-    from interp.zoo.factory import Planted
+    from interp.zoo.planted.factory import Planted
 
 __all__ = ["Edge", "Entry", "Truth", "at_step", "checkpoints", "entry", "folder", "load", "names", "truth"]
 
@@ -71,7 +72,7 @@ _ENTRIES = (
     ),
     Entry(
         "planted-all",
-        "Llama with every mechanism of `interp.zoo.factory` at once, each with its own task",
+        "Llama with every mechanism of `interp.zoo.planted.factory` at once, each with its own task",
         "planted",
     ),
     Entry(
@@ -105,7 +106,7 @@ def folder(name: str) -> Path | None:
     if not (path / "model.safetensors").is_file():
         raise ModelLoadError(
             f"the weights of zoo model {name!r} are missing from the installed package; "
-            f"`python -m interp.zoo.train {name} --out {path.name}` trains them again"
+            f"`python -m interp.zoo.trained.train {name} --out {path.name}` trains them again"
         )
     return path
 
@@ -114,7 +115,7 @@ def checkpoints(name: str, *, within: Path | None = None) -> list[tuple[int, Pat
     """(step, folder) of the training checkpoints kept with a trained model, first to last; empty where there are none.
 
     They are folders `step-00400` with weights and config; the tokenizer is the model's own. `within`: a folder written
-    by `python -m interp.zoo.train NAME --checkpoints N`, in place of the one in the package.
+    by `python -m interp.zoo.trained.train NAME --checkpoints N`, in place of the one in the package.
     """
     where = within or folder(name)
     found = [] if where is None else where.glob("step-*/model.safetensors")
@@ -155,7 +156,7 @@ def truth(name: str) -> Truth | None:
 
 def built(name: str) -> Planted | None:
     """A factory model with its mechanisms and their tasks; None for one made in another way."""
-    from interp.zoo import factory
+    from interp.zoo.planted import factory
 
     recipe = {
         "planted-duplicate": lambda: factory.plant([factory.DuplicateToken()]),
@@ -171,6 +172,6 @@ def _build(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, Truth]:
     made = built(name)
     if made is not None:
         return made.model, made.tokenizer, made.truth
-    from interp.zoo.planted import planted_induction
+    from interp.zoo.planted.shipped import planted_induction
 
     return planted_induction()

@@ -1,38 +1,19 @@
-"""Attention as science: what patterns are like, and how far that may be read. Importing this registers the analyses."""
+"""What attention patterns are like, and how far that may be read. Importing this registers the analyses."""
 
-from probes.attention.distraction import Spans, distraction, spans
-from probes.attention.divergence import DivergenceMap, divergence_map
-from probes.attention.entropy import entropy
-from probes.attention.flow import flow, rollout
-from probes.attention.gradient_relevance import gradient_relevance
-from probes.attention.icl import icl_score
-from probes.attention.lags import lag_profile
-from probes.attention.offsets import offset_profile
-from probes.attention.perturbation import Perturbation, perturbation
-from probes.attention.relevance import Relevance, agreement, occlusion
-from probes.attention.text_matching import text_induction
-from probes.attention.undifferentiated import undifferentiated
-from probes.attention.undifferentiated_sets import undifferentiated_sets
+from probes.attention._distraction import Spans, distraction, spans
+from probes.attention._entropy import entropy
+from probes.attention._icl_score import icl_score
+from probes.attention._lag_profile import lag_profile
+from probes.attention._offset_profile import offset_profile
+from probes.attention._text_induction import text_induction
 
 __all__ = [
-    "DivergenceMap",
-    "Perturbation",
-    "Relevance",
     "Spans",
-    "agreement",
     "distraction",
-    "divergence_map",
     "entropy",
-    "flow",
-    "gradient_relevance",
     "icl_score",
     "lag_profile",
-    "occlusion",
     "offset_profile",
-    "perturbation",
-    "rollout",
     "spans",
     "text_induction",
-    "undifferentiated",
-    "undifferentiated_sets",
 ]

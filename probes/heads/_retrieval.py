@@ -1,208 +1,160 @@
-"""What retrieval scores are made of: rows of answers, their arg-max keys, chance, decoding, needle accuracy."""
+"""Retrieval heads: heads that look at a needle in long text while the model says it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
+import pandas as pd
 
-from interp.attention import Pairs, Statistic, TopKeys
-from interp.batch import Batch
-from interp.edits import Ablate
+from interp.measurement import removal as _causal
+from interp.measurement import scoring as _scores
+from interp.measurement.registry import Findings, analysis
+from interp.measurement.rerun import Rerun
+from interp.measurement.scoring import LEVEL, MARGIN
 from interp.model import Model
-from interp.needles import Answer, Needles
-from probes.heads._rerun import Rerun
+from interp.results import stats
+from interp.tasks import needles
+from interp.tasks.haystacks import Format
+from interp.tasks.needles import Needles
+from probes.heads import needle_hits as measured
 
-T = TypeVar("T")
-WRONG = 16  # places of the haystack that stand in for the needle in the test
-LOGITS = 1 << 26  # logits held at a time: 256 MiB in float32
-FOUND = 0.5  # share of a needle's tokens that must be said for it to count as found; the paper's
-
-
-class Forced(NamedTuple):
-    """Teacher-forced scores, means over a prompt's needles; `wrong` over all needles."""
-
-    hits: Float[np.ndarray, "prompt layer head"]
-    hits_nosink: Float[np.ndarray, "prompt layer head"]
-    mass: Float[np.ndarray, "prompt layer head"]
-    wrong: Float[np.ndarray, "place layer head"]
+WEAK = 0.1  # Wu et al. call a head a retrieval head from here on, and a strong one from 0.5
+CAUSAL_PROMPTS = 8  # every set of heads costs a forward pass of so many prompts
 
 
-class Decoded(NamedTuple):
-    """Scores of greedy decoding, one needle at a time."""
+@analysis(
+    name="retrieval",
+    family="retrieval",
+    title="Retrieval heads",
+    headline="teacher_forced",
+    order=50,
+    recovers="retrieval",
+    columns={"label": "boolean"},
+    means="While the model says a fact that is hidden in the prompt, the head's strongest attention is on that very "
+    "token of the fact, wherever it was hidden. Masking such heads is what breaks long-context recall.",
+    misleads="The largest weight may be a small one: read the mass beside it. Where the model does not find the needle "
+    "(see accuracy in the provenance) a head may look without the model using it. On key-value pairs of random tokens, "
+    "which stand in for text where there is no tokenizer, every induction head retrieves.",
+    reference="Wu et al. 2024, arXiv 2404.15574",
+)
+def retrieval(
+    model: Model,
+    *,
+    n_prompts: int = 24,
+    length: int = 256,
+    n_needles: int = 3,
+    value_words: int = 1,
+    task: Format | None = None,
+    decoding: bool = False,
+    max_new_tokens: int = 0,
+    bos: str = "default",
+    causal: bool = True,
+    n_random: int = 10,
+    method: str = "auto",
+    seed: int = 0,
+) -> Findings:
+    """Retrieval score: share of the needle's distinct tokens t said by a row whose arg-max key is a t of the needle.
 
-    hits: Float[np.ndarray, "needle layer head"]
-    found: Bool[np.ndarray, " needle"]
-    steps: int
+    Needles (a key and a value, `interp.tasks.needles`) are hidden at depths spread evenly over the prompt and asked for
+    at its end; a row is the query that predicts a token of the answer. Variants, a row per head each, means over
+    prompts:
+      teacher_forced         right answers fed in: one forward for all rows, whatever the model would have said;
+      teacher_forced_nosink  the same with the first token left out of the contest;
+      mass                   attention on the whole needle (the value) at the answer's rows, a probability;
+      decoding               the paper's: rows of greedy decoding, arg-max on a needle token equal to the one generated,
+                             over needles the model says (more than half of their tokens); NaN where it says none;
+      decoding_all           the same over all needles. Both only with `decoding`.
 
+    The null is what uniform attention over the visible keys gives: a hit is c / (i + 1) at row i, with c needle tokens
+    equal to the answer; mass is |needle| / (i + 1). p tests that hits on the needle exceed hits on 16 random places of
+    the haystack, each as long as the needle, by at most 0.05; q is Benjamini-Hochberg over all heads. A label needs
+    q < 0.01 and an interval that begins at 0.1 or above (0.5 is strong). In layers whose sliding window does not reach
+    back to every needle values are missing, p is 1 and no head is labelled. With `causal` the set of labelled heads is
+    zeroed, as are its best 1, 2, 4, ..., and needle accuracy compared with that under random sets of heads
+    that do not retrieve, as many in each layer where there are so many: see `interventions`.
 
-class Chance(NamedTuple):
-    """Means over needles of what uniform attention over the visible keys gives."""
+    Args:
+        model: any loaded model; without a tokenizer needles are key-value pairs of random tokens.
+        n_prompts: haystacks, the unit of the interval.
+        length: tokens per prompt; shortened to the context and, for random tokens, the vocabulary.
+        n_needles: needles per prompt, each with its question.
+        value_words: words in a value.
+        task: how a needle is told and asked for, instead of what suits the model.
+        decoding: whether to decode as well, one pass over the prompt per token.
+        max_new_tokens: tokens decoded per needle; 0: four more than the longest value has.
+        bos: "default", "forced" or "none".
+        causal: whether to mask the labelled set.
+        n_random: random sets it is compared with.
+        method: attention method, "fused" or "naive".
+        seed: of prompts, bootstrap and random sets.
 
-    hit: float
-    hit_nosink: float
-    mass: float
+    Raises:
+        NotApplicable: context or vocabulary leave no room for a haystack.
 
-
-def teacher_forced(model: Model, hidden: Needles, *, method: str = "auto", seed: int = 0) -> Forced:
-    """Hits and mass of every answer row, from one pass that keeps two keys of these rows and nothing else."""
-    rows = _padded([[r for a in _of(hidden, b) for r in a.rows] for b in range(len(hidden.batch.ids))])
-    pairs = torch.tensor([(a.prompt, row, key) for a in hidden.answers for row in a.rows for key in a.keys]).T
-    questions: dict[str, Statistic] = {"top": TopKeys(rows, k=2), "mass": Pairs(*pairs)}
-    answers = model.attention(hidden.batch, questions, method=method)
-    keys = _keys(answers["top"])  # layer prompt head row contest
-    first = int(hidden.batch.first[0])
-    nosink = np.where(keys[..., 0] == first, keys[..., 1], keys[..., 0])
-    mass = answers["mass"].double().numpy()  # layer prompt head query
-    hits, clear, on_needle, wrong = [], [], [], []
-    rng = np.random.default_rng(seed)
-    for b in range(len(hidden.batch.ids)):
-        at, each = 0, []
-        places = hidden.hay[b].nonzero()[:, 0].tolist()
-        for a in _of(hidden, b):
-            own = slice(at, at + len(a.rows))
-            at += len(a.rows)
-            best, freed = keys[:, b, :, own, 0], nosink[:, b, :, own]  # layer head row
-            token = hidden.value(a)
-            shifts = _elsewhere(places, len(a.keys), rng)
-            each.append(
-                (_hits(best, a.keys, token), _hits(freed, a.keys, token), mass[:, b][..., list(a.rows)].mean(-1))
-            )
-            wrong.append([_hits(best, tuple(range(s, s + len(a.keys))), token) for s in shifts])
-        for kept, values in zip((hits, clear, on_needle), zip(*each, strict=True), strict=True):
-            kept.append(np.mean(values, axis=0))
-    return Forced(np.stack(hits), np.stack(clear), np.stack(on_needle), np.mean(wrong, axis=0))
-
-
-def decode(model: Model, hidden: Needles, *, max_new_tokens: int = 0, method: str = "auto") -> Decoded:
-    """The paper's score: each question on its own after the context, answered greedily.
-
-    A generated token's row is the one that produced it. Rows of later tokens do not change earlier ones, so their
-    arg-max keys are taken in one last pass over what was generated.
+    Reference: Wu et al. 2024 (arXiv 2404.15574), section 2. There the needle is a sentence of which the answer repeats
+    a part; here it is the value, all of which is asked for, so that 1 can be reached. A needle token counts once, as in
+    the paper's formula (its code counts steps). Teacher forcing, the test and the null are ours.
     """
-    steps = max_new_tokens or 4 + max(len(a.keys) for a in hidden.answers)
-    hits = []
-    found = []
-    for some in _chunks(hidden.answers, int(hidden.batch.mask.sum(1).max()) * model.info.d_vocab):
-        prompts = [_asked(hidden, a) for a in some]
-        begins = [len(p) for p in prompts]
-        for _ in range(steps):
-            last = torch.tensor([len(p) - 1 for p in prompts])
-            for prompt, token in zip(prompts, _logits(model, Batch.of(prompts), last).argmax(-1).tolist(), strict=True):
-                prompt.append(token)
-        rows = torch.tensor([[begin - 1 + t for t in range(steps)] for begin in begins])
-        batch = Batch.of([p[:-1] for p in prompts])
-        top = model.attention(batch, {"top": TopKeys(rows, k=1)}, method=method)["top"]
-        best = _keys(top)[..., 0]  # layer needle head row
-        for i, (a, prompt, begin) in enumerate(zip(some, prompts, begins, strict=True)):
-            said, value = prompt[begin:], set(hidden.value(a))
-            hits.append(_hits(best[:, i], a.keys, hidden.value(a), said))
-            found.append(len(value & set(said)) > FOUND * len(value))
-    return Decoded(np.stack(hits), np.array(found), steps)
+    sizes: dict[str, Any] = {"n_needles": n_needles, "value_words": value_words, "task": task}
+    hidden = needles.hide(model, n=n_prompts, length=length, **sizes, bos=bos, seed=seed)
+    forced = measured.teacher_forced(model, hidden, method=method, seed=seed)
+    seen = measured.reached(model, hidden)[:, None] & np.ones(model.info.n_heads, dtype=bool)  # layer head
+    score = stats.bootstrap_mean(forced.hits, seed=seed)
+    p = np.where(seen, stats.p_against_nulls(score.mean, forced.wrong, margin=MARGIN), 1.0)
+    q = stats.benjamini_hochberg(p)
+    label = seen & (q < LEVEL) & (score.low >= WEAK)
+
+    null = measured.chance(hidden)
+    nosink, mass = (stats.bootstrap_mean(x, seed=seed) for x in (forced.hits_nosink, forced.mass))
+    parts = [
+        _rows(model, "teacher_forced", "fraction", score, seen, null=null.hit, p=p, q=q, label=label),
+        _rows(model, "teacher_forced_nosink", "fraction", nosink, seen, null=null.hit_nosink),
+        _rows(model, "mass", "probability", mass, seen, null=null.mass),
+    ]
+    data = {**hidden.describe(), "bos": bos, "accuracy": measured.answered(Rerun(model), hidden)["needle_accuracy"]}
+    if decoding:
+        said = measured.decode(model, hidden, max_new_tokens=max_new_tokens, method=method)
+        parts += _decoded(model, said, seen, null=null.hit, seed=seed)
+        data |= {"decoded_found": float(said.found.mean()), "decoded_tokens": said.steps}
+    effects = _masked(model, hidden, label, score.mean, n_random=n_random, seed=seed) if causal and label.any() else []
+    return Findings(pd.concat(parts, ignore_index=True), data, effects)
 
 
-def answered(run: Rerun, hidden: Needles, edits: Sequence[Ablate] = ()) -> dict[str, float]:
-    """Share of needles answered right, and the mean loss of their tokens in nats."""
-    right, loss = each_answer(run, hidden, edits)
-    return {"needle_accuracy": float(right.mean()), "needle_loss_nats": float(loss.mean())}
+def _rows(
+    model: Model, variant: str, unit: str, value: stats.Interval, seen: np.ndarray, **more: object
+) -> pd.DataFrame:
+    """Rows of a variant; heads that cannot see the needles have no value."""
+    columns = _scores.interval_columns(value)
+    known = {k: np.where(seen, v, np.nan) if isinstance(v, np.ndarray) else v for k, v in columns.items()}
+    return _scores.head_rows(model, variant, unit, **known, **more)
 
 
-def each_answer(
-    run: Rerun, hidden: Needles, edits: Sequence[Ablate] = ()
-) -> tuple[Float[np.ndarray, " needle"], Float[np.ndarray, " needle"]]:
-    """For each needle, 1 if every token of its value ranks first, and the mean loss of these tokens in nats."""
-    right: list[float] = []
-    losses: list[float] = []
-    for some in _chunks(range(len(hidden.batch.ids)), hidden.batch.ids.shape[1] * run.model.info.d_vocab):
-        part = slice(some[0], some[-1] + 1)
-        batch = Batch(hidden.batch.ids[part], hidden.batch.mask[part])
-        logits = run(batch, edits)
-        for a in (a for b in some for a in _of(hidden, b)):
-            token = torch.tensor(hidden.value(a))
-            picked = logits[a.prompt - some[0], list(a.rows)].float().cpu()
-            right.append(float((picked.argmax(-1) == token).all()))
-            losses.append(torch.nn.functional.cross_entropy(picked, token).item())
-    return np.array(right), np.array(losses)
+def _decoded(model: Model, said: measured.Decoded, seen: np.ndarray, *, null: float, seed: int) -> list[pd.DataFrame]:
+    """Rows of the paper's score over needles found, and over all of them."""
+    found = said.hits[said.found]
+    none = stats.bootstrap_mean(np.full((1, *seen.shape), np.nan), seed=seed)._replace(n=0)
+    conditional = stats.bootstrap_mean(found, seed=seed) if len(found) else none
+    return [
+        _rows(model, "decoding", "fraction", conditional, seen, null=null),
+        _rows(model, "decoding_all", "fraction", stats.bootstrap_mean(said.hits, seed=seed), seen, null=null),
+    ]
 
 
-def chance(hidden: Needles) -> Chance:
-    """Closed form: a row at position i sees i + 1 keys, the first token among them."""
-    hit, nosink, mass = [], [], []
-    for a in hidden.answers:
-        start = int(hidden.batch.first[a.prompt])
-        value = hidden.value(a)
-        seen = np.array(a.rows) - start + 1
-        mass.append(np.mean(len(a.keys) / seen))
-        for kept, keys in ((hit, seen), (nosink, seen - 1)):
-            # a distinct token is missed when each of the rows that say it looks elsewhere
-            missed = {
-                t: np.prod([1 - value.count(t) / n for n, u in zip(keys, value, strict=True) if u == t]) for t in value
-            }
-            kept.append(1 - np.mean(list(missed.values())))
-    return Chance(float(np.mean(hit)), float(np.mean(nosink)), float(np.mean(mass)))
-
-
-def reached(model: Model, hidden: Needles) -> Bool[np.ndarray, " layer"]:
-    """Layers whose sliding window, if they have one, reaches from every answer back to its needle."""
-    furthest = max(max(a.rows) - min(a.keys) for a in hidden.answers)
-    return np.array([window is None or window > furthest for window in model.info.windows])
-
-
-def _hits(
-    best: Int[np.ndarray, "layer head row"],
-    keys: Sequence[int],
-    value: Sequence[int],
-    said: Sequence[int] | None = None,
-) -> Float[np.ndarray, "layer head"]:
-    """Share of the distinct tokens of `value` (at `keys`) that some row both says and looks at."""
-    said = value if said is None else said
-    where = {token: [k for k, t in zip(keys, value, strict=True) if t == token] for token in value}
-    copied = np.zeros(best.shape[:2])
-    for token, places in where.items():
-        rows = [r for r, t in enumerate(said) if t == token]
-        copied += np.isin(best[..., rows], places).any(-1)
-    return copied / len(where)
-
-
-def _elsewhere(places: Sequence[int], size: int, rng: np.random.Generator) -> list[int]:
-    """Starts of spans that lie in the haystack, at random; they may overlap each other, not a needle."""
-    inside = set(places)
-    starts = [p for p in places if all(p + i in inside for i in range(1, size))]
-    return rng.choice(starts or list(places), size=WRONG).tolist()
-
-
-def _of(hidden: Needles, prompt: int) -> Iterator[Answer]:
-    return (a for a in hidden.answers if a.prompt == prompt)
-
-
-def _asked(hidden: Needles, answer: Answer) -> list[int]:
-    """Context and one question."""
-    ids = hidden.batch.ids[answer.prompt].tolist()
-    begin, end = answer.question
-    return [*ids[: hidden.context[answer.prompt]], *ids[begin:end]]
-
-
-def _keys(top: Float[Tensor, "layer prompt head row k two"]) -> Int[np.ndarray, "layer prompt head row k"]:
-    return top[..., 1].nan_to_num(-1).long().numpy()
-
-
-def _padded(rows: Sequence[Sequence[int]]) -> Int[Tensor, "prompt row"]:
-    longest = max(map(len, rows))
-    return torch.tensor([[*r, *[-1] * (longest - len(r))] for r in rows])
-
-
-def _logits(model: Model, batch: Batch, rows: Int[Tensor, " prompt"]) -> Float[Tensor, "prompt d_vocab"]:
-    logits = model.run(batch).logits
-    if logits is None:
-        raise RuntimeError("a run without early stop gave no logits")
-    return logits[torch.arange(len(rows)), rows].float().cpu()
-
-
-def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """As many items at a time as keep `size` logits each within bounds."""
-    step = max(1, LOGITS // size)
-    return (items[i : i + step] for i in range(0, len(items), step))
+def _masked(
+    model: Model, hidden: Needles, label: np.ndarray, score: np.ndarray, *, n_random: int, seed: int
+) -> list[dict[str, object]]:
+    """Needle accuracy without the labelled heads, next to sets of heads that score below the weak threshold."""
+    few = hidden.first(CAUSAL_PROMPTS)
+    heads = _scores.ranked(model, label, score)
+    run = Rerun.of_heads(model, heads)
+    return _causal.compare(
+        lambda edits: measured.answered(run, few, edits),
+        heads,
+        _scores.ranked(model, ~label & (score < WEAK), score),
+        mean=model.mean(few.batch),
+        n_random=n_random,
+        seed=seed,
+        how=("zero",),
+        n_random_dose=4,
+    )

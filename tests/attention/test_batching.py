@@ -12,14 +12,7 @@ from tiny_models import (
 )
 from torch.testing import assert_close
 
-from interp.attention import (
-    Distance,
-    Entropy,
-    KeyMass,
-    Mean,
-    Offset,
-    SumSquares,
-)
+from interp.attention import Distance, Entropy, KeyMass, Mean, Offset, SumSquares
 from interp.batch import Batch
 
 

@@ -18,15 +18,7 @@ from tiny_models import (
 )
 
 import interp
-from interp.attention import (
-    Call,
-    CausalMask,
-    Entropy,
-    Recorder,
-    hook,
-    intercept,
-    measure,
-)
+from interp.attention import Call, CausalMask, Entropy, Recorder, hook, intercept, measure
 from interp.batch import Batch
 from interp.errors import BackendError, InterpError, ModelLoadError
 

@@ -14,10 +14,7 @@ from tiny_models import (
 from torch.testing import assert_close
 
 import interp
-from interp.attention import (
-    Entropy,
-    hook,
-)
+from interp.attention import Entropy, hook
 from interp.edits import Ablate
 from interp.errors import BackendError, SiteError
 from interp.sites import Site

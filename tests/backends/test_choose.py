@@ -9,7 +9,7 @@ from nnsight import NNsight, TransformersModel
 from tiny_models import build, ragged
 
 import interp
-from interp.backends import belongs, choose
+from interp.loading.choose import belongs, choose
 
 
 def test_a_bridge_is_run_by_lens(bridge_of):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "docs" / "how-to"
-ELSEWHERE = {"own-analysis"}  # a package rather than a script: tests/test_plugin.py
+ELSEWHERE = {"own-analysis"}  # a package rather than a script: tests/measurement/test_plugin.py
 
 
 def snippets(path):

@@ -54,8 +54,8 @@ def naive(model, task, threshold: float):
     import numpy as np
     import torch
 
-    from circuits.case import Case
-    from circuits.edges import run_edges
+    from circuits.wiring.case import Case
+    from circuits.wiring.edges import run_edges
 
     case = Case.of(model, task, metric="kl")
     layout, keep = case.layout, torch.from_numpy(case.layout.exists).float()
@@ -78,7 +78,7 @@ def naive(model, task, threshold: float):
 
 def ours(model, task, threshold: float):
     """Ours."""
-    from circuits.acdc import acdc
+    from circuits.search._acdc import acdc
 
     found = acdc(model, task, threshold=threshold)
     return found.mask, found.scores

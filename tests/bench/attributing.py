@@ -13,8 +13,8 @@ from providers import bridge_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import interp
-from circuits.attribution import edge_attribution
-from circuits.layout import Layout
+from circuits.attribution.edge_gradients import edge_attribution
+from circuits.graph.layout import Layout
 from interp.tasks import PromptTask
 from interp.tasks.prompt import collate
 

@@ -31,9 +31,9 @@ def runs() -> dict[str, Callable[[], object]]:
     from providers import gpt2_small
 
     import interp
-    from circuits.edges import sent
-    from circuits.path_patching import path_patching
-    from circuits.ports import ports
+    from circuits.patching.paths import path_patching
+    from circuits.wiring.edges import sent
+    from circuits.wiring.ports import ports
     from interp.edits import Add
     from interp.tasks.prompt import collate
 

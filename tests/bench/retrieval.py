@@ -26,9 +26,9 @@ def measure(source: str, n_prompts: int, rounds: int, threads: int) -> tuple[dic
     from scipy.stats import spearmanr
 
     import interp
-    from interp import needles
     from interp.batch import Batch
-    from probes.heads import _retrieval as measured
+    from interp.tasks import needles
+    from probes.heads import needle_hits as measured
 
     torch.set_num_threads(threads)
     model = interp.load(source)

@@ -8,16 +8,16 @@ import pandas as pd
 import pytest
 
 import interp
-from circuits.controls import random_circuits
-from circuits.faithfulness import faithfulness
+from circuits.evaluation._faithfulness import faithfulness
+from circuits.evaluation.scoreboard import agreement, failed, scoreboard, summary
 from circuits.find import circuit
-from circuits.graph import Graph
+from circuits.graph.controls import random_circuits
+from circuits.graph.graph import Graph
 from circuits.methods import METHODS
-from circuits.scoreboard import agreement, failed, scoreboard, summary
-from interp.cli import main
+from interp.cli.main import main
 from interp.errors import SchemaError, TaskError
 from interp.tasks import planted_task
-from interp.zoo import factory
+from interp.zoo.planted import factory
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from torch.testing import assert_close
 
 import interp
 from interp.attention import Entropy, Mean, Offset
-from interp.backends import budget
-from interp.backends.places import captures
+from interp.backends.plan import budget
+from interp.backends.plan.places import captures
 from interp.errors import BackendError, InterpError, SchemaError, SiteError
 from interp.sites import KINDS
 from interp.storage import INDEX, Store, capture_to, on_cpu

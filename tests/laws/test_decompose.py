@@ -9,7 +9,7 @@ from tiny_models import ARCHITECTURES, N_HEADS, N_LAYERS, build, ragged, tiny
 from torch.testing import assert_close
 
 import interp
-from interp.backends.norms import read_norm
+from interp.backends.hf.read_norms import read_norm
 from interp.decompose import attribute, decompose, logit_lens, read_out
 from interp.decompose.head import read_head
 from interp.errors import BackendError, SiteError, TaskError

@@ -11,7 +11,7 @@ from tiny_models import ARCHITECTURES, N_HEADS, N_LAYERS, ragged, tiny
 from torch.testing import assert_close
 
 import interp
-from interp.backends.norms import read_norm
+from interp.backends.hf.read_norms import read_norm
 from interp.errors import SiteError
 
 PARALLEL = ("gpt_neox", "phi")

@@ -11,7 +11,7 @@ from tiny_models import _BASE, _GROUPED, ARCHITECTURES, D_MODEL, D_VOCAB, N_HEAD
 from torch.testing import assert_close
 
 import interp
-from interp.embeddings import VARIANTS, effective_embedding
+from interp.decompose.embeddings import VARIANTS, effective_embedding
 from interp.errors import BackendError, SiteError, TaskError
 
 N = 12

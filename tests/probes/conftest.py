@@ -15,8 +15,8 @@ def prompts():
 @pytest.fixture(scope="module")
 def planted():
     import interp
-    from interp.zoo import factory
-    from interp.zoo.mechanisms import DuplicateToken, FirstTokenSink, Induction
+    from interp.zoo.planted import factory
+    from interp.zoo.planted.mechanisms import DuplicateToken, FirstTokenSink, Induction
 
     made = factory.plant([Induction(), DuplicateToken(), FirstTokenSink()], seed=0)
     return made, interp.load(made.model, tokenizer=made.tokenizer)

@@ -10,9 +10,9 @@ import pytest
 from scipy.stats import spearmanr
 
 import interp
-from interp import needles
 from interp.attention import fused
-from probes.heads import _retrieval as measured
+from interp.tasks import needles
+from probes.heads import needle_hits as measured
 
 HEADS = {"L3H3", "L3H4", "L3H6", "L3H7"}
 

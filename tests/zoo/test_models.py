@@ -14,9 +14,9 @@ from torch.testing import assert_close
 
 from interp import zoo
 from interp.errors import ModelLoadError
-from interp.zoo.measure import head_scores, repeated_tokens, second_copy, zeroed
-from interp.zoo.skills.vocabulary import index, ordinary
-from interp.zoo.words import WORDS
+from interp.zoo.trained.measure import head_scores, repeated_tokens, second_copy, zeroed
+from interp.zoo.trained.skills.vocabulary import index, ordinary
+from interp.zoo.trained.words import WORDS
 
 TRAINED = [name for name in zoo.names() if zoo.entry(name).kind == "trained"]
 MAX_BYTES = {"default": 12 * 2**20, "sibling": 8 * 2**20, "positional-shortcut": 2_000_000}

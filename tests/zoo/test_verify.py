@@ -4,9 +4,9 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from interp.cli_zoo import app
-from interp.zoo import curriculum
-from interp.zoo.skills import SKILLS, vocabulary
+from interp.cli.zoo import app
+from interp.zoo.trained import curriculum
+from interp.zoo.trained.skills import SKILLS, vocabulary
 
 
 def invoke(*arguments):

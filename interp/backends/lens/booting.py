@@ -7,8 +7,8 @@ from typing import Any
 
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
+from interp.backends.checkpoint import Checkpoint
 from interp.backends.lens.model import LensModel
-from interp.checkpoints import Checkpoint
 from interp.errors import ModelLoadError
 
 

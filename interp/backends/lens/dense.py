@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from interp.attention import Call, CausalMask, Statistic
 from interp.attention.naive import answer
-from interp.backends.norms import exactly, input_dtype, read_norm
+from interp.backends.hf.read_norms import read_norm
 from interp.errors import BackendError
+from interp.numerics import exactly, input_dtype
 
 
 class DenseStatistics:

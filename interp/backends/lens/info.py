@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from interp.backends.hf import _window
+from interp.backends.hf.model import _window
 from interp.backends.lens.parts import LensParts
 from interp.model import ModelInfo
 

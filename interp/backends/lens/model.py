@@ -19,24 +19,25 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from interp.attention import Statistic, StopForward
-from interp.backends.budget import check_memory
-from interp.backends.checks import check_reached
+from interp.backends.described import model_html
 from interp.backends.lens.dense import DenseStatistics
 from interp.backends.lens.info import LensInfo, describe
 from interp.backends.lens.parts import observe
 from interp.backends.lens.passing import LensPass
+from interp.backends.lens.visitor import Visitor
 from interp.backends.lens.weights import read_weights
 from interp.backends.lens.writes import read_reads, read_writes
-from interp.backends.reads import Reads
-from interp.backends.visit import Visitor, checked, evaluating
-from interp.backends.writes import Writes
+from interp.backends.plan.budget import check_memory
+from interp.backends.plan.checks import check_reached
+from interp.backends.plan.validate import checked
 from interp.batch import Batch, Prompts
-from interp.described import model_html
 from interp.edits import Edit
 from interp.errors import BackendError, SiteError
-from interp.model import OV, AttentionRun, Capture, Run, Start
+from interp.model import AttentionRun, Capture, Run, Start
+from interp.numerics import evaluating
 from interp.sites import Site
-from interp.weights import Weights
+from interp.weights.stream import Reads, Writes
+from interp.weights.weights import OV, Weights
 
 METHOD = "dense (lens)"
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.backends.lens.eager import EagerAttention
-from interp.backends.places import Place
+from interp.backends.plan.places import Place
 from interp.errors import BackendError
 
 PROBE = 5  # tokens

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from interp.attention import StopForward
-from interp.backends.checks import check_finite
 from interp.backends.lens.dense import DenseStatistics, HeadOutputs
 from interp.backends.lens.eager import EagerAttention
 from interp.backends.lens.parts import LensParts, remove, resolve, watched
-from interp.backends.visit import Visitor, as_site
+from interp.backends.lens.visitor import Visitor, as_site
+from interp.backends.plan.checks import check_finite
 from interp.model import Start
 
 INSIDE = {"q", "k", "v", "pattern", "z"}  # kinds that are taken from the operations of attention

@@ -9,15 +9,14 @@ import torch
 from torch import Tensor
 
 from interp.attention import Call, CausalMask, StopForward
-from interp.backends.anatomy import Anatomy, AttentionPart
-from interp.backends.feed import Feeder
+from interp.backends.hf.anatomy import Anatomy, AttentionPart
+from interp.backends.hf.feed import Feeder
+from interp.backends.hf.read_weights import ModuleSource
 from interp.backends.lens.eager import EagerAttention
 from interp.backends.lens.parts import LensParts, resolve
-from interp.backends.linear import ModuleSource
-from interp.backends.norms import exactly
-from interp.backends.visit import evaluating
 from interp.errors import BackendError
-from interp.weights import Weights
+from interp.numerics import evaluating, exactly
+from interp.weights.weights import Weights
 
 
 def read_weights(bridge: Any, parts: LensParts, softcap: float | None) -> Weights:

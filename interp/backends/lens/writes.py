@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from interp.backends.hf.read_norms import read_norm
 from interp.backends.lens.parts import PARALLEL, LensParts, resolve
-from interp.backends.norms import read_norm
-from interp.backends.reads import Reads
-from interp.backends.writes import Write, Writes
+from interp.weights.stream import Reads, Write, Writes
 
 
 def read_writes(parts: LensParts, layer: int) -> Writes:

@@ -18,16 +18,16 @@ import torch
 from torch import Tensor
 
 from interp.attention import Recorder, StopForward, intercept
-from interp.backends.capture import Pass
-from interp.backends.generation import needs_attention
-from interp.backends.hf import HFModel
+from interp.backends.checkpoint import Checkpoint
+from interp.backends.hf.generation import needs_attention
+from interp.backends.hf.model import HFModel
+from interp.backends.hf.rewrite import connect
 from interp.backends.nnsight.steps import Step, Steps, Taps, execution_order
-from interp.backends.rewrite import connect
-from interp.backends.visit import evaluating
+from interp.backends.plan.capture import Pass
 from interp.batch import Batch
-from interp.checkpoints import Checkpoint
 from interp.errors import BackendError
 from interp.model import Start
+from interp.numerics import evaluating
 
 
 class NNsightModel(HFModel):

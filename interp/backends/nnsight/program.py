@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interp.backends.capture import Pass
 from interp.backends.nnsight.replica import Chart
-from interp.backends.places import Place, Wanted
+from interp.backends.plan.capture import Pass
+from interp.backends.plan.places import Place, Wanted
 from interp.edits import Edit, apply_edits
 from interp.edits.apply import change
 from interp.edits.where import one_column, row_index

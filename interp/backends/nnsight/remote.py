@@ -16,21 +16,20 @@ import torch
 from torch import Tensor
 
 from interp.attention import Recorder, Statistic
-from interp.backends.anatomy import Anatomy
-from interp.backends.capture import Pass
-from interp.backends.hf import HFModel
+from interp.backends.checkpoint import Checkpoint
+from interp.backends.hf.anatomy import Anatomy
+from interp.backends.hf.model import HFModel
 from interp.backends.nnsight.program import Program
 from interp.backends.nnsight.replica import chart
 from interp.backends.nnsight.served import carry_out
-from interp.backends.reads import Reads
-from interp.backends.visit import evaluating
-from interp.backends.writes import Writes
+from interp.backends.plan.capture import Pass
 from interp.batch import Batch, Prompts
-from interp.checkpoints import Checkpoint
 from interp.edits import Edit
 from interp.errors import BackendError
 from interp.model import AttentionRun, Capture, Run, Start
-from interp.weights import Weights
+from interp.numerics import evaluating
+from interp.weights.stream import Reads, Writes
+from interp.weights.weights import Weights
 
 INSIDE = (
     "a model served elsewhere runs its own attention function, and q, k, v and patterns are the input or output of no "

@@ -16,12 +16,12 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from interp.backends.anatomy import Anatomy, AttentionPart, observe
+from interp.backends.hf.anatomy import Anatomy, AttentionPart, observe
+from interp.backends.hf.read_norms import read_norm
+from interp.backends.hf.stream import StreamPart
 from interp.backends.nnsight.steps import Taps, execution_order
-from interp.backends.norms import read_norm
-from interp.backends.stream import StreamPart
-from interp.backends.visit import evaluating
 from interp.errors import BackendError
+from interp.numerics import evaluating
 
 Part = TypeVar("Part", AttentionPart, StreamPart)
 VOCABULARY = 64  # of the replica: token ids take no part in where things are

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from interp.attention import Call, Recorder, StopForward, intercept
-from interp.backends.anatomy import Anatomy, input_device
-from interp.backends.capture import Pass
-from interp.backends.hooks import Hooks
-from interp.backends.norms import read_norm
+from interp.backends.hf.anatomy import Anatomy, input_device
+from interp.backends.hf.hooks import Hooks
+from interp.backends.hf.read_norms import read_norm
+from interp.backends.plan.capture import Pass
 
 Port = tuple[nn.Module, str]  # a module, and "input", "output" or "skip"
 

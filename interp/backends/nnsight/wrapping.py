@@ -7,8 +7,8 @@ import beartype  # noqa: F401  (before nnsight, which adds a method to `object` 
 # isort: split
 from nnsight import NNsight, TransformersModel
 
+from interp.backends.checkpoint import Checkpoint
 from interp.backends.nnsight.model import NNsightModel
-from interp.checkpoints import Checkpoint
 
 
 def wrap(checkpoint: Checkpoint) -> NNsightModel:

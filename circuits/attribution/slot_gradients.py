@@ -1,0 +1,180 @@
+"""One backward pass for all slots: the metric's gradient at q, k, v and the MLP inputs, and what the run wrote.
+
+Only what is read at END reaches the metric, so the unembedding is done there alone: the last layer is left behind with
+`stop`, and the model's own head is run on one token per prompt whose stream is put in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuits.graph.layout import Layout
+from circuits.wiring.case import Case
+from circuits.wiring.readout import unembedded
+from interp.batch import Batch
+from interp.edits import Edit
+from interp.errors import TaskError
+from interp.model import Model, Start
+from interp.sites import Site
+
+QKV = ("q", "k", "v")
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """What the senders of a run write, heads before their output matrix (so d_value wide and not d_model).
+
+    Attributes:
+        embed: [batch pos d_model]. heads: by layer [batch pos head d_value], over the divisor of a norm behind
+            attention. mlps: by layer [batch pos d_model].
+    """
+
+    embed: Float[Tensor, "batch pos d_model"]
+    heads: dict[int, Float[Tensor, "batch pos head d_value"]]
+    mlps: dict[int, Float[Tensor, "batch pos d_model"]]
+
+    def __sub__(self, other: Written) -> Written:
+        """Difference of two runs."""
+        heads = {i: x - other.heads[i] for i, x in self.heads.items()}
+        return Written(self.embed - other.embed, heads, {i: x - other.mlps[i] for i, x in self.mlps.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class Slopes:
+    """Gradients of each prompt's metric at what the slots of the layers from `first` on take.
+
+    Attributes:
+        sites: gradient at q, k, v and mlp_in, by site.
+        end: gradient at the stream behind the last layer, at END, where alone it is not zero.
+        stream: what a layer's attention reads; mid: what its MLP reads.
+        acts: what was captured beside, detached.
+        value: the metric.
+    """
+
+    sites: dict[Site, Tensor]
+    end: Float[Tensor, "batch d_model"]
+    stream: dict[int, Float[Tensor, "batch pos d_model"]]
+    mid: dict[int, Float[Tensor, "batch pos d_model"]]
+    acts: dict[Site, Tensor]
+    value: Float[Tensor, " batch"]
+
+
+def write_sites(layout: Layout) -> list[Site]:
+    """Sites from which `written` is made."""
+    heads = [Site("z", i) for i in range(layout.n_layers) if layout.has_heads(i)]
+    mlps = [Site("mlp_out", i) for i in range(layout.n_layers)] if layout.mlps else []
+    return [Site("resid_pre", 0), *heads, *mlps]
+
+
+@torch.no_grad()
+def written(case: Case, acts: dict[Site, Tensor]) -> Written:
+    """What senders write, from the captures of a run; at least in float32."""
+    heads = {}
+    for site, z in acts.items():
+        if site.kind != "z" or site.first is None:
+            continue
+        write = case.model.writes(site.first).attn
+        assert write is not None  # ports exist only where attention is told apart
+        heads[site.first] = wide(z) if write.norm is None else wide(z) / write.divisor(z.flatten(2))[:, :, None].to(z)
+    mlps = {s.first: wide(x) for s, x in acts.items() if s.kind == "mlp_out" and s.first is not None}
+    return Written(wide(acts[Site("resid_pre", 0)]), heads, mlps)
+
+
+def wide(x: Tensor) -> Tensor:
+    """At least float32, detached."""
+    return x.detach().to(torch.promote_types(x.dtype, torch.float32))
+
+
+def at_end(case: Case, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch d_model"]:
+    """The stream at each prompt's END."""
+    return resid[torch.arange(len(resid), device=resid.device), case.task.end.to(resid.device)]
+
+
+def judged(case: Case, end: Float[Tensor, "batch d_model"], *, gradients: bool = False) -> Float[Tensor, " batch"]:
+    """The metric of each prompt whose stream ends in `end`: final norm, unembedding and cap are the model's own."""
+    return case.value(unembedded(case, end, gradients=gradients))
+
+
+@torch.no_grad()
+def ended(case: Case, tokens: Batch, *, streams: bool = False) -> tuple[dict[Site, Tensor], Float[Tensor, " batch"]]:
+    """Captures of a run that need no gradient, and the metric; `streams` adds what the activation paths start from."""
+    last = case.layout.n_layers - 1
+    sites = write_sites(case.layout)
+    if streams:
+        sites += [Site("resid_pre", i) for i in range(1, last + 1)] + [
+            Site("attn_out", i) for i in range(last + 1) if case.layout.has_heads(i)
+        ]
+    behind = Site("resid_post", last)
+    run = case.model.run(tokens, capture={**dict.fromkeys(sites), behind: lambda x: at_end(case, x)}, stop=last)
+    acts = dict(run.acts)
+    return acts, judged(case, acts.pop(behind))
+
+
+def slopes(
+    case: Case,
+    *,
+    start: Start | None = None,
+    edits: Sequence[Edit] = (),
+    also: Sequence[Site] = (),
+) -> Slopes:
+    """One forward and one backward pass on the clean prompts, from a layer on or under edits.
+
+    Raises:
+        TaskError: the metric has no gradient.
+    """
+    layout, first = case.layout, 0 if start is None else start[0]
+    layers = range(first, layout.n_layers)
+    last = Site("resid_post", layout.n_layers - 1)
+    wanted = [Site(kind, i) for i in layers for kind in _read_at(layout, i)]
+    beside = [Site("resid_pre", i) for i in layers]
+    if layout.mlps and not layout.parallel:
+        beside += [Site("attn_out", i) for i in layers if layout.has_heads(i)]
+    with frozen(case.model), torch.enable_grad():
+        run = case.model.run(
+            case.task.clean,
+            capture=list(dict.fromkeys([*wanted, *beside, *also, last])),
+            start=start,
+            stop=layout.n_layers - 1,
+            edits=edits,
+            gradients=True,
+        )
+        end = at_end(case, run.acts[last])
+        value = judged(case, end, gradients=True)
+        if not value.requires_grad:
+            raise TaskError(f"{case.metric} has no gradient: attribution needs a metric that follows the logits")
+        # a slot that nothing reads (the keys of a lone token) is not used: its gradient is zero
+        found = torch.autograd.grad(
+            value.sum(), [end, *(run.acts[s] for s in wanted)], allow_unused=True, materialize_grads=True
+        )
+    acts = {site: x.detach() for site, x in run.acts.items() if site != last}
+    stream = {i: wide(acts[Site("resid_pre", i)]) for i in layers}
+    mid = {
+        i: stream[i] + wide(acts[Site("attn_out", i)]) if Site("attn_out", i) in beside else stream[i] for i in layers
+    }
+    kept = {site: acts[site] for site in also}
+    grads = {site: wide(g) for site, g in zip(wanted, found[1:], strict=True)}
+    return Slopes(grads, wide(found[0]), stream, mid, kept, value.detach())
+
+
+def _read_at(layout: Layout, layer: int) -> tuple[str, ...]:
+    return (*(QKV if layout.has_heads(layer) else ()), *(("mlp_in",) if layout.mlps else ()))
+
+
+@contextlib.contextmanager
+def frozen(model: Model) -> Iterator[None]:
+    """Parameters without gradients inside: nothing is kept for theirs. Each is as it was afterwards."""
+    module = getattr(model, "torch_module", None)
+    held = [p for p in module.parameters() if p.requires_grad] if isinstance(module, torch.nn.Module) else []
+    for parameter in held:
+        parameter.requires_grad = False
+    try:
+        yield
+    finally:
+        for parameter in held:
+            parameter.requires_grad = True

@@ -1,0 +1,186 @@
+"""What can be connected with what in an architecture: the senders, the slots that read, and which edges exist.
+
+Senders are `embed`, heads `L0H3` and MLPs `M0`; a slot is a receiver with a port: q of a head, k and v of a head (of a
+key-value group `L0G1` where heads share them), the input ("in") of an MLP and of the logits. An edge exists where the
+sender is written before the slot is read. Everything is an array over [sender, slot], in the order of the stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int
+from numpy import ndarray
+
+from interp.components import _HEAD, EMBED, LOGITS, Edge, Port, layer_of
+from interp.errors import SchemaError
+from interp.model import ModelInfo
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes that decide which edges there are.
+
+    Attributes:
+        n_layers, n_heads, n_kv_heads: of the model; query heads h * n_kv_heads // n_heads share keys and values.
+        parallel: attention and MLP of a layer read the same stream, so that no head feeds its own layer's MLP.
+        mlps: whether there are any.
+        attention_layers: layers that have heads; None for all.
+    """
+
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    parallel: bool = False
+    mlps: bool = True
+    attention_layers: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse groups that do not divide the heads."""
+        if self.n_heads % self.n_kv_heads:
+            raise SchemaError(f"{self.n_heads} heads cannot share {self.n_kv_heads} key-value heads evenly")
+
+    @classmethod
+    def of(cls, info: ModelInfo, *, parallel: bool) -> Layout:
+        """Of a model; whether its blocks are parallel is the caller's to say where the model does not."""
+        layers = info.attention_layers
+        every = tuple(range(info.n_layers))
+        return cls(
+            info.n_layers,
+            info.n_heads,
+            info.n_kv_heads,
+            parallel=parallel,
+            attention_layers=None if layers == every else layers,
+        )
+
+    @classmethod
+    def of_dict(cls, content: Mapping[str, Any]) -> Layout:
+        """From `as_dict`."""
+        layers = content.get("attention_layers")
+        return cls(**{**content, "attention_layers": None if layers is None else tuple(layers)})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @property
+    def group(self) -> int:
+        """Query heads that share one key-value head."""
+        return self.n_heads // self.n_kv_heads
+
+    def has_heads(self, layer: int) -> bool:
+        """Whether a layer has attention."""
+        return self.attention_layers is None or layer in self.attention_layers
+
+    @cached_property
+    def senders(self) -> tuple[str, ...]:
+        """Components that write, in order: `embed`, then each layer's heads and its MLP."""
+        names = [EMBED]
+        for layer in range(self.n_layers):
+            if self.has_heads(layer):
+                names += [f"L{layer}H{head}" for head in range(self.n_heads)]
+            if self.mlps:
+                names.append(f"M{layer}")
+        return tuple(names)
+
+    @cached_property
+    def slots(self) -> tuple[tuple[str, Port], ...]:
+        """(receiver, port) of everything that reads, in order: each layer's q, k and v, its MLP, at last the logits."""
+        found: list[tuple[str, Port]] = []
+        shared = "H" if self.group == 1 else "G"
+        ports: tuple[tuple[Port, str, int], ...] = (
+            ("q", "H", self.n_heads),
+            ("k", shared, self.n_kv_heads),
+            ("v", shared, self.n_kv_heads),
+        )
+        for layer in range(self.n_layers):
+            if self.has_heads(layer):
+                for port, kind, count in ports:
+                    found.extend((f"L{layer}{kind}{i}", port) for i in range(count))
+            if self.mlps:
+                found.append((f"M{layer}", "in"))
+        return (*found, (LOGITS, "in"))
+
+    @cached_property
+    def sender_index(self) -> dict[str, int]:
+        """Row of each sender."""
+        return {name: i for i, name in enumerate(self.senders)}
+
+    @cached_property
+    def slot_index(self) -> dict[tuple[str, str], int]:
+        """Column of each slot."""
+        return {(name, port): i for i, (name, port) in enumerate(self.slots)}
+
+    @cached_property
+    def exists(self) -> Bool[ndarray, "sender slot"]:
+        """Which senders are written before which slots are read."""
+        written = np.array([self._depth(name, writes=True) for name in self.senders])
+        read = np.array([self._depth(name, writes=False) for name, _ in self.slots])
+        return written[:, None] < read[None, :]
+
+    @property
+    def n_edges(self) -> int:
+        """Edges of the whole model: 32,491 for GPT-2 small."""
+        return int(self.exists.sum())
+
+    @cached_property
+    def owners(self) -> Bool[ndarray, "slot sender"]:
+        """Which senders a slot feeds: a head its own q, every head of a group its k and v, an MLP its input."""
+        feeds = np.zeros((len(self.slots), len(self.senders)), dtype=bool)
+        for i, (name, _) in enumerate(self.slots):
+            for reader in self.readers(name):
+                if reader in self.sender_index:
+                    feeds[i, self.sender_index[reader]] = True
+        return feeds
+
+    @cached_property
+    def sender_layers(self) -> Int[ndarray, " sender"]:
+        """Layer of each sender, -1 for `embed`."""
+        return np.array([layer_of(name, self.n_layers) for name in self.senders])
+
+    def readers(self, receiver: str) -> tuple[str, ...]:
+        """Components that a receiver stands for: itself, or the heads of a key-value group."""
+        match = _HEAD.match(receiver)
+        if match is None or match[2] == "H":
+            return (receiver,)
+        first = int(match[3]) * self.group
+        return tuple(f"L{match[1]}H{head}" for head in range(first, first + self.group))
+
+    def place(self, edge: Edge | tuple[str, str, str]) -> tuple[int, int]:
+        """(row, column) of an edge; k and v of a head mean those of its group.
+
+        Raises:
+            SchemaError: no such sender or slot, or the receiver is read before the sender is written.
+        """
+        sender, receiver, port = edge
+        match = _HEAD.match(receiver)
+        if match is not None and match[2] == "H" and port in ("k", "v") and self.group > 1:
+            receiver = f"L{match[1]}G{int(match[3]) // self.group}"
+        if sender not in self.sender_index or (receiver, port) not in self.slot_index:
+            lacking = (
+                f"sender {sender!r}" if sender not in self.sender_index else f"receiver {receiver!r} at port {port!r}"
+            )
+            raise SchemaError(f"no {lacking} in {self.n_layers} layers of {self.n_heads} heads")
+        row, column = self.sender_index[sender], self.slot_index[receiver, port]
+        if not self.exists[row, column]:
+            raise SchemaError(f"no edge from {sender} to {receiver}: it is read before {sender} is written")
+        return row, column
+
+    def edge(self, row: int, column: int) -> Edge:
+        """Name of an edge."""
+        return Edge(self.senders[row], *self.slots[column])
+
+    def _depth(self, name: str, *, writes: bool) -> int:
+        """Time at which a sender is written, or a receiver read: a sender is seen by what reads later."""
+        layer = layer_of(name, self.n_layers)
+        if name in (EMBED, LOGITS):
+            return 0 if name == EMBED else 4 * self.n_layers + 1
+        base = 4 * layer
+        if self.parallel:
+            return base + (2 if writes else 1)
+        is_mlp = name.startswith("M")
+        return base + (2 if writes else 1) + (2 if is_mlp else 0)

@@ -1,0 +1,1 @@
+"""Path patching: what senders write to receivers directly, and what the answer becomes if they write something else."""

@@ -1,0 +1,271 @@
+"""Path patching: what senders tell receivers directly, and what becomes of the answer if they tell something else.
+
+Two quantities go by this name, and differ by as much as they are large:
+
+`mlps="frozen"`, the edges S -> R alone: at each receiver the stream x_w becomes x_w + sum_S (u_other - u_base), and
+nothing else hears of it (`run_edges` with these edges removed). What receivers make of it is live. Into the logits this
+is exact without a forward: the base run's last stream plus what S writes more, through the final norm, the unembedding
+and any soft-cap, at END.
+
+`mlps="live"`, Wang et al. 2022 (arXiv 2211.00593): all paths from S to R through MLPs and no other head. With every
+head held at the base run but those of S, MLPs run on the changed stream and what R reads is noted; then R is set to
+that in the base run. Receivers in several layers do not hear of each other at these ports.
+
+A hypothesis of several paths at once (Goldowsky-Dill et al. 2023, arXiv 2304.05969) is a mask for `run_edges`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy import ndarray
+
+from circuits.graph.graph import Graph
+from circuits.graph.layout import Layout
+from circuits.patching.paired_runs import Both
+from circuits.patching.path_runs import Path, Reach
+from circuits.wiring.case import Case
+from circuits.wiring.readout import Exit
+from interp.components import EMBED, LOGITS
+from interp.errors import SchemaError, nearest
+from interp.model import Model
+from interp.patching.effect_table import COLUMNS, Mode, checked, effects, provenance
+from interp.results.results import Result, frame
+from interp.tasks import PromptTask
+
+Policy = Literal["frozen", "live"]
+POLICIES: tuple[Policy, ...] = ("frozen", "live")
+GROUPS = {"heads": ("L",), "mlps": ("M",), "nodes": (EMBED, "L", "M")}
+"""Senders by name, each alone."""
+AT_ONCE = 16
+"""Prompts of which every sender's writes are held at one time, where all tokens matter."""
+Senders = str | Sequence[str | tuple[str, ...]]
+Receivers = str | Sequence[str | tuple[str, str]]
+_RECEIVER = re.compile(r"^(L\d+[HG]\d+)\.([qkv])$")
+
+
+def path_patching(
+    model: Model,
+    task: PromptTask,
+    *,
+    senders: Senders = "heads",
+    receivers: Receivers = LOGITS,
+    mlps: str = "frozen",
+    final_norm: str = "live",
+    mode: str = "noising",
+    metric: str | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> Result:
+    """E(S -> R) = mean over prompts of m(base | what R hears of S is the other run's) - m(base), for sender sets S.
+
+    Which paths count is said by `mlps`: "frozen" is the direct edge, "live" also goes through MLPs in between; these
+    are different quantities (see above). Cost: two runs for all frozen paths into the logits; besides, for live ones,
+    MLPs and projections at END alone; into a receiver in layer l of L, (L - l)/L of a forward per sender set, many in
+    one batch.
+
+    What misleads: an effect of zero may be a head whose work another does just as well, or one that speaks through
+    heads in between. Sets of senders are needed for the first, `trace` for the second. Effects do not add up, but for
+    `final_norm="frozen"`.
+
+    Args:
+        model: any backend with its weights at hand.
+        task: prompts and their corrupted twins.
+        senders: "heads", "mlps" or "nodes" (the embedding too), each alone; or names, or tuples of names that are
+            patched together. Of a group, those that no receiver can hear are left out.
+        receivers: "logits", or slots that hear it together: "L9H6.q", "L1G0.k" (a key-value group; "L1H1.k" means its
+            group), "M3", "logits".
+        mlps: "frozen" or "live".
+        final_norm: "frozen" keeps the base run's divisor and leaves a soft-cap out, so that the effect on a difference
+            of logits is the difference of two attributions. Receivers must be the logits.
+        mode: "noising", the clean run hears the corrupted sender; "denoising", the other way round.
+        metric: one of `interp.tasks.metrics`; the task's own otherwise.
+        batch_size: rows of a forward, prompts times sender sets; changes nothing but memory.
+        seed: of the bootstrap.
+
+    Returns:
+        One row per sender set: value in the metric's units, its 95 % interval over prompts, and normalised, a ratio of
+        means: 0 for no effect, 1 for that of the other run.
+
+    Raises:
+        SchemaError: no such component, port, policy or mode; a receiver that none of the senders named comes before.
+        TaskError: a frozen norm with a metric that is not of the answers' logits.
+
+    >>> import interp
+    >>> from interp.tasks import planted_task
+    >>> from interp.zoo import factory
+    >>> planted = factory.plant([factory.Induction()], seed=0)
+    >>> model = interp.load(planted.model, tokenizer=planted.tokenizer)
+    >>> result = path_patching(model, planted_task(planted, "induction", n=4))
+    >>> best = result.table.loc[result.table["normalised"].idxmax()]
+    >>> (int(best["layer"]), int(best["head"])) == planted.truth.roles["induction"][0]
+    True
+    """
+    case, way, policy = Case.of(model, task, metric=metric), checked(mode), policy_of(mlps)
+    if final_norm not in POLICIES:
+        raise SchemaError(f"unknown final_norm {final_norm!r}; {nearest(final_norm, POLICIES)}")
+    slots = slots_of(case.layout, receivers)
+    if final_norm == "frozen" and slots != (len(case.layout.slots) - 1,):
+        raise SchemaError("a frozen final norm is for paths into the logits alone")
+    names = sets_of(case.layout, senders, slots)
+    paths, still = [path_of(case.layout, own, slots) for own in names], final_norm == "frozen"
+    found = swept(case, paths, policy=policy, mode=way, batch_size=batch_size, frozen_norm=still)
+    to = ", ".join(name if port == "in" else f"{name}.{port}" for name, port in (case.layout.slots[i] for i in slots))
+    about = {"receivers": to, "variant": f"mlps {policy}", "mode": way, "unit": case.metric}
+    rows = [
+        {"analysis": "path_patching", **_named(own), **about, **effect}
+        for own, effect in zip(names, effects(*found, seed=seed), strict=True)
+    ]
+    asked = {"senders": senders, "receivers": receivers, "mlps": mlps, "final_norm": final_norm, "mode": mode}
+    told = provenance(case, "path_patching", **asked, metric=metric, seed=seed)
+    return Result(frame(rows, extra=COLUMNS), told)
+
+
+def all_edges_exact(
+    model: Model,
+    task: PromptTask,
+    *,
+    mode: str = "noising",
+    metric: str | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> Graph:
+    """S[u, w] = mean over prompts of m(base | edge u -> w carries the other run's u) - m(base), every edge by itself.
+
+    What approximations of edge effects are judged by: noising has the sign of edge attribution, m at the corrupted
+    edge less m at the clean one. Only the edge changes; norms, heads and MLPs above it are live. Edges into the logits
+    cost nothing, the others (L - l)/L of a forward each, many in one batch: for small models, or for patience.
+
+    Args:
+        model: as in `path_patching`, like `task`, `mode`, `metric`, `batch_size` and `seed`.
+        task: prompts and their corrupted twins.
+        mode: "noising" or "denoising".
+        metric: one of `interp.tasks.metrics`; the task's own otherwise.
+        batch_size: rows of a forward, prompts times edges.
+        seed: of the bootstrap.
+
+    Returns:
+        Every edge, with columns se, ci_low, ci_high over prompts and normalised.
+    """
+    case, way = Case.of(model, task, metric=metric), checked(mode)
+    layout = case.layout
+    places = np.argwhere(layout.exists)
+    paths = [path_of(layout, (layout.senders[u],), (w,)) for u, w in places.tolist()]
+    patched, base, other = swept(case, paths, policy="frozen", mode=way, batch_size=batch_size)
+    found = effects(patched, base, other, seed=seed)
+    columns = {
+        name: np.full(layout.exists.shape, np.nan) for name in ("value", "se", "ci_low", "ci_high", "normalised")
+    }
+    for (u, w), effect in zip(places.tolist(), found, strict=True):
+        for name, array in columns.items():
+            array[u, w] = effect[name]
+    told = provenance(case, "all_edges_exact", mode=mode, metric=metric, seed=seed)
+    return Graph.full(layout, columns.pop("value"), provenance={"method": "exact", **told}, columns=columns)
+
+
+def swept(
+    case: Case,
+    paths: Sequence[Path],
+    *,
+    policy: Policy,
+    mode: Mode,
+    batch_size: int,
+    frozen_norm: bool = False,
+) -> tuple[Float[ndarray, "path prompt"], Float[ndarray, " prompt"], Float[ndarray, " prompt"]]:
+    """The metric of each prompt with each path patched, in the base run, and in the other."""
+    logits = len(case.layout.slots) - 1
+    only_end = all(path.slots == (logits,) for path in paths)
+    parts = []
+    for part in case.batches(batch_size if only_end else min(batch_size, AT_ONCE)):
+        both = Both.of(part, mode, only_end=only_end)
+        way_out = Exit.of(part, both.end[0])
+        reach = Reach(both, way_out, live=policy == "live", batch_size=batch_size, frozen_norm=frozen_norm)
+        ends = way_out.values(part, both.end, divisor=reach.divisor)
+        parts.append((reach.values(paths), ends[0], ends[1]))
+    patched, base, other = (torch.cat(x, -1).cpu().double().numpy() for x in zip(*parts, strict=True))
+    return patched, base, other
+
+
+def slots_of(layout: Layout, receivers: Receivers) -> tuple[int, ...]:
+    """Columns of receivers.
+
+    Raises:
+        SchemaError: no such receiver, or none.
+    """
+    given = (receivers,) if isinstance(receivers, str) else receivers
+    found = dict.fromkeys(slot_of(layout, *_receiver(each)) for each in given)
+    if not found:
+        raise SchemaError("no receivers")
+    return tuple(sorted(found))
+
+
+def sets_of(layout: Layout, senders: Senders, slots: Sequence[int]) -> list[tuple[str, ...]]:
+    """Sets of senders; those of a group that some receiver can hear.
+
+    Raises:
+        SchemaError: no such sender or group, or a named set that no receiver can hear.
+    """
+    heard: ndarray = np.any(layout.exists[:, list(slots)], axis=1)
+    if isinstance(senders, str) and senders in GROUPS:
+        prefixes = GROUPS[senders]
+        return [
+            (name,) for name, hears in zip(layout.senders, heard, strict=True) if hears and name.startswith(prefixes)
+        ]
+    given = (senders,) if isinstance(senders, str) else senders
+    found = [(each,) if isinstance(each, str) else tuple(each) for each in given]
+    if not found:
+        raise SchemaError("no senders")
+    for own in found:
+        unknown = [name for name in own if name not in layout.sender_index]
+        if unknown or not own:
+            wrong = unknown[0] if unknown else ""
+            raise SchemaError(f"no sender {wrong!r}; {nearest(wrong, (*GROUPS, *layout.senders))}")
+        if not any(heard[layout.sender_index[name]] for name in own):
+            raise SchemaError(f"no receiver is read after {', '.join(own)} is written")
+    return found
+
+
+def path_of(layout: Layout, senders: Sequence[str], slots: Sequence[int]) -> Path:
+    """Senders that are patched together, and what hears them."""
+    mask = torch.zeros(len(layout.senders), dtype=torch.bool)
+    mask[[layout.sender_index[name] for name in senders]] = True
+    return Path(mask, tuple(slots))
+
+
+def policy_of(mlps: str) -> Policy:
+    """The policy, if there is one of that name."""
+    if mlps not in POLICIES:
+        raise SchemaError(f"unknown policy mlps={mlps!r}; {nearest(mlps, POLICIES)}")
+    return "live" if mlps == "live" else "frozen"
+
+
+def _receiver(given: str | tuple[str, str]) -> tuple[str, str]:
+    if not isinstance(given, str):
+        return given
+    match = _RECEIVER.match(given)
+    return (match[1], match[2]) if match else (given.removesuffix(".in"), "in")
+
+
+def slot_of(layout: Layout, name: str, port: str) -> int:
+    """Column of a receiver; k and v of a head mean those of its group."""
+    if (name, port) not in layout.slot_index and port in ("k", "v"):
+        of_group = [g for g, p in layout.slots if p == port and name in layout.readers(g)]
+        name = of_group[0] if of_group else name
+    if (name, port) not in layout.slot_index:
+        known = [slot if p == "in" else f"{slot}.{p}" for slot, p in layout.slots]
+        wrong = name if port == "in" else f"{name}.{port}"
+        raise SchemaError(f"no receiver {wrong!r}; {nearest(wrong, known)}")
+    return layout.slot_index[name, port]
+
+
+def _named(senders: Sequence[str]) -> dict[str, object]:
+    """Component, and its layer and head where it is one."""
+    match = re.match(r"^[LM](\d+)(?:H(\d+))?$", senders[0]) if len(senders) == 1 else None
+    places: Iterator[int | None] = (None if x is None else int(x) for x in (match.groups() if match else (None, None)))
+    layer, head = places
+    return {"component": " + ".join(senders), "layer": layer, "head": head}

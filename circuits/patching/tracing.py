@@ -1,0 +1,206 @@
+"""The iterative procedure of the IOI paper: from the logits down, from the heads that speak to those they listen to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from circuits.graph.graph import Graph
+from circuits.graph.layout import Layout
+from circuits.patching.paths import GROUPS, Policy, path_of, policy_of, sets_of, slot_of, swept
+from circuits.wiring.case import Case
+from interp.components import LOGITS, Port
+from interp.errors import SchemaError, nearest
+from interp.model import Model
+from interp.patching.effect_table import Mode, checked, effects, provenance
+from interp.tasks import PromptTask
+
+QKV: tuple[Port, ...] = ("q", "k", "v")
+
+
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """What was found from the logits down.
+
+    Attributes:
+        graph: edges from each sender that was kept to each receiver that it was kept for.
+        stages: one row per stage, port and sender, kept or not.
+    """
+
+    graph: Graph
+    stages: pd.DataFrame
+
+    def table(self) -> pd.DataFrame:
+        """The senders that were kept, stage by stage, the strongest first."""
+        kept = self.stages[self.stages["kept"]]
+        order = kept.assign(size=-kept["value"].abs()).sort_values(["stage", "port", "size"], kind="stable")
+        return order.drop(columns=["kept", "size"]).reset_index(drop=True)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How many senders of a sweep go on: the k largest, or all beyond a bound on the effect's magnitude."""
+
+    k: int | None = None
+    sd: float | None = None
+    share: float | None = None
+
+    def __post_init__(self) -> None:
+        """One of them."""
+        given = [name for name in ("k", "sd", "share") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise SchemaError(f"one of k, sd and share says who is kept; got {', '.join(given) or 'none'}")
+        if getattr(self, given[0]) <= 0:
+            raise SchemaError(f"{given[0]}={getattr(self, given[0])}: expected more than 0")
+
+    def keeps(self, values: np.ndarray, normalised: np.ndarray) -> np.ndarray:
+        """Which effects are kept."""
+        if self.k is not None:
+            kept = np.zeros(len(values), dtype=bool)
+            kept[np.argsort(-np.abs(values), kind="stable")[: self.k]] = True
+            return kept & (values != 0)
+        if self.sd is not None:
+            return np.abs(values - values.mean()) > self.sd * values.std()
+        return np.abs(normalised) >= (self.share or 0.0)
+
+
+def trace(
+    model: Model,
+    task: PromptTask,
+    *,
+    k: int | None = None,
+    sd: float | None = None,
+    share: float | None = None,
+    depth: int = 3,
+    ports: Sequence[str] = ("q", "k", "v"),
+    senders: str = "heads",
+    mlps: str = "live",
+    mode: str = "noising",
+    metric: str | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> Traced:
+    """Heads with a direct effect on the logits, then on their q, k and v, and so on: Wang et al. 2022's procedure.
+
+    Stage 0 patches every path sender -> logits. Those that are kept become the receivers of stage 1, all of them
+    together at one port: sender -> {their q}, then k, then v; and so on from what that keeps. The effect is always that
+    on the metric, through whatever lies above the receivers. A head is taken up as a receiver once for every port.
+
+    What misleads: a bound of this kind is no test; a sweep over hundreds of heads always has a largest. Sets of
+    receivers hide who of them hears: look at single ones with `path_patching`. Senders whose effects cancel, or that
+    others stand in for, are not found.
+
+    Args:
+        model: as in `path_patching`, like `task`, `mlps`, `mode`, `metric`, `batch_size` and `seed`.
+        task: prompts and their corrupted twins.
+        k: keep the k largest of each sweep; one of `k`, `sd` and `share` has to be given.
+        sd: keep what lies so many standard deviations of the sweep from its mean.
+        share: keep |normalised| of at least so much, of the metric's change from one run to the other.
+        depth: stages after the first.
+        ports: which ports of heads are followed.
+        senders: "heads", or "nodes" with MLPs and the embedding; MLPs are followed at their input.
+        mlps: "live" as published, or "frozen".
+        mode: "noising" or "denoising".
+        metric: one of `interp.tasks.metrics`; the task's own otherwise.
+        batch_size: rows of a forward.
+        seed: of the bootstrap.
+
+    Raises:
+        SchemaError: not one of `k`, `sd` and `share`, or an unknown group, port, policy or mode.
+    """
+    rule, case = Rule(k, sd, share), Case.of(model, task, metric=metric)
+    if senders not in GROUPS:
+        raise SchemaError(f"unknown senders {senders!r}; {nearest(senders, GROUPS)}")
+    unknown = [port for port in ports if port not in QKV]
+    if unknown:
+        raise SchemaError(f"unknown port {unknown[0]!r}; {nearest(unknown[0], QKV)}")
+    followed: list[Port] = [port for port in QKV if port in ports]
+    how = _How(senders, policy_of(mlps), checked(mode), batch_size, seed)
+    sweeps: list[_Sweep] = []
+    waiting: list[tuple[Port, list[int]]] = [("in", [case.layout.slot_index[LOGITS, "in"]])]
+    for stage in range(depth + 1):
+        now = [_swept(case, stage, port, slots, rule, how) for port, slots in waiting]
+        sweeps += now
+        taken = {slot for sweep in sweeps for slot in sweep.slots}
+        further = _next(case.layout, [name for sweep in now for name in sweep.kept], followed, taken)
+        waiting = [(port, slots) for port, slots in further if sets_of(case.layout, senders, slots)]
+    told = provenance(
+        case,
+        "trace",
+        k=k,
+        sd=sd,
+        share=share,
+        depth=depth,
+        ports=ports,
+        senders=senders,
+        mlps=mlps,
+        mode=mode,
+        seed=seed,
+    )
+    return Traced(_graph(case.layout, sweeps, told), pd.concat([sweep.table for sweep in sweeps], ignore_index=True))
+
+
+@dataclass(frozen=True)
+class _How:
+    """Options of every sweep."""
+
+    senders: str
+    policy: Policy
+    mode: Mode
+    batch_size: int
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Sweep:
+    """Every sender to one set of slots."""
+
+    slots: list[int]
+    table: pd.DataFrame
+
+    @property
+    def kept(self) -> list[str]:
+        """Senders that go on."""
+        return self.table.loc[self.table["kept"], "sender"].tolist()
+
+
+def _swept(case: Case, stage: int, port: Port, slots: list[int], rule: Rule, how: _How) -> _Sweep:
+    layout = case.layout
+    names = [own[0] for own in sets_of(layout, how.senders, slots)]
+    paths = [path_of(layout, [name], slots) for name in names]
+    found = effects(*swept(case, paths, policy=how.policy, mode=how.mode, batch_size=how.batch_size), seed=how.seed)
+    table = pd.DataFrame(found, columns=["value", "ci_low", "ci_high", "normalised", "n"])
+    table.insert(0, "sender", names)
+    table.insert(0, "receivers", ", ".join(layout.slots[slot][0] for slot in slots))
+    table.insert(0, "port", port)
+    table.insert(0, "stage", stage)
+    table["kept"] = rule.keeps(table["value"].to_numpy(), table["normalised"].to_numpy())
+    return _Sweep(slots, table)
+
+
+def _next(layout: Layout, kept: Sequence[str], ports: Sequence[Port], taken: set[int]) -> list[tuple[Port, list[int]]]:
+    """Slots of what was kept, port by port; those that something can be heard at, and no slot twice."""
+    wanted: dict[Port, dict[int, None]] = {}
+    for name in kept:
+        own = ("in",) if name.startswith("M") else ports if name.startswith("L") else ()
+        for port in own:
+            slot = slot_of(layout, name, port)
+            if slot not in taken:
+                wanted.setdefault(port, {})[slot] = None
+    return [(port, sorted(slots)) for port, slots in wanted.items()]
+
+
+def _graph(layout: Layout, sweeps: Sequence[_Sweep], told: Mapping[str, Any]) -> Graph:
+    """Edges by what their sender's sweep gave; a sender is joined to those receivers that can hear it."""
+    scores, mask = np.full(layout.exists.shape, np.nan), np.zeros(layout.exists.shape, dtype=bool)
+    for sweep in sweeps:
+        for name, value, kept in zip(*(sweep.table[c] for c in ("sender", "value", "kept")), strict=True):
+            row = layout.sender_index[name]
+            heard = [slot for slot in sweep.slots if layout.exists[row, slot]]
+            scores[row, heard] = value
+            mask[row, heard] |= kept
+    return Graph(layout, scores, mask, {"method": "trace", **told})

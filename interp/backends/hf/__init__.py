@@ -1,0 +1,1 @@
+"""The default backend: a transformers model, observed and hooked through its attention interface."""

@@ -1,0 +1,72 @@
+"""Edits that stay on while a model generates: positions are absolute, with a cache and without."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from interp.attention import Recorder, intercept
+from interp.backends.hf.anatomy import Anatomy
+from interp.backends.hf.hooks import Hooks
+from interp.backends.hf.rewrite import INSIDE, connect
+from interp.backends.plan.capture import Pass
+from interp.batch import Batch
+
+
+def needs_attention(model: PreTrainedModel, plan: Pass, *, padded: bool) -> bool:
+    """Whether attention has to be ours: asked for, padded (masks are then checked), or eager otherwise (n x n)."""
+    inside = any(kind in INSIDE for kind, _ in (*plan.wanted, *plan.edits))
+    return inside or padded or model.config._attn_implementation == "eager"
+
+
+@contextlib.contextmanager
+def standing(model: PreTrainedModel, anatomy: Anatomy, plan: Pass) -> Iterator[None]:
+    """Context in which every forward pass of the model, whoever calls it, carries out the edits of a pass."""
+
+    def begin(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        if not plan.on:
+            return
+        given = args[0] if args else kwargs.get("input_ids")
+        given = kwargs["inputs_embeds"] if given is None else given
+        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        offset = 0 if cache is None else int(cache.get_seq_length())
+        shape = (int(given.shape[0]), int(given.shape[1]))
+        new = offset == 0 and not plan.frozen
+        real = torch.ones(shape, dtype=torch.bool, device=given.device)
+        if new and isinstance(mask, Tensor) and mask.ndim == 2:
+            real = mask[:, : shape[1]].bool()
+        plan.begin(real if new else None, shape, offset)
+
+    handle = model.register_forward_pre_hook(begin, with_kwargs=True)
+    try:
+        with contextlib.ExitStack() as stack:
+            if any(kind in INSIDE for kind, _ in plan.edits):
+                stack.enter_context(intercept(model, connect(Recorder(), plan, anatomy.shards)))
+            stack.enter_context(Hooks(model, anatomy, plan).installed())
+            yield
+    finally:
+        handle.remove()
+
+
+def generated(model: PreTrainedModel, batch: Batch, plan: Pass, options: dict[str, Any]) -> Tensor:
+    """Token ids from transformers' `generate`, the prompts' positions fixed for its whole course."""
+    ids = batch.ids
+    inside = any(kind in INSIDE for kind, _ in plan.edits)
+    if inside and options.get("use_cache", True) and "past_key_values" not in options:
+        options = {**options, "past_key_values": DynamicCache()}  # every key kept: edits may speak of any of them
+    if "pad_token_id" not in options and model.generation_config.pad_token_id is None:
+        options = {**options, "pad_token_id": 0}
+    plan.begin(batch.mask, (int(ids.shape[0]), int(ids.shape[1])))
+    plan.frozen = True
+    try:
+        with torch.no_grad():
+            generate: Any = model.generate
+            found = generate(ids, **{"attention_mask": batch.mask.long(), "do_sample": False, **options})
+    finally:
+        plan.frozen = False
+    return found if isinstance(found, Tensor) else found.sequences

@@ -1,0 +1,296 @@
+"""The default backend: a transformers model, its attention interface, and nothing else. The model is left untouched."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.attention import Recorder, Statistic, StopForward, intercept
+from interp.backends.checkpoint import Checkpoint
+from interp.backends.described import model_html
+from interp.backends.hf.anatomy import input_device, observe
+from interp.backends.hf.generation import generated, needs_attention, standing
+from interp.backends.hf.hooks import Hooks
+from interp.backends.hf.read_reads import read_reads
+from interp.backends.hf.read_weights import read_weights
+from interp.backends.hf.read_writes import read_writes
+from interp.backends.hf.rewrite import connect
+from interp.backends.hf.shards import GRADIENTS
+from interp.backends.plan.budget import check_memory
+from interp.backends.plan.capture import Pass, refuse
+from interp.backends.plan.checks import check_exists, check_reached
+from interp.backends.plan.places import captures, changes
+from interp.batch import Batch, Prompts
+from interp.edits import Edit
+from interp.errors import BackendError, SiteError, TaskError
+from interp.model import AttentionRun, Capture, ModelInfo, Run, Start
+from interp.numerics import evaluating
+from interp.sites import Site
+from interp.weights.stream import Reads, Writes
+from interp.weights.weights import OV, Weights
+
+PATTERN_STATISTICS = "statistics are of unedited attention; capture the pattern of this layer instead"
+
+
+class HFModel:
+    """A transformers causal decoder seen through the attention interface; implements `interp.model.Model`."""
+
+    backend = "hf"
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        """Observe the model's anatomy with a two-token pass.
+
+        Raises:
+            BackendError: the model is not a causal decoder that follows the attention interface.
+        """
+        self.torch_module = checkpoint.model
+        self.tokenizer = checkpoint.tokenizer
+        self._standing: list[Pass] = []
+        with evaluating(self.torch_module):
+            self.anatomy = observe(self.torch_module)
+        self.info = self._describe(checkpoint)
+
+    def __repr__(self) -> str:
+        """One line: name, family and sizes."""
+        i = self.info
+        return f"<{i.family} {i.name!r}: {i.n_layers} layers x {i.n_heads} heads, d_model {i.d_model}, {i.dtype}>"
+
+    def _repr_html_(self) -> str:
+        """Its facts as a table, for a notebook."""
+        return model_html(self.info, backend=self.backend)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go in."""
+        return input_device(self.torch_module)
+
+    def _describe(self, checkpoint: Checkpoint) -> ModelInfo:
+        parts = self.anatomy.attention
+        config = self.torch_module.config.get_text_config()
+        heads = {(p.n_heads, p.n_kv_heads) for p in parts}
+        if len(heads) > 1:
+            raise BackendError(
+                f"layers differ in their numbers of heads {sorted(heads)}; looked for one number throughout"
+            )
+        embed = next(self.torch_module.get_input_embeddings().parameters())
+        windows = tuple(_window(config, p.layer) for p in parts)
+        return ModelInfo(
+            name=checkpoint.name,
+            family=type(self.torch_module).__name__,
+            commit=checkpoint.commit,
+            dtype=str(embed.dtype).removeprefix("torch."),
+            n_layers=len(self.anatomy.blocks),
+            n_heads=parts[0].n_heads,
+            n_kv_heads=parts[0].n_kv_heads,
+            d_model=int(config.hidden_size),
+            d_head=parts[0].d_head,
+            d_vocab=int(embed.shape[0]),
+            attention_layers=tuple(p.layer for p in parts),
+            context=getattr(config, "max_position_embeddings", None),
+            windows=windows,
+            softcap=parts[0].softcap,
+            sink_logits=parts[0].sink_logits,
+            weights_sha256=checkpoint.weights_sha256,
+        )
+
+    def batch(self, tokens: Prompts) -> Batch:
+        """Tokens as a batch on the model's device.
+
+        Raises:
+            TaskError: empty, longer than the model's context, or ids outside its vocabulary.
+        """
+        batch = Batch.of(tokens, self.tokenizer).to(self.device)
+        length = int(batch.mask.sum(1).max())
+        if length == 0:
+            raise TaskError("empty prompt: at least one token is needed in each")
+        if self.info.context is not None and length > self.info.context:
+            raise TaskError(f"prompt of {length} tokens is longer than the model's context of {self.info.context}")
+        low, high = int(batch.ids.min()), int(batch.ids.max())
+        if low < 0 or high >= self.info.d_vocab:
+            raise TaskError(f"token id {low if low < 0 else high} is outside the vocabulary 0..{self.info.d_vocab - 1}")
+        return batch
+
+    def run(
+        self,
+        tokens: Prompts,
+        *,
+        capture: Capture = (),
+        edits: Sequence[Edit] = (),
+        start: Start | None = None,
+        stop: int | None = None,
+        gradients: bool = False,
+    ) -> Run:
+        """Logits and captured activations under edits; see `interp.model.Model.run`.
+
+        Raises:
+            SiteError: a site that this architecture lacks, that this run does not reach, or out of range; an edit
+                whose value has the wrong shape.
+            BackendError: the residual stream is not finite at some token; captures that will not fit in memory.
+        """
+        batch = self.batch(tokens)
+        if gradients and self.anatomy.shards is not None:
+            raise BackendError(f"{self.info.name}: {GRADIENTS}")
+        plan = self._plan(capture, edits, gradients=gradients)
+        check_reached(plan, self.info.n_layers, start=start, stop=stop, shape=(*batch.ids.shape, self.info.d_model))
+        rows, n = batch.ids.shape
+        check_memory(plan.wanted, self.info, (rows, n), self.device, d_mlp=self._d_mlp, logits=stop is None)
+        logits = self._forward(batch, plan, start=start, stop=stop)
+        return Run(logits, plan.acts)
+
+    def attention(
+        self,
+        tokens: Prompts,
+        statistics: Mapping[str, Statistic],
+        *,
+        method: str = "auto",
+        layers: Sequence[int] | None = None,
+        edits: Sequence[Edit] = (),
+    ) -> AttentionRun:
+        """Answers to `statistics`, each [layer batch head ...]; the pass ends after the last layer asked for."""
+        batch = self.batch(tokens)
+        asked = self.info.attention_layers if layers is None else tuple(layers)
+        if not asked:
+            raise SiteError("no layers asked for; leave `layers` out for all of them")
+        unknown = sorted(set(asked) - set(self.info.attention_layers))
+        if unknown:
+            raise SiteError(f"layer {unknown[0]} has no attention; layers with attention: {self.info.attention_layers}")
+        plan = self._plan((), edits)
+        for layer in asked:
+            if plan.edited(layer, "pattern"):
+                raise refuse(plan.edits["pattern", layer][0], PATTERN_STATISTICS)
+        recorder = Recorder(statistics, asked, method, last=max(asked), padded=batch.padded)
+        self._forward(batch, plan, recorder=recorder)
+        spread = self.anatomy.shards
+        if spread is not None:
+            for answers in recorder.answers.values():
+                answers.update({name: spread.gather(x, 1) for name, x in answers.items()})
+        values = {name: torch.stack([recorder.answers[layer][name].cpu() for layer in asked]) for name in statistics}
+        return AttentionRun(asked, values)
+
+    def generate(self, prompts: Prompts, *, edits: Sequence[Edit] = (), **options: Any) -> Tensor:
+        """Token ids [batch pos], prompts included (padded on the left), from transformers' own `generate`.
+
+        Edits with positions or per-token values are of the prompt's tokens; the others apply to new tokens as well.
+        `options` go to transformers; decoding is greedy unless they say otherwise.
+        """
+        rows = Batch.of(prompts, self.tokenizer, side="left")
+        batch = self.batch(rows)
+        with self.editing(edits):
+            return generated(self.torch_module, batch, self._standing[-1], options)
+
+    @contextlib.contextmanager
+    def editing(self, edits: Sequence[Edit]) -> Iterator[None]:
+        """Context in which edits apply to `run`, `attention`, `generate`, and calls of `torch_module` itself."""
+        plan = self._plan((), edits)
+        outer = self._standing[-1:]
+        for other in outer:
+            other.on = False
+        self._standing.append(plan)
+        try:
+            with evaluating(self.torch_module), standing(self.torch_module, self.anatomy, plan):
+                yield
+        finally:
+            self._standing.pop()
+            for other in outer:
+                other.on = True
+
+    def _plan(self, capture: Capture, edits: Sequence[Edit], *, gradients: bool = False) -> Pass:
+        """What a run has to do, the edits of a context around it first; places that do not exist are refused."""
+        wanted = captures(capture, self.info)
+        changed = changes(edits, self.info)
+        for plan in self._standing[-1:]:
+            changed = {p: [*plan.edits.get(p, ()), *changed.get(p, ())] for p in {**plan.edits, **changed}}
+        plan = Pass(wanted, changed, gradients=gradients, clones=self.anatomy.overwrites)
+        check_exists(plan, self.anatomy)
+        return plan
+
+    def mean(self, tokens: Prompts, kind: str = "z") -> Float[Tensor, "layer ..."]:
+        """Mean over real tokens of a kind of activation, [layer head d_head] or [layer d]; zeros where it has none."""
+        batch = self.batch(tokens)
+        weight = (batch.mask / batch.mask.sum()).flatten()
+
+        def reduce(x: Tensor) -> Tensor:
+            return (weight.to(x.device) @ x.float().flatten(0, 1).flatten(1)).view(x.shape[2:])
+
+        acts = self.run(batch, capture={Site(kind): reduce}).acts
+        rows = {site.first: mean for site, mean in acts.items()}
+        first = next(iter(rows.values()))
+        full = torch.zeros(self.info.n_layers, *first.shape, device=first.device)
+        for layer, mean in rows.items():
+            full[layer] = mean.to(full.device)
+        return full
+
+    def weights(self) -> Weights:
+        """Matrices of every layer as they are now, read off the modules by feeding them a basis."""
+        return read_weights(self.torch_module, self.anatomy)
+
+    def writes(self, layer: int) -> Writes:
+        """What a layer's attention and MLP write to the stream, as linear maps."""
+        return read_writes(self.anatomy, layer, self.info.d_model)
+
+    def reads(self, layer: int) -> Reads:
+        """How a layer's attention and MLP read the stream: the norms in between."""
+        return read_reads(self.anatomy, layer, self.info.d_model)
+
+    def ov_circuits(self) -> OV:
+        """Value and output matrices of every head; see `OV`."""
+        return self.weights().ov_circuits()
+
+    def _forward(
+        self,
+        batch: Batch,
+        plan: Pass,
+        *,
+        recorder: Recorder | None = None,
+        start: Start | None = None,
+        stop: int | None = None,
+    ) -> Tensor | None:
+        """Logits, or None when the pass ended early; the model is as it was afterwards, whatever happens."""
+        inputs: dict[str, object] = {"use_cache": False}
+        if batch.padded:
+            inputs["attention_mask"] = batch.mask.long()
+            if "position_ids" in self._accepts:
+                inputs["position_ids"] = batch.positions
+        plan.begin(batch.mask, (batch.ids.shape[0], batch.ids.shape[1]))
+        own = needs_attention(self.torch_module, plan, padded=batch.padded)
+        recorder = recorder or (Recorder(padded=batch.padded) if own else None)
+        hooks = Hooks(self.torch_module, self.anatomy, plan)
+        with contextlib.ExitStack() as stack:
+            for other in self._standing[-1:]:
+                stack.enter_context(other.resting())
+            stack.enter_context(evaluating(self.torch_module))
+            stack.enter_context(torch.set_grad_enabled(plan.gradients))
+            if recorder is not None:
+                stack.enter_context(intercept(self.torch_module, connect(recorder, plan, self.anatomy.shards)))
+            stack.enter_context(hooks.installed(start=start, stop=stop, finite=True))
+            try:
+                return self.torch_module(batch.ids, **inputs).logits
+            except StopForward:
+                return None
+
+    @cached_property
+    def _d_mlp(self) -> int | None:
+        """Width of the MLP; None where no one projection takes its neurons."""
+        last = next((s.mlp_post for s in self.anatomy.stream if s.mlp_post is not None), None)
+        return None if last is None else max(p.numel() for p in last.parameters()) // self.info.d_model
+
+    @cached_property
+    def _accepts(self) -> frozenset[str]:
+        return frozenset(inspect.signature(self.torch_module.forward).parameters)
+
+
+def _window(config: object, layer: int) -> int | None:
+    """Sliding window of a layer as its config states it (information only: masks are taken from the model itself)."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and kinds[layer] != "sliding_attention":
+        return None
+    if getattr(config, "use_sliding_window", True) is False:
+        return None
+    return getattr(config, "sliding_window", None)

@@ -1,0 +1,235 @@
+"""The matrices of attention, read off the modules by feeding them a basis.
+
+Fused projections, interleaved layouts, transposed weights, quantised layers: whatever the module computes is the
+matrix. q, k and v at position 0 are affine in the attention input once the norms inside attention are let through, so
+zero and the basis vectors give bias and weights exactly. What a later position does to q and k is read off the same
+way. Half-precision weights are read in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from interp.backends.hf.anatomy import Anatomy, AttentionPart, input_device
+from interp.backends.hf.feed import Feeder
+from interp.backends.hf.inner import bypassed, inner_norms, read_inner
+from interp.backends.hf.read_norms import read_norm
+from interp.backends.hf.shards import MATRICES
+from interp.errors import BackendError
+from interp.numerics import device_of, exactly, input_dtype, wide
+from interp.weights.norms import Norm
+from interp.weights.weights import LayerWeights, Weights
+
+VOCABULARY = 8192  # rows of the unembedding that are widened to float32 at one time
+
+
+def read_weights(model: PreTrainedModel, anatomy: Anatomy) -> Weights:
+    """Weights of a decoder, each layer read when it is first asked for.
+
+    Raises:
+        BackendError: the model is spread over processes.
+    """
+    if anatomy.shards is not None:
+        raise BackendError(f"{type(model).__name__}: {MATRICES}")
+    return Weights(ModuleSource(model, anatomy))
+
+
+def output_matrix(part: AttentionPart) -> Float[Tensor, "head d_value d_model"]:
+    """W_O of each head: z_h W_O[h] summed over heads, plus a bias, is what the projection gives."""
+    return _output(part)[0]
+
+
+def value_matrices(
+    model: PreTrainedModel, parts: Sequence[AttentionPart]
+) -> dict[int, Float[Tensor, "kv_head d_model d_value"]]:
+    """W_V of each layer's key-value groups, without the gain of the norm before attention.
+
+    Raises:
+        BackendError: the values are not an affine function of the attention input.
+    """
+    reader = _Reader(model, parts)
+    return {part.layer: reader.projections(part)[2][0] for part in parts}
+
+
+class _Reader:
+    """W_Q, W_K, W_V and the norms inside attention, of any layer."""
+
+    def __init__(self, model: PreTrainedModel, parts: Sequence[AttentionPart]) -> None:
+        self.feeder = Feeder(model, parts)
+        self.width = int(model.config.get_text_config().hidden_size)
+        self._inner: dict[int, tuple[nn.Module, ...]] = {}
+
+    def inner(self, part: AttentionPart) -> tuple[nn.Module, ...]:
+        """Norms between a layer's attention input and its attention call."""
+        if part.layer not in self._inner:
+            self._inner[part.layer] = inner_norms(self.feeder, part, self.width)
+        return self._inner[part.layer]
+
+    def projections(self, part: AttentionPart) -> list[tuple[Tensor, Tensor]]:
+        """(W [head d_model d], b [head d]) of q, k and v, norms inside attention let through."""
+        test = torch.randn(1, self.width, generator=torch.Generator().manual_seed(0))
+        rows = torch.cat([torch.zeros(1, self.width), torch.eye(self.width), test])
+        with bypassed(self.inner(part)):
+            fed = self.feeder(part, rows)
+        found = []
+        for name, x in (("queries", fed.q[:, 0]), ("keys", fed.k[:, 0]), ("values", fed.v[:, 0])):
+            bias, matrix, want = x[0], x[1:-1] - x[0], x[-1]
+            ours = torch.einsum("m,mhd->hd", test[0].to(x), matrix) + bias
+            if not torch.allclose(ours, want, rtol=1e-3, atol=1e-3 * float(want.abs().max())):
+                raise BackendError(
+                    f"layer {part.layer}: {name} are not affine in the attention input, so there is no matrix; norms "
+                    f"let through: {len(self.inner(part))}"
+                )
+            found.append((matrix.transpose(0, 1), bias))
+        return found
+
+    def turns(
+        self, part: AttentionPart, positions: Sequence[int]
+    ) -> tuple[Float[Tensor, "position d_head d_head"], Float[Tensor, "position d_head d_head"]]:
+        """R_q(p) and R_k(p) with q(p) = q(0) R_q(p), solved from random inputs; see `interp.weights.weights.Source`."""
+        at = sorted({0, *positions})
+        rows = torch.randn(max(64, 2 * part.d_head), self.width, generator=torch.Generator().manual_seed(4))
+        with bypassed(self.inner(part)):
+            fed = self.feeder(part, rows, at)
+        index = [at.index(p) for p in positions]
+        q, k = (
+            torch.stack([_turn(x[:, at.index(0)], x[:, i], f"layer {part.layer}, position {at[i]}") for i in index])
+            for x in (fed.q, fed.k)
+        )
+        return q, k
+
+
+def _turn(first: Float[Tensor, "row head d"], later: Float[Tensor, "row head d"], where: str) -> Tensor:
+    """R with later = first R, for all heads at once; zero on directions that no head ever uses."""
+    a, b = (x.flatten(0, 1).double() for x in (first, later))
+    if torch.equal(a, b):
+        return torch.eye(a.shape[1])
+    turn = torch.linalg.lstsq(a, b, rcond=1e-7, driver="gelsd").solution
+    if (a @ turn - b).norm() > 1e-4 * b.norm():
+        raise BackendError(f"{where}: what the position does to queries and keys is not one linear map for all heads")
+    return turn.float()
+
+
+class ModuleSource:
+    """Where `Weights` come from in a transformers model; implements `interp.weights.weights.Source`."""
+
+    def __init__(self, model: PreTrainedModel, anatomy: Anatomy) -> None:
+        self.model, self.anatomy = model, anatomy
+        self.parts = {p.layer: p for p in anatomy.attention}
+        self.layers = tuple(self.parts)
+        self.reader = _Reader(model, anatomy.attention)
+        self.context = self.reader.feeder.context
+        self.d_model = self.reader.width
+        self.d_vocab = len(next(model.get_input_embeddings().parameters()))
+        self.half = next(model.parameters()).itemsize < 4
+
+    def layer(self, layer: int) -> LayerWeights:
+        """Everything one layer's attention is made of.
+
+        Raises:
+            BackendError: q, k or v is no affine function of the attention input even with the norms let through.
+        """
+        part, reader = self.parts[layer], self.reader
+        (w_q, b_q), (w_k, b_k), (w_v, b_v) = reader.projections(part)
+        w_o, b_o = _output(part)
+        q_norm, k_norm, v_norm = read_inner(reader.feeder, part, reader.inner(part), self.d_model)
+        before, after = (None if n is None else read_norm(n, self.d_model) for n in (part.norm_before, part.norm_after))
+        return LayerWeights(
+            layer=layer,
+            w_q=w_q,
+            w_k=w_k,
+            w_v=w_v,
+            w_o=w_o,
+            b_q=b_q,
+            b_k=b_k,
+            b_v=b_v,
+            b_o=b_o,
+            norm=before,
+            norm_after=after,
+            q_norm=q_norm,
+            k_norm=k_norm,
+            v_norm=v_norm,
+            scale=reader.feeder(part, torch.zeros(1, self.d_model)).scale,
+            softcap=part.softcap,
+        )
+
+    def turns(
+        self, layer: int, positions: Sequence[int]
+    ) -> tuple[Float[Tensor, "position d_head d_head"], Float[Tensor, "position d_head d_head"]]:
+        """What each position does to q and k."""
+        return self.reader.turns(self.parts[layer], positions)
+
+    def embed(self, ids: Int[Tensor, " token"]) -> Float[Tensor, "token d_embed"]:
+        """Rows of W_E."""
+        with torch.no_grad():
+            return wide(self.model.get_input_embeddings()(ids.to(input_device(self.model))[None])[0]).cpu()
+
+    def unembed(self, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
+        """x W_U, without the bias; W_U is widened in blocks of the vocabulary."""
+        weight = self._unembedding
+        if weight is None:
+            zero = torch.zeros(1, x.shape[-1])
+            return self._logits(x) - self._logits(zero)
+        blocks = weight.split(VOCABULARY)
+        return torch.cat([(x.to(w.device) @ wide(w.detach()).T.to(x)).cpu() for w in blocks], dim=-1)
+
+    def columns(self, ids: Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
+        """Columns of W_U, one row per token."""
+        weight = self._unembedding
+        if weight is None:
+            return self.unembed(torch.eye(self.d_model))[:, ids].T
+        return wide(weight.detach()[ids.to(weight.device)]).cpu()
+
+    @property
+    def b_u(self) -> Float[Tensor, " d_vocab"]:
+        """Bias of the unembedding; zeros without."""
+        return self._bias
+
+    @property
+    def final_norm(self) -> Norm | None:
+        """The norm before the unembedding."""
+        norm = self.anatomy.final_norm
+        return None if norm is None else read_norm(norm, self.d_model)
+
+    @cached_property
+    def _bias(self) -> Tensor:
+        return self._logits(torch.zeros(1, self.d_model))[0]
+
+    @cached_property
+    def _unembedding(self) -> Tensor | None:
+        """The parameter that is W_U transposed, if multiplying by it is all that the unembedding does."""
+        test = torch.randn(1, self.d_model, generator=torch.Generator().manual_seed(5))
+        for parameter in self.anatomy.unembed.parameters():
+            if (
+                parameter.shape == (len(self.b_u), self.d_model)
+                and parameter.is_floating_point()
+                and not parameter.is_meta
+            ):
+                ours = torch.cat([test @ wide(w.detach()).cpu().T.to(test) for w in parameter.split(VOCABULARY)], -1)
+                want = self._logits(test)[0] - self.b_u
+                if torch.allclose(ours[0], want, rtol=2e-2, atol=2e-2 * float(want.std())):
+                    return parameter
+        return None
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """What the unembedding module gives, in its own precision."""
+        module = self.anatomy.unembed
+        parameter = next(p for p in module.parameters() if p.is_floating_point())
+        with torch.no_grad():
+            return wide(module(x.to(device_of(module), parameter.dtype))).cpu()
+
+
+def _output(part: AttentionPart) -> tuple[Float[Tensor, "head d_value d_model"], Float[Tensor, " d_model"]]:
+    """W_O of each head, and the bias."""
+    device = device_of(part.output)
+    dtype = input_dtype(part.output)
+    basis = torch.eye(part.n_heads * part.d_value, device=device, dtype=dtype)
+    bias = wide(exactly(part.output, torch.zeros_like(basis[:1])))[0]
+    matrix = wide(exactly(part.output, basis)) - bias
+    return matrix.cpu().unflatten(0, (part.n_heads, -1)), bias.cpu()

@@ -1,0 +1,35 @@
+"""What attention and MLP write to the stream, as one linear map each: projection, norm behind it, multiplier."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from interp.backends.hf.anatomy import Anatomy
+from interp.backends.hf.read_norms import read_norm
+from interp.backends.hf.shards import MATRICES
+from interp.errors import BackendError
+from interp.weights.stream import Write, Writes
+
+
+def read_writes(anatomy: Anatomy, layer: int, d_model: int) -> Writes:
+    """The writes of one layer of a transformers model.
+
+    Raises:
+        BackendError: the model is spread over processes.
+    """
+    if anatomy.shards is not None:
+        raise BackendError(f"layer {layer}: {MATRICES}")
+    part, stream = anatomy.part(layer), anatomy.stream[layer]
+    attn = mlp = None
+    if part is not None and not {"attn_out", "head_out"} & stream.missing.keys():
+        after = part.norm_after if part.norm_after is stream.attn_out else None
+        attn = Write(part.output, None if after is None else read_norm(after, d_model), stream.attn_scale)
+    if stream.mlp_post is not None and stream.mlp_out is not None:
+        norm = read_norm(stream.mlp_out, d_model) if _is_norm(stream.mlp_out, d_model) else None
+        mlp = Write(stream.mlp_post, norm, stream.mlp_scale)
+    return Writes(attn, mlp, stream.missing)
+
+
+def _is_norm(module: nn.Module, width: int) -> bool:
+    own = list(module.parameters())
+    return bool(own) and next(module.children(), None) is None and all(p.shape == (width,) for p in own)

@@ -1,0 +1,186 @@
+"""What a layer adds to its residual stream, and where: found by arithmetic, so that no number can be wrong unseen.
+
+A layer is understood when `resid_post - resid_pre = a * attn + m * mlp` for the outputs of two of its modules (a = m =
+1 but for residual multipliers). If a module takes `resid_pre + a * attn`, that is `resid_mid`; if none does, attention
+and MLP stand side by side. What does not come out so has no such site, and `missing` says why.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from interp.backends.hf.watch import Event, Identity, identity, source
+
+
+@dataclass(frozen=True, eq=False)
+class StreamPart:
+    """One layer's reads and writes.
+
+    Attributes:
+        attn_out, mlp_out: modules whose output, times the scale beside it, is added to the stream.
+        resid_mid: a module whose input is the stream between the two.
+        mlp_norm: the norm that makes the MLP's input; None where the MLP reads the stream itself.
+        mlp_in: modules that take the MLP's input. mlp_post: the MLP's last projection, which takes its neurons.
+        mlp_whole: modules that, called one after another, make the MLP's output of its input; none where it is more.
+        missing: why a kind of site does not exist here.
+    """
+
+    attn_out: nn.Module | None = None
+    attn_scale: float = 1.0
+    resid_mid: nn.Module | None = None
+    mlp_norm: nn.Module | None = None
+    mlp_in: tuple[nn.Module, ...] = ()
+    mlp_post: nn.Module | None = None
+    mlp_whole: tuple[nn.Module, ...] = ()
+    mlp_out: nn.Module | None = None
+    mlp_scale: float = 1.0
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+OF_MLP = ("mlp_in", "mlp_post", "mlp_out")
+
+
+def stream_part(layer: int, block: str, attention: str | None, events: Sequence[Event]) -> StreamPart:
+    """Reads and writes of the layer at path `block`, whose attention module stands at path `attention`."""
+    own = next((e for e in events if e.path == block), None)
+    if own is None or not own.inputs or not own.outputs or own.inputs[0].shape != own.outputs[0].shape:
+        return _none(f"layer {layer} does not take and give one residual stream", ("resid_pre", "resid_post"))
+    if attention is None:
+        return _none(f"layer {layer} has no attention, and what else it is made of is not told apart")
+    inside = [e for e in events if e.within(block)]
+    x, delta = own.inputs[0], own.outputs[0].double() - own.inputs[0].double()
+    called = next(e for e in inside if e.path == attention)
+    chain = _chain(called.outputs[0], inside)
+    others = [e for e in inside if not e.within(attention) and e.path != attention]
+    outputs = [e for e in others if _stream_like(e, x) and e.gave[0] not in set(map(identity, chain))]
+    found = next(_fits(x, delta, chain, outputs), None)
+    if found is None:
+        return _none(f"what layer {layer} adds to its input is not attention plus MLP, each times a number")
+    attn, a, mlp, m = found
+    written = _last_giving(identity(attn), inside)
+    readers = [e for e in inside[inside.index(called) :] if _reads(e, x, attn, a)]
+    middle = next(iter(_outermost([e for e in readers if e.took[0] == readers[0].took[0]])), None)
+    missing = {}
+    if middle is None:
+        missing["resid_mid"] = (
+            f"attention and MLP of layer {layer} read the same residual and are added together (parallel residual), "
+            "so that nothing stands between them"
+        )
+    if mlp is None:
+        missing |= dict.fromkeys(OF_MLP, f"layer {layer} adds nothing but attention: it has no MLP")
+        return StreamPart(written.module, a, middle, missing=missing)
+    return _with_mlp(layer, StreamPart(written.module, a, middle, missing=missing), (mlp, m), others, x)
+
+
+def _none(why: str, more: tuple[str, ...] = ()) -> StreamPart:
+    return StreamPart(missing=dict.fromkeys(("attn_out", "head_out", "resid_mid", *OF_MLP, *more), why))
+
+
+def _stream_like(event: Event, x: Tensor) -> bool:
+    """Whether a module gives something of the size of the stream."""
+    return bool(event.outputs) and event.outputs[0].numel() == x.numel() and event.outputs[0].shape[-1] == x.shape[-1]
+
+
+def _chain(given: Tensor, events: Sequence[Event]) -> list[Tensor]:
+    """A tensor and what norms and dropouts made of it, in order."""
+    chain = [given]
+    for e in events:
+        passes = e.is_norm or (e.is_leaf and not list(e.module.parameters(recurse=False)))
+        if passes and e.outputs and e.took[:1] == (identity(chain[-1]),) and e.gave[0] != identity(chain[-1]):
+            chain.append(e.outputs[0])
+    return chain
+
+
+def _tolerance(*terms: Tensor) -> float:
+    """Rounding error to expect of a sum, with some room."""
+    return 16 * torch.finfo(terms[0].dtype).eps * max(float(t.abs().max()) for t in terms)
+
+
+def _fits(
+    x: Tensor, delta: Tensor, chain: list[Tensor], outputs: list[Event]
+) -> Iterator[tuple[Tensor, float, Tensor | None, float]]:
+    """(attn, a, mlp, m) with delta = a attn + m mlp, plain sums first, the last modules of each chain first."""
+    pairs = [(attn, e.outputs[0].reshape(x.shape)) for attn in reversed(chain) for e in reversed(outputs)]
+    for attn, mlp in pairs:
+        if float((delta - attn.double() - mlp.double()).abs().max()) <= _tolerance(x, attn, mlp):
+            yield attn, 1.0, mlp, 1.0
+    for attn in reversed(chain):
+        if float((delta - attn.double()).abs().max()) <= _tolerance(x, attn):
+            yield attn, 1.0, None, 1.0
+    for attn, mlp in pairs:
+        terms = torch.stack([attn.double().flatten(), mlp.double().flatten()], dim=1).cpu()
+        a, m = torch.linalg.lstsq(terms, delta.flatten()[:, None].cpu()).solution[:, 0].tolist()
+        for digits in range(1, 8):  # a multiplier as it stands in a config: the shortest that fits
+            short_a, short_m = float(f"{a:.{digits}g}"), float(f"{m:.{digits}g}")
+            error = float((delta - short_a * attn.double() - short_m * mlp.double()).abs().max())
+            if error <= _tolerance(x, attn, mlp) and min(abs(a), abs(m)) > 1e-3:
+                yield attn, short_a, mlp, short_m
+                break
+
+
+def _reads(event: Event, x: Tensor, attn: Tensor, a: float) -> bool:
+    """Whether a module takes the stream after attention."""
+    if not event.inputs or event.inputs[0].numel() != x.numel() or event.took[0] == identity(x):
+        return False
+    middle = x.double() + a * attn.double()
+    error = (event.inputs[0].double().reshape(x.shape) - middle).abs().max()
+    return float(error) <= _tolerance(x, attn)
+
+
+def _last_giving(tensor: Identity, events: Sequence[Event]) -> Event:
+    """The outermost module to give a tensor; one that runs twice (a shared dropout) cannot tell what it gives."""
+    runs = Counter(id(e.module) for e in events)
+    return next(e for e in reversed(events) if e.gave[:1] == (tensor,) and runs[id(e.module)] == 1)
+
+
+def _outermost(events: Sequence[Event]) -> tuple[nn.Module, ...]:
+    return tuple(e.module for e in events if not any(e.within(other.path) for other in events))
+
+
+def _with_mlp(layer: int, part: StreamPart, mlp: tuple[Tensor, float], others: list[Event], x: Tensor) -> StreamPart:
+    given, scale = mlp
+    written = _last_giving(identity(given), others)
+    last = next((e for e in reversed(others) if e.is_projection and _becomes(e, given, others)), None)
+    missing = dict(part.missing)
+    if last is None:
+        missing["mlp_post"] = (
+            f"the MLP output of layer {layer} is not that of one projection (a mixture of experts?), "
+            "so there is no one set of neurons"
+        )
+        first = written
+    else:
+        first = next(e for e in others if e.is_projection)
+    read = first.took[0] if first.inputs and first.inputs[0].shape[-1] == x.shape[-1] else None
+    takers = [e for e in others if e.took[:1] == (read,) and not e.is_norm and list(e.module.parameters())]
+    outermost = _outermost(takers)
+    if not outermost:
+        missing["mlp_in"] = f"no module takes the MLP's input in layer {layer}"
+    return replace(
+        part,
+        mlp_norm=None if read is None else source(others, read),
+        mlp_in=outermost,
+        mlp_post=None if last is None else last.module,
+        mlp_whole=_whole([e for e in takers if e.module in outermost], given, written),
+        mlp_out=written.module,
+        mlp_scale=scale,
+        missing=missing,
+    )
+
+
+def _whole(takers: Sequence[Event], given: Tensor, written: Event) -> tuple[nn.Module, ...]:
+    """The one module that takes the MLP's input, with the norm behind it if there is one, where they are all of it."""
+    if len(takers) != 1 or len(takers[0].inputs) != 1:
+        return ()
+    if takers[0].gave[:1] == (identity(given),):
+        return (takers[0].module,)
+    return (takers[0].module, written.module) if written.took[:1] == takers[0].gave[:1] else ()
+
+
+def _becomes(event: Event, given: Tensor, events: Sequence[Event]) -> bool:
+    """Whether what a module gives is `given`, but for norms and dropouts."""
+    return bool(event.outputs) and identity(given) in set(map(identity, _chain(event.outputs[0], events)))

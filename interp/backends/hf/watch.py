@@ -1,0 +1,133 @@
+"""One short forward pass with a hook on every module: who took and gave which tensors, in order.
+
+Two tokens are run with our attention function. Their embeddings are replaced by small noise: a layer's arithmetic
+holds for any input, and a checkpoint's own embeddings may be zero just where it would have to show.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from interp.attention import Call, Recorder, intercept
+from interp.numerics import device_of
+
+PROBE = 2  # tokens; one would hide the difference between causal and not
+AMPLITUDE = 0.1  # of the noise: small beside what normed attention and MLP add, so that their sum is seen exactly
+
+Identity = tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Event:
+    """A module that ran, with the tensors it took and gave (kept, so that no address is used twice).
+
+    `versions` count changes in place up to then; `bundled` says that the output was a tuple.
+    """
+
+    path: str
+    module: nn.Module
+    inputs: tuple[Tensor, ...] = ()
+    outputs: tuple[Tensor, ...] = ()
+    versions: tuple[int, ...] = field(default=(), repr=False)
+    bundled: bool = False
+
+    @cached_property
+    def took(self) -> tuple[Identity, ...]:
+        """Identities of the inputs."""
+        return tuple(map(identity, self.inputs))
+
+    @cached_property
+    def gave(self) -> tuple[Identity, ...]:
+        """Identities of the outputs."""
+        return tuple(map(identity, self.outputs))
+
+    @property
+    def width(self) -> int:
+        """Size of the last axis of what it took."""
+        return self.inputs[0].shape[-1] if self.inputs and self.inputs[0].ndim else 0
+
+    @property
+    def overwritten(self) -> bool:
+        """Whether what it took or gave was changed in place later on."""
+        return any(t._version != v for t, v in zip((*self.inputs, *self.outputs), self.versions, strict=True))
+
+    @cached_property
+    def is_leaf(self) -> bool:
+        """Whether no module stands below it."""
+        return next(self.module.children(), None) is None
+
+    @cached_property
+    def is_norm(self) -> bool:
+        """Norms are leaves with at most a gain and a bias per channel; dropout has no parameters."""
+        own = list(self.module.parameters(recurse=False))
+        return self.is_leaf and 0 < len(own) <= 2 and all(p.ndim == 1 and p.numel() == self.width for p in own)
+
+    @cached_property
+    def is_projection(self) -> bool:
+        """A linear map: a leaf with parameters that is no norm and no stack of experts."""
+        own = list(self.module.parameters(recurse=False))
+        return self.is_leaf and bool(own) and not self.is_norm and max(p.ndim for p in own) <= 2
+
+    def within(self, path: str) -> bool:
+        """Whether the module stands below `path`."""
+        return self.path.startswith(path + ".")
+
+
+def identity(t: Tensor) -> Identity:
+    """What two views of the same elements share."""
+    return t.data_ptr(), t.numel()
+
+
+def watch(model: PreTrainedModel) -> tuple[list[Event], dict[int, tuple[nn.Module, Call]]]:
+    """Events of a two-token pass, and the attention calls by layer."""
+    events: list[Event] = []
+    calls: dict[int, tuple[nn.Module, Call]] = {}
+
+    def note(path: str):
+        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+            took = tuple(t for t in (*args, *kwargs.values()) if isinstance(t, Tensor))
+            bundled = isinstance(output, tuple | list)
+            gave = tuple(t for t in (output if bundled else [output]) if isinstance(t, Tensor))
+            events.append(Event(path, module, took, gave, tuple(t._version for t in (*took, *gave)), bundled))
+
+        return hook
+
+    recorder = Recorder()
+
+    def keep(layer: int, call: Call, z: Tensor) -> Tensor:
+        calls[layer] = (recorder.modules[layer], call)
+        events.append(Event("(attention)", recorder.modules[layer], (), (z,), (z._version,)))
+        return z
+
+    recorder.mix = keep
+    handles = [model.get_input_embeddings().register_forward_hook(_noise)]
+    handles += [m.register_forward_hook(note(path), with_kwargs=True) for path, m in model.named_modules()]
+    tokens = torch.zeros(1, PROBE, dtype=torch.long, device=input_device(model))
+    try:
+        with torch.no_grad(), intercept(model, recorder):
+            model(tokens, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return events, calls
+
+
+def _noise(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return (AMPLITUDE * torch.randn(output.shape, generator=generator)).to(output)
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where token ids go in."""
+    return device_of(model.get_input_embeddings())
+
+
+def source(events: list[Event], tensor: Identity) -> nn.Module | None:
+    """The norm that produced a tensor, None when something else did (a residual stream, say)."""
+    return next((e.module for e in reversed(events) if tensor in e.gave and e.is_norm), None)

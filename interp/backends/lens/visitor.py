@@ -1,0 +1,81 @@
+"""A pass for backends that see attention as dense patterns, and what the lens and nnsight backends share beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from interp.backends.plan.capture import Pass, refuse
+from interp.backends.plan.checks import FIXED
+from interp.backends.plan.places import Place, captures, changes, narrow
+from interp.edits import Edit, Tile, edit_pattern, edit_scores, edits_scores
+from interp.model import Capture, ModelInfo
+from interp.sites import Site
+
+
+class Visitor(Pass):
+    """A `Pass` of a model with this `info`, for prompts with this mask, that also handles scores and patterns."""
+
+    def __init__(
+        self,
+        info: ModelInfo,
+        capture: Capture,
+        edits: Sequence[Edit],
+        mask: Bool[Tensor, "batch pos"],
+        *,
+        gradients: bool = False,
+    ) -> None:
+        super().__init__(captures(capture, info), changes(edits, info), gradients=gradients)
+        self.begin(mask, (mask.shape[0], mask.shape[1]))
+
+    def kinds(self, layer: int | None) -> set[str]:
+        """What is to happen at a layer."""
+        return {kind for kind, at in {*self.wanted, *self.edits} if at == layer}
+
+    def check(self, missing: Mapping[Place, str]) -> None:
+        """Refuse what the model does not have.
+
+        Raises:
+            SiteError: with the reason.
+        """
+        for place, why in missing.items():
+            for thing in (*(w.site for w in self.wanted.get(place, ())), *self.edits.get(place, ())):
+                raise refuse(thing, why)
+        for (kind, _), edits in self.edits.items():
+            if kind == "norm_scale":
+                raise refuse(edits[0], f"the divisor of a norm {FIXED}")
+
+    def scores(self, layer: int, x: Tensor, visible: Bool[Tensor, "batch query key"]) -> Tensor:
+        """Scores [batch head query key] after the edits that act before the softmax."""
+        edits = [e for e in self.edits.get(("pattern", layer), ()) if edits_scores(e)]
+        if not edits:
+            return x
+        return edit_scores(x.flatten(0, 1), self._tile(x, visible), edits).view_as(x)
+
+    def pattern(self, layer: int, x: Tensor, visible: Bool[Tensor, "batch query key"]) -> Tensor:
+        """Pattern [batch head query key] after the edits that act behind the softmax; captured on the way."""
+        edits = [e for e in self.edits.get(("pattern", layer), ()) if not edits_scores(e)]
+        if edits:
+            x = edit_pattern(x.flatten(0, 1), self._tile(x, visible), edits, layer=layer).view_as(x)
+        for wanted in self.wanted.get(("pattern", layer), ()):
+            part = self.acts[wanted.site] = wanted.take(x, self.mask)
+            if self.gradients and wanted.reducer is None and part is not x:
+                x = rebuilt(x, part, wanted.site, self.mask)
+        return x
+
+    def _tile(self, x: Tensor, visible: Tensor) -> Tile:
+        return Tile.dense(visible, x.shape[1], mask=self.mask)
+
+
+def rebuilt(x: Tensor, part: Tensor, site: Site, mask: Tensor) -> Tensor:
+    """The tensor with its narrowed part written over itself, so that what follows depends on that part."""
+    where = narrow(torch.arange(x.numel(), device=x.device).view(x.shape), site, mask)
+    return x.flatten().index_copy(0, where.flatten(), part.flatten()).view(x.shape)
+
+
+def as_site(x: Tensor) -> Tensor:
+    """[batch head pos d] as [batch pos head d], and back."""
+    return x.transpose(1, 2)

@@ -1,0 +1,111 @@
+"""One forward pass as a plan: at each place the edits in order, then what is kept. Knows no module."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from interp.backends.plan.places import Place, Wanted
+from interp.edits import Edit, Replace, apply_edits
+from interp.errors import SiteError
+from interp.sites import Site
+
+
+class Pass:
+    """Edits and captures of one forward pass, applied as the backend reaches each place.
+
+    Args:
+        wanted: what to keep, by place.
+        edits: what to change, by place.
+        gradients: put what is kept back onto the path to the logits, so that gradients reach it.
+        clones: keep copies, for models that overwrite activations in place.
+
+    Attributes:
+        acts: what was kept. mask: real tokens of the prompts. offset: column of the first token of this pass.
+        on: False while edits of a context make way for a run that carries them itself.
+    """
+
+    def __init__(
+        self,
+        wanted: Mapping[Place, Sequence[Wanted]],
+        edits: Mapping[Place, Sequence[Edit]],
+        *,
+        gradients: bool = False,
+        clones: bool = False,
+    ) -> None:
+        self.wanted, self.edits, self.gradients, self.clones = wanted, edits, gradients, clones
+        self.acts: dict[Site, Tensor] = {}
+        self.mask: Bool[Tensor, "batch prompt"] = torch.ones(0, 0, dtype=torch.bool)
+        self.shape = (0, 0)
+        self.offset, self.on, self.frozen = 0, True, False
+
+    def begin(self, mask: Bool[Tensor, "batch prompt"] | None, shape: tuple[int, int], offset: int = 0) -> None:
+        """Start of a forward pass of `shape` tokens; a pass that continues a prompt keeps the prompt's mask."""
+        self.shape, self.offset = shape, offset
+        if mask is not None:
+            self.mask = mask
+
+    @contextlib.contextmanager
+    def resting(self) -> Iterator[None]:
+        """Context in which nothing is changed, for a run that carries these edits itself."""
+        before, self.on = self.on, False
+        try:
+            yield
+        finally:
+            self.on = before
+
+    def asks(self, layer: int | None, *kinds: str) -> bool:
+        """Whether anything is to be done at one of these kinds."""
+        return any((kind, layer) in self.wanted or (kind, layer) in self.edits for kind in kinds)
+
+    def edited(self, layer: int | None, *kinds: str) -> bool:
+        """Whether anything is changed at one of these kinds."""
+        return any((kind, layer) in self.edits for kind in kinds)
+
+    def visit(self, kind: str, layer: int | None, x: Tensor, *, offset: int | None = None) -> Tensor:
+        """The activation of a place after its edits; what was asked for is kept."""
+        if not self.on:
+            return x
+        edits = self.edits.get((kind, layer))
+        if edits:
+            x = self._change(x, edits, layer, self.offset if offset is None else offset)
+        for wanted in self.wanted.get((kind, layer), ()):
+            x = self.keep(wanted, x)
+        return x
+
+    def spread(self, kind: str, layer: int | None, x: Tensor) -> Tensor:
+        """`visit` for a tensor whose batch and position axes may be flattened into one."""
+        flat = x.shape[:2] != self.shape
+        seen = x.reshape(*self.shape, -1) if flat else x
+        changed = self.visit(kind, layer, seen)
+        return changed.reshape(x.shape) if flat else changed
+
+    def keep(self, wanted: Wanted, x: Tensor) -> Tensor:
+        """Keep what is wanted of an activation; with gradients, the activation is rebuilt from what was kept."""
+        if self.gradients and not x.requires_grad:  # set by an edit: constant, and gradients start here
+            x = x.detach().requires_grad_()
+        part = wanted.take(x, self.mask)
+        self.acts[wanted.site] = part.clone() if self.clones and not self.gradients else part
+        if self.gradients and part is not x and wanted.reducer is None:
+            return apply_edits(x, [Replace(wanted.site, part)], layer=wanted.site.first, mask=self.mask)
+        return x
+
+    def _change(self, x: Tensor, edits: Sequence[Edit], layer: int | None, offset: int) -> Tensor:
+        prompt = self.mask.shape[1]
+        if offset == 0 and x.shape[1] > prompt:  # generated tokens behind the prompt, without a cache
+            parts = x[:, :prompt], x[:, prompt:]
+            done = [
+                apply_edits(p, edits, layer=layer, mask=self.mask, offset=o)
+                for p, o in zip(parts, (0, prompt), strict=True)
+            ]
+            return torch.cat(done, dim=1)
+        return apply_edits(x, edits, layer=layer, mask=self.mask, offset=offset)
+
+
+def refuse(site: Site | Edit, why: str) -> SiteError:
+    """Error for a place that does not exist."""
+    return SiteError(f"{site.site if isinstance(site, Edit) else site}: {why}")

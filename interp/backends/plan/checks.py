@@ -1,0 +1,91 @@
+"""What is asked of a run, held against what the model has and the run reaches; and whether its stream is finite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from interp.backends.hf.anatomy import Anatomy
+from interp.backends.plan.capture import Pass, refuse
+from interp.backends.plan.places import Place
+from interp.edits import Edit
+from interp.errors import BackendError, SiteError
+from interp.sites import Site
+
+FIXED = "is a consequence of the residual stream, not a value of its own; edit resid_pre or resid_mid instead"
+
+
+def check_exists(plan: Pass, anatomy: Anatomy) -> None:
+    """Refuse sites that this architecture lacks, with the reason."""
+    for (kind, layer), thing in _asked(plan):
+        if kind == "norm_scale":
+            if isinstance(thing, Edit):
+                raise refuse(thing, f"the divisor of a norm {FIXED}")
+            _check_norm(thing, layer, anatomy)
+        elif layer is not None and kind in anatomy.stream[layer].missing:
+            raise refuse(thing, anatomy.stream[layer].missing[kind])
+
+
+def _check_norm(site: Site | Edit, layer: int | None, anatomy: Anatomy) -> None:
+    if layer is None:
+        if anatomy.final_norm is None:
+            raise refuse(site, "no norm stands before the unembedding")
+        return
+    part = anatomy.part(layer)
+    if part is None or part.norm_before is None:
+        what = "has no attention" if part is None else "has no norm before attention (norms follow it)"
+        raise refuse(site, f"layer {layer} {what}")
+
+
+def check_reached(
+    plan: Pass,
+    n_layers: int,
+    *,
+    start: tuple[int, Tensor] | None,
+    stop: int | None,
+    shape: tuple[int, ...],
+) -> None:
+    """Refuse layers out of range, a residual of the wrong shape, and sites that the run would not come by."""
+    first, last = 0 if start is None else start[0], n_layers - 1 if stop is None else stop
+    for name, layer in (("start", first), ("stop", last)):
+        if not 0 <= layer < n_layers:
+            raise SiteError(f"{name} at layer {layer} is out of range; the model has {n_layers} layers")
+    if last < first:
+        raise SiteError(f"stop at layer {last} lies before start at layer {first}")
+    if start is not None and tuple(start[1].shape) != shape:
+        expected = f"[batch pos d_model] = {shape}"
+        raise SiteError(f"start: a residual of shape {tuple(start[1].shape)}; expected {expected}")
+    for (kind, layer), thing in _asked(plan):
+        if layer is None:
+            if kind == "embed" and start is not None:
+                raise refuse(thing, f"the run starts at layer {first} with a residual of yours and has no embeddings")
+            if kind != "embed" and stop is not None:
+                raise refuse(thing, f"the run stops after layer {last} and does not come by here")
+        elif not first <= layer <= last:
+            raise refuse(thing, f"layer {layer} is not run; this run has layers {first} to {last}")
+
+
+def _asked(plan: Pass) -> Iterator[tuple[Place, Site | Edit]]:
+    for place, wanted in plan.wanted.items():
+        for w in wanted:
+            yield place, w.site
+    for place, edits in plan.edits.items():
+        for edit in edits:
+            yield place, edit
+
+
+def check_finite(x: Tensor, mask: Bool[Tensor, "batch pos"], layer: int) -> None:
+    """Raise BackendError when the stream is not finite at some real token: what follows would be no numbers."""
+    with torch.no_grad():
+        if bool(torch.isfinite(x.sum(dtype=torch.float32))):  # cheap screen for the exact check
+            return
+        bad = ~torch.isfinite(x).all(-1) & mask.to(x.device)
+    if bool(bad.any()):
+        count, position = int(bad.sum()), int(bad.nonzero()[0, 1])
+        raise BackendError(
+            f"residual stream not finite after layer {layer} at {count} of {int(mask.sum())} tokens (first at position "
+            f"{position}): NaN or infinite weights or edits, or overflow in {str(x.dtype).removeprefix('torch.')}"
+        )

@@ -1,0 +1,24 @@
+"""Prompts held against what a model can run."""
+
+from __future__ import annotations
+
+from interp.batch import Batch
+from interp.errors import TaskError
+from interp.model import ModelInfo
+
+
+def checked(batch: Batch, info: ModelInfo) -> Batch:
+    """The batch, if the model can run it.
+
+    Raises:
+        TaskError: empty, longer than the model's context, or ids outside its vocabulary.
+    """
+    length = int(batch.mask.sum(1).max())
+    if length == 0:
+        raise TaskError("empty prompt: at least one token is needed in each")
+    if info.context is not None and length > info.context:
+        raise TaskError(f"prompt of {length} tokens is longer than the model's context of {info.context}")
+    low, high = int(batch.ids.min()), int(batch.ids.max())
+    if low < 0 or high >= info.d_vocab:
+        raise TaskError(f"token id {low if low < 0 else high} is outside the vocabulary 0..{info.d_vocab - 1}")
+    return batch

@@ -1,0 +1,83 @@
+"""`interp report`: the attribution report of a model, as one file."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from interp.cli.options import progress
+from interp.errors import InterpError
+
+if TYPE_CHECKING:
+    pass
+
+Texts = list[str] | None
+
+
+def report(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, local folder, or zoo:NAME.")],
+    task: Annotated[Texts, typer.Option("--task", "-t", metavar="T", help="Find its circuit; repeatable.")] = None,
+    prompt: Annotated[Texts, typer.Option(help="Text whose answer is taken apart; repeatable.")] = None,
+    answer: Annotated[Texts, typer.Option(help="Next token explained, one for each prompt; '' for likeliest.")] = None,
+    wrong: Annotated[
+        Texts, typer.Option(help="Token it is compared with, one for each prompt; '' for the mean of all.")
+    ] = None,
+    analysis: Annotated[
+        Texts, typer.Option("--analysis", "-a", metavar="NAME", help="Run this one, not all that suit; repeatable.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the page goes.")] = Path("report.html"),
+    seed: Annotated[int, typer.Option(help="Seed of prompts, intervals and random controls.")] = 0,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...")] = None,
+) -> None:
+    """Write what the parts of MODEL do as one HTML page: heads, circuits of tasks, your own prompts taken apart.
+
+    Example: interp report zoo:default --task ioi --out report.html
+    """
+    questions = _questions(prompt or [], answer or [], wrong or [])
+    from interp.loading.load import load
+    from interp.measurement.registry import find
+    from interp.reports import report as write
+    from interp.results.files import writable_file
+
+    for name in analysis or ():
+        _checked(find, name)
+    target = writable_file(out.expanduser())
+    loaded = load(model, revision=revision, dtype=dtype, device=device)
+    path = write(
+        loaded,
+        analyses=analysis,
+        tasks=task or (),
+        prompts=questions,
+        seed=seed,
+        path=target,
+        command=shlex.join(["interp", *sys.argv[1:]]),
+        progress=progress,
+        told=lambda name: sys.stderr.write(f"circuit of {name} ...\n"),
+    )
+    sys.stdout.write(f"report: {path.resolve()}\n")
+
+
+def _questions(prompts: Sequence[str], answers: Sequence[str], wrong: Sequence[str]) -> list[tuple[str, Any, Any]]:
+    """Prompt, answer and wrong answer by the order they were typed in; a usage error where they do not match."""
+    for name, given in (("--answer", answers), ("--wrong", wrong)):
+        if given and len(given) != len(prompts):
+            raise typer.BadParameter(
+                f"{len(given)} {name} for {len(prompts)} --prompt; give one for each prompt, '' where there is none"
+            )
+    right = answers or [""] * len(prompts)
+    against = wrong or [""] * len(prompts)
+    return [(p, a or None, w or None) for p, a, w in zip(prompts, right, against, strict=True)]
+
+
+def _checked(find: Any, name: str) -> None:
+    try:
+        find(name)
+    except InterpError as error:
+        raise typer.BadParameter(str(error)) from error

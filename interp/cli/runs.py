@@ -1,0 +1,50 @@
+"""`interp runs`: stored results listed, queried and compared."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def runs(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder with .parquet results, searched to the bottom.")
+    ],
+    analysis: Annotated[str | None, typer.Option("--analysis", "-a", metavar="NAME", help="Runs of this one.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="Runs on this model.")] = None,
+    sql: Annotated[
+        str | None, typer.Option(metavar="QUERY", help="Ask DuckDB; tables are runs, results and interventions.")
+    ] = None,
+    compare: Annotated[
+        tuple[str, str] | None, typer.Option(metavar="A B", help="Two runs side by side, by id or file.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, metavar="K", help="Rows shown of a comparison.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON records on stdout, nothing else.")] = False,
+) -> None:
+    """What is stored in DIR, and what does it say?
+
+    Example: interp runs results --sql "SELECT component, value FROM results WHERE q < 0.01"
+    """
+    from interp.results import runs as stored
+
+    found = stored.runs(folder, analysis=analysis, model=model)
+    for path, why in found.skipped.items():
+        sys.stderr.write(f"skipped {path}: {why}\n")
+    if sql is not None and compare is not None:
+        raise typer.BadParameter("--sql and --compare are two questions; ask one at a time")
+    if compare is not None:
+        a, b = (found.load(run) for run in compare)
+        table = stored.compare(a, b).head(top)
+        for key, (left, right) in stored.differences(a, b).items():
+            sys.stderr.write(f"{key}: {left} -> {right}\n")
+    else:
+        table = found.table if sql is None else found.query(sql)
+    if as_json:
+        sys.stdout.write(table.to_json(orient="records", indent=1) + "\n")
+    elif not len(table):
+        sys.stdout.write("nothing found\n")
+    else:
+        sys.stdout.write(table.to_string(index=False, na_rep="", float_format=lambda x: f"{x:.4g}") + "\n")

@@ -1,0 +1,178 @@
+"""`interp zoo`: the models in the package, and the scoreboard of every analysis on planted truth."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(help="Models with known mechanisms that come with the package.", no_args_is_help=True)
+Name = Annotated[str, typer.Argument(metavar="NAME", help="As in `interp zoo list`, without zoo: or with it.")]
+
+
+@app.command("list")
+def list_models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Names and one-line descriptions of the models in the package."""
+    import json
+
+    from interp import zoo
+
+    entries = [zoo.entry(name) for name in zoo.names()]
+    if as_json:
+        sys.stdout.write(json.dumps([vars(e) for e in entries], indent=1) + "\n")
+        return
+    for e in entries:
+        sys.stdout.write(f"zoo:{e.name:22} {e.kind:8} {e.summary}\n")
+
+
+@app.command()
+def build(name: Name, folder: Annotated[Path, typer.Argument(metavar="DIR", help="New or empty folder.")]) -> None:
+    """Write a model as an ordinary Hugging Face folder, for use with other tools."""
+    from interp import zoo
+    from interp.errors import InterpError
+
+    model, tokenizer = zoo.load(_bare(name))
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InterpError(f"{str(folder)!r} is not an empty folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    except OSError as error:
+        raise InterpError(f"cannot write {str(folder)!r}: {error.strerror or error}") from error
+    sys.stdout.write(f"{folder}\n")
+
+
+@app.command()
+def card(name: Name) -> None:
+    """What a model is, how it was made, and what it can and cannot show."""
+    from interp import zoo
+
+    bare = _bare(name)
+    where = zoo.folder(bare)
+    if where is not None:
+        sys.stdout.write((where / "README.md").read_text(encoding="utf-8"))
+        return
+    truth = zoo.truth(bare)
+    sys.stdout.write(f"# {bare}\n\n{zoo.entry(bare).summary}\n\n")
+    if truth is None:
+        return
+    for role, heads in truth.roles.items():
+        expected = f", expected score {truth.expected[role]:.4f}" if role in truth.expected else ""
+        places = ", ".join(f"L{layer}H{head}" for layer, head in heads)
+        sys.stdout.write(f"- {role}: {places}{expected}\n")
+    sys.stdout.write(f"\n{truth.docs}\n")
+
+
+@app.command()
+def verify(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="A trained model, or its folder: measure its skills on held-out items."),
+    ] = None,
+    behaviour: Annotated[
+        bool, typer.Option("--behaviour", help="Judge the planted models instead: do they do what they say?")
+    ] = False,
+    circuits: Annotated[
+        bool, typer.Option("--circuits", help="Judge the methods that find circuits, on planted circuits.")
+    ] = False,
+    analysis: Annotated[
+        list[str] | None,
+        typer.Option("--analysis", "-a", metavar="NAME", help="Or mechanism, with the last two. Repeatable."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Models per architecture and setting.")] = 10,
+    architecture: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Repeatable.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.csv", help="Write every row.")] = None,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the summary as a markdown table.")] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes at a time.")] = 1,
+    items: Annotated[int, typer.Option(min=1, help="Held-out items of each skill, with NAME.")] = 256,
+) -> None:
+    """Judge every analysis on models whose mechanisms are known; exit 1 if a planted head is missed or misranked.
+
+    With --behaviour, judge the planted models themselves; with --circuits, how methods rank the planted edges. With
+    NAME, measure a trained model: exit 1 if it does not keep a promise of its card.
+    """
+    if name is not None:
+        if behaviour or circuits or analysis or architecture:
+            raise typer.BadParameter(
+                "NAME is measured by itself: leave out --behaviour, --circuits, --analysis and --architecture"
+            )
+        _verify_skills(name, items=items)
+        return
+    from tqdm.auto import tqdm
+
+    from interp.results.files import atomic_write, writable
+    from interp.studies import scoreboard
+    from interp.zoo.planted import behaviour as planted
+
+    target = None if out is None else writable(out)
+
+    def progress(cases: Iterable[Any]) -> Iterable[Any]:
+        return tqdm(list(cases), disable=None, file=sys.stderr, leave=False)
+
+    if behaviour and circuits:
+        raise typer.BadParameter("--behaviour and --circuits are two questions: ask one")
+    if circuits:
+        from circuits.evaluation import scoreboard as edges
+
+        judged = edges
+        board = edges.scoreboard(
+            mechanisms=analysis or edges.MECHANISMS,
+            architectures=architecture or edges.ARCHITECTURES,
+            seeds=seeds,
+            jobs=jobs,
+            progress=progress,
+        )
+    elif behaviour:
+        judged = planted
+        board = planted.behaviour(
+            seeds=seeds, architectures=architecture, mechanisms=analysis, jobs=jobs, progress=progress
+        )
+    else:
+        judged = scoreboard
+        board = scoreboard.scoreboard(
+            names=analysis, seeds=seeds, architectures=architecture, jobs=jobs, progress=progress
+        )
+    if target is not None:
+        atomic_write(target, lambda path: board.to_csv(path, index=False))
+    table = judged.summary(board)
+    sys.stdout.write((scoreboard.markdown(table) if as_markdown else table.to_string(index=False)) + "\n")
+    if judged.failed(board):
+        raise typer.Exit(1)
+
+
+def _verify_skills(name: str, *, items: int) -> None:
+    """Every skill of a checkpoint on held-out items; exit 1 where a promise is missed."""
+    from typing import cast
+
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from interp import zoo
+    from interp.loading.checkpoints import read
+    from interp.zoo.trained.skills import report, vocabulary
+
+    source = name if Path(name).is_dir() else f"zoo:{_bare(name)}"
+    found = read(source, tokenizer=None, revision=None, dtype="float32", device=None, device_map=None)
+    if found.tokenizer is None or found.tokenizer.get_vocab() != vocabulary.index():
+        trained = [n for n in zoo.names() if zoo.entry(n).kind == "trained"]
+        able = [f"zoo:{n}" for n in trained if zoo.load(n)[1].get_vocab() == vocabulary.index()]
+        offer = ", ".join(able) or "no model of this package"
+        raise typer.BadParameter(
+            f"{name!r} was not taught the skills; what can be verified: {offer}, and folders "
+            "that `python -m interp.zoo.trained.train` wrote. For the planted models, leave NAME out"
+        )
+    model, tokenizer = cast(LlamaForCausalLM, found.model), cast(PreTrainedTokenizerFast, found.tokenizer)
+    measured = report.measure(model, tokenizer, n=items)
+    sys.stdout.write(report.skill_table(measured) + "\n")
+    missed = report.failures(measured)
+    for line in missed:
+        sys.stdout.write(f"not kept: {line}\n")
+    if missed:
+        raise typer.Exit(1)
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix("zoo:")

@@ -1,0 +1,72 @@
+"""`load`: a `Model` of whatever the user holds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from interp.errors import BackendError, ModelLoadError
+from interp.loading.choose import adopt, belongs, check_remote, choose, make
+from interp.model import Model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load(
+    source: Any,
+    *,
+    backend: str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    revision: str | None = None,
+    dtype: str | torch.dtype = "float32",
+    device: str | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    tensor_parallel: bool = False,
+    remote: bool | str = False,
+) -> Model:
+    """Model from a hub id, a folder, `zoo:NAME`, a transformers model, a TransformerLens bridge or an nnsight model.
+
+    `backend`: "hf" (the default), "lens" (dense attention, for architectures outside transformers' attention
+    interface), "nnsight"; a bridge or an nnsight model is run by its own.
+
+    A checkpoint too large for one device: `device_map` ("auto", or layers to devices, CPU and disk among them) places
+    layers, as accelerate does; `tensor_parallel`, under torchrun, splits every layer over the processes, for families
+    that transformers has a plan for. Sites, edits and statistics are the same: all heads, in every process.
+
+    `remote`, for an nnsight `TransformersModel` (weights here or not): True runs it on nnsight's server, an address on
+    that one, "local" serialises each run as for a server and carries it out here.
+
+    Offline rules and cache are Hugging Face's own (HF_HOME, HF_HUB_OFFLINE). Weights are read from safetensors only
+    and no code from a repository is run. An in-memory model keeps its dtype and device.
+
+    Raises:
+        ModelLoadError: nothing there, unreadable files, or not a causal decoder; says what was looked for.
+
+    >>> import interp
+    >>> interp.load("zoo:planted-induction").info.n_layers
+    2
+    """
+    from interp.loading.checkpoints import read
+
+    chosen = choose(source, backend)
+    check_remote(source, remote)
+    if belongs(source):
+        try:
+            return adopt(source, chosen, tokenizer=tokenizer, remote=remote)
+        except BackendError as error:
+            raise ModelLoadError(f"{type(source).__name__}: {error}") from error
+    checkpoint = read(
+        source,
+        tokenizer=tokenizer,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        tensor_parallel=tensor_parallel,
+    )
+    try:
+        return make(checkpoint, chosen, ours=checkpoint.model is not source)
+    except BackendError as error:
+        raise ModelLoadError(f"{checkpoint.name}: {error}") from error

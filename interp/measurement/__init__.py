@@ -1,0 +1,1 @@
+"""What an analysis is: registered, scored against nulls, judged by removal, checked by the public tests."""

@@ -1,0 +1,234 @@
+"""@analysis: how an analysis becomes known to `interp.analyze`, the command line, the report and the docs.
+
+A registered function takes a model and keyword options and returns `Findings`; callers get a `Result`, with the
+provenance filled in. Packages announce modules of analyses under the entry-point group `interp.analyses`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any, Concatenate, ParamSpec
+
+import pandas as pd
+
+from interp.components import component
+from interp.errors import NotApplicable, SchemaError, nearest
+from interp.model import Model
+from interp.results.provenance import provenance as _provenance
+from interp.results.results import Result, frame
+
+GROUP = "interp.analyses"
+log = logging.getLogger("interp")
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the body of an analysis returns.
+
+    Attributes:
+        rows: observations, with the columns of `interp.results.results.COLUMNS` that apply (`analysis` and
+            `component` are filled in) and those the analysis declared.
+        data: what was run on: task, sizes, hash, BOS policy.
+        interventions: rows of the second table.
+    """
+
+    rows: Sequence[Mapping[str, Any]] | pd.DataFrame
+    data: Mapping[str, Any] = field(default_factory=dict)
+    interventions: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A registered analysis and how to speak of it.
+
+    Attributes:
+        name, family, title: how it is called, grouped and headed.
+        unit: kind of component it scores ("head").
+        headline: variant that sums it up, the one that is mapped, ranked and labelled.
+        needs: "tokens" if ids suffice, "text" if a tokenizer is required.
+        columns: columns beyond the common ones, with their pandas types.
+        means, misleads: what a high value means, and what it does not.
+        reference: paper, with arXiv id.
+        run: the function callers get, `(model, **options) -> Result`.
+        order: place in tables and reports, low first; ties by name.
+        recovers: role in `zoo.Truth.roles` that it should find; it is then scored on the zoo (`interp zoo verify`).
+    """
+
+    name: str
+    family: str
+    title: str
+    unit: str
+    headline: str
+    means: str
+    misleads: str
+    reference: str
+    run: Callable[..., Result]
+    order: int = 100
+    needs: str = "tokens"
+    recovers: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def quantity(self) -> str:
+        """First line of the docstring: the quantity and its formula."""
+        return (inspect.getdoc(self.run) or "").split("\n", 1)[0]
+
+
+_registered: dict[str, Analysis] = {}
+
+
+def analysis(
+    *,
+    name: str,
+    family: str,
+    title: str,
+    headline: str,
+    means: str,
+    misleads: str,
+    reference: str,
+    unit: str = "head",
+    order: int = 100,
+    needs: str = "tokens",
+    recovers: str | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> Callable[[Callable[Concatenate[Model, P], Findings]], Callable[Concatenate[Model, P], Result]]:
+    """Register an analysis; the decorated function then returns a `Result` with provenance."""
+
+    def decorate(body: Callable[Concatenate[Model, P], Findings]) -> Callable[Concatenate[Model, P], Result]:
+        @functools.wraps(body)
+        def run(model: Model, *args: P.args, **options: P.kwargs) -> Result:
+            started = time.perf_counter()
+            findings = body(model, *args, **options)
+            table = _completed(findings.rows, name, columns or {})
+            interventions = pd.DataFrame(list(findings.interventions))
+            interventions.insert(0, "analysis", name)
+            provenance = _provenance(model, name, body, options, findings.data, time.perf_counter() - started)
+            return Result(table, provenance, frame(interventions, interventions=True))
+
+        run.__annotations__ = {**body.__annotations__, "return": "Result"}
+        spec = Analysis(
+            name=name,
+            family=family,
+            title=title,
+            unit=unit,
+            headline=headline,
+            means=means,
+            misleads=misleads,
+            reference=reference,
+            run=run,
+            order=order,
+            needs=needs,
+            recovers=recovers,
+            columns=dict(columns or {}),
+        )
+        _registered[name] = spec
+        return run
+
+    return decorate
+
+
+@functools.cache
+def _discover() -> None:
+    for entry in metadata.entry_points(group=GROUP):
+        try:
+            entry.load()
+        except ImportError as error:  # one broken plug-in must not take the others down
+            log.warning("analyses of %s are left out: %s", entry.name, error)
+
+
+def analyses() -> dict[str, Analysis]:
+    """Every registered analysis by name, built-in ones and plug-ins, in the order they are shown."""
+    _discover()
+    return dict(sorted(_registered.items(), key=lambda item: (item[1].order, item[0])))
+
+
+def find(name: str) -> Analysis:
+    """Analysis by name.
+
+    Raises:
+        SchemaError: no such analysis; names the nearest.
+    """
+    known = analyses()
+    if name not in known:
+        raise SchemaError(f"unknown analysis {name!r}; {nearest(name, known)}")
+    return known[name]
+
+
+def analyze(model: Model, name: str, **options: Any) -> Result:
+    """Run one analysis by name; options are its own.
+
+    >>> import interp
+    >>> result = interp.analyze(interp.load("zoo:planted-induction"), "previous_token", seed=1)
+    >>> bool(result.top("previous_token", k=1)["value"].iloc[0] > 0.9)
+    True
+    """
+    spec = find(name)
+    allowed = [p for p in inspect.signature(spec.run).parameters if p != "model"]
+    for option in options:
+        if option not in allowed:
+            raise SchemaError(f"{name!r} has no option {option!r}; {nearest(option, allowed)}")
+    lacking = _lacking(spec, model)
+    if lacking:
+        raise NotApplicable(f"{name!r} {lacking}")
+    return spec.run(model, **options)
+
+
+def _lacking(spec: Analysis, model: Model) -> str | None:
+    """Why the model cannot be given to this analysis at all, None where it can."""
+    mute = spec.needs == "text" and model.tokenizer is None
+    return "needs text, and this checkpoint has no tokenizer" if mute else None
+
+
+def detect(
+    model: Model,
+    names: Sequence[str] | None = None,
+    *,
+    seed: int = 0,
+    progress: Callable[[Sequence[Analysis]], Any] | None = None,
+) -> Result:
+    """Every head analysis that suits the model as one result, or those named, each of which must suit it.
+
+    Provenance says under `left_out` which analyses were not run, and why: {name: reason}. `progress` may wrap the list
+    of analyses in a progress bar.
+
+    Raises:
+        NotApplicable: an analysis asked for by name does not suit the model, or none does.
+    """
+    wanted = [find(n) for n in names] if names else [a for a in analyses().values() if a.unit == "head"]
+    lacking = {a.name: _lacking(a, model) for a in wanted}
+    left_out = {name: reason for name, reason in lacking.items() if reason}
+    for name, reason in left_out.items():
+        if names:
+            raise NotApplicable(f"{name!r} {reason}")
+    suited = [a for a in wanted if a.name not in left_out]
+    results = []
+    for spec in progress(suited) if progress else suited:
+        try:
+            results.append(analyze(model, spec.name, seed=seed))
+        except NotApplicable as error:
+            if names:
+                raise
+            left_out[spec.name] = str(error)
+    if not results:
+        raise NotApplicable(f"no analysis suits {model.info.name!r}: {'; '.join(left_out.values())}")
+    joined = Result.concat(results)
+    joined.provenance["left_out"] = left_out
+    return joined
+
+
+def _completed(rows: Sequence[Mapping[str, Any]] | pd.DataFrame, name: str, extra: Mapping[str, str]) -> pd.DataFrame:
+    table = pd.DataFrame(rows)
+    table["analysis"] = name
+    if "component" not in table and {"layer", "head"} <= set(table.columns):
+        table["component"] = [
+            None if pd.isna(layer) else component(int(layer), None if pd.isna(head) else int(head))
+            for layer, head in zip(table["layer"], table["head"], strict=True)
+        ]
+    return frame(table, extra=extra)

@@ -1,0 +1,65 @@
+"""Calling modules without rounding or side effects: in float32, in eval mode, on the device where they compute."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module computes: an offloaded one (accelerate) keeps its parameters elsewhere until it is called."""
+    hook: Any = getattr(module, "_hf_hook", None)
+    for found in (hook, *getattr(hook, "hooks", ())):
+        if getattr(found, "offload", False) and getattr(found, "execution_device", None) is not None:
+            return torch.device(found.execution_device)
+    return next(module.parameters()).device
+
+
+def exactly(module: nn.Module, *args: object, **kwargs: object):
+    """The module's output with its half-precision parameters read in float32, so that nothing is rounded on the way.
+
+    A module that holds anything but floating-point parameters (quantised, or offloaded) is called as it is.
+    """
+    with torch.no_grad():
+        if not upcasts(module):
+            return module(*args, **kwargs)
+        state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        wide = {name: x.float() for name, x in state.items() if x.dtype in (torch.bfloat16, torch.float16)}
+        if not wide:
+            return module(*args, **kwargs)
+        return torch.func.functional_call(module, wide, args, kwargs)
+
+
+def upcasts(module: nn.Module) -> bool:
+    """Whether `exactly` can compute with this module in float32."""
+    return all(p.is_floating_point() and p.itemsize > 1 and not p.is_meta for p in module.parameters())
+
+
+def input_dtype(module: nn.Module) -> torch.dtype:
+    """The dtype in which `exactly` takes its inputs: float32 unless the module insists on another."""
+    dtypes = {p.dtype for p in module.parameters() if p.is_floating_point() and p.itemsize > 1}
+    if torch.float64 in dtypes or (dtypes and not upcasts(module)):
+        return next(iter(dtypes))
+    return torch.float32
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside (no dropout), each module's own mode back afterwards."""
+    training = [m for m in model.modules() if m.training]
+    for module in training:  # not model.eval(), which sets every module and costs more than a small model's layer
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def wide(x: Tensor) -> Tensor:
+    """Half precision as float32; wider types as they are."""
+    return x.float() if x.itemsize < 4 else x

@@ -1,0 +1,261 @@
+"""Activation patching: put one activation of another run into a run and see what becomes of the metric."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+from torch import Tensor
+
+from circuits.wiring.case import Case
+from circuits.wiring.readout import Exit
+from interp.backends.plan.places import layers_of
+from interp.batch import Batch
+from interp.edits import Edit, Replace
+from interp.errors import SiteError, TaskError, nearest
+from interp.model import Model, ModelInfo
+from interp.patching.effect_table import COLUMNS, MODES, Mode, checked, effects, provenance
+from interp.results.results import Result, frame
+from interp.sites import PER_HEAD, UNLAYERED, Site
+from interp.tasks import PromptTask
+
+NODES = {
+    "heads": "z",
+    "mlps": "mlp_out",
+    "attn": "attn_out",
+    "resid": "resid_pre",
+    "q": "q",
+    "k": "k",
+    "v": "v",
+    "z": "z",
+}
+"""Kinds of site by name; the first four are called by what they are the output of."""
+REFUSED = ("pattern", "norm_scale", *UNLAYERED)
+Nodes = str | Sequence[Site | str]
+Positions = str | Sequence[str] | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Where:
+    """Tokens that are patched: a mask over columns (None: all of them), and how the table calls them."""
+
+    mask: Bool[Tensor, "prompt pos"] | None
+    role: str | None = None
+    position: int | None = None
+
+
+def activation_patching(
+    model: Model,
+    task: PromptTask | Sequence[PromptTask],
+    *,
+    nodes: Nodes = "heads",
+    positions: Positions = None,
+    mode: str = "denoising",
+    metric: str | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> Result:
+    """E = mean over prompts of m(base | a := a_other) - m(base), for every node a; normalised by m(other) - m(base).
+
+    "denoising" patches clean activations into the corrupted run: what is enough to bring the answer back. "noising"
+    patches corrupted ones into the clean run: what the answer needs. Components that can stand in for each other are
+    seen by the first and missed by the second, links of a chain by either. `normalised` is a ratio of means,
+    (m_patched - m_corrupt) / (m_clean - m_corrupt) when denoising and (m_clean - m_patched) / (m_clean - m_corrupt)
+    when noising: 0 for no effect, 1 where the run behaves as the other does, beyond these where a node works against
+    the rest. Effects of nodes do not add up.
+
+    Cost: one run over both prompts of each pair, then for a node in layer l of L the layers l to L of one more; nodes
+    of a layer, each with its own edit, share forwards of `batch_size` rows, and only END is unembedded: over all heads
+    about half of one forward per node.
+
+    What misleads: a probability cannot show what works against an answer that has none; which names a corruption
+    exchanges decides what is found (Zhang & Nanda 2023, arXiv 2309.16042), so give several and compare.
+
+    Args:
+        model: any backend.
+        task: prompts and their corrupted twins; several, one per corruption, are variants of one result.
+        nodes: "heads" (their z), "mlps", "attn" (whole layers), "resid" (the stream entering each layer), "q", "k",
+            "v", "z", or sites ("L3H5.z", "L0-4.mlp_out"); k and v are of key-value heads.
+        positions: None patches every token at once; "all" one position at a time, counted from the prompt's start;
+            "roles" one of the task's token roles at a time, or name some. A prompt that lacks one is left out of it.
+        mode: "denoising" or "noising".
+        metric: one of `interp.tasks.metrics`; the task's own otherwise.
+        batch_size: rows of a forward, prompts times nodes; changes nothing but memory.
+        seed: of the bootstrap.
+
+    Returns:
+        One row per corruption, node and position: value (in the metric's units), its 95 % interval over prompts,
+        normalised, and n, the prompts that have the position.
+
+    Raises:
+        SiteError: no such site, or one that cannot be set.
+        TaskError: no such role or metric.
+        SchemaError: no such mode.
+
+    >>> import interp
+    >>> from interp.tasks import planted_task
+    >>> from interp.zoo import factory
+    >>> planted = factory.plant([factory.Induction()], seed=0)
+    >>> model = interp.load(planted.model, tokenizer=planted.tokenizer)
+    >>> result = activation_patching(model, planted_task(planted, "induction", n=4), nodes="heads")
+    >>> bool(result.table["normalised"].max() > 0.5)
+    True
+    """
+    tasks = (task,) if isinstance(task, PromptTask) else tuple(task)
+    way = checked(mode)
+    cases = [Case.of(model, each, metric=metric) for each in tasks]
+    sites = _sites(nodes, model.info)
+    rows: list[dict[str, object]] = []
+    for case in cases:
+        places = _places(case.task, positions)
+        patched, base, other = patched_values(case, sites, places, mode=way, batch_size=batch_size)
+        found = effects(patched, base, other, seed=seed)
+        for i, effect in enumerate(found):
+            where = places[i % len(places)]
+            rows.append({**_named(sites[i // len(places)], where, case), "mode": mode, **effect})
+    told = {"nodes": nodes, "positions": positions, "mode": mode, "metric": metric, "seed": seed}
+    return Result(frame(rows, extra=COLUMNS), provenance(cases, "activation_patching", **told))
+
+
+@torch.no_grad()
+def patched_values(
+    case: Case, sites: Sequence[Site], places: Sequence[_Where], *, mode: Mode, batch_size: int
+) -> tuple[Float[ndarray, "node prompt"], Float[ndarray, " prompt"], Float[ndarray, " prompt"]]:
+    """m(base | node := other) of every site at every place, m(base), and m(other); NaN where a prompt lacks a place."""
+    parts = []
+    first = 0
+    for part in case.batches(batch_size):
+        rows, width = slice(first, first + len(part)), part.task.clean.ids.shape[1]
+        here = [replace(p, mask=None if p.mask is None else p.mask[rows, :width]) for p in places]
+        parts.append(_Portion(part, sites, mode).values(here, batch_size))
+        first += len(part)
+    patched, base, other = (torch.cat(x, -1).cpu().double().numpy() for x in zip(*parts, strict=True))
+    return patched, base, other
+
+
+class _Portion:
+    """Some prompts: both runs, observed once, and patched runs in batches of rows."""
+
+    def __init__(self, part: Case, sites: Sequence[Site], mode: Mode) -> None:
+        self.part, self.sites, self.n = part, sites, len(part)
+        task, self.last = part.task, part.model.info.n_layers - 1
+        self.base, other = (task.clean, task.corrupt) if mode == MODES[0] else (task.corrupt, task.clean)
+        both = Batch(torch.cat([self.base.ids, other.ids]), torch.cat([self.base.mask, other.mask]))
+        entering = [Site("resid_pre", layer) for layer in {_layer(site) for site in sites}]
+        leaving = Site("resid_post", self.last)
+        wanted = list(dict.fromkeys([*entering, *map(_whole, sites), leaving]))
+        acts = part.model.run(both, capture=wanted, stop=self.last).acts
+        self.resid = {_layer(site): acts[site][: self.n] for site in entering}
+        self.other = {_whole(site): acts[_whole(site)][self.n :] for site in sites}
+        self.end = acts[leaving][torch.arange(len(both.ids)), task.end.repeat(2)]
+        self.exit = Exit.of(part, self.end[: self.n])
+
+    def values(
+        self, places: Sequence[_Where], batch_size: int
+    ) -> tuple[Float[Tensor, "node prompt"], Float[Tensor, " prompt"], Float[Tensor, " prompt"]]:
+        """Patched, base and other, of these prompts."""
+        jobs = [(site, place) for site in self.sites for place in places]
+        found = torch.full((len(jobs), self.n), torch.nan, dtype=torch.float64, device=self.end.device)
+        by_layer: dict[int, list[int]] = {}
+        for i, (site, _) in enumerate(jobs):
+            by_layer.setdefault(_layer(site), []).append(i)
+        size = max(1, batch_size // self.n)
+        for layer, members in sorted(by_layer.items()):
+            for first in range(0, len(members), size):
+                chosen = members[first : first + size]
+                resid = self._patched(layer, [jobs[i] for i in chosen])
+                found[chosen] = self.exit.values(self.part, resid).double()
+        for i, (_, place) in enumerate(jobs):
+            if place.mask is not None:
+                found[i, ~place.mask.any(1)] = torch.nan
+        ends = self.exit.values(self.part, self.end.unflatten(0, (2, self.n)))
+        return found, ends[0], ends[1]
+
+    def _patched(self, layer: int, jobs: Sequence[tuple[Site, _Where]]) -> Float[Tensor, "node prompt d_model"]:
+        """The stream behind the last layer at END, one block of rows for every node."""
+        times = len(jobs)
+        batch = Batch(self.base.ids.repeat(times, 1), self.base.mask.repeat(times, 1))
+        leaving = Site("resid_post", self.last)
+        ends = self.part.task.end.repeat(times)
+        run = self.part.model.run(
+            batch,
+            start=(layer, self.resid[layer].repeat(times, 1, 1)),
+            stop=self.last,
+            edits=[self._edit(i, times, *job) for i, job in enumerate(jobs)],
+            capture={leaving: lambda x: x[torch.arange(len(x)), ends]},
+        )
+        return run.acts[leaving].unflatten(0, (times, self.n))
+
+    def _edit(self, block: int, times: int, site: Site, place: _Where) -> Edit:
+        other = self.other[_whole(site)]
+        value = other if site.head is None else other[:, :, site.head]
+        rows = torch.arange(self.n) + block * self.n
+        mask = None if place.mask is None else place.mask.repeat(times, 1)
+        return Replace(site, value, rows=rows, positions=mask)
+
+
+def _layer(site: Site) -> int:
+    assert site.first is not None  # `_sites` names one layer each
+    return site.first
+
+
+def _whole(site: Site) -> Site:
+    """The site of which a head or a position is narrowed."""
+    return Site(site.kind, site.first)
+
+
+def _sites(nodes: Nodes, info: ModelInfo) -> list[Site]:
+    """One site per node: each at one layer, each head alone where a group is named."""
+    if isinstance(nodes, str) and nodes not in NODES:
+        raise SiteError(f"unknown nodes {nodes!r}; {nearest(nodes, NODES)}, or give a list of sites")
+    given = [NODES[nodes]] if isinstance(nodes, str) else nodes
+    found = []
+    for each in given:
+        site = Site.parse(each) if isinstance(each, str) else each
+        if site.kind in REFUSED:
+            raise SiteError(f"{site}: cannot be patched; choose an activation inside a layer: {', '.join(NODES)}")
+        for layer in layers_of(site, info):
+            assert layer is not None  # sites outside the layers are refused
+            heads = info.n_kv_heads if site.kind in ("k", "v") else info.n_heads
+            every = isinstance(nodes, str) and site.kind in PER_HEAD
+            found.extend(replace(site.at(layer), head=head) for head in (range(heads) if every else (site.head,)))
+    if not found:
+        raise SiteError("no nodes to patch")
+    return found
+
+
+def _places(task: PromptTask, positions: Positions) -> list[_Where]:
+    """Tokens to patch, one after another."""
+    if positions is None:
+        return [_Where(None)]
+    if positions == "all":
+        columns = range(int(task.lengths.max()))
+        return [_Where(_column(task, torch.full((len(task),), i), task.lengths > i), position=i) for i in columns]
+    names = list(task.roles) if positions == "roles" else [positions] if isinstance(positions, str) else positions
+    if not names:
+        raise TaskError(f"{task.name}: no positions to patch")
+    return [_Where(_column(task, task.role(name), task.role(name) >= 0), role=name) for name in names]
+
+
+def _column(task: PromptTask, at: Int[Tensor, " prompt"], known: Bool[Tensor, " prompt"]) -> Bool[Tensor, "prompt pos"]:
+    columns = torch.arange(task.clean.ids.shape[1], device=known.device)
+    return (columns == at.to(known.device)[:, None]) & known[:, None]
+
+
+def _named(site: Site, where: _Where, case: Case) -> dict[str, object]:
+    shared = site.kind in ("k", "v") and case.layout.group > 1
+    component = f"L{site.first}{'G' if shared else 'H'}{site.head}" if site.head is not None else f"L{site.first}"
+    return {
+        "analysis": "activation_patching",
+        "variant": case.task.corruption,
+        "site": str(site),
+        "layer": site.first,
+        "head": site.head,
+        "component": f"M{site.first}" if site.kind == "mlp_out" else component,
+        "position": where.position if site.position is None else site.position,
+        "role": where.role,
+        "unit": case.metric,
+    }

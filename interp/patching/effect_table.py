@@ -1,0 +1,120 @@
+"""What patching changes, as rows of a table: means over prompts with their intervals, in two scales."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from circuits.wiring.case import Case
+from interp.environment import versions
+from interp.errors import SchemaError, nearest
+from interp.results.provenance import plain
+from interp.results.results import SCHEMA_VERSION
+
+Mode = Literal["noising", "denoising"]
+MODES: tuple[Mode, ...] = ("noising", "denoising")
+COLUMNS = {
+    "mode": "str",
+    "site": "str",
+    "role": "str",
+    "receivers": "str",
+    "patched": "float64",
+    "base": "float64",
+    "other": "float64",
+    "normalised": "float64",
+    "normalised_low": "float64",
+    "normalised_high": "float64",
+}
+"""Beside the common ones: means of the metric in the patched run, in the run that is patched, and in the one that
+activations come from."""
+LEAST = 1e-9
+"""A change of the metric from one run to the other below this is none, and nothing can be said relative to it."""
+RESAMPLES = 1000
+
+
+def checked(mode: str) -> Mode:
+    """The mode, if there is one of that name."""
+    if mode not in MODES:
+        raise SchemaError(f"unknown mode {mode!r}; {nearest(mode, MODES)}")
+    return "noising" if mode == MODES[0] else "denoising"
+
+
+def effects(
+    patched: Float[ndarray, "node prompt"],
+    base: Float[ndarray, " prompt"],
+    other: Float[ndarray, " prompt"],
+    *,
+    seed: int,
+    level: float = 0.95,
+) -> list[dict[str, float | int]]:
+    """value = mean(m_patched - m_base), normalised = value / mean(m_other - m_base): a ratio of means.
+
+    Base is the clean run when noising and the corrupted one when denoising, so that normalised is
+    (m_clean - m_patched) / (m_clean - m_corrupt) when noising and (m_patched - m_corrupt) / (m_clean - m_corrupt) when
+    denoising: 0 where nothing happens and 1 where the run becomes the other. Intervals are percentile bootstraps over
+    prompts, numerator and denominator resampled together. A prompt with NaN (it lacks the position) is left out of that
+    node, the denominator included.
+    """
+    rows: list[dict[str, float | int]] = [{} for _ in patched]
+    present = ~np.isnan(patched)
+    for pattern, members in _groups(present).items():
+        chosen = np.array(pattern, dtype=bool)
+        n = int(chosen.sum())
+        if n == 0:
+            for i in members:
+                rows[i] = {"value": np.nan, "n": 0}
+            continue
+        span = (other - base)[chosen]
+        change = patched[members][:, chosen] - base[chosen]
+        weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES) / n
+        drawn, drawn_span = change @ weights.T, weights @ span
+        ends = [(1 - level) / 2, (1 + level) / 2]
+        low, high = np.quantile(drawn, ends, axis=1)
+        whole = float(span.mean())
+        spans = np.abs(whole) > LEAST
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share_low, share_high = np.quantile(drawn / drawn_span, ends, axis=1)
+        se = change.std(axis=1, ddof=1) / np.sqrt(n) if n > 1 else np.full(len(members), np.nan)
+        for k, i in enumerate(members):
+            mean = float(change[k].mean())
+            rows[i] = {
+                "value": mean,
+                "se": float(se[k]),
+                "ci_low": float(low[k]),
+                "ci_high": float(high[k]),
+                "n": n,
+                "patched": float(patched[i, chosen].mean()),
+                "base": float(base[chosen].mean()),
+                "other": float(other[chosen].mean()),
+                "normalised": mean / whole if spans else np.nan,
+                "normalised_low": float(share_low[k]) if spans else np.nan,
+                "normalised_high": float(share_high[k]) if spans else np.nan,
+            }
+    return rows
+
+
+def _groups(present: ndarray) -> dict[tuple[bool, ...], list[int]]:
+    """Nodes by which prompts have them."""
+    found: dict[tuple[bool, ...], list[int]] = {}
+    for i, row in enumerate(present):
+        found.setdefault(tuple(row.tolist()), []).append(i)
+    return found
+
+
+def provenance(cases: Case | Sequence[Case], call: str, **options: Any) -> dict[str, Any]:
+    """Plain values that fix a result: model, data, call, versions."""
+    several = (cases,) if isinstance(cases, Case) else tuple(cases)
+    data = [case.task.provenance() for case in several]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "call": {"analysis": call, "passed": plain(options), "defaults": {}},
+        "model": several[0].model.info.as_dict(),
+        "backend": several[0].model.backend,
+        "data": data[0] if len(data) == 1 else {"tasks": data},
+        "metric": several[0].metric,
+        "packages": versions(),
+    }

@@ -1,0 +1,225 @@
+"""Node attribution: an estimate of what patching each head, MLP, stream, query, key or value does, from one gradient.
+
+atp:        sum_t (a' - a)[t] . dm/da[t], a' the activation on the other prompts: the slope along the patch.
+atp-qkfix:  the same, but for queries and keys the softmax is computed again on the other run's q (or k), and only what
+            follows is linear: sum_t (z' - z) . dm/dz. Where attention is saturated the slope of the softmax is nothing
+            like what moving it does (AtP*, Kramar et al. 2024, arXiv 2403.00745). Values need no fix: z is linear in v.
+atp-ig:     the gradient is its mean over the line between the two prompts' embeddings.
+hisp:       |sum_t a[t] . dm/da[t]| on the clean prompts, a mean of magnitudes: how much scaling a node would matter
+            (Michel et al. 2019, arXiv 1905.10650). It needs no other prompt, is never negative, and is not the effect
+            of a patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from numpy import ndarray
+from torch import Tensor
+
+from circuits.attribution.quadrature import nodes as path_nodes
+from circuits.attribution.slot_gradients import at_end, frozen, judged, wide
+from circuits.graph.layout import Layout
+from circuits.wiring.case import Case
+from interp.components import component
+from interp.edits import Replace
+from interp.errors import TaskError, nearest
+from interp.model import Model, Start
+from interp.results.stats import bootstrap_mean
+from interp.sites import Site
+from interp.tasks import PromptTask
+
+METHODS = ("atp", "atp-qkfix", "atp-ig", "hisp")
+KINDS = ("z", "mlp_out", "resid_pre", "q", "k", "v")
+HEADS = ("z", "q", "k", "v")
+
+
+@dataclass(frozen=True, eq=False)
+class NodeScores:
+    """What each node scored on each prompt.
+
+    Attributes:
+        sites: the nodes; those of q, k, v and z name a head, those of k and v a key-value head.
+        prompts: score of each prompt and node, in the metric.
+        layout: the model's components. provenance: method, metric, task and model, as plain values.
+    """
+
+    sites: tuple[Site, ...]
+    prompts: Float[ndarray, "prompt node"]
+    layout: Layout
+    provenance: Mapping[str, Any]
+
+    @property
+    def mean(self) -> Float[ndarray, " node"]:
+        """Mean over prompts."""
+        return self.prompts.mean(0)
+
+    def of(self, kind: str) -> dict[str, float]:
+        """Scores of one kind by component: `L3H5` for z and q, `L3G1` for shared k and v, `M3`, `L3` for the stream."""
+        return {_name(s, self.layout): float(v) for s, v in zip(self.sites, self.mean, strict=True) if s.kind == kind}
+
+    def table(self, *, seed: int = 0) -> pd.DataFrame:
+        """One row per node, strongest first, with standard error and bootstrap interval (95 %) over prompts."""
+        found = bootstrap_mean(self.prompts, seed=seed)
+        frame = pd.DataFrame(
+            {
+                "site": [str(s) for s in self.sites],
+                "kind": [s.kind for s in self.sites],
+                "layer": [s.first for s in self.sites],
+                "component": [_name(s, self.layout) for s in self.sites],
+                "score": found.mean,
+                "se": found.se,
+                "ci_low": found.low,
+                "ci_high": found.high,
+                "n": found.n,
+            }
+        )
+        return frame.sort_values("score", key=lambda s: -s.abs(), kind="stable", ignore_index=True)
+
+
+def node_attribution(
+    model: Model,
+    task: PromptTask,
+    *,
+    method: str = "atp",
+    metric: str | None = None,
+    steps: int = 5,
+    rule: str = "midpoint",
+    batch_size: int = 8,
+) -> NodeScores:
+    """Scores of every head (z), MLP, stream entering a layer, and head's q, k and v, by `method` (see the module).
+
+    Two forward passes and one backward, `steps` of both with "atp-ig", one forward fewer with "hisp"; the fix adds two
+    passes over every layer. A positive score: patching the node with the other prompt's activation raises the metric.
+    First-order: the score of a node whose effects cancel along its paths is small however much it does on each.
+
+    Args:
+        model: any backend that runs with gradients.
+        task: pairs of prompts.
+        method: one of the above.
+        metric: one of `interp.tasks.metrics` that has a gradient; the task's own otherwise.
+        steps: gradients along the path of "atp-ig".
+        rule: where they are, as in `edge_attribution`.
+        batch_size: prompts at a time; changes nothing but memory.
+
+    Raises:
+        TaskError: an unknown method or metric, one without a gradient, or kl where its gradient vanishes.
+    """
+    if method not in METHODS:
+        raise TaskError(f"unknown method {method!r}; {nearest(method, METHODS)}")
+    case = Case.of(model, task, metric=metric)
+    if case.metric == "kl" and method != "atp-ig":
+        raise TaskError('kl is measured against the clean run, where its gradient is zero; take method="atp-ig"')
+    path = path_nodes("eap-ig-inputs" if method == "atp-ig" else "eap", steps=steps, rule=rule)
+    sites = _sites(case.layout)
+    parts = []
+    for part in case.batches(batch_size):
+        by_place = _scores(part, method, path, sites)
+        parts.append(torch.cat([by_place[site] for site in sites], 1).cpu().double().numpy())
+    told = {
+        "method": method,
+        "metric": case.metric,
+        "steps": steps if method == "atp-ig" else None,
+        "rule": rule if method == "atp-ig" else None,
+        "model": model.info.as_dict(),
+        "task": task.provenance(),
+    }
+    named = tuple(node for site in sites for node in _nodes(site, case.layout))
+    return NodeScores(named, np.concatenate(parts), case.layout, told)
+
+
+def _sites(layout: Layout) -> list[Site]:
+    found = []
+    for kind in KINDS:
+        layers = [i for i in range(layout.n_layers) if kind not in HEADS or layout.has_heads(i)]
+        found += [Site(kind, i) for i in layers] if kind != "mlp_out" or layout.mlps else []
+    return found
+
+
+def _nodes(site: Site, layout: Layout) -> list[Site]:
+    if site.kind not in HEADS:
+        return [site]
+    n = layout.n_kv_heads if site.kind in ("k", "v") else layout.n_heads
+    return [Site(site.kind, site.first, head=head) for head in range(n)]
+
+
+def _name(site: Site, layout: Layout) -> str:
+    layer = site.first
+    assert layer is not None  # every node stands at a layer
+    if site.kind == "resid_pre":
+        return f"L{layer}"
+    if site.kind in ("k", "v") and layout.group > 1:
+        return f"L{layer}G{site.head}"
+    return component(layer, site.head)
+
+
+def _scores(
+    case: Case, method: str, path: tuple[tuple[float, float], ...], sites: list[Site]
+) -> dict[Site, Float[Tensor, "batch node"]]:
+    """Scores of one portion of prompts, by site."""
+    embed = Site("resid_pre", 0)
+    last = case.layout.n_layers - 1
+    if method == "hisp":
+        acts, grads = _gradients(case, sites)
+        return {site: _dot(acts[site], grads[site]).abs() for site in sites}
+    other = {s: wide(x) for s, x in case.model.run(case.task.corrupt, capture=sites, stop=last).acts.items()}
+    if method == "atp-ig":
+        own = {s: wide(x) for s, x in case.model.run(case.task.clean, capture=sites, stop=last).acts.items()}
+        grads = {site: torch.zeros_like(x) for site, x in own.items()}
+        for node, weight in path:
+            entry = own[embed] + node * (other[embed] - own[embed])
+            found = _gradients(case, sites, start=(0, entry))[1]
+            grads = {site: g + weight * found[site] for site, g in grads.items()}
+    else:
+        own, grads = _gradients(case, sites)
+    scores = {site: _dot(other[site] - own[site], grads[site]) for site in sites}
+    if method == "atp-qkfix":
+        for layer in case.model.info.attention_layers:
+            for port in ("q", "k"):
+                scores[Site(port, layer)] = _fixed(case, port, layer, own, other, grads)
+    return scores
+
+
+def _gradients(
+    case: Case, sites: list[Site], *, start: Start | None = None
+) -> tuple[dict[Site, Tensor], dict[Site, Tensor]]:
+    """Activations and gradients of each prompt's metric at every site, from one pass."""
+    last = Site("resid_post", case.layout.n_layers - 1)
+    with frozen(case.model), torch.enable_grad():
+        run = case.model.run(
+            case.task.clean, capture=[*sites, last], start=start, stop=case.layout.n_layers - 1, gradients=True
+        )
+        value = judged(case, at_end(case, run.acts[last]), gradients=True)
+        if not value.requires_grad:
+            raise TaskError(f"{case.metric} has no gradient: attribution needs a metric that follows the logits")
+        found = torch.autograd.grad(
+            value.sum(), [run.acts[s] for s in sites], allow_unused=True, materialize_grads=True
+        )
+    return {s: wide(run.acts[s]) for s in sites}, {s: wide(g) for s, g in zip(sites, found, strict=True)}
+
+
+@torch.no_grad()
+def _fixed(
+    case: Case, port: str, layer: int, own: dict[Site, Tensor], other: dict[Site, Tensor], grads: dict[Site, Tensor]
+) -> Float[Tensor, "batch node"]:
+    """sum_t (z' - z) . dm/dz, z' with every head's q (or k) from the other run: heads of a layer do not see another."""
+    z, site = Site("z", layer), Site(port, layer)
+    entry = own[Site("resid_pre", layer)]
+    run = case.model.run(
+        case.task.clean, capture=[z], start=(layer, entry), stop=layer, edits=[Replace(site, other[site])]
+    )
+    by_head = _dot(wide(run.acts[z]) - own[z], grads[z])
+    return by_head if port == "q" else by_head.unflatten(1, (-1, case.layout.group)).sum(2)
+
+
+def _dot(a: Float[Tensor, "batch pos *rest"], b: Float[Tensor, "batch pos *rest"]) -> Float[Tensor, "batch node"]:
+    """Sum over positions and channels, heads apart."""
+    if a.ndim == 3:
+        return (a * b).sum((1, 2))[:, None]
+    return (a * b).sum((1, 3))

@@ -1,0 +1,22 @@
+"""Figures: each function takes rows of a tidy table and returns a plotly figure; none shows it."""
+
+from interp.plots._curves import curves
+from interp.plots._removal import against, depth_grid, removal
+from interp.plots.attention import embedding, pair_map, profile_lines, relevance_bars
+from interp.plots.heads import before_and_after, head_map, top_heads
+from interp.plots.patching import patch_map
+
+__all__ = [
+    "against",
+    "before_and_after",
+    "curves",
+    "depth_grid",
+    "embedding",
+    "head_map",
+    "pair_map",
+    "patch_map",
+    "profile_lines",
+    "relevance_bars",
+    "removal",
+    "top_heads",
+]

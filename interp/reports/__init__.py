@@ -1,0 +1,105 @@
+"""One self-contained HTML file about a model: what its parts do, how sure that is, and how it was found."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from interp.results.files import atomic_write, writable_file
+from interp.results.results import Result
+
+if TYPE_CHECKING:
+    from interp.measurement.registry import Analysis
+    from interp.model import Model
+
+__all__ = ["report"]
+
+
+def report(
+    model: Model,
+    *,
+    results: Result | None = None,
+    analyses: Sequence[str] | None = None,
+    tasks: Sequence[Any] = (),
+    prompts: Sequence[Any] = (),
+    prompt: Any = None,
+    seed: int = 0,
+    path: str | Path = "report.html",
+    command: str | None = None,
+    progress: Callable[[Sequence[Analysis]], Any] | None = None,
+    told: Callable[[str], Any] | None = None,
+) -> Path:
+    """Write the attribution report of `model` and return its path.
+
+    The file needs no network and no other file: plotly.js, style and data are inside. It appears whole or not at all.
+    Everything asked for is checked before any of it is computed.
+
+    Args:
+        model: any loaded model.
+        results: what `interp.detect` or an analysis returned for this model; detected anew if not given.
+        analyses: names of the analyses to run, or to show of `results`; all that suit if not given.
+        tasks: names of tasks whose circuit is searched for, or what `circuits.circuit` found.
+        prompts: whose answers are attributed: (text or token ids, answer) or (..., answer, wrong answer), or a
+            `report.questions.Question`. Without an answer the model's likeliest token is explained; without a wrong one
+            the logit is compared with the mean over the vocabulary.
+        prompt: text or token ids on which one head's attention is shown; the first of `prompts` if not given, or else
+            a repeated random block.
+        seed: of analyses, tasks and the sample prompt.
+        path: file to write.
+        command: shell command that made the report, shown for copying.
+        progress: may wrap the list of analyses in a progress bar.
+        told: called with the name of each task when its circuit is begun.
+
+    Raises:
+        InterpError: the path cannot be written, or the parts of a logit do not sum to it.
+        SchemaError: an unknown analysis, or results of another model.
+        TaskError: a task or prompt that the model cannot be run on, or an answer that is not one token.
+
+    >>> import interp, tempfile, pathlib
+    >>> model = interp.load("zoo:planted-induction")
+    >>> page = pathlib.Path(tempfile.mkdtemp()) / "report.html"
+    >>> path = interp.report(model, analyses=["previous_token"], prompts=[([1, 2, 3, 1, 2], 3)], path=page)
+    >>> "parts sum to" in path.read_text(encoding="utf-8")
+    True
+    """
+    target = writable_file(Path(path).expanduser())
+    from interp.measurement.registry import detect, find
+    from interp.reports import circuits
+    from interp.reports.page import render
+    from interp.reports.questions import asked
+
+    for name in analyses or () if results is None else ():
+        find(name)
+    questions = asked(model, prompts)
+    if prompt is not None:
+        model.batch(prompt)
+    elif questions:
+        prompt = list(questions[0].ids)
+    pairs = circuits.prompts(model, tasks, seed=seed)
+    measured = detect(model, analyses, seed=seed, progress=progress) if results is None else results
+    found = circuits.find(model, pairs, seed=seed, told=told)
+    page = render(
+        model,
+        measured,
+        analyses=analyses,
+        prompt=prompt,
+        questions=questions,
+        circuits=found,
+        seed=seed,
+        command=command,
+    )
+    atomic_write(target, lambda p: p.write_text(page, encoding="utf-8", errors="backslashreplace"))
+    return target
+
+
+class _Callable(ModuleType):
+    """`interp.report` is the function until someone imports this package, which then takes its name: so be both."""
+
+    def __call__(self, *args: Any, **options: Any) -> Path:
+        return report(*args, **options)
+
+
+sys.modules[__name__].__class__ = _Callable

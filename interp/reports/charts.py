@@ -1,0 +1,71 @@
+"""Figures that only the report draws."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from interp.plots.heads import ACCENT, GREY, MARK, SIGNED_DARK, stops, template
+
+if TYPE_CHECKING:
+    from circuits.graph.graph import Graph
+
+SERIES = {"attention": ACCENT, "MLP": MARK, "layer": "#4d9078", "": GREY}
+"""Kind of a part -> colour; "" for what stands in no layer."""
+SWAPPED = {"#8c1c13": "#ff8570", "#b2432f": "#e8715a", "#3173ab": "#4f9ae0", "#1a4c80": "#7fbcff"}
+"""Ends of a circuit's colours, too dark for a dark page -> what they are there."""
+NARROWEST = 3.2
+"""Half the boxes side by side shown at least: a drawing of a few stays as large as its names."""
+DARK = stops(SIGNED_DARK)
+"""Colour scale of signed values on a dark page."""
+
+
+def drawn(graph: Graph) -> go.Figure:
+    """The drawing of a circuit, as wide as the page lets it be."""
+    figure: Any = graph.draw()  # plotly makes its attributes at run time
+    x = np.concatenate([np.asarray(trace.x, dtype=float) for trace in figure.data] or [np.zeros(1)])
+    middle = (np.nanmin(x) + np.nanmax(x)) / 2
+    wide = max(NARROWEST, (np.nanmax(x) - np.nanmin(x)) / 2 + 0.1)
+    figure.update_xaxes(range=[middle - wide, middle + wide])
+    margin = {"l": 8, "r": 8, "t": 8, "b": 8}
+    figure.update_layout(width=None, title=None, margin=margin, meta={"swapped": SWAPPED})
+    return figure
+
+
+def columns(parts: Mapping[str, float], *, unit: str) -> go.Figure:
+    """Columns by depth: the embedding on the left, then attention and MLP of each layer, final biases on the right.
+
+    Names are those of the parts: `attention 3` is the attention of layer 3.
+    """
+    places: dict[str, None] = {}
+    series: dict[str, list[tuple[str, float, str]]] = {}
+    for name, value in parts.items():
+        kind, _, layer = name.rpartition(" ")
+        inside = layer.isdigit()
+        place = layer if inside else name
+        places.setdefault(place)
+        series.setdefault(kind if inside else "", []).append((place, value, name))
+    order = list(places)
+    figure = go.Figure()
+    for kind, colour in SERIES.items():
+        own = series.get(kind, [])
+        if own:
+            figure.add_bar(
+                x=[order.index(place) for place, _, _ in own],
+                y=[value for _, value, _ in own],
+                customdata=[name for _, _, name in own],
+                hovertemplate=f"%{{customdata}}<br>%{{y:.4f}} {unit}<extra></extra>",
+                marker={"color": colour},
+                name=kind or "outside the layers",
+            )
+    step = max(1, len(order) // 12)
+    shown = [i for i, place in enumerate(order) if not place.isdigit() or int(place) % step == 0]
+    legend = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "xanchor": "left"}
+    figure.update_layout(template=template(), height=320, legend=legend, barmode="group", bargap=0.25)
+    figure.update_xaxes(tickvals=shown, ticktext=[order[i] for i in shown], title_text="layer", tickangle=0)
+    zero = {"zeroline": True, "zerolinecolor": GREY, "zerolinewidth": 1}
+    figure.update_yaxes(title_text=unit, showgrid=True, gridcolor="rgba(128,138,150,0.25)", nticks=6, **zero)
+    return figure

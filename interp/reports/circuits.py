@@ -1,0 +1,204 @@
+"""The circuit of a task as the page shows it: drawing, verdict on held-out prompts, random circuits, edges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import plotly.graph_objects as go
+
+from interp.errors import SchemaError
+from interp.model import Model
+from interp.reports.cells import DASH, Cell, cell, interval, number, percent
+from interp.reports.charts import drawn
+from interp.reports.facts import check_identity
+from interp.tasks import PromptTask
+from interp.tasks import task as named_task
+
+if TYPE_CHECKING:
+    from circuits.find import Found
+
+PROMPTS = 64  # to find a circuit on, and as many others to judge it
+EDGES = 20  # listed
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A line of the table of edges."""
+
+    sender: str
+    receiver: str
+    port: str
+    score: Cell
+    interval: Cell
+
+
+@dataclass(frozen=True)
+class Size:
+    """How faithful the circuit of one size is."""
+
+    edges: Cell
+    fraction: Cell
+    faithfulness: Cell
+    interval: Cell
+
+
+@dataclass(frozen=True)
+class TaskCircuit:
+    """Everything the template needs of one circuit; numbers are written out."""
+
+    task: str
+    method: str
+    direction: str
+    edges: int
+    all_edges: int
+    percent: str
+    nodes: list[str]
+    faithfulness: str
+    interval: str
+    n: int
+    metric: str
+    ablation: str
+    value: str
+    full: str
+    empty: str
+    n_random: int
+    random_mean: str
+    random_max: str
+    p: str
+    least_p: bool
+    corruption: str
+    judged_on: dict[str, Any]
+    rows: list[Edge]
+    sizes: list[Size]
+    figures: dict[str, go.Figure]
+
+
+def prompts(model: Model, names: Sequence[Any], *, seed: int) -> list[tuple[PromptTask, PromptTask] | Found]:
+    """Of each task the prompts to find its circuit on and those to judge it on; what was found already stays.
+
+    Raises:
+        SchemaError: neither a name nor a circuit of this model.
+        InterpError: a task that is not known, that this model cannot be asked, or whose edges cannot be told apart.
+    """
+    from circuits.find import Found
+    from circuits.wiring.case import Case
+
+    pairs: list[tuple[PromptTask, PromptTask] | Found] = []
+    for name in names:
+        if isinstance(name, Found):
+            pairs.append(_own(model, name))
+            continue
+        if not isinstance(name, str):
+            raise SchemaError(f"{name!r}: expected the name of a task, or what `circuits.circuit` found")
+        finding, judging = (named_task(name, model, n=PROMPTS, seed=seed, split=s) for s in ("train", "held-out"))
+        Case.of(model, finding)
+        pairs.append((finding, judging))
+    return pairs
+
+
+def find(
+    model: Model,
+    pairs: Sequence[tuple[PromptTask, PromptTask] | Found],
+    *,
+    seed: int,
+    told: Callable[[str], Any] | None = None,
+) -> list[Found]:
+    """The circuit of each task; `told` is called with its name before the work begins."""
+    from circuits.find import circuit
+
+    found = []
+    for pair in pairs:
+        if not isinstance(pair, tuple):
+            found.append(pair)
+            continue
+        finding, judging = pair
+        if told is not None:
+            told(finding.name)
+        found.append(circuit(model, finding, held_out=judging, seed=seed))
+    return found
+
+
+def _own(model: Model, found: Found) -> Found:
+    """The circuit, if it is one of this model."""
+    layout = found.graph.layout
+    sizes = {"n_layers": layout.n_layers, "n_heads": layout.n_heads}
+    check_identity(model, {**(found.provenance["scores"].get("model") or {}), **sizes}, "this circuit is")
+    return found
+
+
+def task_circuit(found: Found) -> TaskCircuit:
+    """A found circuit in the form of the page."""
+    row, own = found.table().iloc[0], found.provenance
+    graph = found.graph
+    return TaskCircuit(
+        task=str(own["task"]["task"]).replace("_", " "),
+        method=str(own["method"]),
+        direction=str(own["scores"].get("direction", "")),
+        edges=graph.n_edges,
+        all_edges=graph.layout.n_edges,
+        percent=percent(graph.fraction),
+        nodes=list(graph.nodes),
+        faithfulness=number(row["faithfulness"]),
+        interval=f"{number(row['ci_low'])} to {number(row['ci_high'])}",
+        n=int(row["n"]),
+        metric=str(row["metric"]).replace("_", " "),
+        ablation=str(row["ablation"]),
+        value=number(row["value"]),
+        full=number(row["full"]),
+        empty=number(row["empty"]),
+        n_random=int(row["n_random"]),
+        random_mean=number(row["random_mean"]),
+        random_max=number(row["random_max"]),
+        p=number(row["p"]),
+        least_p=bool(row["p"] <= 1 / (1 + row["n_random"])),
+        corruption=str(own["task"].get("corruption", DASH)).replace("_", " "),
+        judged_on=dict(own["judged_on"]),
+        rows=_edges(found),
+        sizes=_sizes(found),
+        figures={"circuit": drawn(graph)},
+    )
+
+
+def run_line(found: Found) -> dict[str, str]:
+    """The line of the provenance table."""
+    task, judged = found.provenance["task"], found.provenance["judged_on"]
+    return {
+        "analysis": "circuit",
+        "data": str(task["task"]),
+        "prompts": f"{task['n_prompts']} + {judged['n_prompts']} held out",
+        "bos": str(task.get("bos", DASH)),
+        "method": str(found.provenance["method"]),
+        "seed": str(found.provenance["asked"]["seed"]),
+        "hash": f"{task['sha256']}, {judged['sha256']}",
+    }
+
+
+def _edges(found: Found) -> list[Edge]:
+    return [
+        Edge(
+            str(row["sender"]),
+            str(row["receiver"]),
+            {"in": DASH}.get(str(row["port"]), str(row["port"])),
+            cell(row["score"]),
+            interval(row.get("ci_low", float("nan")), row.get("ci_high", float("nan"))),
+        )
+        for row in found.graph.table().head(EDGES).to_dict("records")
+    ]
+
+
+def _sizes(found: Found) -> list[Size]:
+    """Circuits of other sizes, each size once."""
+    if found.curve is None:
+        return []
+    rows = found.curve.table().drop_duplicates("edges").sort_values("edges").to_dict("records")
+    return [
+        Size(
+            cell(float(row["edges"]), 0),
+            cell(row["fraction"], text=percent(row["fraction"])),
+            cell(row["faithfulness"]),
+            interval(row["ci_low"], row["ci_high"]),
+        )
+        for row in rows
+    ]

@@ -1,0 +1,130 @@
+"""Rows of attention worth keeping: a few heads, chosen queries, the largest keys of each row. Never a whole pattern."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy import ndarray
+
+from interp.attention import TopKeys
+from interp.batch import Batch
+from interp.components import component, parse_component
+from interp.errors import SiteError, TaskError, nearest
+from interp.model import Model
+
+HEADS = 4
+ROWS = 512  # a prompt of so many tokens keeps every row
+PEAKED = 128  # of the rows of a longer one
+SEARCHED = 4096  # rows among which the peaked ones are looked for
+KEYS = 32
+
+Head = tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class HeadRows:
+    """Kept rows of one head, sparse: the largest keys of each row, and what all others share.
+
+    Attributes:
+        name: of the head, `L3H6`.
+        note: why it is shown; may be empty.
+        keys: [row key] positions, largest probability first; -1 where the query sees fewer keys.
+        p: [row key] their probabilities; 0 where there is no key.
+    """
+
+    name: str
+    note: str
+    keys: Int[ndarray, "row key"]
+    p: Float[ndarray, "row key"]
+
+    @property
+    def rest(self) -> Float[ndarray, " row"]:
+        """What is left for all other keys, and for the slot outside the prompt in models with sink logits."""
+        return np.clip(1.0 - self.p.sum(1), 0.0, 1.0)
+
+
+def parse_heads(model: Model, names: Sequence[str]) -> list[Head]:
+    """(layer, head) of each name, in the order given, repeats left out.
+
+    Raises:
+        SiteError: no names, a name that cannot be read, an MLP, or a head that the model does not have.
+    """
+    info = model.info
+    known = [component(layer, head) for layer in info.attention_layers for head in range(info.n_heads)]
+    found: list[Head] = []
+    for name in dict.fromkeys(names):
+        layer, head = parse_component(name)
+        if head is None:
+            raise SiteError(f"{name!r} is an MLP and has no attention; heads are written like {known[0]}")
+        if component(layer, head) not in known:
+            raise SiteError(f"no head {name!r}: heads go from {known[0]} to {known[-1]}; {nearest(name, known)}")
+        found.append((layer, head))
+    if not found:
+        raise SiteError("no heads given; leave `heads` out for those whose attention is the most peaked")
+    return found
+
+
+def parse_queries(queries: Sequence[int], n: int) -> list[int]:
+    """Positions in ascending order, repeats left out; negative ones count from the end.
+
+    Raises:
+        TaskError: no positions, or one outside the prompt.
+    """
+    for i in queries:
+        if not -n <= i < n:
+            raise TaskError(f"position {i} is outside the prompt; positions go from 0 to {n - 1}, or {-n} to -1")
+    if not queries:
+        raise TaskError("no query positions given; leave `queries` out for a selection")
+    return sorted({int(i) % n for i in queries})
+
+
+def choose(
+    model: Model, ids: Sequence[int], heads: Sequence[Head] | None, queries: Sequence[int] | None
+) -> tuple[list[Head], list[int]]:
+    """Heads and query positions to show where they are not given, by how peaked their attention is.
+
+    A row is as peaked as its largest probability, the first token left aside: what parks there has found nothing.
+    Heads are those of the highest mean. Rows are all of a prompt of up to `ROWS` tokens; of a longer one the last,
+    the `PEAKED` most peaked of the heads shown, and an even spread.
+    """
+    n = len(ids)
+    if heads is not None and (queries is not None or n <= ROWS):
+        return list(heads), list(range(n)) if queries is None else list(queries)
+    rows = _spread(n, SEARCHED)
+    first = torch.arange(n)[None] == 0
+    layers = None if heads is None else sorted({layer for layer, _ in heads})
+    asked = {"peak": TopKeys(torch.tensor([rows]), exclude=first)}
+    run = model.attention(model.batch(Batch.of(list(ids))), asked, layers=layers)
+    peak = run["peak"][:, 0, :, :, 0, 0].double().nan_to_num(0.0).numpy()  # layer head row
+    if heads is None:
+        order = np.argsort(-peak.mean(-1).ravel(), kind="stable")[:HEADS]
+        heads = [(run.layers[i // peak.shape[1]], int(i % peak.shape[1])) for i in order]
+    if queries is not None or n <= ROWS:
+        return list(heads), list(range(n)) if queries is None else list(queries)
+    best = np.max([peak[run.layers.index(layer), head] for layer, head in heads], axis=0)
+    peaked = [rows[i] for i in np.argsort(-best, kind="stable")[:PEAKED]]
+    return list(heads), sorted({*peaked, *_spread(n, ROWS - PEAKED)})
+
+
+def measure(
+    model: Model, ids: Sequence[int], heads: Sequence[Head], queries: Sequence[int], *, keys: int, notes: Sequence[str]
+) -> list[HeadRows]:
+    """The largest `keys` probabilities of each row, from one pass that stops at the last layer shown."""
+    layers = sorted({layer for layer, _ in heads})
+    top = TopKeys(torch.tensor([list(queries)]), k=min(keys, len(ids)))
+    run = model.attention(model.batch(Batch.of(list(ids))), {"top": top}, layers=layers)
+    found = []
+    for (layer, head), note in zip(heads, notes, strict=True):
+        own = run["top"][run.layers.index(layer), 0, head].double().numpy()  # row key 2
+        p, at = np.nan_to_num(own[..., 0]), own[..., 1].astype(np.int64)
+        found.append(HeadRows(component(layer, head), note, at, p))
+    return found
+
+
+def _spread(n: int, most: int) -> list[int]:
+    """At most so many positions, evenly apart, first and last among them."""
+    return sorted({round(float(i)) for i in np.linspace(0, n - 1, min(n, most))})

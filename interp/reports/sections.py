@@ -1,0 +1,171 @@
+"""What the page says of each analysis: rows chosen, numbers written out, the sentence over it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from interp.errors import SchemaError, nearest
+from interp.measurement.registry import analyses, find
+from interp.plots.heads import head_map, top_heads
+from interp.reports.cells import DASH, Cell, cell, interval, number
+from interp.results.results import Result
+from interp.rows import Score, largest, scores
+
+TOP = 10
+NAMED = 16  # labelled heads listed by name
+
+Row = dict[str, str | Cell]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One analysis. `rows`, `others` and `effects` are tables ready to print."""
+
+    name: str
+    title: str
+    quantity: str
+    unit: str
+    means: str
+    misleads: str
+    reference: str
+    counted: str
+    found: str
+    scored: int
+    best: Row
+    rows: list[Row]
+    others: list[Row]
+    measures: list[str]
+    effects: list[Row]
+    figures: dict[str, go.Figure] = field(default_factory=dict)
+
+    @property
+    def tall(self) -> bool:
+        """Whether the map is the taller of the two figures, so that text fits beside it rather than under it."""
+        layouts: list[Any] = [self.figures[kind].layout for kind in ("map", "top") if kind in self.figures]
+        heights = [layout.height for layout in layouts]
+        return len(heights) == 2 and heights[0] > heights[1]
+
+
+def sections(result: Result, names: Sequence[str] | None = None) -> list[Section]:
+    """A section per analysis of the result (or per one named), in the order of its table.
+
+    Raises:
+        SchemaError: a name that is not in the result, or a result without rows.
+    """
+    present = [str(n) for n in dict.fromkeys(result.table["analysis"])]
+    if not present:
+        raise SchemaError("nothing to report: the result has no rows")
+    for name in names or ():
+        if name not in present:
+            raise SchemaError(f"no analysis {name!r} in these results; {nearest(name, present)}")
+    return [_section(result, name) for name in present if not names or name in names]
+
+
+def headline(result: Result, name: str) -> pd.DataFrame:
+    """Rows of the variant that sums an analysis up: the registered one, or else the first in the table."""
+    keys = [(str(n), str(v)) for n, v in zip(result.table["analysis"], result.table["variant"], strict=True)]
+    present = [variant for own, variant in keys if own == name]
+    wanted = find(name).headline if name in analyses() else ""
+    variant = wanted if wanted in present else present[0]
+    return cast(pd.DataFrame, result.table[[key == (name, variant) for key in keys]])
+
+
+def title_of(name: str) -> str:
+    """Title of an analysis; its bare name where it comes from a plug-in that is not installed here."""
+    return find(name).title if name in analyses() else name
+
+
+def counted(n: int, title: str) -> str:
+    """The number of things a title names: "3 induction heads", "1 induction head", "no induction heads"."""
+    noun = title[:1].lower() + title[1:]
+    return f"{n or 'no'} {noun[:-1] if n == 1 and noun.endswith('s') else noun}"
+
+
+def _section(result: Result, name: str) -> Section:
+    rows = headline(result, name)
+    found = scores(rows)
+    spec = find(name) if name in analyses() else None
+    title = title_of(name)
+    top = largest(found, TOP)
+    labelled = [s for s in largest(found, len(found)) if s.label]
+    others, measures = _others(result, found, top)
+    return Section(
+        name=name,
+        title=title,
+        quantity=spec.quantity if spec else "",
+        unit=found[0].unit,
+        means=spec.means if spec else "",
+        misleads=spec.misleads if spec else "",
+        reference=spec.reference if spec else "",
+        counted="" if all(s.label is None for s in found) else counted(len(labelled), title),
+        found=_names(labelled),
+        scored=len(found),
+        best=_row((top or found)[0]),
+        rows=[_row(score) for score in top],
+        others=others,
+        measures=measures,
+        effects=_effects(result.interventions, name),
+        figures=_figures(rows, found),
+    )
+
+
+def _figures(rows: pd.DataFrame, found: Sequence[Score]) -> dict[str, go.Figure]:
+    """A map where every row is one head, dots where there are values at all."""
+    places = {(s.layer, s.head) for s in found}
+    heads = len(places) == len(found) and not any(None in place for place in places)
+    figures = {"map": head_map(rows)} if heads else {}
+    if any(not math.isnan(s.value) for s in found):
+        figures["top"] = top_heads(rows, TOP)
+    return figures
+
+
+def _row(score: Score) -> Row:
+    return {
+        "component": score.component,
+        "value": cell(score.value),
+        "interval": interval(score.low, score.high),
+        "null": cell(score.null),
+        "q": cell(score.q),
+        "label": {None: DASH, True: "yes", False: "no"}[score.label],
+    }
+
+
+def _names(labelled: Sequence[Score]) -> str:
+    more = len(labelled) - NAMED
+    return ", ".join(s.component for s in labelled[:NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _others(result: Result, found: Sequence[Score], top: Sequence[Score]) -> tuple[list[Row], list[str]]:
+    """The further variants of the top rows, one line each, and the names of those variants."""
+    rest = [s for s in scores(result.table) if s.analysis == found[0].analysis and s.variant != found[0].variant]
+    measures = list(dict.fromkeys(s.variant for s in rest))
+    value = {(s.component, s.variant): s.value for s in reversed(rest)}
+    lines: list[Row] = [
+        {"component": s.component, **{m: cell(value.get((s.component, m), math.nan)) for m in measures}} for s in top
+    ]
+    return lines, measures
+
+
+def _effects(interventions: pd.DataFrame, name: str) -> list[Row]:
+    return [_effect(row) for row in interventions.to_dict("records") if row["analysis"] == name]
+
+
+def _effect(row: Mapping[Any, Any]) -> Row:
+    how, _, heads = str(row["set_id"]).rpartition(": ")
+    spread = "" if math.isnan(row["random_sd"]) else f" \u00b1 {number(row['random_sd'])}"
+    return {
+        "heads": heads,
+        "how": how or DASH,
+        "k": cell(float(row["k"]), 0),
+        "metric": str(row["metric"]).replace("_", " "),
+        "clean": cell(row["clean"]),
+        "edited": cell(row["edited"]),
+        "random": cell(row["random_mean"], text=number(row["random_mean"]) + spread),
+        "matching": f"{row['n_random']}, {row['control']}" if row["n_random"] else DASH,
+    }

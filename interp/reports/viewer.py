@@ -1,0 +1,256 @@
+"""The attention of a few heads over one prompt, to be pointed at: in a notebook, in its own file, in the report."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from interp.errors import TaskError
+from interp.model import Model
+from interp.reports.facts import short_name
+from interp.reports.rows import KEYS, Head, HeadRows, choose, measure, parse_heads, parse_queries
+from interp.reports.tokens import Piece, pieces, texts, visible
+from interp.results.files import atomic_write, writable_file
+
+WINDOW = 256  # tokens in the page at a time
+DENSE = 64  # more of them are set as running text, without a number under each
+UNIT = 10_000  # probabilities travel as whole multiples of 1 / UNIT
+LISTED = 8  # keys listed beside the tokens
+
+
+class Chip(NamedTuple):
+    """One token as the page first shows it: p in units of 1 / UNIT, `kept` whether it has a row of its own."""
+
+    position: int
+    pieces: list[Piece]
+    name: str
+    p: int
+    kept: bool
+
+    @property
+    def under(self) -> str:
+        """The number under the token, where it does not round to nothing."""
+        return two(self.p) if self.p >= UNIT // 200 else "\u00a0"
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """Attention over one prompt, ready to be looked at: `_repr_html_` in a notebook, `save` for a file.
+
+    Attributes:
+        model: name of the model.
+        about: what the prompt is, a sentence.
+        ids: token ids. texts: text of each.
+        queries: positions whose rows are kept, ascending; the same for all heads.
+        heads: the rows of each head.
+        targets: query -> the key that followed an earlier copy of its token, where the prompt is a known repeat.
+    """
+
+    model: str
+    about: str
+    ids: tuple[int, ...]
+    texts: tuple[str, ...]
+    queries: tuple[int, ...]
+    heads: tuple[HeadRows, ...]
+    targets: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def at(self) -> int:
+        """Query shown first: the last one."""
+        return self.queries[-1]
+
+    @property
+    def span(self) -> range:
+        """Tokens shown first: as many as a page holds, the query among them."""
+        start = min(max(0, self.at - WINDOW // 2), max(0, len(self.ids) - WINDOW))
+        return range(start, min(start + WINDOW, len(self.ids)))
+
+    @property
+    def dense(self) -> bool:
+        """Whether tokens are set as running text."""
+        return len(self.ids) > DENSE
+
+    @property
+    def complete(self) -> bool:
+        """Whether every position has its row."""
+        return len(self.queries) == len(self.ids)
+
+    @property
+    def chips(self) -> list[Chip]:
+        """The tokens of the page as it opens."""
+        row, kept = dict(self._row(0, len(self.queries) - 1)), set(self.queries)
+        words = ((j, self.texts[j]) for j in self.span)
+        return [Chip(j, pieces(text), visible(text), row.get(j, 0), j in kept) for j, text in words]
+
+    @property
+    def top(self) -> list[tuple[int, str, int]]:
+        """(position, token, p) of the keys listed of the row shown first: those within a hundredth of the largest."""
+        row = self._row(0, len(self.queries) - 1)[:LISTED]
+        return [(j, visible(self.texts[j]), p) for j, p in row if 100 * p >= row[0][1]]
+
+    @property
+    def listed_rest(self) -> int:
+        """What the keys that are not listed share."""
+        return max(0, UNIT - sum(p for _, _, p in self.top))
+
+    @property
+    def summary(self) -> str:
+        """The row shown first in a sentence; viewer.js says the same of any other."""
+        row = self._row(0, len(self.queries) - 1)
+        place = [f"position {j} ({visible(self.texts[j])})" for j in (self.at, *(j for j, _ in row[:2]))]
+        told = f"From {place[0]} {self.heads[0].name} pays nothing to any token."
+        if row:
+            told = f"From {place[0]} {self.heads[0].name} looks most at {place[1]}, p = {said(row[0][1])}"
+            told += f", then at {place[2]}, p = {said(row[1][1])}." if len(row) > 1 else "."
+        target = self.targets.get(self.at)
+        if target is not None:
+            told += f" The token after the earlier copy, position {target}, gets p = {said(dict(row).get(target, 0))}."
+        return told
+
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """What the script of the page needs, in plain values: distinct tokens once, rows as key, p, key, p ..."""
+        words = {text: number for number, text in enumerate(dict.fromkeys(self.texts))}
+        return {
+            "words": [_alternating(text) for text in words],
+            "tokens": [words[text] for text in self.texts],
+            "ids": list(self.ids),
+            "queries": list(self.queries),
+            "targets": [[query, key] for query, key in self.targets.items()],
+            "heads": [
+                {"name": h.name, "note": h.note, "rows": [_flat(self._row(i, r)) for r in range(len(self.queries))]}
+                for i, h in enumerate(self.heads)
+            ],
+            "at": self.at,
+            "start": self.span.start,
+            "window": WINDOW,
+            "listed": LISTED,
+        }
+
+    def save(self, path: str | Path) -> Path:
+        """Write one HTML file that needs no network and no other file, and return its path.
+
+        Raises:
+            InterpError: the path cannot be written.
+        """
+        target = writable_file(Path(path).expanduser())
+        page = self._page()
+        atomic_write(target, lambda p: p.write_text(page, encoding="utf-8", errors="backslashreplace"))
+        return target
+
+    def _row(self, head: int, row: int) -> list[tuple[int, int]]:
+        """(key, p in units) of a kept row, what rounds to nothing left out."""
+        found = zip(self.heads[head].keys[row].tolist(), self.heads[head].p[row].tolist(), strict=True)
+        whole = ((key, round(p * UNIT)) for key, p in found)
+        return [(key, p) for key, p in whole if p > 0]
+
+    def _page(self) -> str:
+        from interp.reports.templates import environment
+
+        return environment().get_template("viewer_page.html").render(view=self, said=said)
+
+    def _repr_html_(self) -> str:
+        """The page in a frame of its own: its style stays in, and text of the prompt cannot reach the notebook."""
+        height = 420 + (28 if self.dense else 52) * (len(self.span) // (20 if self.dense else 12) + 1)
+        look = f"width: 100%; height: {min(height, 900)}px; border: 0; resize: vertical"
+        page = html.escape(self._page(), quote=True)
+        return f'<iframe title="Attention" sandbox="allow-scripts" style="{look}" srcdoc="{page}"></iframe>'
+
+    def __repr__(self) -> str:
+        names = ", ".join(head.name for head in self.heads)
+        return f"<View of {names}: {len(self.queries)} of {len(self.ids)} rows>"
+
+
+def attention_view(
+    model: Model,
+    prompt: Any,
+    *,
+    heads: str | Sequence[str] | None = None,
+    queries: Sequence[int] | None = None,
+    keys: int = KEYS,
+) -> View:
+    """p(i, j) of a few heads over a prompt: choose a query i, see which keys j it looks at.
+
+    Kept are whole rows of chosen queries, each as its largest probabilities and one number for the rest, measured
+    inside fused attention: no n x n pattern exists at any time. A large p says where a head looks, not that the model
+    uses what it finds there.
+
+    Args:
+        model: any loaded model.
+        prompt: one text, or its token ids.
+        heads: names such as `"L3H6"`; the four whose rows are the most peaked away from the first token if not given.
+        queries: positions to look from, negative ones from the end; all of up to 512 tokens if not given, and of a
+            longer prompt the last, the most peaked, and an even spread.
+        keys: largest probabilities kept of each row.
+
+    Raises:
+        TaskError: an empty prompt, more than one, one that the model cannot be run on, or a position outside it.
+        SiteError: a head that the model does not have.
+
+    >>> import interp
+    >>> interp.attention_view(interp.load("zoo:planted-induction"), [5, 6, 7, 5, 6, 7], heads="L1H0")
+    <View of L1H0: 6 of 6 rows>
+    """
+    if keys < 1:
+        raise TaskError(f"keys is {keys}; at least 1 key of each row is kept")
+    named = None if heads is None else parse_heads(model, [heads] if isinstance(heads, str) else list(heads))
+    batch = model.batch(prompt)
+    if len(batch.ids) != 1:
+        raise TaskError(f"{len(batch.ids)} prompts given; a view shows one: make a view of each")
+    ids = batch.ids[0][batch.mask[0]].tolist()
+    positions = None if queries is None else parse_queries(list(queries), len(ids))
+    chosen, positions = choose(model, ids, named, positions)
+    why = "" if named is not None else "One of the heads that look the most sharply away from the first token."
+    told = f"A prompt of {len(ids)} token{'s' * (len(ids) != 1)}."
+    return view_of(model, ids, chosen, queries=positions, about=told, notes=[why] * len(chosen), keys=keys)
+
+
+def view_of(
+    model: Model,
+    ids: Sequence[int],
+    heads: Sequence[Head],
+    *,
+    queries: Sequence[int],
+    about: str,
+    notes: Sequence[str],
+    keys: int = KEYS,
+    targets: Mapping[int, int] | None = None,
+) -> View:
+    """View of heads and positions that are known to exist, each head with the reason why it is shown."""
+    return View(
+        model=short_name(model.info.name),
+        about=about,
+        ids=tuple(ids),
+        texts=tuple(texts(ids, model.tokenizer)),
+        queries=tuple(queries),
+        heads=tuple(measure(model, ids, heads, queries, keys=keys, notes=notes)),
+        targets=targets or {},
+    )
+
+
+def two(p: int) -> str:
+    """Two digits of p given in units, halves upwards: as the script rounds."""
+    return f"{(p + UNIT // 200) // (UNIT // 100) / 100:.2f}"
+
+
+def said(p: int) -> str:
+    """p given in units, with four digits where two would not tell it from nothing."""
+    return f"{p / UNIT:.4f}" if 0 < p < UNIT // 100 else two(p)
+
+
+def _alternating(text: str) -> list[str]:
+    """Pieces of a token as plain text and sign in turn, plain first."""
+    found: list[str] = []
+    for piece in pieces(text):
+        if piece.sign != bool(len(found) % 2):
+            found.append("")
+        found.append(piece.text)
+    return found
+
+
+def _flat(row: Sequence[tuple[int, int]]) -> list[int]:
+    return [number for pair in row for number in pair]

@@ -1,0 +1,207 @@
+"""One tidy table with provenance, for everything: what every analysis returns, stores and shows.
+
+A table has one row per observation and the columns of `COLUMNS`; an analysis declares any further ones. Interventions
+(ablating a set of heads, say) have a second table, `INTERVENTION_COLUMNS`. Both travel with the provenance in one
+parquet file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from interp.errors import SchemaError, nearest
+from interp.results.files import atomic_write, writable
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+SCHEMA_VERSION = 1
+COLUMNS: dict[str, str] = {
+    "analysis": "str",
+    "variant": "str",
+    "layer": "Int64",
+    "head": "Int64",
+    "component": "str",
+    "position": "Int64",
+    "value": "float64",
+    "se": "float64",
+    "ci_low": "float64",
+    "ci_high": "float64",
+    "null": "float64",
+    "p": "float64",
+    "q": "float64",
+    "n": "Int64",
+    "unit": "str",
+}
+INTERVENTION_COLUMNS: dict[str, str] = {
+    "analysis": "str",
+    "set_id": "str",
+    "k": "Int64",
+    "control": "str",
+    "metric": "str",
+    "clean": "float64",
+    "edited": "float64",
+    "random_mean": "float64",
+    "random_sd": "float64",
+    "n_random": "Int64",
+}
+_META = b"interp.provenance"
+_META_INTERVENTIONS = b"interp.interventions"
+
+
+def frame(
+    rows: pd.DataFrame | Sequence[Mapping[str, Any]],
+    *,
+    extra: Mapping[str, str] | None = None,
+    interventions: bool = False,
+) -> pd.DataFrame:
+    """Rows as a checked table: every declared column in order, missing ones NA, none undeclared.
+
+    Raises:
+        SchemaError: an undeclared column, or values outside their range (p and q in [0, 1], ci_low <= ci_high).
+    """
+    declared = dict(INTERVENTION_COLUMNS if interventions else COLUMNS) | dict(extra or {})
+    table = pd.DataFrame(rows)
+    for name in table.columns:
+        if name not in declared:
+            raise SchemaError(f"undeclared column {name!r}; {nearest(str(name), declared)}")
+    table = table.reindex(columns=list(declared))
+    try:
+        table = table.astype(declared)
+    except (ValueError, TypeError) as error:
+        raise SchemaError(f"a column does not have its declared type: {error}") from error
+    return _validated(table, interventions)
+
+
+def _validated(table: pd.DataFrame, interventions: bool) -> pd.DataFrame:
+    import pandera.pandas as pa
+
+    unit_interval = pa.Column("float64", pa.Check.in_range(0, 1), nullable=True)
+    checks: dict[str, pa.Column] = {} if interventions else {"p": unit_interval, "q": unit_interval}
+    ordered = pa.Check(lambda t: ~(t["ci_low"] > t["ci_high"]), error="ci_low above ci_high")
+    schema = pa.DataFrameSchema(checks, checks=None if interventions else ordered, strict=False)
+    try:
+        return schema.validate(table)
+    except pa.errors.SchemaError as error:
+        raise SchemaError(f"invalid table: {error}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A table, the table of interventions (may be empty), and where they came from.
+
+    Attributes:
+        table: long frame with the columns of `COLUMNS`, one row per observation.
+        provenance: plain data: call, model, tokens, seed, versions, device, time.
+        interventions: long frame with the columns of `INTERVENTION_COLUMNS`.
+    """
+
+    table: pd.DataFrame
+    provenance: dict[str, Any]
+    interventions: pd.DataFrame = field(default_factory=lambda: frame([], interventions=True))
+
+    def __repr__(self) -> str:
+        """One line: analyses, rows, model."""
+        names = ", ".join(self.table["analysis"].unique())
+        return f"<Result {names}: {len(self.table)} rows on {self.provenance.get('model', {}).get('name')}>"
+
+    def _repr_html_(self) -> str:
+        """Top of the table for a notebook."""
+        return self.table.head(20).to_html(index=False, na_rep="", float_format=lambda x: f"{x:.3g}", escape=True)
+
+    def top(self, analysis: str | None = None, *, variant: str | None = None, k: int = 10) -> pd.DataFrame:
+        """Rows with the k largest values of one variant of one analysis (its headline one unless said)."""
+        table = self.table
+        names = list(table["analysis"].unique())
+        name = names[0] if analysis is None else analysis
+        if name not in names:
+            raise SchemaError(f"no analysis {name!r} in this result; {nearest(name, names)}")
+        table = table[table["analysis"] == name]
+        chosen = table["variant"].iloc[0] if variant is None else variant
+        if chosen not in set(table["variant"]):
+            raise SchemaError(f"no variant {chosen!r} of {name!r}; {nearest(chosen, table['variant'].unique())}")
+        return table[table["variant"] == chosen].nlargest(k, "value")
+
+    def plot(self, analysis: str | None = None, *, variant: str | None = None) -> go.Figure:
+        """Map of values, layer by head, with hover; the figure is returned, not shown."""
+        from interp.plots.heads import head_map
+
+        rows = self.top(analysis, variant=variant, k=len(self.table))
+        return head_map(rows)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write to `.parquet` (table, interventions, provenance), `.json` (the same) or `.csv` (table alone).
+
+        The file appears whole or not at all.
+        """
+        target = writable(path)
+        writers: dict[str, Callable[[Path], object]] = {
+            ".parquet": self._write_parquet,
+            ".csv": lambda p: self.table.to_csv(p, index=False),
+            ".json": lambda p: p.write_text(self.to_json(), encoding="utf-8"),
+        }
+        atomic_write(target, writers[target.suffix])
+        return target
+
+    def to_json(self) -> str:
+        """One JSON document: provenance, rows, interventions; what does not apply is null."""
+        document = {
+            "provenance": self.provenance,
+            "rows": _records(self.table),
+            "interventions": _records(self.interventions),
+        }
+        return json.dumps(document, ensure_ascii=False, allow_nan=False)
+
+    def _write_parquet(self, path: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        arrow = pa.Table.from_pandas(self.table, preserve_index=False)
+        meta = {
+            _META: json.dumps(self.provenance).encode(),
+            _META_INTERVENTIONS: json.dumps(_records(self.interventions)).encode(),
+        }
+        pq.write_table(arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), **meta}), path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Result:
+        """Result from a parquet file written by `save`.
+
+        Raises:
+            SchemaError: not such a file.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            arrow = pq.read_table(Path(path))
+        except (OSError, pa.ArrowInvalid) as error:
+            raise SchemaError(f"cannot read {os.fspath(path)!r}: {str(error).splitlines()[0]}") from error
+        meta = arrow.schema.metadata or {}
+        if _META not in meta:
+            raise SchemaError(f"{os.fspath(path)!r} holds no provenance: not written by interp")
+        interventions = frame(json.loads(meta[_META_INTERVENTIONS]), interventions=True)
+        return cls(arrow.to_pandas(), json.loads(meta[_META]), interventions)
+
+    @classmethod
+    def concat(cls, results: Sequence[Result]) -> Result:
+        """Several analyses of one model as one result; provenance keeps every call under `calls`."""
+        if not results:
+            raise SchemaError("nothing to join: no results")
+        tables = pd.concat([r.table for r in results], ignore_index=True)
+        kept = [r.interventions for r in results if len(r.interventions)]
+        joined = pd.concat(kept, ignore_index=True) if kept else frame([], interventions=True)
+        shared = {k: v for k, v in results[0].provenance.items() if all(r.provenance.get(k) == v for r in results)}
+        own = [{k: v for k, v in r.provenance.items() if k not in shared} for r in results]
+        return cls(tables, {**shared, "calls": own}, joined)
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return json.loads(table.to_json(orient="records", double_precision=15))

@@ -1,0 +1,157 @@
+"""Results stored in a folder: what is there, questions to it in SQL, and two runs side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from interp.errors import SchemaError, nearest
+from interp.results.results import Result
+
+KEY = ["analysis", "variant", "component", "position"]
+"""What makes a row of one table the counterpart of a row of another."""
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """The results in a folder and below it.
+
+    Attributes:
+        table: one row per run, newest first: run, path, model, analyses, seed, rows, created, seconds.
+        skipped: parquet files that are no results, and why.
+    """
+
+    folder: Path
+    table: pd.DataFrame
+    skipped: Mapping[str, str]
+
+    def path(self, run: str) -> Path:
+        """File of a run, by its id, the beginning of one, or its path in the folder.
+
+        Raises:
+            SchemaError: none, or several, begin so.
+        """
+        known = self.table
+        found = known[known["run"].str.startswith(run) | (known["path"] == run)]
+        if len(found) > 1:
+            raise SchemaError(f"{run!r} is the beginning of {len(found)} runs: {', '.join(found['path'])}")
+        if not len(found):
+            raise SchemaError(
+                f"no run {run!r} in {str(self.folder)!r}; {nearest(run, [*known['run'], *known['path']])}"
+            )
+        return self.folder / found["path"].iloc[0]
+
+    def load(self, run: str) -> Result:
+        """A stored result; see `path`."""
+        return Result.load(self.path(run))
+
+    def query(self, sql: str) -> pd.DataFrame:
+        """Answer of DuckDB to a question about three tables: `runs`, `results` and `interventions`.
+
+        `results` holds the rows of all runs with the run's id in front; a column that only some have is NULL in others.
+
+        Raises:
+            SchemaError: DuckDB does not understand the question; what it says of it.
+        """
+        import duckdb
+
+        results = [(run, self.load(run)) for run in self.table["run"]]
+        tables = {
+            "runs": self.table,
+            "results": _stacked([(run, r.table) for run, r in results]),
+            "interventions": _stacked([(run, r.interventions) for run, r in results]),
+        }
+        with duckdb.connect() as connection:
+            for name, table in tables.items():
+                connection.register(name, table)
+            connection.execute("SET enable_external_access = false")  # a question, not a way to other files
+            try:
+                return connection.execute(sql).df()
+            except duckdb.Error as error:
+                raise SchemaError(f"DuckDB: {str(error).splitlines()[0]}") from error
+
+
+def runs(folder: str | Path, *, analysis: str | None = None, model: str | None = None) -> Runs:
+    """Results below a folder, those of an analysis or a model if one is named.
+
+    Raises:
+        SchemaError: no such folder.
+    """
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise SchemaError(f"{str(root)!r} is no folder")
+    rows, skipped = [], {}
+    for path in sorted(root.rglob("*.parquet")):
+        try:
+            found = Result.load(path)
+        except SchemaError as error:
+            skipped[str(path.relative_to(root))] = str(error)
+            continue
+        names = list(dict.fromkeys(found.table["analysis"]))
+        row = _row(found, names, str(path.relative_to(root)))
+        if (analysis is None or analysis in names) and (model is None or model == row["model"]):
+            rows.append(row)
+    columns = ["run", "path", "model", "analyses", "seed", "rows", "created", "seconds"]
+    table = pd.DataFrame(rows, columns=columns).sort_values("created", ascending=False, ignore_index=True)
+    return Runs(root, table, skipped)
+
+
+def compare(a: Result, b: Result) -> pd.DataFrame:
+    """What changed from one result to another: value, interval, b - a, and whether that is more than noise.
+
+    z = (b - a) / sqrt(se_a^2 + se_b^2), for independent prompts; `changed` where |z| >= 1.96, NA where an error is not
+    known. Rows that only one of them has are kept, the other side empty. Largest changes first.
+    """
+    columns = [*KEY, "value", "se", "ci_low", "ci_high"]
+    joined = a.table[columns].merge(b.table[columns], on=KEY, how="outer", suffixes=("_a", "_b"))
+    joined["change"] = joined["value_b"] - joined["value_a"]
+    error = np.hypot(joined["se_a"], joined["se_b"])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        joined["z"] = np.where(error > 0, joined["change"] / error, np.nan)
+    joined["changed"] = (joined["z"].abs() >= 1.96).astype("boolean").mask(joined["z"].isna())
+    return joined.sort_values("change", key=lambda s: -s.abs(), kind="stable", ignore_index=True)
+
+
+def differences(a: Result, b: Result) -> dict[str, tuple[Any, Any]]:
+    """What the two runs' provenance says differently: `call.defaults.length` -> (its value in a, in b)."""
+    left, right = _flat(a.provenance), _flat(b.provenance)
+    every = dict.fromkeys([*left, *right])
+    return {key: (left.get(key), right.get(key)) for key in every if left.get(key) != right.get(key)}
+
+
+def _row(found: Result, names: list[str], path: str) -> dict[str, Any]:
+    told = found.provenance
+    calls = told.get("calls", [])
+    ids = [told["run_id"]] if "run_id" in told else [call.get("run_id", "") for call in calls]
+    model = told.get("model")
+    return {
+        "run": ids[0] if len(ids) == 1 else "+".join(i[:6] for i in ids[:3]) or Path(path).stem,
+        "path": path,
+        "model": model.get("name") if isinstance(model, Mapping) else model,
+        "analyses": ", ".join(names),
+        "seed": told.get("seed"),
+        "rows": len(found.table),
+        "created": told.get("created_utc") or max((call.get("created_utc", "") for call in calls), default=""),
+        "seconds": told.get("seconds", sum(call.get("seconds", 0.0) for call in calls)),
+    }
+
+
+def _stacked(tables: list[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
+    parts = [table.assign(run=run)[["run", *table.columns]] for run, table in tables]
+    full = [part for part in parts if len(part)] or parts[:1]
+    return pd.concat(full, ignore_index=True) if full else pd.DataFrame({"run": pd.Series(dtype=str)})
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {prefix: json.dumps(value, default=str) if isinstance(value, list | tuple) else value}
+    found: dict[str, Any] = {}
+    for key, inner in value.items():
+        found |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    return found

@@ -1,0 +1,65 @@
+"""What a row of a tidy table is to plots and reports: a `Score` in plain types."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class Score:
+    """One row of a table in plain types: NaN, None or "" is what the row does not have."""
+
+    analysis: str
+    variant: str
+    layer: int | None
+    head: int | None
+    component: str
+    value: float
+    low: float
+    high: float
+    null: float
+    q: float
+    label: bool | None
+    unit: str
+
+    @classmethod
+    def of(cls, row: Mapping[Any, Any]) -> Score:
+        """From a record of a tidy frame; missing columns are missing values."""
+        texts = {name: "" if missing(row.get(name)) else str(row[name]) for name in ("analysis", "variant", "unit")}
+        layer, head, label = (None if missing(row.get(name)) else row[name] for name in ("layer", "head", "label"))
+        value, low, high, null, q = (
+            math.nan if missing(row.get(name)) else float(row[name])
+            for name in ("value", "ci_low", "ci_high", "null", "q")
+        )
+        return cls(
+            **texts,
+            layer=None if layer is None else int(layer),
+            head=None if head is None else int(head),
+            component=f"L{layer}H{head}" if missing(row.get("component")) else str(row["component"]),
+            value=value,
+            low=low,
+            high=high,
+            null=null,
+            q=q,
+            label=None if label is None else bool(label),
+        )
+
+
+def scores(rows: pd.DataFrame) -> list[Score]:
+    """Rows of a tidy frame as `Score`s, in order."""
+    return [Score.of(row) for row in rows.to_dict("records")]
+
+
+def largest(rows: Iterable[Score], k: int) -> list[Score]:
+    """The k largest values, largest first, equal ones in the order given; rows without a value are left out."""
+    return sorted((s for s in rows if not math.isnan(s.value)), key=lambda s: -s.value)[:k]
+
+
+def missing(value: Any) -> bool:
+    """Whether a cell of a frame holds nothing: None, NA or NaN."""
+    return value is None or value is pd.NA or value != value  # noqa: PLR0124  (NaN is what differs from itself)

@@ -1,0 +1,1 @@
+"""Many analyses of a model, or one of many models: atlas, scoreboard, training dynamics, published scores, bench."""

@@ -1,0 +1,274 @@
+"""The head atlas: every head score of a checkpoint in one table, with roles, agreement of detectors, and stability."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from interp.errors import SchemaError
+from interp.measurement.registry import detect, find
+from interp.results.results import Result
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from interp.model import Model
+
+__all__ = ["STAGES", "Atlas", "atlas"]
+
+RECALL, IDENTIFY = "knowledge recalling", "in-context identification"
+REASON, PREPARE = "latent reasoning", "expression preparation"
+PATTERN = "attention pattern"
+STAGES: dict[str, tuple[str, str]] = {
+    "previous_token": ("previous token", IDENTIFY),
+    "duplicate_token": ("duplicate token", IDENTIFY),
+    "echo": ("echo", IDENTIFY),
+    "retrieval": ("retrieval", IDENTIFY),
+    "context": ("context", IDENTIFY),
+    "memory": ("memory", RECALL),
+    "temporal": ("temporal", RECALL),
+    "relations": ("relation", RECALL),
+    "direct_attribution": ("attribute", RECALL),
+    "induction": ("induction", REASON),
+    "text_induction": ("text induction", REASON),
+    "successor": ("successor", REASON),
+    "copy_suppression": ("copy suppression", REASON),
+    "copying": ("copying", PREPARE),
+    "movers": ("mover", PREPARE),
+    "mover": ("mover", PREPARE),
+    "importance": ("important", PREPARE),
+    "sink": ("attention sink", PATTERN),
+    "entropy": ("focused", PATTERN),
+    "offset_profile": ("fixed offset", PATTERN),
+    "lag_profile": ("lag", PATTERN),
+    "distraction": ("distractible", PATTERN),
+}
+"""Analysis, or what its column `role` says -> name of the role and its stage in the survey arXiv 2409.03752. Where the
+survey is silent (copying, successor, temporal) the stage is ours; "attention pattern" is none of its stages: where a
+head looks, which is no function."""
+DOUBTFUL = 0.5  # a label is kept if more than this share of the seeds gives it
+
+
+@dataclass(frozen=True, eq=False)
+class Atlas:
+    """Head scores of one checkpoint joined, over one or several seeds (each has prompts of its own).
+
+    Attributes:
+        model: its name.
+        results: one per seed.
+        analyses: those with a score per head, in the order they are shown.
+        table: one row per head: `component, layer, head`, then for each analysis its headline score (mean over seeds),
+            `NAME_q` (largest over seeds) and `NAME_label` (given by more than half of the seeds; NA where it has none).
+    """
+
+    model: str
+    results: tuple[Result, ...]
+    analyses: tuple[str, ...]
+    table: pd.DataFrame
+
+    def roles(self) -> pd.DataFrame:
+        """One row per head and role it was labelled with: `component, role, stage, analysis, score, q`.
+
+        Roles and stages are the survey's words where it has them, see `STAGES`.
+        """
+        rows = []
+        for name in self.analyses:
+            named = self._named(name)
+            for head in self.table.to_dict("records"):
+                if head[f"{name}_label"] is True:
+                    role, stage = STAGES.get(named.get(head["component"], name), (name.replace("_", " "), PATTERN))
+                    where = {k: head[k] for k in ("component", "layer", "head")}
+                    score = {"analysis": name, "score": head[name], "q": head[f"{name}_q"]}
+                    rows.append({**where, "role": role, "stage": stage, **score})
+        columns = ["component", "layer", "head", "role", "stage", "analysis", "score", "q"]
+        return pd.DataFrame(rows, columns=columns).sort_values(["layer", "head"], kind="stable", ignore_index=True)
+
+    def agreement(self, *, k: int = 5) -> pd.DataFrame:
+        """Each two detectors: Spearman correlation over heads, and the heads their top k share, with chance k^2 / n.
+
+        Columns `a, b, spearman, overlap, chance`. Agreement is no confirmation where two detectors ask the same thing;
+        most heads score near nothing, so the top k says more than the correlation.
+        """
+        rows = []
+        for a, b in combinations(self.analyses, 2):
+            both = self.table[[a, b]].dropna()
+            top = [set(both[name].nlargest(k).index) for name in (a, b)]
+            chance = k * k / len(both) if len(both) else np.nan
+            rows.append({"a": a, "b": b, "spearman": _spearman(both[a], both[b]), "overlap": len(top[0] & top[1])})
+            rows[-1]["chance"] = chance
+        return pd.DataFrame(rows, columns=["a", "b", "spearman", "overlap", "chance"])
+
+    def stability(self) -> pd.DataFrame:
+        """Each detector over seeds: `n_seeds`, mean and lowest `spearman`, heads `labelled` by any, `flips`.
+
+        A flip is a head labelled with some seeds and not with others. With one seed there is nothing to compare.
+        """
+        rows = []
+        for name in self.analyses:
+            found = [r for r in (_headline(result, name) for result in self.results) if r is not None]
+            pairs = [_spearman(a["value"], b["value"]) for a, b in combinations(found, 2)]
+            labels = pd.DataFrame([r["label"].fillna(False).astype(bool) for r in found if "label" in r])
+            given = labels.any() if len(labels) else pd.Series(dtype=bool)
+            rows.append(
+                {
+                    "analysis": name,
+                    "n_seeds": len(found),
+                    "spearman": float(np.mean(pairs)) if pairs else np.nan,
+                    "lowest": min(pairs, default=np.nan),
+                    "labelled": int(given.sum()),
+                    "flips": int((given & ~labels.all()).sum()) if len(labels) else 0,
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def summary(self, *, heads: int = 12) -> list[str]:
+        """Lines of text: the roles of each head that has one beyond where it looks, those with most roles first."""
+        roles = self.roles()
+        done = roles[roles["stage"] != PATTERN]
+        lines = [
+            f"{done['component'].nunique()} of {len(self.table)} heads have a role ({len(self.analyses)} analyses)"
+        ]
+        grouped = sorted(done.groupby("component", sort=False), key=lambda item: -len(item[1]))
+        for component, own in grouped[:heads]:
+            lines.append(f"  {component}: {', '.join(dict.fromkeys(own['role']))}")
+        if len(grouped) > heads:
+            lines.append(f"  and {len(grouped) - heads} more")
+        patterns = roles[roles["stage"] == PATTERN].groupby("role", sort=False)["component"].nunique()
+        if len(patterns):
+            lines.append("attention patterns: " + ", ".join(f"{n} {role}" for role, n in patterns.items()))
+        return lines
+
+    def plot(self) -> go.Figure:
+        """Heads by analyses, each column as a share of its largest absolute score, labelled cells marked."""
+        import plotly.graph_objects as go
+
+        from interp.plots.heads import MARK, template
+
+        names = list(self.analyses)
+        values = self.table[names].to_numpy(dtype=float)
+        known = np.nan_to_num(np.abs(values))
+        reach = np.maximum(known.max(axis=0, initial=0.0), 1e-12)
+        heads = list(self.table["component"])
+        told = {"customdata": values, "hovertemplate": "%{y} %{x}: %{customdata:.3g}<extra></extra>"}
+        scale = {"zmin": -1, "zmax": 1, "colorscale": "RdBu", "colorbar": {"title": "share of largest"}}
+        figure = go.Figure(go.Heatmap(z=values / reach, x=names, y=heads, **told, **scale))
+        marked = [(n, h["component"]) for h in self.table.to_dict("records") for n in names if h[f"{n}_label"] is True]
+        if marked:
+            marker = {"symbol": "square-open", "size": 9, "color": MARK}
+            x, y = zip(*marked, strict=True)
+            figure.add_scatter(x=x, y=y, mode="markers", marker=marker, name="labelled", hoverinfo="skip")
+        figure.update_layout(template=template(), height=max(280, 14 * len(heads) + 120))
+        figure.update_yaxes(autorange="reversed")
+        return figure
+
+    def __repr__(self) -> str:
+        """One line."""
+        sizes = f"{len(self.table)} heads, {len(self.analyses)} analyses, {len(self.results)} seeds"
+        return f"<Atlas of {self.model}: {sizes}>"
+
+    def _repr_html_(self) -> str:
+        """Roles and stability for a notebook."""
+        style: dict[str, Any] = {"index": False, "na_rep": "", "float_format": lambda x: f"{x:.3g}", "escape": True}
+        return self.roles().to_html(**style) + self.stability().to_html(**style)
+
+    def _named(self, name: str) -> dict[str, str]:
+        """What the analysis itself calls each head, where it does."""
+        rows = _headline(self.results[0], name)
+        if rows is None or "role" not in rows:
+            return {}
+        return {str(c): str(role) for c, role in rows["role"].items() if not pd.isna(role)}
+
+
+def atlas(
+    source: Model | Result | Sequence[Result], *, seeds: Sequence[int] = (0,), analyses: Sequence[str] | None = None
+) -> Atlas:
+    """Join all head scores of a model, detected anew with each seed, or of results that are there already.
+
+    A score per head of each analysis' headline variant, so scores of unlike units stand side by side: compare ranks and
+    labels, not sizes. A role is a label; it says where a head was found, not that it does nothing else.
+
+    Args:
+        source: a model, or what `interp.detect` returned for it, with one seed or (a sequence) several.
+        seeds: of the runs, if a model is given; more than one show what is stable over prompts.
+        analyses: names; every head analysis that suits if not given.
+
+    Raises:
+        SchemaError: no results, results of several models, or none with a score per head.
+
+    >>> import interp
+    >>> found = interp.atlas(interp.load("zoo:planted-induction"), analyses=["previous_token", "sink"])
+    >>> found.roles()["component"].tolist()
+    ['L0H4']
+    """
+    if isinstance(source, Result):
+        results: tuple[Result, ...] = (source,)
+    elif isinstance(source, Sequence):
+        results = tuple(source)
+    else:
+        results = tuple(detect(source, analyses, seed=seed) for seed in seeds)
+    if not results:
+        raise SchemaError("an atlas of nothing: no results, or no seeds")
+    models = {str(r.provenance.get("model", {}).get("name")) for r in results}
+    if len(models) > 1:
+        raise SchemaError(f"an atlas is of one model; these results are of {', '.join(sorted(models))}")
+    found = dict.fromkeys(name for r in results for name in r.table["analysis"].unique())
+    wanted = [n for n in found if analyses is None or n in analyses]
+    columns = {name: rows for name in wanted if (rows := _joined(results, name)) is not None}
+    if not columns:
+        raise SchemaError("no analysis of these results has a score per head")
+    table = pd.concat(list(columns.values()), axis=1)
+    place = table.index.to_series().str.extract(r"^L(\d+)H(\d+)$").astype(int)
+    table.insert(0, "layer", place[0])
+    table.insert(1, "head", place[1])
+    table = table.sort_values(["layer", "head"]).rename_axis("component").reset_index()
+    return Atlas(models.pop(), results, tuple(columns), table)
+
+
+def _joined(results: Sequence[Result], name: str) -> pd.DataFrame | None:
+    """Score, q and label of one analysis over seeds, by component."""
+    found = [r for r in (_headline(result, name) for result in results) if r is not None]
+    if not found:
+        return None
+    value = pd.concat([r["value"] for r in found], axis=1).mean(axis=1)
+    q = pd.concat([r["q"] for r in found], axis=1).max(axis=1)
+    columns = {name: value, f"{name}_q": q}
+    if all("label" in r for r in found) and not all(r["label"].isna().all() for r in found):
+        share = pd.concat([r["label"].fillna(False).astype(float) for r in found], axis=1).mean(axis=1)
+        columns[f"{name}_label"] = (share > DOUBTFUL).astype("object")
+    else:
+        columns[f"{name}_label"] = pd.Series(pd.NA, index=value.index, dtype="object")
+    return pd.DataFrame(columns)
+
+
+def _headline(result: Result, name: str) -> pd.DataFrame | None:
+    """Rows of the analysis' headline variant by component; None where it is not of heads, or not there."""
+    spec = find(name)
+    rows = result.table[(result.table["analysis"] == name) & (result.table["variant"] == spec.headline)]
+    rows = rows[rows["head"].notna() & rows["layer"].notna()]
+    if not len(rows) or not spec.unit.startswith("head") or rows["component"].duplicated().any():
+        return None
+    return rows.set_index("component")
+
+
+def _spearman(a: pd.Series, b: pd.Series) -> float:
+    """Rank correlation; NaN where either does not vary."""
+    joined = pd.concat([a, b], axis=1).dropna()
+    x, y = (joined.iloc[:, i].rank() for i in (0, 1))
+    return float(x.corr(y)) if len(joined) > 2 and x.nunique() > 1 and y.nunique() > 1 else np.nan
+
+
+class _Callable(ModuleType):
+    """`interp.atlas` is the function until someone imports this module, which then takes its name: so be both."""
+
+    def __call__(self, *args: Any, **options: Any) -> Atlas:
+        return atlas(*args, **options)
+
+
+sys.modules[__name__].__class__ = _Callable

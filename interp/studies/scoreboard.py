@@ -1,0 +1,280 @@
+"""Every analysis against truth: how well it finds planted mechanisms, and what it finds where there are none.
+
+An analysis joins by naming the role it should recover (`@analysis(recovers=...)`). It is then run on models with that
+mechanism alone, with every mechanism at once, and with none, over architectures and seeds.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from interp import tasks
+from interp.errors import NotApplicable, TaskError, nearest
+from interp.loading.load import load
+from interp.measurement.registry import Analysis, analyses, analyze, find
+from interp.parallel import each
+from interp.tasks import Conflict, Frame, PromptTask
+from interp.tasks.prompt import collate
+
+SETTINGS = ("alone", "together", "inert")
+LEVEL = 0.01  # q below which a head outside the role is a false positive
+CHEAP = {"n_prompts": 24, "causal": False}  # enough to rank heads; effects are checked elsewhere
+QUESTIONS = 48  # prompts of a planted task, as many as the analyses take by default
+BESIDE = {"temporal": ("fact",)}  # mechanisms without the role that an analysis asks about as well
+TWO_SIDED = ("conflict",)  # a score of either sign is one: ranked by its size
+ROUNDING = 1e-9  # of an area added up from trapezia
+SCORES = ("auroc", "average_precision", "lowest", "highest", "closed_form_error")
+
+
+def measured(names: Sequence[str] | None = None) -> list[Analysis]:
+    """Analyses that say what they should recover, all or those named.
+
+    Raises:
+        TaskError: a named analysis that declares no truth.
+    """
+    chosen = [find(n) for n in names] if names else list(analyses().values())
+    silent = [a.name for a in chosen if a.recovers is None]
+    if names and silent:
+        raise TaskError(f"{silent[0]!r} does not say which planted role it should recover")
+    return [a for a in chosen if a.recovers is not None]
+
+
+def scoreboard(
+    *,
+    names: Sequence[str] | None = None,
+    seeds: int = 10,
+    architectures: Sequence[str] | None = None,
+    settings: Sequence[str] = SETTINGS,
+    jobs: int = 1,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> pd.DataFrame:
+    """One row per (analysis, setting, architecture, seed): how the scores of all heads compare with the truth.
+
+    Columns: `auroc` and `average_precision` of the headline score over heads (NaN where the role is absent), `lowest`
+    score of a head that has the role and `highest` of one that has not, `closed_form_error` of the former (relative),
+    `missed` heads of the role that are not labelled, `false_labels` and `false_q` (q < 0.01) among the others, `heads`
+    in all: 0 where the analysis refuses a model without the role, as one that does not know what it asks. `settings`:
+    a model with what the analysis looks for alone, with all mechanisms together, inert. `jobs` architectures and seeds
+    are judged at a time, in processes.
+
+    Raises:
+        TaskError: an unknown architecture or setting, or a named analysis that declares no truth.
+    """
+    from interp.zoo.planted.factory import ARCHITECTURES
+
+    known = tuple(ARCHITECTURES)
+    for what, given, valid in (("architecture", architectures or (), known), ("setting", settings, SETTINGS)):
+        for name in given:
+            if name not in valid:
+                raise TaskError(f"unknown {what} {name!r}; {nearest(name, valid)}")
+    specs = measured(names)
+    cases = [(a, s) for a in architectures or known for s in range(seeds)]
+    judged = each(lambda case: list(_case(specs, settings, *case)), cases, jobs=jobs, progress=progress)
+    return pd.DataFrame([row for rows in judged for row in rows])
+
+
+def _case(specs: Sequence[Analysis], settings: Sequence[str], architecture: Any, seed: int) -> Iterator[dict[str, Any]]:
+    """Rows of all analyses on the models of one architecture and seed."""
+    from interp.zoo.planted.factory import ALL, plant
+
+    together = plant(ALL, architecture=architecture, seed=seed)
+    # In the same words: what can be asked is the same, and nothing is there to be found.
+    inert = plant([], architecture=architecture, seed=seed, n_words=together.vocab.n_words)
+    shared = {"together": together, "inert": inert}
+    for spec in specs:
+        for setting in settings:
+            planted = shared.get(setting) or plant(_own(spec), architecture=architecture, seed=seed)
+            found = _judge(spec, planted, seed=seed)
+            yield {"analysis": spec.name, "setting": setting, "architecture": architecture, "seed": seed} | found
+
+
+def summary(board: pd.DataFrame) -> pd.DataFrame:
+    """The worst over architectures and seeds, and the totals of errors, per analysis and setting."""
+    grouped = board.groupby(["analysis", "setting"], sort=False)
+    return grouped.agg(
+        models=("seed", "size"),
+        heads=("heads", "sum"),
+        auroc=("auroc", "min"),
+        average_precision=("average_precision", "min"),
+        lowest=("lowest", "min"),
+        highest=("highest", "max"),
+        closed_form_error=("closed_form_error", "max"),
+        missed=("missed", "sum"),
+        false_labels=("false_labels", "sum"),
+        false_q=("false_q", "sum"),
+    ).reset_index()
+
+
+def failed(board: pd.DataFrame) -> bool:
+    """Whether a planted head is missed, ranked below another, or a head of an inert model is labelled."""
+    misranked = (board["auroc"] < 1.0 - ROUNDING).any()
+    return bool(misranked or board["missed"].any() or board["false_labels"].any())
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A summary as a markdown table."""
+    lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
+    for row in table.itertuples(index=False):
+        lines.append("| " + " | ".join(_cell(value) for value in row) + " |")
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if np.isnan(value) else f"{value:.3g}"
+    return str(value)
+
+
+def _own(spec: Analysis) -> list[Any]:
+    """Mechanisms with a head of the role (or kind) that the analysis should recover, and what it asks for beside."""
+    from interp.zoo.planted.factory import ALL
+
+    return [
+        m
+        for m in ALL
+        if any(spec.recovers in (slot.role, *slot.also) for slot in m.slots) or m.name in BESIDE.get(spec.name, ())
+    ]
+
+
+def _judge(spec: Analysis, planted: Any, *, seed: int) -> dict[str, float | int]:
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    model = load(planted.model, tokenizer=planted.tokenizer)
+    asked = questions(spec.name, planted, seed=seed)
+    options = {k: v for k, v in CHEAP.items() if k in inspect.signature(spec.run).parameters} | asked
+    heads = set(planted.truth.heads(spec.recovers))
+    try:
+        found = analyze(model, spec.name, seed=seed, **options)
+    except NotApplicable:
+        if heads:
+            raise
+        return {"heads": 0, **dict.fromkeys(SCORES, np.nan), "missed": 0, "false_labels": 0, "false_q": 0}
+    rows = found.top(spec.name, variant=spec.headline, k=10**9)
+    places = [(int(layer), int(head)) for layer, head in zip(rows["layer"], rows["head"], strict=True)]
+    true = np.array([place in heads for place in places])
+    score = rows["value"].to_numpy(dtype=float)
+    if spec.name in TWO_SIDED:
+        score = np.abs(score)
+    label = rows["label"].fillna(False).to_numpy(dtype=bool)
+    q = rows["q"].to_numpy(dtype=float)
+    # What the prompts of a task show is known where norms are the identity alone.
+    known = bool(planted.truth.effects) or not asked
+    unit = str(rows["unit"].iloc[0]) if known else ""
+    ideal = np.array([_closed_form(planted, place, unit) for place in places])
+    error = np.abs(score / ideal - 1)[true]
+    both = true.any() and not true.all()
+    return {
+        "heads": len(rows),
+        "auroc": float(roc_auc_score(true, score)) if both else np.nan,
+        "average_precision": float(average_precision_score(true, score)) if both else np.nan,
+        "lowest": score[true].min() if true.any() else np.nan,
+        "highest": score[~true].max() if not true.all() else np.nan,
+        "closed_form_error": np.nan if np.isnan(error).all() else float(np.nanmax(error)),
+        "missed": int((true & ~label).sum()),
+        "false_labels": int((label & ~true).sum()),
+        "false_q": int(((q < LEVEL) & ~true).sum()),
+    }
+
+
+def _closed_form(planted: Any, place: tuple[int, int], unit: str) -> float:
+    """What a planted head scores: its attention, all of a fraction, what it adds to the logits; NaN where unknown."""
+    truth = planted.truth
+    for mechanism in planted.mechanisms:
+        for slot in mechanism.slots:
+            if place in truth.roles[slot.role]:
+                known = {
+                    "probability": truth.expected.get(slot.role),
+                    "fraction": 1.0,
+                    "logit": truth.effects.get(mechanism.name, {}).get(slot.role),
+                }
+                return float(known.get(unit) or np.nan)
+    return np.nan
+
+
+def questions(name: str, planted: Any, *, seed: int = 0) -> dict[str, Any]:
+    """Options of an analysis that is about a task: the prompts of a planted model that ask for what it should recover.
+
+    A model without the mechanism is asked the same.
+    """
+    from interp.zoo.planted.factory import ALL
+
+    def task(mechanism: str, **options: Any) -> PromptTask:
+        able = replace(planted, mechanisms=tuple(m for m in ALL if m.name == mechanism))
+        return tasks.planted_task(able, mechanism, n=QUESTIONS, seed=seed, **options)
+
+    asked: dict[str, Callable[[], dict[str, Any]]] = {
+        "movers": lambda: {"task": task("two_hop")},
+        "direct_attribution": lambda: {"task": task("fact", corruption="minimal")},
+        "importance": lambda: {"how": ("mean",), "pruning": False, "n_prompts": 8},
+        "conflict": lambda: {"prompts": contradicted(task("fact"), planted.vocab, seed=seed)},
+        "temporal": lambda: {
+            "temporal_task": at_other_times(task("dated"), planted.vocab),
+            "timeless_task": task("fact", corruption="minimal"),
+        },
+    }
+    return asked[name]() if name in asked else {}
+
+
+def contradicted(facts: PromptTask, vocab: Any, *, seed: int = 0) -> Conflict:
+    """Prompts of the planted task `fact` with another subject's attribute told in them (`<needle>`, then the word).
+
+    Role TOLD is that word's place. The facts themselves are `asked`.
+    """
+    rng = Random(seed)
+    known = sorted(set(facts.answers[:, 0].tolist()))
+    pairs, told, roles = [], [], []
+    for ids, answer, subject in zip(
+        facts.clean.ids.tolist(), facts.answers[:, 0].tolist(), facts.role("SUBJECT").tolist(), strict=True
+    ):
+        other = rng.choice([word for word in known if word != answer])
+        at = rng.choice([i for i in range(2, len(ids) - 1) if subject not in (i - 1, i)])
+        clean, corrupt = ([*ids[: at - 1], vocab.cue("<needle>"), word, *ids[at + 1 :]] for word in (other, answer))
+        pairs.append((clean, corrupt))
+        told.append([other])
+        roles.append({"TOLD": at, "SUBJECT": subject})
+    task = collate(
+        "contradicted fact",
+        pairs,
+        answers=told,
+        wrong=facts.answers.tolist(),
+        roles=roles,
+        templates=["planted"] * len(pairs),
+        corruption="context agrees",
+        metric="logit_diff",
+    )
+    one = torch.zeros(len(task), dtype=torch.long)
+    return Conflict(task, facts.clean, (Frame("needle", "<needle> {told} {core}", None),), one, one)
+
+
+def at_other_times(dated: PromptTask, vocab: Any) -> PromptTask:
+    """The planted task `dated` as pairs that differ in their time alone, whose answer is then the wrong one."""
+    from interp.zoo.planted.mechanisms import Dated
+
+    mechanism = Dated()
+    table = mechanism.lookup(vocab)
+    subjects, times = ([vocab.word(i) for i in numbers] for numbers in (mechanism.subjects, mechanism.times))
+    pairs, wrong, roles = [], [], []
+    for ids in dated.clean.ids.tolist():
+        subject, at = (next(i for i, word in enumerate(ids) if word in known) for known in (subjects, times))
+        other = times[(times.index(ids[at]) + 1) % len(times)]
+        pairs.append((ids, [*ids[:at], other, *ids[at + 1 :]]))
+        wrong.append([table[ids[subject], other]])
+        roles.append({"SUBJECT": subject, "TIME": at})
+    return collate(
+        "fact at a time",
+        pairs,
+        answers=dated.answers.tolist(),
+        wrong=wrong,
+        roles=roles,
+        templates=["planted"] * len(pairs),
+        corruption="other time",
+        metric="logit_diff",
+    )

@@ -1,0 +1,128 @@
+"""How well a prompt is answered: (logits, task) -> one value per prompt, differentiable unless said otherwise.
+
+Logits are [batch pos d_vocab], judged at each prompt's END, or [batch d_vocab], already taken there. No metric averages
+over prompts: what is computed from one batch does not depend on how prompts were batched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from interp.errors import TaskError, nearest
+
+
+@runtime_checkable
+class Answered(Protocol):
+    """Prompts with their answers, as metrics need them; `interp.tasks.PromptTask` is one.
+
+    Attributes:
+        end: position of each prompt's last token, [batch].
+        answers, wrong: right and wrong ids, [batch k]; -1 fills rows that have fewer.
+    """
+
+    @property
+    def end(self) -> Int[Tensor, " batch"]: ...  # noqa: D102
+    @property
+    def answers(self) -> Int[Tensor, "batch right"]: ...  # noqa: D102
+    @property
+    def wrong(self) -> Int[Tensor, "batch wrong"]: ...  # noqa: D102
+
+
+Metric = Callable[..., Tensor]
+"""(logits, task) -> value per prompt."""
+
+
+def judged(logits: Float[Tensor, "..."], task: Answered) -> Float[Tensor, "batch d_vocab"]:
+    """Logits at each prompt's END; what is 2-dimensional already is given back."""
+    if logits.ndim == 2:
+        return logits
+    rows = torch.arange(len(logits), device=logits.device)
+    return logits[rows, task.end.to(logits.device)]
+
+
+def logit_diff(logits: Float[Tensor, "..."], task: Answered) -> Float[Tensor, " batch"]:
+    """l[answer] - l[wrong], each a mean where there are several; in logits. NaN where a prompt has no wrong answer."""
+    at = judged(logits, task)
+    return _mean(at, task.answers) - _mean(at, task.wrong)
+
+
+def logit_margin(logits: Float[Tensor, "..."], task: Answered) -> Float[Tensor, " batch"]:
+    """l[answer] - max l[wrong]: positive where the answer beats every wrong one; in logits."""
+    at = judged(logits, task)
+    values, known = _of(at, task.wrong)
+    return _mean(at, task.answers) - values.masked_fill(~known, -math.inf).amax(1)
+
+
+def prob_diff(logits: Float[Tensor, "..."], task: Answered) -> Float[Tensor, " batch"]:
+    """sum p[answers] - sum p[wrong], from -1 to 1: greater-than's own metric."""
+    p = judged(logits, task).softmax(-1)
+    return _sum(p, task.answers) - _sum(p, task.wrong)
+
+
+def prob(logits: Float[Tensor, "..."], task: Answered) -> Float[Tensor, " batch"]:
+    """sum p[answers]: probability of a right answer."""
+    return _sum(judged(logits, task).softmax(-1), task.answers)
+
+
+def loss_nats(logits: Float[Tensor, "..."], task: Answered) -> Float[Tensor, " batch"]:
+    """-log sum p[answers], in nats: low is good."""
+    log_p, known = _of(judged(logits, task).log_softmax(-1), task.answers)
+    return -log_p.masked_fill(~known, -math.inf).logsumexp(1)
+
+
+def kl(logits: Float[Tensor, "..."], task: Answered, *, reference: Float[Tensor, "..."]) -> Float[Tensor, " batch"]:
+    """KL(p_reference || p) at END, in nats; `reference` are logits of the same form. Its gradient at p = p_ref is 0."""
+    log_p = judged(logits, task).log_softmax(-1)
+    log_reference = judged(reference, task).detach().log_softmax(-1)
+    return (log_reference.exp() * (log_reference - log_p)).sum(-1)
+
+
+def rank(logits: Float[Tensor, "..."], task: Answered) -> Float[Tensor, " batch"]:
+    """Tokens whose logit is above that of the best right answer: 0 is first place. Not differentiable."""
+    at = judged(logits, task)
+    values, known = _of(at, task.answers)
+    best = values.masked_fill(~known, -math.inf).amax(1, keepdim=True)
+    return (at > best).sum(1).to(at.dtype)
+
+
+def accuracy(logits: Float[Tensor, "..."], task: Answered) -> Float[Tensor, " batch"]:
+    """1 where a right answer has the largest logit of all, else 0. Not differentiable."""
+    return (rank(logits, task) == 0).to(logits.dtype)
+
+
+METRICS: Mapping[str, Metric] = {
+    f.__name__: f for f in (logit_diff, logit_margin, prob_diff, prob, loss_nats, kl, rank, accuracy)
+}
+"""By name. `kl` needs `reference` as well."""
+
+
+def find(name: str) -> Metric:
+    """Metric by name.
+
+    Raises:
+        TaskError: no such metric; names the nearest.
+    """
+    if name not in METRICS:
+        raise TaskError(f"unknown metric {name!r}; {nearest(name, METRICS)}")
+    return METRICS[name]
+
+
+def _of(values: Float[Tensor, "batch d_vocab"], ids: Int[Tensor, "batch k"]) -> tuple[Float[Tensor, "batch k"], Tensor]:
+    """Values of ids, and which ids are real."""
+    ids = ids.to(values.device)
+    return values.gather(1, ids.clamp(min=0)), ids >= 0
+
+
+def _sum(values: Float[Tensor, "batch d_vocab"], ids: Int[Tensor, "batch k"]) -> Float[Tensor, " batch"]:
+    found, known = _of(values, ids)
+    return found.masked_fill(~known, 0.0).sum(1)
+
+
+def _mean(values: Float[Tensor, "batch d_vocab"], ids: Int[Tensor, "batch k"]) -> Float[Tensor, " batch"]:
+    return _sum(values, ids) / (ids >= 0).sum(1).to(values.device)

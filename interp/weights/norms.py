@@ -1,0 +1,100 @@
+"""Norms as values: LayerNorm and RMSNorm over the stream, and the norms of heads inside attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """n(x) = gain * c(x) / sqrt(mean(c(x)^2) + eps) + bias; c takes off the mean for LayerNorm, nothing for RMSNorm."""
+
+    gain: Float[Tensor, " width"]
+    bias: Float[Tensor, " width"]
+    eps: float
+    centred: bool
+
+    def to(self, device: torch.device | str) -> Norm:
+        """The same norm on another device."""
+        return replace(self, gain=self.gain.to(device), bias=self.bias.to(device))
+
+    def divisor(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch 1"]:
+        """sqrt(mean(c(x)^2) + eps)."""
+        return (self._centre(x).square().mean(-1, keepdim=True) + self.eps).sqrt()
+
+    def __call__(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        """The norm of x."""
+        return self.linear(x) / self.divisor(x) + self.bias
+
+    def linear(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        """gain * c(x): what is left of the norm when its divisor is frozen at one."""
+        return self._centre(x) * self.gain
+
+    def transpose(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        """c(gain * x): the transposed map, for a matrix that reads the norm's output along its last axis."""
+        return self._centre(x * self.gain)
+
+    def pull_back(
+        self, grad: Float[Tensor, "*more width"], x: Float[Tensor, "*batch width"]
+    ) -> Float[Tensor, "*more width"]:
+        """J^T g, J the Jacobian of the norm at x: c(gain g / s - c(x) <c(x), gain g> / (width s^3)), s the divisor."""
+        centred, divisor = self._centre(x), self.divisor(x)
+        scaled = grad * self.gain / divisor
+        along = (scaled * centred).sum(-1, keepdim=True) / (x.shape[-1] * divisor.square())
+        return self._centre(scaled - centred * along)
+
+    def _centre(self, x: Tensor) -> Tensor:
+        return x - x.mean(-1, keepdim=True) if self.centred else x
+
+
+@dataclass(frozen=True, eq=False)
+class HeadNorm:
+    """A norm inside attention, of q, k or v: over each head's channels, or with `whole` over all heads' together.
+
+    `after_rotary` says that positions have been applied before it; otherwise they come after.
+    """
+
+    gain: Float[Tensor, "head d_head"]
+    bias: Float[Tensor, "head d_head"]
+    eps: float
+    centred: bool
+    whole: bool
+    after_rotary: bool
+
+    @classmethod
+    def plain(cls, shape: Sequence[int], eps: float, **form: bool) -> HeadNorm:
+        """The norm of a form without gain or bias."""
+        return cls(torch.ones(*shape), torch.zeros(*shape), eps, **form)
+
+    def with_gain(self, gain: Float[Tensor, "head d_head"], bias: Float[Tensor, "head d_head"]) -> HeadNorm:
+        """The same form with a gain and a bias."""
+        return replace(self, gain=gain, bias=bias)
+
+    @property
+    def commutes(self) -> bool:
+        """Whether the order of norm and rotary makes no difference beyond the one `after_rotary` tells."""
+        level = bool((self.gain - self.gain[0, 0]).abs().max() <= 1e-4 * self.gain.abs().max())
+        return not self.after_rotary or (level and not self.centred)
+
+    def __call__(self, x: Float[Tensor, "*batch head d_head"]) -> Float[Tensor, "*batch head d_head"]:
+        """The norm of x."""
+        over = (-2, -1) if self.whole else (-1,)
+        scale = (self._centre(x).square().mean(over, keepdim=True) + self.eps).sqrt()
+        return self.linear(x) / scale + self.bias
+
+    def linear(self, x: Float[Tensor, "*batch head d_head"]) -> Float[Tensor, "*batch head d_head"]:
+        """gain * c(x): what is left of the norm when its divisor is frozen at one."""
+        return self._centre(x) * self.gain
+
+    def fold(self, matrix: Float[Tensor, "head d_model d_head"]) -> Float[Tensor, "head d_model d_head"]:
+        """x W followed by `linear`, as one matrix per head."""
+        return self.linear(matrix.movedim(0, -2)).movedim(-2, 0)
+
+    def _centre(self, x: Tensor) -> Tensor:
+        over = (-2, -1) if self.whole else (-1,)
+        return x - x.mean(over, keepdim=True) if self.centred else x

@@ -1,0 +1,102 @@
+"""How a layer meets the residual stream: what its attention and MLP write, and the norms through which they read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from interp.numerics import device_of, evaluating, exactly, input_dtype
+from interp.weights.norms import Norm
+
+
+@dataclass(frozen=True, eq=False)
+class Reads:
+    """One layer's two reads.
+
+    Attributes:
+        attn, mlp: the norm in between; None where the stream is read as it is.
+        parallel: both read the stream that enters the layer; otherwise the MLP reads what attention has added to.
+        missing: why a kind of site does not exist here.
+        whole: modules that, called one after another, make `mlp_out` of `mlp_in` but for `scale`; none where that is
+            not so simple.
+        scale: what the last of them is multiplied by.
+    """
+
+    attn: Norm | None
+    mlp: Norm | None
+    parallel: bool
+    missing: Mapping[str, str]
+    whole: tuple[nn.Module, ...] = ()
+    scale: float = 1.0
+
+    def mlp_of(self, read: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"] | None:
+        """What the MLP writes for what it reads, `mlp_in`, without a pass of the model; None where `whole` is empty."""
+        if not self.whole:
+            return None
+        x = read.flatten(0, -2)[None]
+        with evaluating(self.whole[0]):
+            for module in self.whole:
+                given = module(x)
+                x = given if isinstance(given, Tensor) else given[0]
+        return (x * self.scale if self.scale != 1.0 else x).view(read.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Write:
+    """out = scale * norm(x W + b) for the input x of a projection: z of all heads, or an MLP's neurons.
+
+    With the norm's divisor held at its value for some x, this is linear: out = (x / divisor) `matrix` + `bias`.
+    """
+
+    projection: nn.Module
+    norm: Norm | None = None
+    scale: float = 1.0
+
+    def matrix(self, width: int) -> Float[Tensor, "width d_model"]:
+        """W with gain, centring and multiplier folded in; float32 where the model is in half precision."""
+        basis = torch.eye(width, dtype=input_dtype(self.projection), device=self._device)
+        matrix = float32(exactly(self.projection, basis)) - self._bias(width)
+        return self.scale * (matrix if self.norm is None else self.norm.to(self._device).linear(matrix))
+
+    def divisor(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch 1"]:
+        """What the norm behind the projection divides by at inputs x; ones without a norm."""
+        if self.norm is None:
+            return torch.ones_like(x[..., :1], dtype=torch.promote_types(x.dtype, torch.float32))
+        return self.norm.divisor(float32(exactly(self.projection, x.to(self._device, input_dtype(self.projection)))))
+
+    def bias(self, width: int, divisor: Float[Tensor, "*batch 1"]) -> Float[Tensor, "*batch d_model"]:
+        """What is added whatever x is, b and the norm's own bias, at a divisor."""
+        bias = self._bias(width).expand(*divisor.shape[:-1], -1)
+        if self.norm is None:
+            return bias * self.scale
+        norm = self.norm.to(self._device)
+        return (norm.linear(bias) / divisor.to(bias) + norm.bias) * self.scale
+
+    def _bias(self, width: int) -> Float[Tensor, " d_model"]:
+        zero = torch.zeros(1, width, dtype=input_dtype(self.projection), device=self._device)
+        return float32(exactly(self.projection, zero))[0]
+
+    @property
+    def _device(self) -> torch.device:
+        return device_of(self.projection)
+
+
+@dataclass(frozen=True, eq=False)
+class Writes:
+    """One layer's two writes; None where there is no such map, `missing` saying why by kind of site.
+
+    With `attn_out` among what is missing, the layer is not told apart at all.
+    """
+
+    attn: Write | None
+    mlp: Write | None
+    missing: Mapping[str, str]
+
+
+def float32(x: Tensor) -> Tensor:
+    """In float32, or in float64 where it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,0 +1,159 @@
+"""Planted models do what their mechanisms say: tasks with them, without them, and without something inert.
+
+>>> table = behaviour(seeds=1, architectures=["llama"], mechanisms=["copy"])
+>>> failed(table)
+False
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from interp.errors import InterpError, nearest
+from interp.parallel import each
+from interp.zoo.planted.factory import ALL, ARCHITECTURES, STAND_INS, Component, Mechanism, Planted, plant
+from interp.zoo.trained.measure import streams, zeroed
+
+CLEAN, UNCHANGED, SIGMAS = 0.95, 0.02, 3.0
+"""What is promised: accuracy with the mechanism, how far an inert component may move it, and how many standard
+deviations of a guesser's accuracy it may stand above chance without it."""
+SETTINGS = ("alone", "together")
+PROMPTS, AGAIN = 64, 4
+"""Prompts of a row; one that breaks a promise is judged again, on so many times as many others: of hundreds of rows a
+few of a guesser's stand above three standard deviations."""
+WORDS = 20
+"""Different answers from which they count as words, and not as the options of a choice."""
+STANDS, ELSEWHERE = 1 / 4, 1 / 10
+"""How far a massive activation may be from its size, and anything else from nought, in shares of that size. What other
+heads leave at its position changes the norm in front of its neuron, and so the size, by up to a seventh."""
+
+
+def behaviour(
+    *,
+    seeds: int = 10,
+    architectures: Sequence[str] | None = None,
+    mechanisms: Sequence[str] | None = None,
+    n: int = PROMPTS,
+    jobs: int = 1,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> pd.DataFrame:
+    """One row per (mechanism, setting, architecture, seed): accuracies on `n` fresh prompts of the mechanism's task.
+
+    `clean` as it is; `ablated` the best that is left when one component is zeroed (every head, the neurons, and the
+    heads it reads from, one role at a time), `component` which; `inert` the accuracy furthest from clean when a random
+    head, or the random neurons of a layer, are zeroed; `chance` of a guess, and `ceiling`, `SIGMAS` above it. A massive
+    activation has no task: its accuracy is the share of prompts in which it stands where, and only where, it was put.
+
+    `jobs` architectures and seeds are judged at a time, in processes.
+
+    Raises:
+        InterpError: an architecture or mechanism that does not exist.
+    """
+    offered = {m.name: m for m in (*ALL, *STAND_INS)}
+    for given, known in ((architectures or (), ARCHITECTURES), (mechanisms or (), offered)):
+        for name in given:
+            if name not in known:
+                raise InterpError(f"unknown name {name!r}; {nearest(name, tuple(known))}")
+    chosen = [offered[name] for name in mechanisms or offered]
+    cases = [(a, seed) for a in ARCHITECTURES if a in (architectures or ARCHITECTURES) for seed in range(seeds)]
+    judged = each(lambda case: list(_case(chosen, *case, n=n)), cases, jobs=jobs, progress=progress)
+    return pd.DataFrame([row for rows in judged for row in rows])
+
+
+def _case(chosen: Sequence[Mechanism], architecture: Any, seed: int, *, n: int) -> Iterator[dict[str, Any]]:
+    """Rows of all mechanisms on the models of one architecture and seed."""
+    together = plant(ALL, architecture=architecture, seed=seed)
+    for mechanism in chosen:
+        models = {"alone": plant([mechanism], architecture=architecture, seed=seed)}
+        if mechanism in ALL:  # what stands in for another cannot be tested beside it
+            models["together"] = together
+        for setting, planted in models.items():
+            found = _judge(planted, mechanism, seed=1000 + seed, n=n)
+            if not found["kept"]:
+                found = _judge(planted, mechanism, seed=2000 + seed, n=AGAIN * n)
+            yield {"mechanism": mechanism.name, "setting": setting, "architecture": architecture, "seed": seed} | found
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """The worst over architectures and seeds, and how many rows keep all promises, per mechanism and setting."""
+    moved = table.assign(moved=(table["inert"] - table["clean"]).abs())
+    grouped = moved.groupby(["mechanism", "setting"], sort=False)
+    return grouped.agg(
+        models=("seed", "size"),
+        chance=("chance", "first"),
+        ceiling=("ceiling", "first"),
+        clean=("clean", "min"),
+        ablated=("ablated", "max"),
+        inert_moved=("moved", "max"),
+        kept=("kept", "sum"),
+    ).reset_index()
+
+
+def failed(table: pd.DataFrame) -> bool:
+    """Whether a model of the table does not keep a promise."""
+    return not bool(table["kept"].all())
+
+
+def _judge(planted: Planted, mechanism: Mechanism, *, seed: int, n: int) -> dict[str, Any]:
+    accuracy, chance, guesses = _measurement(planted, mechanism, seed=seed, n=n)
+    clean = accuracy(None)
+    ablated = {c.role: accuracy(c) for c in planted.components(mechanism.name)}
+    worst = max(ablated, key=lambda role: ablated[role])
+    inert = max((accuracy(c) for c in planted.inert(seed=seed)), key=lambda value: abs(value - clean))
+    ceiling = chance + SIGMAS * (chance * (1 - chance) / guesses) ** 0.5
+    return {
+        "n": n,
+        "chance": chance,
+        "ceiling": ceiling,
+        "clean": clean,
+        "ablated": ablated[worst],
+        "component": worst,
+        "inert": inert,
+        "kept": clean >= CLEAN and ablated[worst] <= ceiling and abs(inert - clean) <= UNCHANGED,
+    }
+
+
+def _measurement(
+    planted: Planted, mechanism: Mechanism, *, seed: int, n: int
+) -> tuple[Callable[[Component | None], float], float, int]:
+    """Accuracy as a function of what is zeroed, chance, and how many independent guesses the prompts ask for.
+
+    What is left of a zeroed model is a fixed function of what is asked: where answers are words, each word is guessed
+    once, however many prompts ask for it.
+    """
+    if mechanism.name == "massive_activation":
+        words = planted.vocab.draw(n, 24, generator=torch.Generator().manual_seed(seed))
+        tokens = torch.cat([torch.full((n, 1), planted.vocab.bos), words], 1)
+        return lambda component: _stands(planted, tokens, component), 0.0, n
+    task = planted.task(mechanism.name, seed=seed, n=n)
+
+    def accuracy(component: Component | None) -> float:
+        with torch.no_grad(), _without(planted, component):
+            return task.accuracy(planted.model(task.tokens, use_cache=False).logits)
+
+    distinct = len(task.answers.unique())
+    return accuracy, task.chance, distinct if distinct >= WORDS else n
+
+
+def _without(planted: Planted, component: Component | None):
+    gone = component or Component("nothing")
+    return zeroed(planted.model, gone.heads, neurons=gone.neurons)
+
+
+@torch.no_grad()
+def _stands(planted: Planted, tokens: Int[Tensor, "prompt pos"], component: Component | None) -> float:
+    """Share of prompts with the massive values in place from their layer on, and nowhere else."""
+    with _without(planted, component):
+        states = streams(planted.model, tokens)
+    wanted = torch.zeros_like(states)
+    for layer, position, dimension, size in planted.truth.massive:
+        wanted[layer:, :, position, dimension] = size
+    allowed = torch.where(wanted != 0, STANDS, ELSEWHERE) * wanted.abs().max()
+    near = (states - wanted).abs() <= allowed
+    return near.all(-1).all(-1).all(0).double().mean().item()

@@ -1,0 +1,33 @@
+"""Mechanisms that `interp.zoo.planted.factory.plant` writes into a model."""
+
+from interp.zoo.planted.mechanisms.base import Mechanism, Slot
+from interp.zoo.planted.mechanisms.copying import AntiCopy, Copy, DuplicateToken, Induction, PreviousToken
+from interp.zoo.planted.mechanisms.dated import Dated
+from interp.zoo.planted.mechanisms.recall import Fact, Retrieval, Successor, Told
+from interp.zoo.planted.mechanisms.shifted import ShiftedInduction
+from interp.zoo.planted.mechanisms.sinks import FirstTokenSink, MassiveActivation, MassiveActivationAt
+from interp.zoo.planted.mechanisms.two_hop import TwoHop
+from interp.zoo.planted.mechanisms.vocabulary import CUES, Task, Vocabulary
+
+__all__ = [
+    "CUES",
+    "AntiCopy",
+    "Copy",
+    "Dated",
+    "DuplicateToken",
+    "Fact",
+    "FirstTokenSink",
+    "Induction",
+    "MassiveActivation",
+    "MassiveActivationAt",
+    "Mechanism",
+    "PreviousToken",
+    "Retrieval",
+    "ShiftedInduction",
+    "Slot",
+    "Successor",
+    "Task",
+    "Told",
+    "TwoHop",
+    "Vocabulary",
+]

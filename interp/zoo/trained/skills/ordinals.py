@@ -1,0 +1,54 @@
+"""Lists of numbers, days, months and letters in order: the successor of the last member."""
+
+from __future__ import annotations
+
+from random import Random
+
+from interp.zoo.trained.skills.item import Item, Skill, Split, belongs
+from interp.zoo.trained.skills.lexicon import CLASSES, CYCLIC
+from interp.zoo.trained.skills.vocabulary import index
+
+SEPARATORS = (",", ";", "then", "next", "and")
+"""Between members, so that the successor cannot be read off the last token alone."""
+SHORTEST, LONGEST = 3, 10
+
+
+def _listed(skill: str, members: tuple[str, ...], separator: str, *, judged: range) -> Item:
+    """The members with separators; `judged` counts members."""
+    known = index()
+    ids = [known[m] for m in members]
+    tokens = [known["<bos>"]]
+    for token in ids:
+        tokens += [token, known[separator]]
+    places = tuple(1 + 2 * m for m in judged)
+    answers = tuple((tokens[p],) for p in places)
+    return Item(skill, tuple(tokens[:-1]), loss=places, judged=places, answers=answers)
+
+
+def draw(rng: Random, split: Split) -> Item:
+    """A list that stays inside its class, judged from the second member on."""
+    while True:
+        name = rng.choice(tuple(CLASSES))
+        members = CLASSES[name]
+        length = rng.randint(SHORTEST, min(LONGEST, len(members)))
+        start = rng.randint(0, len(members) - length)
+        if belongs(f"ordinals {name} {start} {length}", split, one_in=5):
+            chosen = members[start : start + length]
+            return _listed("ordinals", chosen, rng.choice(SEPARATORS), judged=range(1, length))
+
+
+def draw_wrapping(rng: Random, split: Split) -> Item:
+    """A list that passes from the last member of a cyclic class to the first, judged from there on."""
+    while True:
+        name = rng.choice(CYCLIC)
+        members = CLASSES[name]
+        length = rng.randint(SHORTEST, len(members))
+        start = rng.randint(len(members) - length + 1, len(members) - 1)
+        if belongs(f"wrap {name} {start} {length}", split, one_in=5):
+            chosen = (members + members)[start : start + length]
+            first = len(members) - start
+            return _listed("ordinals-wrap", chosen, rng.choice(SEPARATORS), judged=range(first, length))
+
+
+SKILL = Skill("ordinals", "successors in lists of numbers, days, months and letters", draw, target=0.9)
+WRAPPING = Skill("ordinals-wrap", "lists that go on from Sunday to Monday, from December to January", draw_wrapping)

@@ -1,0 +1,163 @@
+"""Induction on natural text: attention to what followed earlier occurrences of the same word."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from interp.attention import Mean, Pairs, Statistic
+from interp.errors import TaskError
+from interp.measurement import scoring as _scores
+from interp.measurement.prompts import Read, nan_mean, visible_keys
+from interp.measurement.registry import Findings, analysis
+from interp.measurement.scoring import LEVEL, MARGIN, THRESHOLD
+from interp.measurement.stretches import stretches
+from interp.model import Model
+from interp.results import stats
+
+GAP = 12  # tokens between query and target: nearer ones are where heads look anyway
+WRONG = (*range(-9, -1), *range(2, 10))  # places around the target, as far from it as for the induction stripe
+_SPACES = "▁ĠĊĉčÂ \t\r\n"
+
+
+@analysis(
+    name="text_induction",
+    family="copy",
+    title="Induction heads on text",
+    headline="fuzzy_pm",
+    order=230,
+    needs="text",
+    columns={"label": "boolean"},
+    means="On text, too, the head looks at what followed earlier occurrences of the current word, its other spellings "
+    "(case, leading space) included.",
+    misleads="Text repeats itself in stretches: a head that finds the passage by other means scores as well, and one "
+    "that serves only where the repeat is informative scores low, as do all heads where words are frequent.",
+    reference="Olsson et al. 2022, arXiv 2209.11895 (prefix matching, fuzzy copies)",
+)
+def text_induction(
+    model: Model,
+    *,
+    texts: Sequence[str] | None = None,
+    n_prompts: int = 32,
+    length: int = 192,
+    max_earlier: int = 8,
+    bos: str = "default",
+    method: str = "auto",
+    seed: int = 0,
+) -> Findings:
+    """Fuzzy prefix matching: mean over queries i of sum_j p(i, j+1) over j <= i - 13 whose token is the same word.
+
+    Variants: `fuzzy_pm` counts tokens as the same word that agree but for case and leading space, `exact_pm` equal ids
+    only. Queries have at least one such j and at most `max_earlier`: a comma follows from too much. Targets less than
+    12 tokens back are left out, because heads look there anyway.
+
+    The null is uniform causal attention over the same pairs; p tests that the targets get at most 0.05 more than
+    sixteen sets of keys 2 to 9 places around them (same queries, same head); q is Benjamini-Hochberg over all heads. A
+    head is labelled at q < 0.01 and score >= 0.3.
+
+    Args:
+        model: a model with a tokenizer.
+        texts: natural text; without, held-out modules of the standard library, where the tokenizer can read them.
+        n_prompts: stretches, the unit of the interval.
+        length: tokens per stretch, BOS included; shortened to the context.
+        max_earlier: earlier occurrences that a query may have.
+        bos: "default", "forced" or "none".
+        method: attention method, "fused" or "naive".
+        seed: of stretches and bootstrap.
+
+    Raises:
+        NotApplicable: no tokenizer, or one that cannot read the default texts.
+        TaskError: texts given that are too short, or in which no word comes back.
+
+    Reference: Olsson et al. 2022 (arXiv 2209.11895) describe fuzzy matches; the definition and the test are ours.
+    """
+    data = stretches(model, texts, n=n_prompts, length=length, bos=bos, seed=seed)
+    words = word_classes(model)
+    parts = []
+    for name, classes in (("fuzzy_pm", words), ("exact_pm", torch.where(words >= 0, torch.arange(len(words)), -1))):
+        prompt, query, key = matches(data, classes, max_earlier=max_earlier)
+        parts.append(_judged(model, data, name, prompt, query, key, method=method, seed=seed))
+    return Findings(pd.concat(parts, ignore_index=True), data.told)
+
+
+def word_classes(model: Model) -> Int[Tensor, " token"]:
+    """For each token a number that is the same for spellings of one word, -1 for specials and white space."""
+    tokenizer: Any = model.tokenizer
+    n = min(len(tokenizer), model.info.d_vocab)
+    special = set(tokenizer.all_special_ids)
+    names = tokenizer.convert_ids_to_tokens(list(range(n)))
+    return spellings([None if i in special else name for i, name in enumerate(names)], model.info.d_vocab)
+
+
+def spellings(names: Sequence[str | None], size: int) -> Int[Tensor, " token"]:
+    """Numbers of words that differ in more than case and leading space; -1 where there is no name, up to `size`."""
+    known: dict[str, int] = {}
+    found = torch.full((size,), -1)
+    for i, name in enumerate(names):
+        word = (name or "").strip(_SPACES).casefold()
+        if word:
+            found[i] = known.setdefault(word, len(known))
+    return found
+
+
+def matches(
+    data: Read, classes: Int[Tensor, " token"], *, max_earlier: int
+) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
+    """(prompt, query, key) of every j + 1 where j holds the word of query i, at least `GAP` tokens before it."""
+    found = [torch.empty(3, 0, dtype=torch.long)]
+    for row, ids in enumerate(data.batch.ids):
+        word = classes[ids]
+        order = word.argsort(stable=True)
+        for run in order.split(word[order].unique_consecutive(return_counts=True)[1].tolist()):
+            if len(run) < 2 or word[run[0]] < 0:
+                continue
+            j, i = torch.combinations(run).T
+            near = j + 1 > i - GAP
+            j, i = j[~near], i[~near]
+            few = torch.bincount(i, minlength=len(ids))[i] <= max_earlier
+            found.append(torch.stack([torch.full_like(i[few], row), i[few], j[few] + 1]))
+    prompt, query, key = torch.cat(found, dim=1)
+    return prompt, query, key
+
+
+def _judged(
+    model: Model, data: Read, name: str, prompt: Tensor, query: Tensor, key: Tensor, *, method: str, seed: int
+) -> pd.DataFrame:
+    """Rows of one variant; prompts in which nothing repeats have no say."""
+    asked: dict[str, Statistic] = {"target": Mean(Pairs(prompt, query, key))}
+    for k in WRONG:
+        inside = key + k >= data.start
+        asked[f"wrong {k}"] = Mean(Pairs(prompt[inside], query[inside], key[inside] + k))
+    # a prompt in which nothing repeats has no answer; a target outside a sliding window gets nothing
+    has = torch.bincount(prompt, minlength=len(data.batch.ids)) > 0
+    if int(has.sum()) < 2:
+        raise TaskError("no word comes back after 12 tokens or more in two of these texts: nothing to measure")
+    answers = model.attention(data.batch, asked, method=method)
+    target = answers["target"][:, has].transpose(0, 1).double().nan_to_num().numpy()
+    wrong = np.stack([nan_mean(answers[f"wrong {k}"].double().numpy(), axis=1) for k in WRONG])
+    interval = stats.bootstrap_mean(target, seed=seed)
+    p = stats.p_against_nulls(interval.mean, np.nan_to_num(wrong), margin=MARGIN)
+    q = stats.benjamini_hochberg(p)
+    label = (q < LEVEL) & (interval.mean >= THRESHOLD)
+    null = np.repeat(_chance(model, data, prompt, query, key)[:, None], model.info.n_heads, axis=1)
+    columns = _scores.interval_columns(interval)
+    return _scores.head_rows(model, name, "probability", **columns, null=null, p=p, q=q, label=label)
+
+
+def _chance(model: Model, data: Read, prompt: Tensor, query: Tensor, key: Tensor) -> Float[np.ndarray, " layer"]:
+    """Score of uniform attention: of the keys that a query sees, the share that are targets; mean as for the score."""
+    found = []
+    for seen in visible_keys(model, data.batch):
+        inside = (query - key).numpy() < seen[prompt, query]
+        share, count = np.zeros(seen.shape), np.zeros(seen.shape)
+        np.add.at(share, (prompt, query), inside / seen[prompt, query])
+        np.add.at(count, (prompt, query), inside)
+        known = np.where(count > 0, share, np.nan)
+        found.append(np.nan_to_num(nan_mean(known, axis=1))[np.unique(prompt)].mean())
+    return np.array(found)

@@ -1,0 +1,214 @@
+"""Conflict heads: which heads write what the context says, and which what the model knows, where the two differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from interp import tasks
+from interp.components import component
+from interp.decompose import attribute
+from interp.edits import Edit, Scale, ablate_heads
+from interp.errors import NotApplicable
+from interp.measurement import scoring as _scores
+from interp.measurement.registry import Findings, analysis
+from interp.measurement.rerun import Rerun
+from interp.measurement.scoring import LEVEL
+from interp.model import Model
+from interp.results import stats
+from interp.results.stats import Head
+from interp.sites import Site
+from interp.tasks import Conflict, metrics
+
+LEAST = 24  # facts that the model must know before a conflict with memory is one
+SHARE, SMALLEST = 0.05, 0.01  # of what all heads write: below SHARE no label, up to SMALLEST no claim
+ROLES = ("context", "memory")
+
+
+@analysis(
+    name="conflict",
+    family="conflict",
+    title="Context and memory heads",
+    headline="direct",
+    order=120,
+    needs="text",
+    recovers="conflict",
+    columns={"label": "boolean", "role": "str"},
+    means="Where the prompt contradicts a fact that the model knows, the head writes the prompt's answer into the "
+    "logits (above zero: a context head) or the known one (below zero: a memory head).",
+    misleads="A direct effect only: most of the decision may be made by MLPs that read these heads, and a head that "
+    "recalls may carry more than the fact. Removing a memory head need not make the model follow the context: on "
+    "zoo:default it knows neither answer then. Read which answer takes over beside the effect.",
+    reference="Yu et al. 2023, arXiv 2310.15910; Jin et al. 2024, arXiv 2402.18154",
+)
+def conflict(
+    model: Model,
+    *,
+    prompts: Conflict | None = None,
+    n_prompts: int = 96,
+    base: str | None = None,
+    n_null: int = 8,
+    factor: float = 3.0,
+    causal: bool = True,
+    n_random: int = 5,
+    bos: str = "default",
+    seed: int = 0,
+) -> Findings:
+    """Direct effect of a head on l[what the context says] - l[what the model knows] at the last token, in logits.
+
+    Prompts tell of a subject what another one has ("The capital of Peru is Rome . The capital of Peru is"), in the
+    wordings of `datasets/conflict`; those whose fact the model does not say without the context are left out. Variants:
+      direct            mean over prompts, with null, p, q, label, and `role`: "context" above zero, "memory" below;
+      direct_<wording>  the same in one wording: a head whose sign changes follows the wording.
+
+    The null is what the head writes about the two answers of another prompt of the same relation, mean over `n_null`
+    such exchanges; p is two-sided, against their spread and a smallest effect of 1 % of all heads' absolute effects; q
+    is Benjamini-Hochberg over heads. A label needs q < 0.01 and 5 % of all heads' absolute effects. With `causal` the
+    labelled heads of each role are mean-ablated, and multiplied by `factor`, and the shares of prompts answered
+    with the context's and with the known answer are compared with those under random heads: see `interventions`.
+
+    Args:
+        model: any loaded model with a tokenizer.
+        prompts: prompts of your own, and the facts they contradict; drawn if not given.
+        n_prompts: prompts drawn.
+        base: lookup task of the facts; the checkpoint's own `facts`, else `capital_country`.
+        n_null: exchanges of answers.
+        factor: what heads are multiplied by to make them louder.
+        causal: whether to intervene on the labelled heads.
+        n_random: random sets they are compared with.
+        bos: "default", "forced" or "none".
+        seed: of prompts, bootstrap, exchanges and random sets.
+
+    Raises:
+        NotApplicable: the facts cannot be written with this tokenizer, or the model knows fewer than 24 of them.
+
+    Reference: Yu et al. 2023 (arXiv 2310.15910): head attribution and scaling; Jin et al. 2024 (arXiv 2402.18154):
+    pruning. There one head, or the top per cent, is chosen by the intervention's own effect; here by a test, and the
+    intervention is judged against random heads. The null is ours.
+    """
+    drawn = prompts or tasks.conflict(model, base=base, n=n_prompts, seed=seed, bos=bos)
+    known = _known(model, drawn)
+    if int(known.sum()) < LEAST:
+        raise NotApplicable(
+            f"the model knows {int(known.sum())} of {len(known)} facts; {LEAST} are needed for a conflict"
+        )
+    asked = drawn.select(known.nonzero()[:, 0])
+    direct = _direct(model, asked, asked.task.answers, asked.task.wrong)
+    generator = torch.Generator().manual_seed(seed)
+    null = np.stack([_direct(model, asked, *_exchanged(asked, generator)).mean(0) for _ in range(n_null)])
+    score = stats.bootstrap_mean(direct, seed=seed)
+    total = float(np.abs(score.mean).sum())
+    one_sided = [stats.p_against_nulls(s * score.mean, s * null, margin=SMALLEST * total) for s in (1, -1)]
+    p = np.minimum(1.0, 2 * np.minimum(*one_sided))
+    q = stats.benjamini_hochberg(p)
+    label = (q < LEVEL) & (np.abs(score.mean) >= SHARE * total)
+    role = np.where(score.mean > 0, *ROLES)
+    columns = {"null": null.mean(0), "p": p, "q": q, "label": label, "role": role}
+    parts = [_scores.head_rows(model, "direct", "logit", **_scores.interval_columns(score), **columns)]
+    for i, wording in enumerate(asked.frames):
+        mine = direct[(asked.frame == i).numpy()]
+        if len(mine):
+            interval = _scores.interval_columns(stats.bootstrap_mean(mine, seed=seed))
+            parts.append(_scores.head_rows(model, f"direct_{wording.name}", "logit", **interval))
+    answers = _answers(Rerun(model), asked, by_wording=True)
+    data = {**asked.task.provenance(), "known": float(known.float().mean()), **answers}
+    effects: list[dict[str, object]] = []
+    if causal and label.any():
+        pool = _scores.ranked(model, ~label, np.abs(score.mean))
+        for name in ROLES:
+            heads = _scores.ranked(model, label & (role == name), np.abs(score.mean))
+            effects += _switch(model, asked, name, heads, pool, factor=factor, n_random=n_random, seed=seed)
+    return Findings(pd.concat(parts, ignore_index=True), data, effects)
+
+
+def _known(model: Model, asked: Conflict) -> Tensor:
+    """Whether the model says the fact when it is asked for it alone."""
+    logits = model.run(asked.asked).logits
+    assert logits is not None  # the run has no `stop`
+    rows = torch.arange(len(logits))
+    said = logits[rows, asked.asked.mask.sum(1) - 1].argmax(-1).cpu()
+    return (said[:, None] == asked.task.wrong).any(1)
+
+
+def _direct(
+    model: Model, asked: Conflict, right: Int[Tensor, "batch k"], wrong: Int[Tensor, "batch m"]
+) -> Float[np.ndarray, "prompt layer head"]:
+    found = attribute(model, asked.task.clean, right, wrong).heads[list(model.info.attention_layers)]
+    return found.permute(2, 0, 1).double().numpy()
+
+
+def _exchanged(asked: Conflict, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Answers of another prompt of the same relation, each pair kept together."""
+    other = torch.arange(len(asked.group))
+    for group in asked.group.unique():
+        own = (asked.group == group).nonzero()[:, 0]
+        own = own[torch.randperm(len(own), generator=generator)]
+        other[own] = own.roll(1)
+    return asked.task.answers[other], asked.task.wrong[other]
+
+
+def _answers(run: Rerun, asked: Conflict, edits: Sequence[Edit] = (), *, by_wording: bool = False) -> dict[str, float]:
+    """Shares of prompts answered with what the context says, and with what is known; arg-max over the vocabulary."""
+    logits = run(asked.task.clean, edits)
+    said = metrics.judged(logits, asked.task).argmax(-1).cpu()[:, None]
+    follows = {
+        "context_answers": (said == asked.task.answers).any(1).double(),
+        "memory_answers": (said == asked.task.wrong).any(1).double(),
+    }
+    found = {name: float(x.mean()) for name, x in follows.items()}
+    if by_wording:
+        for i, wording in enumerate(asked.frames):
+            mine = asked.frame == i
+            if bool(mine.any()):
+                found |= {f"{name}_{wording.name}": float(x[mine].mean()) for name, x in follows.items()}
+    return found
+
+
+def _switch(
+    model: Model,
+    asked: Conflict,
+    role: str,
+    heads: Sequence[Head],
+    pool: Sequence[Head],
+    *,
+    factor: float,
+    n_random: int,
+    seed: int,
+) -> list[dict[str, object]]:
+    """Rows of the intervention table: heads of one role off, and louder, beside random sets of heads without a role."""
+    if not heads:
+        return []
+    mean = model.mean(asked.task.clean)
+    sets = stats.matched_sets(heads, pool, n_sets=n_random, seed=seed) or {"none": []}
+    changes: dict[str, Any] = {
+        "mean": lambda chosen: ablate_heads(chosen, how="mean", mean=mean),
+        f"scaled by {factor:g}": lambda chosen: [Scale(Site("z", layer, head=head), factor) for layer, head in chosen],
+    }
+    run = Rerun.of_heads(model, heads)
+    clean = _answers(run, asked)
+    rows: list[dict[str, object]] = []
+    for how, change in changes.items():
+        edited = _answers(run, asked, change(heads))
+        for control, drawn in sets.items():
+            random = pd.DataFrame([_answers(run, asked, change(s)) for s in drawn], columns=list(clean))
+            rows += [
+                {
+                    "set_id": f"{how}: {' '.join(component(*h) for h in heads)}",
+                    "k": len(heads),
+                    "control": control,
+                    "metric": f"{metric} ({role} heads)",
+                    "clean": value,
+                    "edited": edited[metric],
+                    "random_mean": random[metric].mean() if len(random) else None,
+                    "random_sd": random[metric].std(ddof=1) if len(random) > 1 else None,
+                    "n_random": len(random),
+                }
+                for metric, value in clean.items()
+            ]
+    return rows

@@ -1,0 +1,57 @@
+"""Copying heads: what they attend to, they say."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from interp.measurement import scoring as _scores
+from interp.measurement.registry import Findings, analysis
+from interp.model import Model
+from interp.weights import weights
+from probes.heads import own_token as _own
+
+
+@analysis(
+    name="copying",
+    family="roles",
+    title="Copying by the weights",
+    headline="own_top",
+    order=42,
+    recovers="copying",
+    columns={"label": "boolean"},
+    means="Attending to a token, the head raises that token's logit more than any other's. Induction heads, name "
+    "movers and retrieval heads do this with what they look at.",
+    misleads="It says nothing about where the head looks: a head that copies whatever it attends to may attend to "
+    "nothing but the first token. With tied embeddings every head that passes its input on in any way seems to "
+    "copy. What later layers make of what it writes is not seen.",
+    reference="Elhage et al. 2021, A Mathematical Framework for Transformer Circuits",
+)
+def copying(model: Model, *, n_tokens: int = 256, seed: int = 0) -> Findings:
+    """Copying score: share of tokens t with argmax_b (e(t) OV_h W_U)_b = t, over a sample of tokens b.
+
+    e(t) is the token through layer 0, alone behind its BOS (heads of layer 0 read W_E). Variants, one row per head:
+      own_top         the score, with null, p, q and label;
+      own_top_mlp     the same behind MLP 0 without attention 0;
+      effective_ratio sum Re(lambda) / sum |lambda| of the same map from sampled tokens to their logits, in [-1, 1];
+      copying_ratio   the same over the whole vocabulary and raw embeddings, W_E W_V W_O W_U, as in the reference.
+
+    The null is 1 / tokens sampled, p the binomial tail, q Benjamini-Hochberg over heads. A label needs q < 0.01 and a
+    score >= 0.3. The interval is a bootstrap over tokens.
+
+    Args:
+        model: any loaded model.
+        n_tokens: ordinary tokens sampled; fewer where the vocabulary has fewer.
+        seed: of sample and bootstrap.
+
+    Reference: Elhage et al. 2021 for the ratio. The share is ours: eigenvalues weigh tokens by the size of what is
+    written, so that a few large tokens decide; a share counts every token once and has an exact chance.
+    """
+    parts = []
+    for name, variant in (("own_top", "full"), ("own_top_mlp", "mlp")):
+        found = _own.own(model, n_tokens=n_tokens, variant=variant, seed=seed)
+        parts.append(_own.judged(model, found.top, name, seed=seed))
+        if variant == "full":
+            parts.append(_scores.head_rows(model, "effective_ratio", "fraction", value=found.ratio, null=0.0))
+    ratio = weights.copying_ratio(model.ov_circuits()).double().numpy()
+    parts.append(_scores.head_rows(model, "copying_ratio", "fraction", value=ratio, null=0.0))
+    return Findings(pd.concat(parts, ignore_index=True), {"task": "single tokens", "n": n_tokens})

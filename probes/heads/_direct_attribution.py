@@ -1,0 +1,126 @@
+"""What each head says of a fact directly, and from which words: subject, relation or both."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from interp.errors import TaskError
+from interp.measurement import scoring as _scores
+from interp.measurement.registry import Findings, analysis
+from interp.measurement.scoring import LEVEL
+from interp.model import Model
+from interp.results import stats
+from interp.tasks import PromptTask
+from interp.tasks.prompt import ragged
+from probes.heads import source_attribution as _attributed
+
+SUBJECTS = ("SUBJECT", "s", "subject", "capital", "country", "ASKED")
+"""Roles that name a subject, in order of preference."""
+SHARE = 0.05
+"""Part of all that heads add, below which a head is given no class."""
+
+
+@analysis(
+    name="direct_attribution",
+    family="roles",
+    title="Direct attribution by source",
+    headline="total",
+    order=48,
+    recovers="fact_mover",
+    columns={"label": "boolean", "role": "str"},
+    means="How many logits the head adds at the end of the prompt to the right attribute, over the other "
+    "attributes that are asked for in the task; apart from the words of the subject and from those of the "
+    "relation.",
+    misleads="A direct effect only. Tokens carry what earlier layers moved to them: what comes from the last word "
+    "of a relation may be the subject's, moved there before. Several heads, none of which is enough, add up.",
+    reference="Chughtai et al. 2024, arXiv 2402.07321",
+)
+def direct_attribution(
+    model: Model,
+    *,
+    task: PromptTask | str | None = None,
+    subject: str | None = None,
+    ratio: float = 10.0,
+    n_prompts: int = 48,
+    n_draws: int = 8,
+    seed: int = 0,
+) -> Findings:
+    """DLA(h, S) = sum over tokens j in S of p(END, j) v_j W_O . (W_U[right] - mean W_U[candidates]) / norm scale.
+
+    In logits, mean over prompts; candidates are the other prompts' right answers. Variants, a row per head:
+      total     S is everything, with null, p, q, label and class: `role` "subject", "relation" or "mixed";
+      subject   S is the subject's last token; relation: the others, but the first token of the prompt;
+      start     the first token of the prompt (a BOS) where it is neither.
+    The variant mlp has a row per layer: what the MLP adds at END, the fourth mechanism.
+
+    Null: the mean of `total` over `n_draws` exchanges of answers between prompts; p (two-sided) tests against their
+    spread with Student's prediction interval, q is Benjamini-Hochberg over heads. The label needs q < 0.01 and 5 % of
+    what all heads with a positive total add; where the right answer is above the candidates in fewer than three of four
+    prompts, p is 1 and there is no label. A labelled head is "subject" where |subject| >= `ratio` |relation|,
+    "relation" the other way round, "mixed" otherwise.
+
+    Args:
+        model: any loaded model.
+        task: a task or its name; None: the first of facts and capital_country that suits the model.
+        subject: role of the subject in the task; None: its usual names.
+        ratio: how pure a class has to be.
+        n_prompts: of a task given by name.
+        n_draws: exchanges for the null; at least three.
+        seed: of prompts, exchanges and bootstrap.
+
+    Raises:
+        NotApplicable: no such task for this tokenizer.
+        TaskError: the task has no subject, or fewer than two different answers.
+
+    Reference: Chughtai et al. 2024 (arXiv 2402.07321), section 4; their classes also ask which attributes are raised.
+    """
+    chosen = _attributed.asked(model, task, _attributed.TASKS, n=n_prompts, seed=seed)
+    name = subject or next((s for s in SUBJECTS if s in chosen.roles), None)
+    if name is None:
+        raise TaskError(f"{chosen.name} has no role for a subject among {', '.join(chosen.roles)}; pass `subject`")
+    answers, wrong = chosen.answers, _candidates(chosen.answers)
+    found, exchanged = _attributed.sources(model, chosen, answers, wrong, draws=n_draws, seed=seed)
+    column = torch.arange(chosen.clean.ids.shape[1])
+    at = column == chosen.role(name).cpu()[:, None]
+    start = (column == 0) & ~at
+    masks = {"subject": at, "relation": ~at & ~start, "start": start.expand_as(at)}
+    split = {k: _attributed.by_prompt((found.heads * m.T.to(found.heads)).sum(2)) for k, m in masks.items()}
+    total = stats.bootstrap_mean(_attributed.by_prompt(found.heads.sum(2)), seed=seed)
+    others = [_attributed.by_prompt(x.heads.sum(2)) for x in exchanged]
+    test = _attributed.tested(total, others, answered=_attributed.answered(found))
+    label = (test["q"] < LEVEL) & (np.abs(total.mean) >= SHARE * total.mean.clip(min=0).sum())
+    own, told = (np.abs(split[k].mean(0)) for k in ("subject", "relation"))
+    role = np.where(own >= ratio * told, "subject", np.where(told >= ratio * own, "relation", "mixed"))
+    columns = _scores.interval_columns
+    rows = _scores.head_rows(
+        model,
+        "total",
+        "logit",
+        **columns(total),
+        **test,
+        label=label,
+        role=np.where(label, role, ""),
+    )
+    rows["role"] = rows["role"].where(rows["role"] != "", None)
+    parts = [rows] + [
+        _scores.head_rows(model, k, "logit", **columns(stats.bootstrap_mean(x, seed=seed))) for k, x in split.items()
+    ]
+    mlps = columns(stats.bootstrap_mean(found.mlps.T.double().numpy(), seed=seed))
+    parts.append(
+        pd.DataFrame({"variant": "mlp", "unit": "logit", "layer": range(model.info.n_layers), "head": None, **mlps})
+    )
+    data = {**chosen.provenance(), "subject": name, "logit_over_candidates": float(found.logit.mean())}
+    return Findings(pd.concat(parts, ignore_index=True), data)
+
+
+def _candidates(answers: Int[Tensor, "batch k"]) -> Int[Tensor, "batch m"]:
+    """For each prompt the right answers of the others that are not its own."""
+    known = sorted(set(answers[answers >= 0].tolist()))
+    rows = [[a for a in known if a not in row] for row in answers.tolist()]
+    if not all(rows):
+        raise TaskError("all prompts of the task have the same answer: nothing to compare it with")
+    return ragged(rows)

@@ -1,0 +1,68 @@
+"""Duplicate-token heads."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from interp import tasks
+from interp.attention import Mean, Pairs
+from interp.measurement import scoring as _scores
+from interp.measurement.registry import Findings, analysis
+from interp.model import Model
+from interp.results import stats
+
+
+@analysis(
+    name="duplicate_token",
+    family="copy",
+    title="Duplicate-token heads",
+    headline="score",
+    order=30,
+    recovers="duplicate_token",
+    columns={"label": "boolean"},
+    means="The head looks at earlier copies of the current token itself (echo), not at what followed them (induction).",
+    misleads="A head that matches similar tokens scores too. On random tokens nothing says that the copy is used.",
+    reference="Wang et al. 2022, arXiv 2211.00593 (duplicate-token heads)",
+)
+def duplicate_token(
+    model: Model,
+    *,
+    n_prompts: int = 64,
+    lengths: tuple[int, int] = (16, 64),
+    n_lengths: int = 8,
+    bos: str = "default",
+    method: str = "auto",
+    seed: int = 0,
+) -> Findings:
+    """Duplicate-token score: mean over second-copy queries i of the sum of p(i, j) over j < i with the same token.
+
+    Prompts are a random block of T distinct tokens, twice, T varied. The null is uniform causal attention; p tests that
+    the stripe at offset T gets at most 0.05 more than 16 stripes at T +- 2..9 of the same head; q is Benjamini-Hochberg
+    over all heads. A head is labelled at q < 0.01 and score >= 0.3.
+
+    Args:
+        model: any loaded model.
+        n_prompts: prompts in all, the unit of the interval.
+        lengths: lowest and highest block length T.
+        n_lengths: distinct lengths drawn.
+        bos: "default", "forced" or "none".
+        method: attention method, "fused" or "naive".
+        seed: of prompts and bootstrap.
+
+    Raises:
+        TaskError: the context or vocabulary leaves no room to vary T.
+
+    Reference: Wang et al. 2022 (arXiv 2211.00593), section 3. The wrong-offset test is ours.
+    """
+    groups = _scores.repeat_groups(model, n_prompts=n_prompts, lengths=lengths, n_lengths=n_lengths, bos=bos, seed=seed)
+    asked = []
+    for g in groups:
+        rows = g.rows(g.second)
+        questions = {"target": Mean(Pairs(*tasks.earlier_equal_pairs(g.batch)), rows)}
+        wrong = _scores.offset_questions(g.batch, rows, _scores.wrong_offsets(g.length, lowest=3), first_key=g.start)
+        asked.append((g.batch, questions | wrong))
+    scores = _scores.collect(model, asked, method=method)
+
+    null = float(np.mean([stats.uniform_causal(g.second[0], g.second[-1]) for g in groups]))
+    table = _scores.judged(model, scores, null=null, seed=seed)
+    return Findings(table, _scores.describe_repeats(groups, bos))

@@ -1,0 +1,157 @@
+"""Induction heads: prefix matching, what it is worth against a null, and what breaks when the heads are removed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+
+from interp.attention import Mean, Offset, Statistic, TopKeys
+from interp.components import component
+from interp.edits import ablate_heads
+from interp.measurement import removal as _causal
+from interp.measurement import scoring as _scores
+from interp.measurement.registry import Findings, analysis
+from interp.measurement.scoring import LEVEL, MARGIN, T0, THRESHOLD
+from interp.model import Model
+from interp.results import stats
+from interp.tasks import Repeats
+from interp.weights import weights
+
+
+@analysis(
+    name="induction",
+    family="copy",
+    title="Induction heads",
+    headline="prefix_matching",
+    order=10,
+    recovers="induction",
+    columns={"label": "boolean"},
+    means="On a repeated sequence the head looks at the token that followed the current one last time, so that copying "
+    "it continues the repeat. Labelled heads also copy by their weights.",
+    misleads="Attention is not use: read the ablation of the set of labelled heads beside it. Heads are redundant, so "
+    "removing one alone may change nothing. With a single repeat length a purely positional head passes for one, which "
+    "is why lengths are varied here.",
+    reference="Olsson et al. 2022, arXiv 2209.11895",
+)
+def induction(
+    model: Model,
+    *,
+    n_prompts: int = 64,
+    lengths: tuple[int, int] = (16, 64),
+    n_lengths: int = 8,
+    bos: str = "default",
+    causal: bool = True,
+    n_random: int = 20,
+    method: str = "auto",
+    seed: int = 0,
+) -> Findings:
+    """Induction score: mean over second-copy queries i of p(i, i - T + 1), on a random block of T tokens, twice.
+
+    Variants, one row per head each:
+      prefix_matching             the score, with null, p, q and label;
+      prefix_matching_normalised  (score - null) / (1 - null), 0 at uniform attention;
+      argmax_hit                  share of second-copy queries whose largest non-BOS probability is on the target;
+      copying_ratio               sum Re(lambda) / sum |lambda| of the OV circuit, from the weights; in [-1, 1];
+      previous_token_dependence   drop of the score when the model's previous-token heads are zero-ablated.
+
+    The null is uniform causal attention, (H_{2T+1} - H_{T+1}) / T after a BOS. p tests that the stripe gets at most
+    0.05 more than 16 stripes at wrong offsets T - 1 +- 2..9 of the same head; q is Benjamini-Hochberg over all heads. A
+    head is labelled at q < 0.01, score >= 0.3, argmax_hit >= 0.3 and copying_ratio > 0. With `causal`, the set of
+    labelled heads is ablated (zero and mean) and compared with up to `n_random` distinct random sets with as many heads
+    in each layer: see `interventions`.
+
+    Args:
+        model: any loaded model.
+        n_prompts: prompts in all, the unit of the interval.
+        lengths: lowest and highest block length T.
+        n_lengths: distinct lengths drawn; at least three.
+        bos: "default", "forced" or "none".
+        causal: whether to ablate the labelled set.
+        n_random: random sets it is compared with.
+        method: attention method, "fused" or "naive".
+        seed: of prompts, bootstrap and random sets.
+
+    Raises:
+        TaskError: the context or vocabulary leaves no room to vary T.
+
+    Reference: Olsson et al. 2022 (arXiv 2209.11895), prefix matching and copying. We repeat twice with varied T where
+    they repeat four times at T = 25, and the wrong-offset test is ours.
+    """
+    groups = _scores.repeat_groups(model, n_prompts=n_prompts, lengths=lengths, n_lengths=n_lengths, bos=bos, seed=seed)
+    scores = _scores.collect(model, [(g.batch, _questions(g, full=True)) for g in groups], method=method)
+    hits = stats.bootstrap_mean(_argmax_hits(model, groups, method=method), seed=seed)
+    null = np.array([stats.uniform_causal(g.second[0], g.second[-1]) for g in groups for _ in g.batch.ids])
+
+    matching = stats.bootstrap_mean(scores.target, seed=seed)
+    p = stats.p_against_nulls(matching.mean, scores.wrong, margin=MARGIN)
+    q = stats.benjamini_hochberg(p)
+    ratio = weights.copying_ratio(model.ov_circuits()).double().numpy()
+    label = (q < LEVEL) & (matching.mean >= THRESHOLD) & (hits.mean >= THRESHOLD) & (ratio > 0)
+
+    spread = (1 - null)[:, None, None]
+    normalised = stats.bootstrap_mean((scores.target - null[:, None, None]) / spread, seed=seed)
+    dependence, removed = _previous_token_dependence(model, groups, scores, method=method, seed=seed)
+    columns = _scores.interval_columns
+    table = pd.concat(
+        [
+            _scores.head_rows(
+                model, "prefix_matching", "probability", **columns(matching), null=null.mean(), p=p, q=q, label=label
+            ),
+            _scores.head_rows(model, "prefix_matching_normalised", "fraction", **columns(normalised), null=0.0),
+            _scores.head_rows(model, "argmax_hit", "fraction", **columns(hits), null=_hit_null(groups)),
+            _scores.head_rows(model, "copying_ratio", "fraction", value=ratio, null=0.0),
+            _scores.head_rows(model, "previous_token_dependence", "probability", **columns(dependence), null=0.0),
+        ],
+        ignore_index=True,
+    )
+    chosen = _scores.ranked(model, label, matching.mean)
+    pool = [(layer, head) for layer in model.info.attention_layers for head in range(model.info.n_heads)]
+    effects = _causal.ablate_set(model, groups, chosen, pool, n_random=n_random, seed=seed) if causal and chosen else []
+    data = {**_scores.describe_repeats(groups, bos), "previous_token_heads": removed}
+    return Findings(table, data, effects)
+
+
+def _questions(group: Repeats, *, full: bool) -> dict[str, Statistic]:
+    """Target stripe and previous-token mass; when `full`, wrong stripes and arg-max hits too."""
+    rows = group.rows(group.second)
+    stripe = group.length - 1
+    once = group.rows(range(max(T0, group.start + 1), group.start + group.length))
+    asked: dict[str, Statistic] = {"target": Mean(Offset(stripe), rows), "previous": Mean(Offset(1), once)}
+    if full:
+        wrong = _scores.wrong_offsets(stripe, lowest=2)
+        asked |= _scores.offset_questions(group.batch, rows, wrong, first_key=group.start)
+    return asked
+
+
+def _hit_null(groups: Sequence[Repeats]) -> float:
+    """Chance that a random visible non-BOS key is the target."""
+    return float(np.mean([stats.uniform_causal(g.second[0] - g.start, g.second[-1] - g.start) for g in groups]))
+
+
+def _argmax_hits(model: Model, groups: Sequence[Repeats], *, method: str) -> np.ndarray:
+    """[prompt layer head]: share of second-copy queries whose largest probability on a non-BOS key is the target."""
+    found = []
+    for g in groups:
+        queries = torch.tensor(g.second)
+        bos = torch.zeros_like(g.batch.mask)
+        bos[:, : g.start] = True
+        top = TopKeys(queries.expand(len(g.batch.ids), -1), k=1, exclude=bos)
+        keys = model.attention(g.batch, {"top": top}, method=method)["top"][..., 0, 1]  # layer prompt head query
+        found.append((keys == queries - g.length + 1).double().mean(-1).transpose(0, 1).numpy())
+    return np.concatenate(found)
+
+
+def _previous_token_dependence(
+    model: Model, groups: Sequence[Repeats], scores: _scores.OffsetScores, *, method: str, seed: int
+) -> tuple[stats.Interval, list[str]]:
+    """Drop of the score with every head of previous-token mass >= 0.3 (the best if none) zeroed, and their names."""
+    previous = scores.extra["previous"].mean(0)  # layer head
+    strong = previous >= min(THRESHOLD, previous.max())
+    removed = _scores.ranked(model, strong, previous)
+    groups_asked = [(g.batch, _questions(g, full=False)) for g in groups]
+    without = _scores.collect(model, groups_asked, edits=ablate_heads(removed), method=method)
+    drop = stats.bootstrap_mean(scores.target - without.target, seed=seed)
+    return drop, [component(*h) for h in removed]

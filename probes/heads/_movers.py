@@ -1,0 +1,126 @@
+"""Movers: heads that look at the answer from the end of the prompt, and write it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+
+from interp.attention import KeyMass, Mean
+from interp.errors import NotApplicable
+from interp.measurement import scoring as _scores
+from interp.measurement.registry import Findings, analysis
+from interp.measurement.scoring import LEVEL
+from interp.model import Model
+from interp.results import stats
+from interp.tasks import PromptTask
+from probes.heads import source_attribution as _attributed
+
+SHARE = 0.05
+"""Part of what all heads move there, below which no head is labelled."""
+
+
+@analysis(
+    name="movers",
+    family="roles",
+    title="Movers",
+    headline="mover",
+    order=46,
+    recovers="name_mover",
+    columns={"label": "boolean", "role": "str"},
+    means="At the end of a prompt that holds its own answer (indirect objects), the head attends to the answer "
+    "and what it brings from there raises the answer over the wrong one. Negative values: it lowers it.",
+    misleads="It is the direct effect alone: what the head does through later layers is missing, and heads that "
+    "tell the mover where to look write nothing here. Movers stand in for each other, so that removing a large "
+    "one may change little. A head that copies every name it sees scores on names it should not say as well: "
+    "read `other` beside it. Where an MLP makes much of little (`mlp_share` in the provenance), attributions of "
+    "heads are small and still right.",
+    reference="Wang et al. 2022, arXiv 2211.00593",
+)
+def movers(
+    model: Model,
+    *,
+    task: PromptTask | str | None = None,
+    n_prompts: int = 48,
+    n_draws: int = 8,
+    method: str = "auto",
+    seed: int = 0,
+) -> Findings:
+    """Mover score: mean over prompts of p(END, a) v_a W_O . (W_U[right] - W_U[wrong]) / norm scale, in logits.
+
+    a are the places in the prompt where the right answer stands, and their terms are summed. Variants, a row per head:
+      mover      the score, with null, p, q, label and role ("mover", "negative mover");
+      other      the same from the places where a wrong answer stands (a head that copies all names is negative here);
+      attention  probability from END to the right answer's places;
+      total      direct attribution from all places.
+
+    The null is the mean of the score over `n_draws` exchanges of right and wrong between prompts: same attention, same
+    writes, other prompts' answers. p (two-sided) tests the score against their spread with Student's prediction
+    interval; q is Benjamini-Hochberg over heads. A role needs q < 0.01 and 5 % of the sum of all sizes; the label is
+    the positive one. Where the model prefers the right answer in fewer than three of four prompts, p is 1 and no head
+    is labelled: nothing is moved there. The interval is a bootstrap over prompts.
+
+    Args:
+        model: any loaded model.
+        task: prompts that hold their answers: a task or its name; None: "ioi" in the model's own words.
+        n_prompts: of a task given by name.
+        n_draws: exchanges for the null; at least three.
+        method: attention method of `attention`.
+        seed: of prompts, exchanges and bootstrap.
+
+    Raises:
+        NotApplicable: the task cannot be asked with this tokenizer, or no prompt holds its answer.
+
+    Reference: Wang et al. 2022 (arXiv 2211.00593), name movers: they plot attention against the write and copy scores;
+    we multiply them, prompt by prompt. The null and its test are ours.
+    """
+    chosen = _attributed.asked(model, task, ("ioi",), n=n_prompts, seed=seed)
+    at, other = (_attributed.where(chosen, ids) for ids in (chosen.answers, chosen.wrong))
+    held = at.any(1)
+    if not held.any():
+        raise NotApplicable(f"{chosen.name}: no prompt holds its own answer, so that nothing can be moved")
+    found, exchanged = _attributed.sources(model, chosen, chosen.answers, chosen.wrong, draws=n_draws, seed=seed)
+    score = stats.bootstrap_mean(_summed(found.heads, at), seed=seed)
+    test = _attributed.tested(score, [_summed(x.heads, at) for x in exchanged], answered=_attributed.answered(found))
+    size = SHARE * np.abs(score.mean).sum()
+    strong = (test["q"] < LEVEL) & (np.abs(score.mean) >= size)
+    role = np.where(strong, np.where(score.mean > 0, "mover", "negative mover"), "")
+    columns = _scores.interval_columns
+    rows = _scores.head_rows(
+        model,
+        "mover",
+        "logit",
+        **columns(score),
+        **test,
+        label=strong & (score.mean > 0),
+        role=role,
+    )
+    rows["role"] = rows["role"].where(rows["role"] != "", None)
+    rest = {"other": _summed(found.heads, other), "total": _attributed.by_prompt(found.heads.sum(2))}
+    parts = [rows] + [
+        _scores.head_rows(model, name, "logit", **columns(stats.bootstrap_mean(x, seed=seed)))
+        for name, x in rest.items()
+    ]
+    parts.append(
+        _scores.head_rows(model, "attention", "probability", **columns(_attention(model, chosen, at, method, seed)))
+    )
+    logit = float(found.logit.mean())
+    data = {
+        **chosen.provenance(),
+        "logit_diff": logit,
+        "mlp_share": float(found.mlps.sum(0).mean()) / logit,
+        "holds_answer": int(held.sum()),
+    }
+    return Findings(pd.concat(parts, ignore_index=True), data)
+
+
+def _summed(heads: torch.Tensor, at: torch.Tensor) -> np.ndarray:
+    """[batch layer head]: attributions from the marked columns."""
+    return _attributed.by_prompt((heads * at.T.to(heads)).sum(2))
+
+
+def _attention(model: Model, task: PromptTask, at: torch.Tensor, method: str, seed: int) -> stats.Interval:
+    rows = torch.zeros_like(task.clean.mask)
+    rows[torch.arange(len(task)), task.end.to(rows.device)] = True
+    mass = model.attention(task.clean, {"mass": Mean(KeyMass(at), rows)}, method=method)["mass"]
+    return stats.bootstrap_mean(mass.transpose(0, 1).double().numpy(), seed=seed)

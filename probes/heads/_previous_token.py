@@ -1,0 +1,67 @@
+"""Previous-token heads."""
+
+from __future__ import annotations
+
+import torch
+
+from interp import tasks
+from interp.attention import Mean, Offset
+from interp.errors import TaskError
+from interp.measurement import scoring as _scores
+from interp.measurement.registry import Findings, analysis
+from interp.measurement.scoring import T0
+from interp.model import Model
+from interp.results import stats
+
+
+@analysis(
+    name="previous_token",
+    family="copy",
+    title="Previous-token heads",
+    headline="score",
+    order=20,
+    recovers="previous_token",
+    columns={"label": "boolean"},
+    means="The head looks one token back wherever it is. In layer 0 it often supplies what induction heads match on.",
+    misleads="A head that spreads over the last few tokens scores in proportion to its share on the last one. "
+    "Looking back is not use: only an ablation shows that the model relies on it.",
+    reference="Elhage et al. 2021, A Mathematical Framework for Transformer Circuits; Olsson et al. 2022, "
+    "arXiv 2209.11895",
+)
+def previous_token(
+    model: Model, *, n_prompts: int = 64, length: int = 64, bos: str = "default", method: str = "auto", seed: int = 0
+) -> Findings:
+    """Previous-token score: mean over queries i of p(i, i-1), on prompts of distinct random tokens.
+
+    The null is uniform causal attention, mean of 1/(i+1) over the same rows; p tests that offset 1 gets at most 0.05
+    more than offsets 2 to 17 of the same head (over the same rows, where they exist); q is Benjamini-Hochberg over all
+    heads. A head is labelled at q < 0.01 and score >= 0.3. The first two queries and keys at a BOS are left out.
+
+    Args:
+        model: any loaded model.
+        n_prompts: independent prompts, the unit of the interval.
+        length: tokens per prompt, BOS included; shortened to the context and vocabulary.
+        bos: "default", "forced" or "none"; see `interp.tasks.bos_id`.
+        method: attention method, "fused" or "naive".
+        seed: of prompts and bootstrap.
+
+    Raises:
+        TaskError: no room for 24 distinct tokens.
+
+    Reference: Olsson et al. 2022 (arXiv 2209.11895). The wrong-offset test is ours.
+    """
+    start = 0 if tasks.bos_id(model, bos) is None else 1
+    length = min(length, model.info.context or length, len(tasks.ordinary_tokens(model)) + start)
+    if length < 24:
+        raise TaskError(f"prompts of {length} tokens are too short to tell offsets apart; at least 24 are needed")
+    batch = tasks.random_prompts(model, n=n_prompts, length=length, bos=bos, seed=seed)
+    position = torch.arange(length)
+    rows = (position >= max(T0, start + 1)).expand_as(batch.mask)
+    questions = {"target": Mean(Offset(1), rows)}
+    wrong = _scores.offset_questions(batch, rows, range(2, 18), first_key=start)
+    scores = _scores.collect(model, [(batch, questions | wrong)], method=method)
+
+    null = stats.uniform_causal(max(T0, start + 1), length - 1)
+    table = _scores.judged(model, scores, null=null, seed=seed)
+    data = {"task": "random tokens", "n": n_prompts, "length": length, "bos": bos, "sha256": tasks.fingerprint([batch])}
+    return Findings(table, data)

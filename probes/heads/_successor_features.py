@@ -1,0 +1,321 @@
+"""Numbers by their last digit: is the residue there before a head reads it, can it be exchanged, who writes it?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from interp import data, tasks
+from interp.batch import Batch
+from interp.components import component
+from interp.decompose.embeddings import effective_embedding
+from interp.edits import Ablate, Apply, Edit
+from interp.errors import NotApplicable, SchemaError, nearest
+from interp.measurement import scoring as _scores
+from interp.measurement.registry import Findings, analysis
+from interp.measurement.scoring import LEVEL, MARGIN, THRESHOLD
+from interp.model import Model
+from interp.results import stats
+from interp.results.stats import Head
+from interp.sites import Site
+from probes.heads import ordinals as _ordinals
+from probes.heads import residues as _residues
+from probes.heads._successor import BASE, EMBEDDINGS
+from probes.heads.ordinals import Ordinal
+from probes.heads.residues import Grid
+
+BLOCKS = 2
+"""Fewer whole decades than this leave none to learn from once one is held out."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Case:
+    """Numbers of a model, as a grid, and where they are read."""
+
+    model: Model
+    numbers: Ordinal
+    grid: Grid
+    name: str
+    bos: int | None
+
+    def embedding(self, name: str, edits: Sequence[Edit] = ()) -> Float[Tensor, "member d_model"]:
+        with self.model.editing(edits):
+            return effective_embedding(
+                self.model, tokens=self.numbers.ids, variant=EMBEDDINGS[name], bos=self.bos
+            ).double()
+
+    def heads(self, layer: int) -> tuple[Float[Tensor, "head d_model d_head"], Float[Tensor, "head d_head member"]]:
+        """Two factors of what each head of a layer makes of a vector: logits of all numbers."""
+        w = self.model.weights()
+        ov = w.ov(layer, fold_norm=True)
+        right = ov.right if w.final_norm is None else w.final_norm.linear(ov.right)
+        return ov.left.double(), (right @ w.source.columns(self.numbers.ids).T).double()
+
+    def logits(self) -> list[Float[np.ndarray, "head block residue member"]]:
+        """Per layer, what each head writes for each number of the grid, as logits of all numbers."""
+        raw, deep = self.embedding("ov_embed"), self.embedding(self.name)
+        found = []
+        for layer in self.model.weights().layers:
+            left, right = self.heads(layer)
+            found.append(((raw if layer == 0 else deep) @ left @ right).numpy()[:, self.grid.at])
+        return found
+
+
+@analysis(
+    name="successor_features",
+    family="roles",
+    title="Last digits of numbers",
+    headline="arithmetic",
+    unit="residue of numbers",
+    order=45,
+    needs="text",
+    columns={"label": "boolean", "written": "float64"},
+    means="The last digit is a direction of its own in what heads read, shared by all decades: taking f_3 from 23 and "
+    "adding f_7 makes the head answer 28.",
+    misleads="A head can count perfectly, with all last digits right, from numbers that share no digit: read the "
+    "arithmetic, not `mod10` of the successor scores. A probe finds a digit that no head uses. Neurons are judged one "
+    "at a time: where each fires for one number only, none is tuned to a digit, and together they write it.",
+    reference="Gould et al. 2023, arXiv 2312.09230",
+)
+def successor_features(
+    model: Model,
+    *,
+    numbers: Sequence[str] | None = None,
+    embedding: str = "full",
+    base: int = BASE,
+    n_permutations: int = 199,
+    n_draws: int = 8,
+    n_random: int = 5,
+    seed: int = 0,
+) -> Findings:
+    """Feature arithmetic: share of (x, b) with argmax over numbers of W_U OV_h (e(x) - f_a + f_b) = x - a + b + 1.
+
+    a = x mod 10, b another residue with b + 1 < 10; e(x) is what x is behind layer 0 (heads of layer 0: W_E); f_r is
+    the mean of e over numbers of residue r in the other decades, less the mean over all residues. Only whole decades
+    count, each the same. Variants:
+      arithmetic  the share, one row per head; null, p, q and label;
+      carry       the same for b = 9, where the next decade begins;
+      digit       the last digit alone has to be right, (b + 1) mod 10;
+      successor   share of numbers x themselves whose arg-max is x + 1, null one over the numbers;
+      probe       one row per embedding (`full`, `ov_mlp0`, `ov_embed`, as in `successor`): accuracy of a linear probe
+                  for the residue, fitted on all decades but the one asked about; null and p: labels permuted within
+                  each decade;
+      neuron      one row per neuron of MLP 0: share of its variance within decades that is between residues; null one
+                  over the decades, p by the same permutations, q the share of them in which any neuron reaches it,
+                  label q < 0.01; `written`: sd between residues of its mean activation, times the norm of what it
+                  writes.
+
+    The null of the arithmetic is its mean over `n_draws` exchanges of names in which no f is called by its own, so what
+    is added is as large; p is Student's prediction interval of these draws, for an excess of at most 0.05; q is
+    Benjamini-Hochberg over heads; a label needs q < 0.01 and a share >= 0.3. Intervals resample decades.
+
+    Interventions: the labelled neurons with the most `written`, 1, 2, 4, ... of them, held at their mean over numbers,
+    beside `n_random` sets of others that write about as much: accuracy of the probe, and for the head that counts best,
+    the share of numbers x with arg-max x + 1 and of those with its last digit.
+
+    Args:
+        model: any loaded model with a tokenizer.
+        numbers: words in counting order from 0, in place of "0" to "199".
+        embedding: behind which heads and neurons are read: "full", "ov_mlp0" (attention 0 left out) or "ov_embed" (no
+            neurons then).
+        base: of the residues; another base than the numerals' own is a control.
+        n_permutations: of labels, for probe and neurons; with fewer than 100 no neuron can be labelled.
+        n_draws: exchanges of names, at least three.
+        n_random: sets of neurons each set is compared with.
+        seed: of all that is drawn.
+
+    Raises:
+        NotApplicable: no tokenizer, or fewer than two whole decades (20 numbers) that are one token each.
+        SchemaError: an unknown embedding.
+
+    Reference: Gould et al. 2023 (arXiv 2312.09230). Their features are those of a sparse autoencoder on
+    `ov_mlp0`; class means, held-out decades and all nulls are ours.
+    """
+    if embedding not in EMBEDDINGS:
+        raise SchemaError(f"unknown embedding {embedding!r}; {nearest(embedding, EMBEDDINGS)}")
+    case = _case(model, numbers, embedding, base)
+    logits = case.logits()
+    parts = [*_heads(case, logits, n_draws=n_draws, seed=seed), _probes(case, n_permutations, seed)]
+    told: dict[str, object] = {
+        "task": "numbers",
+        "numbers": [len(case.numbers.ids), case.numbers.size],
+        "blocks": len(case.grid.at),
+        "base": base,
+        "embedding": embedding,
+    }
+    effects: list[dict[str, object]] = []
+    if embedding == "ov_embed":
+        told["neurons"] = "not asked about: W_E is not behind MLP 0"
+    elif model.writes(0).mlp is None:
+        told["neurons"] = f"layer 0 has none that can be told apart: {dict(model.writes(0).missing)}"
+    else:
+        rows, effects, best = _neurons(case, logits, n_permutations=n_permutations, n_random=n_random, seed=seed)
+        parts.append(rows)
+        told["counts_best"] = component(*best)
+    return Findings(pd.concat(parts, ignore_index=True), told, effects)
+
+
+def _case(model: Model, numbers: Sequence[str] | None, name: str, base: int) -> _Case:
+    shipped = data.read_json(data.path("ordinals", "classes.json"))["classes"]["numbers"]["members"]
+    (found,), _ = _ordinals.find(model, {"numbers": list(shipped if numbers is None else numbers)})
+    grid = Grid.of(found.rank, base)
+    if len(grid.at) < BLOCKS:
+        raise NotApplicable(
+            f"{len(found.ids)} of {found.size} numbers are one token each, and {len(grid.at)} blocks of {base} are "
+            f"whole; at least {BLOCKS} blocks ({BLOCKS * base} numbers) are needed"
+        )
+    first = tasks.bos_id(model, "default")
+    if first is None and getattr(model.tokenizer, "bos_token_id", None) is not None:
+        first = tasks.bos_id(model, "forced")
+    return _Case(model, found, grid, name, first)
+
+
+def _heads(
+    case: _Case, logits: Sequence[Float[np.ndarray, "head block residue member"]], *, n_draws: int, seed: int
+) -> list[pd.DataFrame]:
+    """Rows of arithmetic, carry, digit and successor."""
+    base = case.grid.at.shape[1]
+    own = _arithmetic(case, logits, np.arange(base))
+    drawn = [_arithmetic(case, logits, names) for names in _residues.derangements(base, n=n_draws, seed=seed)]
+    counted = np.stack([_counts(case, layer).mean(-1).T for layer in logits], 1)  # block layer head
+    parts = []
+    for name, every in (*own.items(), ("successor", counted)):
+        value = every[~np.isnan(every).any((1, 2))]  # the last decade has nothing to carry to
+        if not len(value):
+            continue
+        more: dict[str, object] = {"null": 1 / len(case.numbers.ids)}
+        interval = stats.bootstrap_mean(value, seed=seed)
+        if name in own:
+            null = np.stack([np.nanmean(d[name], 0) for d in drawn])
+            more["null"] = null.mean(0)
+            if name == "arithmetic":
+                p = stats.p_against_nulls(interval.mean, null, margin=MARGIN)
+                q = stats.benjamini_hochberg(p)
+                more |= {"p": p, "q": q, "label": (q < LEVEL) & (interval.mean >= THRESHOLD)}
+        parts.append(_scores.head_rows(case.model, name, "fraction", **_scores.interval_columns(interval), **more))
+        parts[-1]["component"] = [component(*at) for at in zip(parts[-1]["layer"], parts[-1]["head"], strict=True)]
+    return parts
+
+
+def _arithmetic(
+    case: _Case, logits: Sequence[Float[np.ndarray, "head block residue member"]], names: Int[np.ndarray, " residue"]
+) -> dict[str, Float[np.ndarray, "block layer head"]]:
+    layers = [_residues.arithmetic(_residues.shifted(layer, names), case.grid) for layer in logits]
+    return {name: np.stack([layer[name] for layer in layers], 1) for name in layers[0]}
+
+
+def _counts(case: _Case, logits: Float[np.ndarray, "head block residue member"], *, digit: bool = False) -> np.ndarray:
+    """[head block residue]: whether the arg-max for a number is the next one, or ends like it."""
+    picked, base = logits.argmax(-1), case.grid.at.shape[1]
+    if digit:
+        return case.grid.rank[picked] % base == (np.arange(base) + 1) % base
+    return picked == case.grid.after
+
+
+def _probes(case: _Case, n: int, seed: int) -> pd.DataFrame:
+    rows = []
+    for name in EMBEDDINGS:
+        x = case.embedding(name).numpy()[case.grid.at]
+        hits, null = _residues.probe(x, n_permutations=n, seed=seed)
+        interval = _scores.interval_columns(stats.bootstrap_mean(hits.mean(1), seed=seed))
+        p = (1 + (null >= hits.mean()).sum()) / (1 + len(null))
+        rows.append(
+            {"variant": "probe", "unit": "accuracy", "component": name, **interval, "null": null.mean(), "p": p}
+        )
+    return pd.DataFrame(rows)
+
+
+def _neurons(
+    case: _Case,
+    logits: Sequence[Float[np.ndarray, "head block residue member"]],
+    *,
+    n_permutations: int,
+    n_random: int,
+    seed: int,
+) -> tuple[pd.DataFrame, list[dict[str, object]], Head]:
+    """Rows of the neurons of MLP 0, of their ablation, and the head these are judged by: the one that counts best."""
+    counts = np.stack([_counts(case, layer).mean((1, 2)) for layer in logits])
+    row, head = (int(i) for i in np.unravel_index(counts.argmax(), counts.shape))
+    acts, write = _activations(case), case.model.writes(0).mlp
+    if write is None:
+        raise RuntimeError("neurons of a layer that has none")
+    norm = write.matrix(acts.shape[-1]).double().norm(dim=-1).cpu().numpy()
+    share, p, q = _residues.tuning(acts, n_permutations=n_permutations, seed=seed)
+    written, spread = acts.mean(0).std(0) * norm, acts.std((0, 1)) * norm
+    rows = pd.DataFrame(
+        {
+            "variant": "neuron",
+            "unit": "fraction of variance",
+            "layer": 0,
+            "component": [f"M0.N{i}" for i in range(len(share))],
+            "value": share,
+            "null": 1 / len(acts),
+            "p": p,
+            "q": q,
+            "n": len(acts),
+            "label": q < LEVEL,
+            "written": written,
+        }
+    )
+    tuned = np.flatnonzero(q < LEVEL)
+    tuned = tuned[np.argsort(-written[tuned], kind="stable")]
+    left, right = (factor[head : head + 1] for factor in case.heads(case.model.info.attention_layers[row]))
+    fixed = case.embedding("ov_embed") if case.model.info.attention_layers[row] == 0 else None
+
+    def measure(neurons: Int[np.ndarray, " k"]) -> dict[str, float]:
+        deep = case.embedding(case.name, [_held(neurons, acts.mean((0, 1)))] if len(neurons) else [])
+        own = ((deep if fixed is None else fixed) @ left @ right).numpy()[:, case.grid.at]
+        x = deep.numpy()[case.grid.at]
+        return {
+            "successor_share": float(_counts(case, own).mean()),
+            "digit_share": float(_counts(case, own, digit=True).mean()),
+            "probe_accuracy": float(_residues.probe(x, n_permutations=0, seed=seed)[0].mean()),
+        }
+
+    clean, effects = measure(np.array([], dtype=np.int64)), []
+    for k in sorted({2**i for i in range(len(tuned).bit_length())} | ({len(tuned)} if len(tuned) else set())):
+        edited = measure(tuned[:k])
+        random = [measure(s) for s in _residues.matched(spread, tuned[:k], n=n_random, seed=seed)]
+        effects += [
+            {
+                "set_id": f"mean: {k} most tuned neurons of M0",
+                "k": k,
+                "control": "others of M0 that write as much" if random else "none",
+                "metric": metric,
+                "clean": value,
+                "edited": edited[metric],
+                "random_mean": np.mean([r[metric] for r in random]) if random else None,
+                "random_sd": np.std([r[metric] for r in random], ddof=1) if len(random) > 1 else None,
+                "n_random": len(random),
+            }
+            for metric, value in clean.items()
+        ]
+    return rows, effects, (case.model.info.attention_layers[row], head)
+
+
+def _activations(case: _Case) -> Float[np.ndarray, "block residue neuron"]:
+    """Neurons of MLP 0 at each number, under the case's embedding."""
+    ids, site = case.numbers.ids, Site("mlp_post", 0)
+    rows = ids[:, None] if case.bos is None else torch.stack([torch.full_like(ids, case.bos), ids], dim=1)
+    silent = 0 in case.model.info.attention_layers and EMBEDDINGS[case.name] == "mlp"
+    edits = [Ablate(Site("attn_out", 0), "zero")] if silent else []
+    run = case.model.run(Batch.of(rows), capture={site: lambda x: x[:, -1].double().cpu()}, edits=edits, stop=0)
+    return run[site].numpy()[case.grid.at]
+
+
+def _held(neurons: Int[np.ndarray, " k"], mean: Float[np.ndarray, " neuron"]) -> Edit:
+    """These neurons of MLP 0 at their mean."""
+    at, value = torch.tensor(neurons), torch.tensor(mean[neurons])
+
+    def hold(x: Tensor) -> Tensor:
+        new = x.clone()
+        new[..., at.to(x.device)] = value.to(x)
+        return new
+
+    return Apply(Site("mlp_post", 0), hold)

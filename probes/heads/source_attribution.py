@@ -1,0 +1,121 @@
+"""Direct logit attributions of heads by source token on a task, and what they would be for other prompts' answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from interp import tasks
+from interp.batch import Batch
+from interp.decompose import attribute
+from interp.errors import NotApplicable, TaskError
+from interp.model import Model
+from interp.results import stats
+from interp.tasks import PromptTask
+
+TASKS = ("facts", "fact", "capital_country")
+"""Tasks about facts, the first that a model knows."""
+ANSWERED = 0.75
+"""Share of prompts with the right answer above the wrong one from which a model does the task."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """Logits (answer less wrong) that each head adds at END from each token; `logit` is the model's difference."""
+
+    heads: Float[Tensor, "layer head key batch"]
+    mlps: Float[Tensor, "layer batch"]
+    logit: Float[Tensor, " batch"]
+
+
+def asked(model: Model, given: PromptTask | str | None, names: tuple[str, ...], *, n: int, seed: int) -> PromptTask:
+    """A task, by name or the first of `names` that suits the model.
+
+    Raises:
+        NotApplicable: none does.
+    """
+    if isinstance(given, PromptTask):
+        return given
+    if given is not None:
+        return tasks.task(given, model, n=n, seed=seed)
+    reasons = []
+    for name in names:
+        try:
+            return tasks.task(name, model, n=n, seed=seed)
+        except (NotApplicable, TaskError) as error:
+            reasons.append(str(error))
+    raise NotApplicable("; ".join(reasons))
+
+
+def sources(
+    model: Model,
+    task: PromptTask,
+    answers: Int[Tensor, "batch k"],
+    wrong: Int[Tensor, "batch m"],
+    *,
+    draws: int,
+    seed: int,
+) -> tuple[Sources, list[Sources]]:
+    """Attributions of the answers' mean logit less the wrong ones', and of `draws` exchanges of both between prompts.
+
+    All in one pass, in which the prompts stand as often: same attention, same writes, other directions.
+    """
+    orders = [torch.arange(len(task)), *derangements(len(task), draws=draws, seed=seed)]
+    rows = torch.cat(orders)
+    again = Batch(task.clean.ids.repeat(len(orders), 1), task.clean.mask.repeat(len(orders), 1))
+    found = attribute(model, again, answers[rows], wrong[rows], sources=True)
+    info, width = model.info, task.clean.ids.shape[1]
+    heads = torch.zeros(info.n_layers, info.n_heads, width, len(rows))
+    mlps = torch.zeros(info.n_layers, len(rows))
+    for c, values in zip(found.components, found.values, strict=True):
+        if c.kind == "source":
+            heads[c.layer, c.head, c.source] = values
+        elif c.kind == "mlp":
+            mlps[c.layer] = values
+    n = len(task)
+    parts = zip(heads[list(info.attention_layers)].split(n, -1), mlps.split(n, -1), found.logit.split(n), strict=True)
+    own, *exchanged = (Sources(*part) for part in parts)
+    return own, exchanged
+
+
+def tested(
+    score: stats.Interval, exchanged: Sequence[Float[np.ndarray, "batch layer head"]], *, answered: bool
+) -> dict[str, Float[np.ndarray, "layer head"]]:
+    """Columns null, p and q over heads: two-sided, against the spread of the exchanges; 1 where nothing is answered."""
+    null = np.stack([x.mean(0) for x in exchanged])
+    above, below = stats.p_against_nulls(score.mean, null), stats.p_against_nulls(-score.mean, -null)
+    p = np.clip(2 * np.minimum(above, below), 0, 1) if answered else np.ones_like(above)
+    return {"null": null.mean(0), "p": p, "q": stats.benjamini_hochberg(p)}
+
+
+def answered(found: Sources) -> bool:
+    """Whether the model prefers the right answers in most prompts: if not, heads' effects explain nothing."""
+    return bool((found.logit > 0).double().mean() >= ANSWERED)
+
+
+def derangements(n: int, *, draws: int, seed: int) -> list[Int[Tensor, " batch"]]:
+    """Shifts of a random order: no prompt keeps its own answer."""
+    generator = torch.Generator().manual_seed(seed)
+    shifts = (torch.randperm(n - 1, generator=generator)[:draws] + 1).tolist()
+    order = torch.randperm(n, generator=generator)
+    moved = [torch.empty(n, dtype=torch.long) for _ in shifts]
+    for row, shift in zip(moved, shifts, strict=True):
+        row[order] = order.roll(shift)
+    return moved
+
+
+def where(task: PromptTask, ids: Int[Tensor, "batch k"]) -> Bool[Tensor, "batch key"]:
+    """Columns of the clean prompts that hold one of these tokens."""
+    tokens = task.clean.ids.cpu()
+    known = ids.masked_fill(ids < 0, -2)
+    return (tokens[:, :, None] == known[:, None, :]).any(-1) & task.clean.mask.cpu()
+
+
+def by_prompt(values: Float[Tensor, "layer head batch"]) -> Float[np.ndarray, "batch layer head"]:
+    """Prompts first, as the statistics want them."""
+    return values.permute(2, 0, 1).double().numpy()

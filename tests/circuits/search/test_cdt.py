@@ -1,0 +1,135 @@
+"""Contextual decomposition: what must hold of any split, and what it finds in planted models."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import D_VOCAB, SPANNING, tiny
+from torch.testing import assert_close
+
+import interp
+from circuits.evaluation.truth import judge_nodes
+from circuits.search.cdt import contextual_decomposition
+from circuits.wiring.case import Case
+from interp.errors import SchemaError, TaskError
+from interp.tasks import planted_task
+from interp.tasks.prompt import collate
+from interp.zoo.planted import factory
+
+
+def pairs(lengths=(7, 5)):
+    rng = np.random.default_rng(0)
+    clean = [rng.integers(3, D_VOCAB, n).tolist() for n in lengths]
+    corrupt = [[*row[:1], (row[1] + 9) % D_VOCAB, *row[2:-1], (row[-1] + 5) % D_VOCAB] for row in clean]
+    return collate(
+        "random",
+        list(zip(clean, corrupt, strict=True)),
+        answers=[[4 + i] for i in range(len(clean))],
+        wrong=[[9 + i] for i in range(len(clean))],
+        roles=[{"A": 1}] * len(clean),
+        templates=["random"] * len(clean),
+        corruption="two tokens",
+        metric="logit_diff",
+    )
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("name", SPANNING)
+def test_everything_is_the_whole_output_and_nothing_is_none_of_it(name, normalise):
+    model, task = tiny(name), pairs()
+    senders = Case.of(model, task).layout.senders
+    found = contextual_decomposition(
+        model, task, sources=[list(senders), ["embed"], ["embed@A", "M1@A"], []], reference="zero", normalise=normalise
+    )
+    np.testing.assert_allclose(found.to_logits[0], found.whole, rtol=2e-4, atol=2e-4)
+    np.testing.assert_allclose(found.to_slots[0], 1.0, atol=1e-3)
+    assert (found.to_logits[3] == 0).all()
+    assert np.isnan(found.to_slots[3]).all()
+    # a token of its own can be told from the whole, and nothing is read before it is written
+    assert (np.abs(found.to_logits[2] - found.whole) > 1e-4).all()
+    alone = contextual_decomposition(model, task, sources=["M1"], reference="zero")
+    readers = ~np.isnan(alone.to_slots[0, :, 0])
+    np.testing.assert_array_equal(readers, alone.layout.exists[alone.layout.sender_index["M1"]])
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "gpt_oss"])
+def test_the_whole_is_the_difference_of_logits_before_a_cap(name):
+    model, task = tiny(name), pairs()
+    found = contextual_decomposition(model, task, sources=[[]])
+    case = Case.of(model, task)
+    exact = case.clean
+    if name == "gemma2":  # logits are capped at 30
+        raw = 30 * torch.atanh(model.run(task.clean).logits / 30)
+        exact = case.value(raw)
+    biases = model.weights().b_u
+    exact = exact - (biases[task.answers[:, 0]] - biases[task.wrong[:, 0]])
+    assert_close(torch.from_numpy(found.whole).float(), exact, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2"])
+def test_what_is_written_last_counts_as_it_stands(name):
+    model, task = tiny(name), pairs()
+    case = Case.of(model, task)
+    found = contextual_decomposition(model, task, sources=["M1"], reference="resample", normalise=False)
+    gap = (case.sent_clean - case.sent_corrupt)[case.layout.sender_index["M1"]]
+    rows = torch.arange(len(task))
+    last = model.run(task.clean, capture=["L1.resid_post"])["L1.resid_post"][rows, task.end]
+    norm, w_u = case.ports.final_norm, model.weights().w_u
+    frozen = norm.linear(gap[rows, task.end]) / norm.divisor(last)
+    expected = (frozen * (w_u[:, task.answers[:, 0]] - w_u[:, task.wrong[:, 0]]).T).sum(-1)
+    np.testing.assert_allclose(found.to_logits[0], expected.numpy(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma2"])
+def test_the_batch_size_and_padding_change_nothing(name):
+    model, task = tiny(name), pairs()
+    one, many = (contextual_decomposition(model, task, reference="resample", batch_size=n) for n in (1, 64))
+    np.testing.assert_allclose(one.to_logits, many.to_logits, atol=1e-5, rtol=1e-4)
+    np.testing.assert_allclose(one.to_slots, many.to_slots, atol=1e-5, rtol=1e-4)
+    alone = contextual_decomposition(model, task.select([1]), reference="resample")
+    np.testing.assert_allclose(alone.to_logits[:, 0], many.to_logits[:, 1], atol=1e-5, rtol=1e-4)
+    np.testing.assert_allclose(alone.to_slots[:, :, 0], many.to_slots[:, :, 1], atol=1e-5, rtol=1e-4)
+
+
+def test_tables():
+    model, task = tiny("llama"), pairs()
+    found = contextual_decomposition(model, task)
+    table = found.table()
+    assert set(table["source"]) == set(found.layout.senders)
+    assert (table["ci_low"] <= table["value"]).all()
+    slots = found.slots()
+    assert len(slots) == found.layout.n_edges
+    assert slots["share"].between(0, 1).all()
+    assert found.graph().n_edges == found.layout.n_edges
+    with pytest.raises(SchemaError, match="every sender"):
+        contextual_decomposition(model, task, sources=["embed"]).graph()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "llama-gqa"])
+def test_planted_heads_are_the_relevant_ones(architecture):
+    built = factory.plant([factory.Induction()], architecture=architecture, seed=0, noise=0.0)
+    model = interp.load(built.model, tokenizer=built.tokenizer)
+    found = contextual_decomposition(model, planted_task(built, "induction", n=8))
+    scores = dict(zip(found.sources, found.to_logits.mean(1), strict=True))
+    heads = [name for name in found.sources if name.startswith("L")]
+    inside = {f"L{layer}H{head}" for role in ("induction", "previous_token") for layer, head in built.truth.roles[role]}
+    judged = judge_nodes(scores, inside, among=heads)
+    assert judged["auroc"] == 1.0
+    chosen = found.search(k=1, depth=1)
+    assert {e.sender for e in chosen.edges} == inside
+    (looked,) = (e for e in chosen.edges if e.receiver == "logits")
+    assert looked.sender in {f"L{layer}H{head}" for layer, head in built.truth.roles["induction"]}
+    assert found.search(k=1, depth=0).n_edges == 1
+    with pytest.raises(SchemaError, match="k = 0"):
+        found.search(k=0)
+
+
+def test_refusals():
+    model, task = tiny("gpt2"), pairs()
+    with pytest.raises(SchemaError, match="no sender 'L9H0'"):
+        contextual_decomposition(model, task, sources=["L9H0"])
+    with pytest.raises(TaskError, match="no role 'B'"):
+        contextual_decomposition(model, task, sources=["L0H0@B"])
+    with pytest.raises(TaskError, match="ablation 'means'"):
+        contextual_decomposition(model, task, reference="means")

@@ -1,0 +1,246 @@
+"""Needles, retrieval heads, echo and induction classes, gates: against planted truth, chance and each other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from numpy.testing import assert_allclose
+from tiny_models import tiny
+
+import interp
+from interp.errors import NotApplicable, TaskError
+from interp.tasks import needles
+from interp.tasks.haystacks import PAIRS, Format, dataset
+from interp.zoo.planted import factory
+from interp.zoo.trained.skills.vocabulary import tokenizer
+from probes.heads import kv_budget
+from probes.heads import needle_hits as measured
+
+
+def planted(*mechanisms, architecture="llama", seed=1):
+    made = factory.plant(mechanisms, architecture=architecture, seed=seed)
+    return interp.load(made.model, tokenizer=made.tokenizer), made.truth
+
+
+@pytest.fixture(scope="module")
+def retriever():
+    return planted(factory.Retrieval())
+
+
+@pytest.fixture(scope="module")
+def reader():
+    """A random model that reads English."""
+    words = tokenizer(max_length=512)
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ids = {"bos_token_id": words.bos_token_id, "eos_token_id": None, "pad_token_id": None}
+    config = transformers.LlamaConfig(**sizes, **ids, vocab_size=len(words), max_position_embeddings=512)
+    return interp.load(transformers.LlamaForCausalLM(config).eval(), tokenizer=words)
+
+
+@pytest.fixture(scope="module")
+def random_gpt2():
+    """144 heads as GPT-2 starts out."""
+    torch.manual_seed(0)
+    sizes = {"n_layer": 12, "n_head": 12, "n_embd": 96, "vocab_size": 200, "n_positions": 160}
+    config = transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=None)
+    return interp.load(transformers.GPT2LMHeadModel(config).eval())
+
+
+def headline(result, variant):
+    return result.table[result.table["variant"] == variant].set_index("component")
+
+
+@pytest.mark.parametrize(
+    ("which", "source", "n_needles"), [("retriever", "tokenizer", 1), ("reader", "text", 3), ("none", "pairs", 3)]
+)
+def test_needles_are_where_they_are_said_to_be(request, which, source, n_needles):
+    model = tiny("llama") if which == "none" else request.getfixturevalue(which)
+    model = model[0] if isinstance(model, tuple) else model
+    hidden = needles.hide(model, n=5, length=200, value_words=2, seed=3)
+    assert hidden.source == source
+    assert len(hidden.answers) == 5 * n_needles
+    assert hidden.batch.ids.shape[1] <= 200
+    ids = hidden.batch.ids
+    for answer in hidden.answers:
+        said = ids[answer.prompt, [row + 1 for row in answer.rows]].tolist()
+        assert said == hidden.value(answer)
+        assert answer.question[1] == answer.rows[0] + 1
+        assert max(answer.keys) < hidden.context[answer.prompt] <= answer.question[0]
+        assert not hidden.hay[answer.prompt, list(answer.keys)].any()
+        assert 0 <= answer.depth <= 1
+    if source == "tokenizer":
+        before = ids[[a.prompt for a in hidden.answers], [min(a.keys) - 1 for a in hidden.answers]]
+        assert model.tokenizer.convert_ids_to_tokens(before.tolist()) == ["<needle>"] * 5
+    again, other = (needles.hide(model, n=5, length=200, value_words=2, seed=s) for s in (3, 4))
+    assert again.describe() == hidden.describe()
+    assert other.describe()["sha256"] != hidden.describe()["sha256"]
+
+
+def test_the_question_is_the_beginning_of_the_needle(reader):
+    hidden = needles.hide(reader, n=2, seed=0)
+    answer = hidden.answers[0]
+    ids = hidden.batch.ids[answer.prompt].tolist()
+    begin, end = answer.question
+    said = ids[min(answer.keys) - (end - begin) : max(answer.keys) + 1]
+    assert said == ids[begin : end + 1]
+    assert reader.tokenizer.decode(said[1:]).startswith("The code of")
+    assert reader.tokenizer.unk_token_id not in ids
+
+
+def test_depths_and_haystacks_of_the_callers_own(reader):
+    text = "The red door is shut .\nThe sun is up .\n"
+    task = Format("{key} means {value} .", "{key} means", text=text)
+    hidden = needles.hide(reader, n=2, length=120, n_needles=2, depths=[0.0, 1.0], task=task)
+    assert [round(a.depth) for a in sorted(hidden.answers)[:2]] == [0, 1]
+    assert hidden.describe()["haystack"] == "the caller's text"
+    assert min(min(a.keys) for a in hidden.answers) <= 12
+    assert "sun is up" in reader.tokenizer.decode(hidden.batch.ids[0])
+    with pytest.raises(TaskError, match="1 depths for 3 needles"):
+        needles.hide(reader, depths=[0.5])
+    with pytest.raises(TaskError, match=r"\{key\} stands in both"):
+        Format("{key} is {value}", "what?")
+    with pytest.raises(TaskError, match="did you mean 'prose'"):
+        Format("{value}", "what?", "pros")
+
+
+def test_no_room_is_said():
+    with pytest.raises(NotApplicable, match="16 tokens of haystack; 3 needles and their questions leave"):
+        needles.hide(tiny("gpt2"), length=20)
+    with pytest.raises(NotApplicable, match="prose need a tokenizer"):
+        needles.hide(tiny("gpt2"), task=Format("{value}", "?"))
+
+
+def test_keys_and_values_are_not_in_the_haystack():
+    known = dataset()
+    text = " ".join([*known["sentences"], *(x for slot in known["slots"].values() for x in slot)]).lower()
+    assert not set(known["words"]) & set(text.replace(",", " ").replace(".", " ").split())
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "llama-gqa"])
+def test_the_planted_head_is_found_and_no_other(architecture):
+    model, truth = planted(factory.Retrieval(), factory.Induction(), architecture=architecture)
+    ((layer, head),) = truth.roles["retrieval"]
+    found = headline(interp.analyze(model, "retrieval", causal=False, seed=2), "teacher_forced")
+    here = found.index == f"L{layer}H{head}"
+    assert found[here]["value"].item() >= 0.95
+    assert found[here]["label"].item()
+    assert found[~here]["value"].max() <= 0.2
+    assert not found[~here]["label"].any()
+
+
+def test_chance_is_reproduced_by_a_random_model(random_gpt2):
+    result = interp.analyze(random_gpt2, "retrieval", n_prompts=32, length=100, decoding=True)
+    for variant in ("teacher_forced", "teacher_forced_nosink", "mass"):
+        rows = headline(result, variant)
+        assert len(rows) == 144
+        assert_allclose(rows["value"].mean(), rows["null"].iloc[0], rtol=0.25, err_msg=variant)
+    assert not headline(result, "teacher_forced")["label"].any()
+    assert len(result.interventions) == 0
+    assert headline(result, "decoding")["value"].isna().all()  # it says no needle at all
+    hidden = needles.hide(random_gpt2, n=4, length=100, value_words=2)
+    rows = np.array([row for a in hidden.answers for row in a.rows])
+    assert_allclose(measured.chance(hidden).hit, np.mean(1 / (rows + 1)))
+    assert_allclose(measured.chance(hidden).mass, np.mean(2 / (rows + 1)))
+
+
+def test_decoding_and_teacher_forcing_agree_where_the_model_answers(retriever):
+    result = interp.analyze(retriever[0], "retrieval", causal=False, decoding=True, max_new_tokens=1)
+    assert result.provenance["data"]["accuracy"] == 1
+    assert result.provenance["data"]["decoded_found"] == 1
+    forced = headline(result, "teacher_forced")["value"]
+    for variant in ("decoding", "decoding_all"):
+        assert_allclose(headline(result, variant)["value"], forced, atol=1e-12)
+
+
+def test_a_needle_token_counts_once():
+    best = np.array([[[5, 6, 7], [5, 5, 9]]])  # one layer, two heads, three rows
+    assert_allclose(measured._hits(best, (5, 6, 7), (11, 12, 11)), [[1.0, 0.5]])
+    assert_allclose(measured._hits(best, (5, 6, 7), (11, 12, 13)), [[1.0, 1 / 3]])
+    assert_allclose(measured._hits(best, (5, 6, 7), (11, 12, 13), (99, 12, 99)), [[1 / 3, 0.0]])
+
+
+def test_only_the_rows_of_answers_are_asked_for(retriever, monkeypatch):
+    model, _ = retriever
+    asked, plain = [], type(model).attention
+
+    def spy(self, tokens, statistics, **options):
+        asked.append(statistics)
+        return plain(self, tokens, statistics, **options)
+
+    monkeypatch.setattr(type(model), "attention", spy)
+    hidden = needles.hide(model, n=6)
+    measured.teacher_forced(model, hidden)
+    (questions,) = asked  # one pass
+    rows = [row for a in hidden.answers for row in a.rows]
+    assert questions["top"].rows.flatten().tolist() == rows
+    assert questions["mass"].query.tolist() == rows
+    assert set(questions) == {"top", "mass"}
+
+
+def test_masking_the_planted_head_breaks_recall_and_masking_others_does_not(retriever):
+    model, truth = retriever
+    sets = interp.analyze(model, "retrieval", n_random=5).interventions
+    accuracy = sets[sets["metric"] == "needle_accuracy"].iloc[0]
+    ((layer, head),) = truth.roles["retrieval"]
+    assert accuracy["set_id"] == f"zero: L{layer}H{head}"
+    assert accuracy["clean"] - accuracy["edited"] > 0.5
+    assert abs(accuracy["clean"] - accuracy["random_mean"]) < 0.1
+    assert accuracy["n_random"] == 5
+
+
+def test_layers_that_cannot_see_the_needle_have_no_score():
+    result = interp.analyze(tiny("mistral"), "retrieval", task=PAIRS, n_prompts=4)
+    assert headline(result, "teacher_forced")["value"].isna().all()
+    assert not headline(result, "teacher_forced")["label"].any()
+
+
+def test_needles_by_depth_and_length(retriever):
+    table = interp.analyze(retriever[0], "needle_grid", lengths=(24, 40, 10**6), n_depths=3, n_prompts=4).table
+    accuracy = table[table["variant"] == "accuracy"]
+    assert set(accuracy["depth"]) == {0.0, 0.5, 1.0}
+    assert accuracy["length"].nunique() == 3
+    assert (accuracy["value"] == 1).all()
+    assert table["layer"].isna().all()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "llama-gqa"])
+def test_echo_and_induction_heads_are_told_apart(architecture):
+    model, truth = planted(factory.Induction(), factory.DuplicateToken(), architecture=architecture)
+    result = interp.analyze(model, "echo_induction", n_prompts=8)
+    roles = headline(result, "echo")["role"]
+    expected = dict.fromkeys(roles.index, "local")
+    for role, name in (("induction", "induction"), ("duplicate_token", "echo")):
+        ((layer, head),) = truth.roles[role]
+        expected[f"L{layer}H{head}"] = name
+    assert roles.to_dict() == expected
+    budget = kv_budget(result, lengths=(10, 1000), window=95)
+    kept, total = 2, model.info.n_layers * model.info.n_kv_heads
+    assert budget["kept_whole"].tolist() == [kept, kept]
+    assert_allclose(budget["share"], [1.0, (kept * 1000 + (total - kept) * 100) / (total * 1000)])
+    by_rank = kv_budget(result, lengths=(1000,), window=95, ratios=(1 / len(roles), 0.0))
+    assert by_rank["kept_whole"].item() == 1
+
+
+def test_chance_of_echo_and_induction(random_gpt2):
+    result = interp.analyze(random_gpt2, "echo_induction", n_prompts=12)
+    for variant in ("echo", "induction"):
+        rows = headline(result, variant)
+        assert_allclose(rows["value"].mean(), rows["null"].iloc[0], atol=0.002)
+        assert set(rows["role"]) == {"local"}
+    alone = interp.analyze(random_gpt2, "echo_induction", n_prompts=2, lengths=(20, 20), copies=2)
+    queries = np.arange(21, 41)
+    assert_allclose(headline(alone, "echo")["null"].iloc[0], np.mean(1 / (queries + 1)))
+
+
+def test_gates_rank_the_planted_head_first(retriever):
+    model, truth = retriever
+    ((layer, head),) = truth.roles["retrieval"]
+    gates = interp.analyze(model, "retrieval_gates", n_prompts=8, steps=20, lr=0.1).table.set_index("component")[
+        "value"
+    ]
+    assert gates.idxmax() == f"L{layer}KV{head}"
+    assert gates.max() > 0.5
+    assert gates.drop(gates.idxmax()).max() < 0.1
+    assert all(p.grad is None for p in model.torch_module.parameters())

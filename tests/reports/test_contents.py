@@ -1,0 +1,161 @@
+"""The atlas, the sinks and the circuits of the page; how its tables are sorted; that headings nest."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+from plotly.offline import get_plotlyjs
+
+import interp
+from circuits import circuit
+from interp import tasks
+from interp.errors import SchemaError, TaskError
+from interp.reports import report
+from interp.reports.circuits import task_circuit
+from interp.reports.roles import roles
+from interp.reports.sinks import sinks
+
+
+@pytest.fixture(scope="module")
+def model():
+    return interp.load("zoo:planted-induction")
+
+
+@pytest.fixture(scope="module")
+def result(model):
+    return interp.detect(model, ["previous_token", "sink", "duplicate_token"])
+
+
+@pytest.fixture(scope="module")
+def found(model):
+    finding, judging = (tasks.task("induction", model, n=6, seed=0, split=split) for split in tasks.SPLITS)
+    return circuit(model, finding, held_out=judging, edges=4, n_random=3)
+
+
+@pytest.fixture(scope="module")
+def source(model, result, found, tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "page.html"
+    prompt = ([0, 21, 22, 23, 21, 22], 23, 24)
+    report(model, results=result, tasks=[found], prompts=[prompt], path=path, command="interp report M")
+    return path.read_text(encoding="utf-8").replace(get_plotlyjs(), "")
+
+
+class Outline(HTMLParser):
+    """Levels of headings, ids, and the targets of links inside the page."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.levels, self.ids, self.targets, self.labelled, self.unnamed = [], [], [], [], []
+        self.feed(source)
+
+    def handle_starttag(self, tag, attrs):
+        own = dict(attrs)
+        if re.fullmatch("h[1-6]", tag):
+            self.levels.append(int(tag[1]))
+        self.ids += [own["id"]] if "id" in own else []
+        if tag == "a":
+            self.targets.append(own["href"].removeprefix("#"))
+        self.labelled += own.get("aria-labelledby", "").split()
+        if own.get("role") in {"img", "region", "group"} and not own.get("aria-label"):
+            self.unnamed.append((tag, own))
+
+
+def words_of(source):
+    return " ".join(re.sub(r"<[^>]*>", " ", source).split())
+
+
+def test_headings_nest_ids_are_unique_and_links_lead_somewhere(source):
+    page = Outline(source)
+    assert page.levels[0] == 1
+    assert page.levels.count(1) == 1
+    assert all(b <= a + 1 for a, b in zip(page.levels, page.levels[1:], strict=False))
+    assert len(set(page.ids)) == len(page.ids)
+    assert set(page.targets) | set(page.labelled) <= set(page.ids)
+    assert page.unnamed == []
+
+
+def test_sections_stand_in_order(source):
+    titles = re.findall(r"<h2 id=\"([\w-]+)-title\"", source)
+    asked, found, known = ["prompts", "circuits"], ["atlas", "sinks", "analyses"], ["attention", "provenance", "limits"]
+    assert titles == ["reading", *asked, *found, *known]
+
+
+def test_the_circuit_stands_beside_its_verdict_and_random_circuits(source, found):
+    text = words_of(source)
+    row = found.table().iloc[0]
+    assert f"{found.graph.n_edges} of {found.graph.layout.n_edges} edges" in text
+    assert f"Faithfulness {row['faithfulness']:.3f} 95&nbsp;% interval" in text
+    assert f"{row['n']} held-out prompts" in text
+    assert "mean of 3 of the same size" in text
+    assert found.provenance["judged_on"]["sha256"] in text
+    for edge in found.graph.table().to_dict("records"):
+        assert f"{edge['sender']} {edge['receiver']}" in text
+    assert 'id="circuit-0"' in source
+    assert "A faithful circuit is one of possibly many" in text
+
+
+def test_a_circuit_s_numbers_are_those_of_the_library(found):
+    shown, row = task_circuit(found), found.table().iloc[0]
+    assert [edge.score.raw for edge in shown.rows] == [f"{x:.7g}" for x in found.graph.table()["score"]]
+    assert float(shown.p) == pytest.approx(row["p"], abs=1e-3)
+    assert shown.least_p == (row["p"] <= 0.25)
+    assert len({size.edges for size in shown.sizes}) == len(shown.sizes)
+    assert shown.figures["circuit"].layout.width is None
+
+
+def test_the_atlas_has_the_roles_and_maps_what_was_labelled(result, source):
+    atlas, shown = interp.atlas(result), roles(result)
+    assert [(row.component, row.role) for row in shown.rows] == list(
+        atlas.roles()[["component", "role"]].itertuples(index=False, name=None)
+    )
+    assert shown.n_pairs == len(atlas.agreement())
+    assert list(shown.figures["atlas"].data[0].x) == ["previous_token"]
+    table = words_of(source.split("Every role a head was labelled with")[1].split("</table>")[0])
+    assert f"{shown.rows[0].component} previous token in-context identification Previous-token heads" in table
+
+
+def test_one_analysis_makes_no_atlas(model, result):
+    assert roles(interp.detect(model, ["previous_token"])) is None
+    assert sinks(interp.detect(model, ["previous_token"])) is None
+
+
+def test_sinks_are_what_the_analysis_says(result):
+    shown, table = sinks(result), result.table
+    own = table[(table["analysis"] == "sink") & (table["variant"] == "first_token")]
+    assert shown.n_heads == len(own)
+    assert shown.labelled == int(own["label"].sum())
+    assert float(shown.heads[0].first.raw) == pytest.approx(own["value"].max())
+
+
+def test_numbers_are_sorted_by_what_they_are(source):
+    cells = re.findall(r'<td class="n" data-value="([^"]*)">([^<]*)</td>', source)
+    assert len(cells) > 100
+    for raw, text in cells:
+        assert (raw == "") == (text == "–")
+        if raw and re.fullmatch(r"[+−]?[\d.]+", text):
+            assert float(text.replace("−", "-")) == pytest.approx(float(raw), abs=0.6)
+    assert "<button" not in source.split("<table")[1].split("</table>")[0]  # without scripts there is nothing to press
+
+
+def test_provenance_has_a_line_for_everything(source):
+    text = words_of(source.split('id="provenance"')[1])
+    for line in ("previous_token", "sink", "duplicate_token", "direct attribution own prompt", "circuit induction"):
+        assert line in text
+    assert "6 + 6 held out" in text
+    assert "interp report M" in text
+
+
+def test_a_circuit_of_another_model_and_what_is_no_task_are_refused(found, tmp_path):
+    with pytest.raises(SchemaError, match="this circuit is of another model: \\w+ is"):
+        report(interp.load("zoo:planted-sink"), tasks=[found], path=tmp_path / "page.html")
+    with pytest.raises(SchemaError, match="3: expected the name of a task"):
+        report(interp.load("zoo:planted-sink"), tasks=[3], path=tmp_path / "page.html")
+
+
+def test_an_unknown_task_is_refused_before_the_work(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("interp.measurement.registry.detect", lambda *_, **__: pytest.fail("ran too early"))
+    with pytest.raises(TaskError, match="unknown task 'inductoin'; did you mean 'induction'"):
+        report(model, tasks=["inductoin"], path=tmp_path / "page.html")
+    with pytest.raises(TaskError, match="ioi"):
+        report(model, tasks=["ioi"], path=tmp_path / "page.html")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,234 @@
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+import interp
+from interp.attention import Rows
+from interp.errors import InterpError, SiteError, TaskError
+from interp.reports import rows
+from interp.reports.viewer import UNIT, said, two
+
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "attention-viewer.md"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return interp.load("zoo:default")
+
+
+def tiny(*, context):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+        config = LlamaConfig(vocab_size=500, max_position_embeddings=context, **sizes)
+        return interp.load(LlamaForCausalLM(config).eval())
+
+
+def random_ids(n, *, seed=0):
+    return torch.randint(4, 500, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def dense(model, ids, head):
+    """All rows of a head from the oracle."""
+    layer, number = interp.components.parse_component(head)
+    asked = {"rows": Rows(torch.arange(len(ids))[None])}
+    return model.attention(ids, asked, method="naive", layers=[layer])["rows"][0, 0, number].double().numpy()
+
+
+def data(page):
+    """The data of the page, as its script reads them."""
+
+    class Reader(HTMLParser):
+        found, inside = "", False
+
+        def handle_starttag(self, tag, attrs):
+            self.inside = ("type", "application/json") in attrs
+
+        def handle_endtag(self, tag):
+            self.inside = False
+
+        def handle_data(self, text):
+            self.found += text if self.inside else ""
+
+    reader = Reader()
+    reader.feed(page)
+    return json.loads(reader.found)
+
+
+def test_kept_keys_and_the_rest_are_the_pattern_of_the_model(model):
+    ids = random_ids(60)
+    view = interp.attention_view(model, ids, heads=["L0H1", "L2H3"], keys=8)
+    assert view.queries == tuple(range(60))
+    for head in view.heads:
+        pattern = dense(model, ids, head.name)
+        for i, (keys, p) in enumerate(zip(head.keys, head.p, strict=True)):
+            kept = keys[keys >= 0]
+            assert len(kept) == min(8, i + 1)
+            np.testing.assert_allclose(p[: len(kept)], pattern[i, kept], atol=1e-5)
+            np.testing.assert_allclose(p[: len(kept)], np.sort(pattern[i])[::-1][: len(kept)], atol=1e-5)
+        np.testing.assert_allclose(head.p.sum(1) + head.rest, 1, atol=1e-6)
+
+
+def test_the_page_carries_the_same_numbers(model, tmp_path):
+    ids = random_ids(40)
+    view = interp.attention_view(model, ids, heads="L3H6")
+    found = data(view.save(tmp_path / "view.html").read_text(encoding="utf-8"))
+    pattern = dense(model, ids, "L3H6")
+    assert found["queries"] == list(range(40))
+    assert [found["words"][token] for token in found["tokens"]] == [["".join(t)] for t in view.texts]
+    for i, flat in enumerate(found["heads"][0]["rows"]):
+        shown = dict(zip(flat[::2], flat[1::2], strict=True))
+        np.testing.assert_allclose([p / UNIT for p in shown.values()], pattern[i, list(shown)], atol=1e-4)
+        assert sum(shown.values()) <= UNIT + len(shown)
+
+
+def test_induction_on_a_repeat_is_what_the_sentence_says(model):
+    block = random_ids(12)
+    view = interp.attention_view(model, [0, *block, *block], heads=["L3H6"])
+    assert re.match(r"From position 24 \(.*\) L3H6 looks most at position 13 \(.*\), p = (1\.00|0\.9\d)", view.summary)
+    assert view.top[0][0] == 13
+
+
+def test_the_how_to_says_what_its_code_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = PAGE.read_text(encoding="utf-8")
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], names)
+    assert (tmp_path / "attention.html").exists()
+    assert f"> {names['view'].summary}\n" in page
+    keys = dict(names["view"]._row(1, 14))
+    assert max(keys.values()) == keys[10]
+    assert f"with p = {two(keys[10])}" in page
+
+
+def test_heads_not_named_are_the_most_peaked(model):
+    ids = [0, *random_ids(30)]
+    view = interp.attention_view(model, ids)
+    peak = {}
+    for layer in range(model.info.n_layers):
+        for number in range(model.info.n_heads):
+            name = f"L{layer}H{number}"
+            peak[name] = dense(model, ids, name)[:, 1:].max(1).mean()
+    assert [head.name for head in view.heads] == sorted(peak, key=lambda name: -peak[name])[: rows.HEADS]
+
+
+def test_a_long_prompt_keeps_the_last_the_peaked_and_a_spread_of_rows(monkeypatch):
+    monkeypatch.setattr(rows, "ROWS", 32)
+    monkeypatch.setattr(rows, "PEAKED", 8)
+    model, ids = tiny(context=300), random_ids(300)
+    view = interp.attention_view(model, ids, heads=["L0H0", "L1H2"])
+    assert view.queries[0] == 0
+    assert view.at == 299
+    assert 24 <= len(view.queries) <= 32
+    peak = np.max([dense(model, ids, name)[:, 1:].max(1) for name in ("L0H0", "L1H2")], axis=0)
+    assert set(np.argsort(-peak)[:8]) <= set(view.queries)
+    gaps = np.diff(view.queries)
+    assert gaps.max() <= 300 / 23 + 1
+    with pytest.raises(TaskError, match="position 300 is outside the prompt"):
+        interp.attention_view(model, ids, queries=[300])
+
+
+def test_4096_tokens_and_four_heads_stay_below_a_mebibyte(tmp_path):
+    view = interp.attention_view(tiny(context=4096), random_ids(4096))
+    assert len(view.heads) == 4
+    assert view.save(tmp_path / "view.html").stat().st_size <= 1 << 20
+    assert len(view.span) == 256
+    assert view.at in view.span
+
+
+def test_queries_count_from_the_end_too(model):
+    view = interp.attention_view(model, random_ids(20), heads="L0H0", queries=[-1, 3, 19])
+    assert view.queries == (3, 19)
+    assert not view.complete
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"heads": "L9H9"}, SiteError, "no head 'L9H9': heads go from L0H0 to L3H"),
+        ({"heads": ["L3H6", "L3H66"]}, SiteError, "did you mean 'L3H6'"),
+        ({"heads": "M3"}, SiteError, "'M3' is an MLP and has no attention"),
+        ({"heads": "three"}, SiteError, "cannot read component 'three'"),
+        ({"heads": []}, SiteError, "no heads given"),
+        ({"queries": [5]}, TaskError, "position 5 is outside the prompt; positions go from 0 to 4, or -5 to -1"),
+        ({"queries": [-6]}, TaskError, "position -6 is outside"),
+        ({"queries": []}, TaskError, "no query positions given"),
+        ({"keys": 0}, TaskError, "keys is 0"),
+    ],
+)
+def test_what_does_not_exist_is_said_so(model, options, error, said):
+    with pytest.raises(error, match=re.escape(said)):
+        interp.attention_view(model, [5, 6, 7, 8, 9], **options)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [("", "empty prompt"), ([], "empty prompt"), ([[5], [6]], "2 prompts given"), ([10**6], "1000000")],
+)
+def test_what_is_no_prompt_is_said_so(model, prompt, said):
+    with pytest.raises(TaskError, match=said):
+        interp.attention_view(model, prompt)
+
+
+def test_one_token_is_a_prompt(model):
+    view = interp.attention_view(model, [5], heads="L0H0")
+    assert view.queries == (0,)
+    assert "looks most at position 0" in view.summary
+    assert view.about == "A prompt of 1 token."
+
+
+def test_a_file_that_cannot_be_written_is_said_so(model, tmp_path):
+    with pytest.raises(InterpError, match="cannot write"):
+        interp.attention_view(model, [5, 6]).save(tmp_path / "missing" / "view.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_notebook_gets_a_frame_that_cannot_reach_out(model):
+    view = interp.attention_view(model, [5, 6, 7])
+    shown = view._repr_html_()
+    assert shown.startswith('<iframe title="Attention" sandbox="allow-scripts" ')
+    assert shown.count("<") == 2
+    assert repr(view).startswith("<View of L")
+
+
+def test_a_page_is_the_same_each_time(model, tmp_path):
+    first, second = (interp.attention_view(model, [5, 6, 7, 8]).save(tmp_path / name) for name in ("a.html", "b.html"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_text_of_a_prompt_cannot_end_the_script_or_become_markup(tmp_path):
+    evil = "</script><script>alert(1)</script>"
+    words = Tokenizer(WordLevel({evil: 4, "x": 0}, unk_token="x"))
+    words.decoder = Fuse()
+    model = interp.load(
+        tiny(context=16).torch_module, tokenizer=PreTrainedTokenizerFast(tokenizer_object=words, unk_token="x")
+    )
+    page = interp.attention_view(model, [4, 4, 0]).save(tmp_path / "view.html").read_text(encoding="utf-8")
+    assert "alert(1)" in page
+    assert "<script>alert" not in page
+    assert page.count("</script>") == 2
+    assert data(page)["words"] == [[evil], ["x"]]
+
+
+@pytest.mark.parametrize(
+    ("p", "short", "whole"),
+    [
+        (0, "0.00", "0.00"),
+        (7, "0.00", "0.0007"),
+        (50, "0.01", "0.0050"),
+        (1250, "0.13", "0.13"),
+        (10_000, "1.00", "1.00"),
+    ],
+)
+def test_halves_are_rounded_up_as_the_script_does(p, short, whole):
+    assert two(p) == short
+    assert said(p) == whole

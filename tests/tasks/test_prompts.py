@@ -1,0 +1,308 @@
+"""Prompt tasks: pairs that align, answers of one token, roles where they should be, splits that share nothing."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.testing import assert_close
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+import interp
+from interp import data, tasks, zoo
+from interp.errors import NotApplicable, SchemaError, TaskError
+from interp.tasks import metrics
+from interp.tasks.build import FAMILIES
+from interp.tasks.prompt import collate
+from interp.tasks.source import document, shipped
+from interp.zoo.planted import factory
+from interp.zoo.trained.skills import CONTEXT, export
+from interp.zoo.trained.skills.greater_than import TEMPLATES as SPANS
+from interp.zoo.trained.skills.item import belongs
+from interp.zoo.trained.skills.vocabulary import tokenizer as zoo_tokenizer
+
+CASES = [(name, c) for name in shipped() for c in FAMILIES[document(name).family].corruptions]
+
+
+@cache
+def model(kind: str = "bpe"):
+    """What a task asks of a model: "bpe" reads every word of the data and two digits at a time, "digits" one."""
+    if kind == "zoo":
+        tokenizer = zoo_tokenizer(max_length=CONTEXT)
+    else:
+        digits = r" ?\d{1,2}" if kind == "bpe" else r" ?\d"
+        raw = Tokenizer(models.BPE())
+        pattern = Regex(rf"{digits}| ?\p{{L}}+| ?[^\s\p{{L}}\d]+|\s")
+        raw.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Split(pattern, "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+        )
+        raw.decoder = decoders.ByteLevel()
+        texts = [(data.root() / name / "task.json").read_text() for name in shipped()]
+        words = [f" {word}" for text in texts for word in json.dumps(json.loads(text)).replace('"', " ").split()]
+        numbers = [f"{n:02d} {n:02d} {n}" for n in range(100)]
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(vocab_size=9000, show_progress=False, initial_alphabet=alphabet)
+        raw.train_from_iterator([*texts, *words, *numbers], trainer)
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
+    return interp.load(bare(len(tokenizer)), tokenizer=tokenizer)
+
+
+def bare(d_vocab, context=1024):
+    config = {"vocab_size": d_vocab, "n_embd": 8, "n_layer": 1, "n_head": 1, "n_positions": context}
+    return GPT2LMHeadModel(GPT2Config(**config, bos_token_id=None, eos_token_id=None))
+
+
+@pytest.fixture(scope="module")
+def zoo_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("zoo")
+    export.write(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("name", "corruption"), CASES)
+def test_pairs_align(name, corruption):
+    task = tasks.task(name, model(), n=24, corruption=corruption)
+    assert len(task) == 24
+    assert_close(task.clean.mask, task.corrupt.mask)
+    assert (task.clean.ids != task.corrupt.ids).any(1).all()
+    assert len({tuple(row) for row in task.clean.ids.tolist()}) == 24
+    assert_close(task.end, task.lengths - 1)
+    assert (task.answers[:, 0] >= 0).all() and (task.wrong[:, 0] >= 0).all()
+    for right, wrong in zip(task.answers.tolist(), task.wrong.tolist(), strict=True):
+        assert not ({*right} & {*wrong}) - {-1}
+
+
+def test_what_differs_is_what_the_corruption_says():
+    roles = {
+        "counterfactual": {"S2"},
+        "abc": {"S1", "IO", "S2"},
+        "other_subject": {"S2"},
+        "flipped_order": {"S1", "IO"},
+    }
+    for corruption, expected in roles.items():
+        task = tasks.task("ioi", model(), n=16, corruption=corruption)
+        changed = task.clean.ids != task.corrupt.ids
+        marked = torch.zeros_like(changed)
+        for role in expected:
+            marked[torch.arange(16), task.role(role)] = True
+        assert_close(changed, marked)
+
+
+def test_ioi_reads_as_it_should():
+    task, tokenizer = tasks.task("ioi", model(), n=32), model().tokenizer
+    rows = torch.arange(32)
+    ids = task.clean.ids
+    assert_close(ids[rows, task.role("S1")], ids[rows, task.role("S2")])
+    assert_close(ids[rows, task.role("IO")], task.answers[:, 0])
+    assert_close(ids[rows, task.role("S2")], task.wrong[:, 0])
+    assert_close(task.role("S1+1"), task.role("S1") + 1)
+    first = task.role("IO") < task.role("S1")
+    assert_close(first, torch.tensor([task.templates[i].startswith("ABBA") for i in task.template.tolist()]))
+    assert 4 < first.sum() < 28
+    text = tokenizer.decode(ids[0][task.clean.mask[0]])
+    assert text.endswith((" to", " for"))
+
+
+def test_greater_than_has_every_year_once():
+    task, tokenizer = tasks.task("greater-than", model(), n=16), model().tokenizer
+    for row in range(16):
+        year = int(tokenizer.decode(task.clean.ids[row, task.role("YY")[row]]))
+        after, before = ([int(tokenizer.decode(i)) for i in ids[row] if i >= 0] for ids in (task.answers, task.wrong))
+        assert after == list(range(year + 1, 100))
+        assert before == list(range(year + 1))
+    assert_close(task.role("YY"), task.role("XX1") + 1)
+
+
+def test_two_digit_years_are_refused_where_digits_are_tokens():
+    with pytest.raises(NotApplicable, match="greater_than: only 0 of the 2 prompts"):
+        tasks.task("greater_than", model("digits"), n=2)
+    assert tasks.task("arithmetic", model("digits"), n=8).record["answer_rule"] == "first token"
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_splits_share_no_prompt_and_seeds_repeat(name):
+    train, held_out = (tasks.task(name, model(), n=20, split=split) for split in tasks.SPLITS)
+    texts = [{tuple(r[m].tolist()) for r, m in zip(t.clean.ids, t.clean.mask, strict=True)} for t in (train, held_out)]
+    assert not texts[0] & texts[1]
+    assert tasks.task(name, model(), n=20).sha256 == train.sha256
+    assert tasks.task(name, model(), n=20, seed=1).sha256 != train.sha256
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_a_task_is_asked_of_a_small_vocabulary_or_refused(name):
+    try:
+        assert len(tasks.task(name, interp.load("zoo:default"), n=8)) == 8
+    except NotApplicable as refusal:
+        assert name in str(refusal)
+
+
+def test_words_of_several_tokens_are_left_out_and_counted():
+    found = tasks.task("ioi", model(), n=4).record["coverage"]
+    assert found["name"][0] == found["name"][1] == 89
+    with pytest.raises(NotApplicable, match="cannot be asked with this tokenizer"):
+        tasks.task("ioi", model("zoo"), n=4)
+
+
+def test_without_a_tokenizer():
+    with pytest.raises(NotApplicable, match="has no tokenizer"):
+        tasks.task("gender", interp.load(bare(60)))
+
+
+def test_unknown_names_are_told():
+    for call, message in (
+        ({"name": "iio"}, "did you mean 'ioi'"),
+        ({"name": "ioi", "corruption": "abcd"}, "did you mean 'abc'"),
+        ({"name": "ioi", "split": "test"}, "unknown split"),
+        ({"name": "ioi", "n": 0}, "0 prompts"),
+    ):
+        with pytest.raises(TaskError, match=message):
+            tasks.task(**{"model": model(), **call})
+
+
+@pytest.mark.parametrize("name", sorted(export.documents()))
+@pytest.mark.parametrize("split", tasks.SPLITS)
+def test_a_checkpoints_own_forms(zoo_folder, name, split):
+    task = tasks.task(name, model("zoo"), n=32, split=split, source=zoo_folder)
+    assert task.record["source"].startswith("tasks.json of")
+    assert (task.clean.ids[:, 0] == model("zoo").tokenizer.bos_token_id).all()
+    assert model("zoo").tokenizer.unk_token_id not in task.clean.ids
+    assert all(left == of for left, of in task.record["coverage"].values())
+
+
+@pytest.mark.parametrize("split", tasks.SPLITS)
+def test_own_splits_are_the_trainings(zoo_folder, split):
+    tokenizer = model("zoo").tokenizer
+    task = tasks.task("ioi", model("zoo"), n=32, split=split, source=zoo_folder)
+    for right, wrong in zip(task.answers[:, 0], task.wrong[:, 0], strict=True):
+        pair = sorted((tokenizer.decode(right), tokenizer.decode(wrong)))
+        assert belongs("ioi " + " ".join(pair), split)
+    spans = tasks.task("greater_than", model("zoo"), n=32, split=split, source=zoo_folder)
+    assert len(spans.templates) <= len(SPANS)
+    for row in range(32):
+        event, century, year = (
+            tokenizer.decode(spans.clean.ids[row, spans.role(r)[row]]) for r in ("NOUN", "XX1", "YY")
+        )
+        assert belongs(f"greater-than {event} {century} {int(year)}", split)
+
+
+def test_files_of_another_form_are_refused(tmp_path):
+    (tmp_path / "tasks.json").write_text('{"schema": 2}')
+    with pytest.raises(SchemaError, match="was it written by another version"):
+        tasks.task("ioi", model("zoo"), source=tmp_path)
+    (tmp_path / "tasks.json").write_text('{"schema": 1, "tasks": {"ioi": {"family": "ioi", "tempates": []}}}')
+    with pytest.raises(SchemaError, match=r"unknown fields \['tempates'\], missing fields \['templates'\]"):
+        tasks.task("ioi", model("zoo"), source=tmp_path)
+
+
+def test_induction_needs_ids_alone():
+    loaded = interp.load(bare(60, context=80))
+    for corruption in ("exchanged", "other_block", "other_query"):
+        task = tasks.task("induction", loaded, n=20, corruption=corruption)
+        rows, ids = torch.arange(20), task.clean.ids
+        assert_close(ids[rows, task.role("A1")], ids[rows, task.end])
+        assert_close(ids[rows, task.role("B1")], task.answers[:, 0])
+        assert_close(ids[rows, task.role("D1")], task.wrong[:, 0])
+        assert len(set((task.end - task.role("A1")).tolist())) > 2
+
+
+@pytest.mark.parametrize("architecture", ["llama-gqa", "gpt2"])
+def test_planted_tasks_flip_or_vanish(architecture):
+    planted = factory.plant(factory.ALL, architecture=architecture, seed=1)
+    for name in ("two_hop", "induction", "retrieval", "fact", "successor", "previous_token", "duplicate_token"):
+        for corruption in ("minimal", "random"):
+            task = tasks.planted_task(planted, name, n=12, seed=3, corruption=corruption)
+            with torch.no_grad():
+                clean, corrupt = (task.value(planted.model(b.ids).logits) for b in (task.clean, task.corrupt))
+            assert clean.median() > 0.5, name
+            limit = -0.5 if corruption == "minimal" else clean.median() / 3
+            assert corrupt.median() < limit, (name, corruption)
+
+
+def test_planted_models_of_the_zoo_by_name():
+    two_hop = interp.load("zoo:planted-two-hop")
+    assert tasks.task("ioi", two_hop, n=4).name == "two_hop"
+    assert "two_hop" in tasks.task_names(two_hop)
+    assert zoo.built("planted-induction") is None
+    with pytest.raises(TaskError, match="two_hop has no corruption 'abc'"):
+        tasks.task("ioi", two_hop, corruption="abc")
+    with pytest.raises(TaskError, match="no task for 'copy' is planted"):
+        tasks.planted_task(factory.plant([factory.TwoHop()]), "copy")
+
+
+def small_task():
+    return collate(
+        "small",
+        [([1, 2, 3], [1, 4, 3]), ([5, 6], [5, 7])],
+        answers=[[0, 1], [2]],
+        wrong=[[2], [3, 4]],
+        roles=[{"A": 1}, {}],
+        templates=["long", "short"],
+        corruption="c",
+        metric="logit_diff",
+    )
+
+
+def test_metrics_by_hand():
+    task = small_task()
+    logits = torch.zeros(2, 3, 5)
+    logits[0, 2], logits[1, 1] = torch.tensor([1.0, 2, 4, 0, 0]), torch.tensor([0.0, 0, 3, 1, 2])
+    p = torch.stack([logits[0, 2], logits[1, 1]]).softmax(-1)
+    values = {
+        "logit_diff": [1.5 - 4, 3 - 1.5],
+        "logit_margin": [1.5 - 4, 3 - 2.0],
+        "prob": [p[0, :2].sum(), p[1, 2]],
+        "prob_diff": [p[0, :2].sum() - p[0, 2], p[1, 2] - p[1, 3:].sum()],
+        "loss_nats": [-p[0, :2].sum().log(), -p[1, 2].log()],
+        "rank": [1.0, 0.0],
+        "accuracy": [0.0, 1.0],
+    }
+    for name, expected in values.items():
+        assert_close(metrics.find(name)(logits, task), torch.tensor(expected))
+    assert_close(task.value(logits), torch.tensor(values["logit_diff"]))
+    assert_close(metrics.kl(logits, task, reference=logits), torch.zeros(2))
+    with pytest.raises(TaskError, match="did you mean 'logit_diff'"):
+        metrics.find("logit_dif")
+
+
+@settings(max_examples=20)
+@given(st.permutations(range(6)), st.integers(1, 6))
+def test_metrics_do_not_depend_on_the_batch(order, size):
+    task = tasks.task("greater_than", model(), n=6)
+    d_vocab = model().info.d_vocab
+    logits = torch.randn(6, d_vocab, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    chosen = torch.tensor(order[:size])
+    part = task.select(chosen)
+    assert part.clean.mask.any(0).all()
+    for name in ("logit_diff", "logit_margin", "prob_diff", "prob", "loss_nats"):
+        whole = metrics.find(name)(logits, task)
+        assert_close(metrics.find(name)(logits[chosen], part), whole[chosen])
+        (gradient,) = torch.autograd.grad(whole.sum(), logits, retain_graph=True)
+        assert gradient.abs().sum(1).gt(0).all()
+
+
+def test_groups_are_templates_of_one_length():
+    task = tasks.task("capital_country", model(), n=40)
+    for group in task.groups.unique():
+        inside = task.groups == group
+        assert len(task.lengths[inside].unique()) == len(task.template[inside].unique()) == 1
+
+
+def test_tasks_that_do_not_stand_side_by_side_are_refused():
+    with pytest.raises(TaskError, match="3 tokens has a corrupt one of 2"):
+        collate("x", [([1, 2, 3], [1, 2])], answers=[[1]], wrong=[[2]], roles=[{}], templates=["t"])
+    with pytest.raises(TaskError, match="role 'A' stands at 3, outside 2"):
+        collate("x", [([1, 2], [1, 3])], answers=[[1]], wrong=[[2]], roles=[{"A": 3}], templates=["t"])
+    with pytest.raises(TaskError, match="has no role 'B'"):
+        small_task().role("B")
+
+
+def test_a_model_runs_a_task():
+    loaded = interp.load("zoo:planted-induction")
+    task = interp.task("induction", loaded, n=12)
+    assert task.value(loaded.run(task.clean).logits).min() > 3
+    assert task.value(loaded.run(task.corrupt).logits).max() < -3
