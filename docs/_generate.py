@@ -8,15 +8,17 @@ compares them with what this file makes. The rest is directives for Sphinx, igno
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from _pages import COLUMN_MEANINGS, FAMILIES, INTERVENTION_MEANINGS, PAGES
+from _pages import COLUMN_MEANINGS, FAMILIES, FOLDERS, INTERVENTION_MEANINGS, PAGES
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -219,6 +221,57 @@ def datasets() -> str:
     return "\n".join(lines)
 
 
+def folders() -> list[str]:
+    """Folders that hold files of the project, those that differ in digits alone as one: `step-*`."""
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listing, cwd=ROOT, capture_output=True, check=True, text=True).stdout.split("\0")
+    places = {re.sub(r"\d{2,}$", "*", str(Path(name).parent)) for name in names if name and (ROOT / name).is_file()}
+    gone = sorted(set(FOLDERS) - places)
+    if gone:
+        raise KeyError(f"docs/_pages.py: FOLDERS has a line for {gone[0]!r}, which is not there")
+    return sorted(places)
+
+
+def _folder_line(folder: str) -> str:
+    """What a folder holds: said in `FOLDERS`, by its package, or by the heading of its card.
+
+    Raises:
+        KeyError: none of them says it; a line in `FOLDERS` is missing.
+    """
+    where, init = ROOT / folder, ROOT / folder / "__init__.py"
+    if folder in FOLDERS:
+        return FOLDERS[folder]
+    if init.is_file():
+        return (ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))) or "").split("\n", 1)[0]
+    if (where / "README.md").is_file():
+        return (where / "README.md").read_text(encoding="utf-8").split("\n", 1)[0].removeprefix("# ")
+    inside = folder.removeprefix("tests/")
+    for tested in (inside, f"interp/{inside}"):
+        if inside != folder and (ROOT / tested / "__init__.py").is_file():
+            return f"tests of `{tested}`"
+    raise KeyError(f"docs/_pages.py: FOLDERS has no line for {folder!r}")
+
+
+def where_things_are() -> str:
+    """docs/reference/where-things-are.md: every folder of the tree, a line each."""
+    rows = [f"| `{folder}` | {_cell(_folder_line(folder))} |" for folder in folders()]
+    return "\n".join(
+        [
+            f"# Where things are\n\n{NOTE}\n",
+            "One line a folder. `interp` is the instrument, `probes` ask what one component does, `circuits` how "
+            "components work together.",
+            "A module whose name begins with an underscore holds a function that its package hands out under the same "
+            "name:",
+            "`probes/heads/_induction.py` is `probes.heads.induction`. Words of our own are in the "
+            "[glossary](../explanation/glossary.md).\n",
+            "| folder | holds |",
+            "|---|---|",
+            *rows,
+            "",
+        ]
+    )
+
+
 def table_in(text: str, name: str, table: str) -> str:
     """The text with what stands between `<!-- name -->` and `<!-- end of name -->` replaced."""
     pattern = re.compile(rf"(<!-- {name}[^\n]*-->\n).*?(<!-- end of {name} -->)", re.DOTALL)
@@ -229,6 +282,7 @@ COMMITTED: dict[Path, Callable[[], str]] = {
     DOCS / "reference" / "cli.md": cli,
     DOCS / "reference" / "analyses.md": analyses,
     DOCS / "reference" / "tables.md": tables,
+    DOCS / "reference" / "where-things-are.md": where_things_are,
     ROOT / "README.md": lambda: table_in((ROOT / "README.md").read_text(encoding="utf-8"), "analyses", families()),
 }
 

@@ -8,8 +8,10 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "A model of any source, what can be asked of it by name, and the table that every analysis returns.",
         (
             "interp",
+            "interp.loading.load",
             "interp.model",
             "interp.sites",
+            "interp.components",
             "interp.batch",
             "interp.measurement.registry",
             "interp.results.results",
@@ -29,6 +31,8 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "interp.weights.weights",
             "interp.weights.factored",
             "interp.weights.composition",
+            "interp.weights.norms",
+            "interp.weights.stream",
             "interp.decompose.embeddings",
             "interp.decompose",
         ),
@@ -38,13 +42,25 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "Prompts with answers, for any tokenizer, and what is measured on them.",
         ("interp.tasks", "interp.tasks.needles", "interp.tasks.haystacks", "interp.tasks.metrics", "interp.data"),
     ),
+    "measurement": (
+        "An analysis of your own",
+        "What the analyses share, public for those of other packages.",
+        (
+            "interp.measurement.scoring",
+            "interp.measurement.removal",
+            "interp.measurement.rerun",
+            "interp.measurement.head_effects",
+            "interp.measurement.prompts",
+            "interp.measurement.stretches",
+        ),
+    ),
     "statistics": (
         "Statistics and bookkeeping",
         "Nulls and intervals; stored results; what needs more than one run.",
         (
             "interp.results.stats",
             "interp.results.runs",
-            "interp.atlas",
+            "interp.studies.atlas",
             "interp.studies.dynamics",
             "interp.studies.reproduce",
             "interp.studies.scoreboard",
@@ -56,12 +72,8 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "Plots and the report",
         "Every function returns a plotly figure; the report is one HTML file.",
         (
-            "interp.report",
-            "interp.plots.heads",
-            "interp.plots.attention",
-            "interp.plots._removal",
-            "interp.plots._curves",
-            "interp.plots.patching",
+            "interp.reports",
+            "interp.plots",
         ),
     ),
     "zoo": (
@@ -72,7 +84,7 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "probes": (
         "Probes",
         "What does one component do? Most of these are analyses, and run by name.",
-        ("probes.heads", "probes.attention"),
+        ("probes.heads", "probes.attention", "probes.relevance", "probes.effects", "probes.sinks"),
     ),
     "circuits": (
         "Circuits",
@@ -121,20 +133,51 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
 """Pages of the API: title, what they hold, modules in order."""
 
 INTERNAL = {
-    "interp.cli.main": "documented as commands",
-    "interp.cli.circuit": "documented as commands",
-    "interp.cli.reproduce": "documented as commands",
-    "interp.cli.report": "documented as commands",
-    "interp.cli.runs": "documented as commands",
-    "interp.cli.zoo": "documented as commands",
-    "interp.loading.checkpoints": "behind interp.load",
-    "interp.backends.described": "what a notebook and the report say of a model",
+    "interp.cli": "documented as commands",
+    "interp.loading": "behind interp.load",
+    "interp.numerics": "how backends call modules",
+    "interp.patching": "behind the functions that circuits hands out",
+    "interp.results": "behind Result",
+    "interp.rows": "what plots and reports read of a table",
+    "interp.texts": "the text that probes read where the user gives none",
+    "circuits.attribution": "behind edge_attribution",
+    "circuits.patching": "behind path_patching",
+    "circuits.search": "behind the searches that circuits hands out",
+    "circuits.wiring": "behind Case and run_edges",
     "interp.parallel": "cases in processes, for scoreboards",
     "interp.shapes": "names of dimensions for type checkers",
     "interp.backends": "how a model is run; the doors are interp.load and Model",
     "interp.zoo": "how its models are made; read the cards",
 }
 """Modules without a page, with those inside them, and why."""
+
+FOLDERS = {
+    ".": "packaging, the Makefile, and where to start: `README.md`, `CONTRIBUTING.md`, `CHANGELOG.md`",
+    ".ci": "what has to pass before a change is accepted",
+    "datasets": "prompt data, no Python: a card in each folder",
+    "docs": "this site, and the script that makes its generated pages",
+    "docs/_static": "its style",
+    "docs/decisions": "one page for each decision that surprises",
+    "docs/explanation": "derivations, and what a score does and does not show",
+    "docs/how-to": "recipes, one task each",
+    "docs/images": "pictures in its pages",
+    "docs/reference": "every command, analysis, column and public name, made from the code",
+    "docs/tutorial": "one path from nothing to a first finding",
+    "interp/zoo/models/default": "the shipped checkpoint with ten skills, and its card",
+    "interp/zoo/models/positional-shortcut": "a false positive of a naive induction test, and its card",
+    "interp/zoo/models/sibling": "a smaller checkpoint with the same skills, and its card",
+    "interp/zoo/models/sibling/step-*": "training checkpoints of it, in which copying emerges",
+    "notebooks": "every analysis on a shipped model, run by the tests",
+    "tests": "what holds for the whole tree; rooms below mirror the packages",
+    "tests/backends": "backends agree with one another, and the how-tos for people who come from a peer",
+    "tests/bench": "speed and memory against peers, run by `interp bench`, never by `make test`",
+    "tests/bench/results": "what they measured, one CSV a case",
+    "tests/browser": "report, viewer and circuit page in a real browser",
+    "tests/gpu": "what needs a CUDA device",
+    "tests/large": "models that are spread over devices or processes, and bounds on memory",
+    "tests/laws": "identities that hold for any model, on tiny models of many architectures",
+}
+"""Folders that are no package and have no card of their own, in one line each."""
 
 FAMILIES = {
     "copy": "What does the head copy or match: repeats, the token before, text seen before?",

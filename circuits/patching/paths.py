@@ -98,7 +98,7 @@ def path_patching(
 
     >>> import interp
     >>> from interp.tasks import planted_task
-    >>> from interp.zoo import factory
+    >>> from interp.zoo.planted import factory
     >>> planted = factory.plant([factory.Induction()], seed=0)
     >>> model = interp.load(planted.model, tokenizer=planted.tokenizer)
     >>> result = path_patching(model, planted_task(planted, "induction", n=4))

@@ -190,9 +190,9 @@ def test_zoo_verify(run, tmp_path):
 def test_help_imports_nothing_heavy():
     code = """
 import sys
-from interp import cli
+from interp.cli.main import main
 try:
-    cli.main(["--help"])
+    main(["--help"])
 except SystemExit:
     heavy = {"torch", "transformers", "pandas", "plotly", "scipy"} & set(sys.modules)
     assert not heavy, heavy
