@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tiny_models import ARCHITECTURES, SIDES, VARIANTS, WINDOWED, make_call, padding, questions, ragged, tiny
+from tolerance import DEPTH, assert_equal_to_rounding
 from torch.testing import assert_close
 
 from interp.attention import fused, masks, measure
@@ -19,14 +20,14 @@ def model(request):
 
 
 def assert_methods_agree(model, batch):
-    asked = questions(batch)
+    asked, n = questions(batch), batch.ids.shape[1]
     naive = model.attention(batch, asked, method="naive")
     ours = model.attention(batch, asked, method="fused")
     assert naive.layers == ours.layers == (0, 1)
     for name in STATISTICS:
-        # a distance is in tokens, up to n of them: what counts there is the relative error
-        rtol = 5e-6 if name == "distance" else 0
-        assert_close(ours[name], naive[name], atol=1e-4, rtol=rtol, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}")
+        scale = 1.0 if name.startswith("top") else None  # (probability, key): keys are exact, and larger
+        close = {"depth": max(n, DEPTH), "scale": scale, "equal_nan": True}
+        assert_equal_to_rounding(ours[name], naive[name], **close, msg=name)
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -68,7 +69,7 @@ def eager_logits(model, batch):
 @pytest.mark.parametrize("side", SIDES)
 def test_logits_are_the_models_own(model, side):
     batch = ragged(70, side)
-    assert_close(model.run(batch).logits[batch.mask], eager_logits(model, batch)[batch.mask], atol=5e-5, rtol=0)
+    assert_equal_to_rounding(model.run(batch).logits[batch.mask], eager_logits(model, batch)[batch.mask])
 
 
 ROWS = {name: q for name, q in questions(ragged(70, "unpadded", lengths=(70, 70))).items() if "readout" not in name}
@@ -102,5 +103,4 @@ def test_output_and_dtype(variant, dtype):
     fused_output, _ = measure(call, {}, method="fused")
     naive_output, _ = measure(call, {}, method="naive")
     assert fused_output.dtype == dtype
-    tolerance = 1e-5 if dtype == torch.float32 else 1e-10
-    assert_close(fused_output, naive_output, atol=tolerance, rtol=0)
+    assert_equal_to_rounding(fused_output, naive_output, dtype=dtype)

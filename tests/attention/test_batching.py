@@ -10,7 +10,7 @@ from tiny_models import (
     ragged,
     tiny,
 )
-from torch.testing import assert_close
+from tolerance import assert_equal_to_rounding
 
 from interp.attention import Distance, Entropy, KeyMass, Mean, Offset, SumSquares
 from interp.batch import Batch
@@ -39,16 +39,16 @@ def table(model, batch):
 def test_padding_changes_nothing(model, side):
     batch = ragged(45, side, lengths=(45, 30, 9, 30))
     alone = [table(model, Batch.of(row[real][None])) for row, real in zip(batch.ids, batch.mask, strict=True)]
-    assert_close(table(model, batch), torch.cat(alone, dim=1), atol=2e-5, rtol=0)
+    assert_equal_to_rounding(table(model, batch), torch.cat(alone, dim=1))
 
 
 def test_batch_order_and_size_change_nothing(model):
     batch = ragged(30, "unpadded", lengths=(30,) * 5)
     whole = table(model, batch)
     order = torch.tensor([3, 0, 4, 1, 2])
-    assert_close(table(model, Batch.of(batch.ids[order])), whole[:, order], atol=1e-5, rtol=0)
+    assert_equal_to_rounding(table(model, Batch.of(batch.ids[order])), whole[:, order])
     parts = [table(model, Batch.of(part)) for part in batch.ids.split(2)]
-    assert_close(torch.cat(parts, dim=1), whole, atol=1e-5, rtol=0)
+    assert_equal_to_rounding(torch.cat(parts, dim=1), whole)
 
 
 def test_later_tokens_change_nothing(model):
@@ -57,4 +57,4 @@ def test_later_tokens_change_nothing(model):
     asked = {"H": Entropy(), "previous": Offset(1)}
     before, after = model.attention(batch, asked), model.attention(other, asked)
     for name in asked:
-        assert_close(before[name][..., :20], after[name][..., :20], atol=1e-5, rtol=0, equal_nan=True)
+        assert_equal_to_rounding(before[name][..., :20], after[name][..., :20], equal_nan=True)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from tiny_models import make_call, padding, window
-from torch.testing import assert_close
+from tolerance import assert_equal_to_rounding
 
 from interp.attention import (
     Call,
@@ -52,12 +52,12 @@ def ask(question, method, call=None):
 
 
 def expect(got, *values):
-    assert_close(got, torch.tensor(values, dtype=got.dtype), atol=2e-6, rtol=0, equal_nan=True)
+    assert_equal_to_rounding(got, torch.tensor(values, dtype=got.dtype), equal_nan=True)
 
 
 def test_the_output_is_the_pattern_when_values_are_unit_vectors(method):
     output, answers = measure(call_of(WEIGHTS), {}, method=method)
-    assert_close(output[0, 0], PATTERN, atol=1e-6, rtol=0)
+    assert_equal_to_rounding(output[0, 0], PATTERN)
     assert answers == {}
 
 
@@ -93,7 +93,7 @@ def test_pairs_no_query_may_see_are_left_out(method):
 def test_a_pair_listed_twice_counts_the_same_in_both_methods(method):
     question = pairs((0, 3, 3), (0, 2, 0), (0, 3, 3))
     other = {"fused": "naive", "naive": "fused"}[method]
-    assert_close(ask(question, method), ask(question, other), atol=1e-6, rtol=0, equal_nan=True)
+    assert_equal_to_rounding(ask(question, method), ask(question, other), equal_nan=True)
 
 
 def test_no_pairs(method):
@@ -122,7 +122,7 @@ def test_key_mass_of_a_large_set(method):
         got = measure(call, {"it": KeyMass(readout)}, method=method)[1]["it"]
         want = (whole * readout[:, None, None]).sum(-1)
         empty = inside.long().cumsum(-1) == 0
-        assert_close(got, want.masked_fill(empty[:, None], NAN), atol=1e-5, rtol=0, equal_nan=True)
+        assert_equal_to_rounding(got, want.masked_fill(empty[:, None], NAN), equal_nan=True)
 
 
 def test_distance(method):
@@ -148,7 +148,7 @@ def test_received(method):
 
 def test_rows(method):
     got = ask(Rows(torch.tensor([[2, -1, 0]])), method)
-    assert_close(got, torch.stack([PATTERN[2], torch.full((4,), NAN), PATTERN[0]]), atol=1e-6, rtol=0, equal_nan=True)
+    assert_equal_to_rounding(got, torch.stack([PATTERN[2], torch.full((4,), NAN), PATTERN[0]]), equal_nan=True)
 
 
 def test_top_keys(method):
@@ -158,8 +158,8 @@ def test_top_keys(method):
 
 def test_top_keys_without_the_excluded(method):
     got = ask(TopKeys(torch.tensor([[3, 2]]), k=2, exclude=torch.tensor([[True, False, False, True]])), method)
-    assert_close(got[0], torch.tensor([[0.3, 2], [0.2, 1]]), atol=1e-6, rtol=0)
-    assert_close(got[1, :, 0], torch.tensor([0.25, 0.25]), atol=1e-6, rtol=0)
+    assert_equal_to_rounding(got[0], torch.tensor([[0.3, 2], [0.2, 1]]))
+    assert_equal_to_rounding(got[1, :, 0], torch.tensor([0.25, 0.25]))
     assert set(got[1, :, 1].tolist()) == {1, 2}
 
 
@@ -173,9 +173,9 @@ def test_top_keys_always_gives_k(method):
 
 
 def test_mean_over_rows_that_have_an_answer(method):
-    assert_close(ask(Mean(Offset(1)), method).item(), 0.8 / 3, atol=1e-6, rtol=0)
+    assert_equal_to_rounding(ask(Mean(Offset(1)), method).item(), 0.8 / 3)
     chosen = torch.tensor([[True, True, False, True]])
-    assert_close(ask(Mean(Offset(1), chosen), method).item(), 0.55 / 2, atol=1e-6, rtol=0)
+    assert_equal_to_rounding(ask(Mean(Offset(1), chosen), method).item(), 0.55 / 2)
     assert ask(Mean(Offset(1), torch.tensor([[True, False, False, False]])), method).isnan()
 
 
@@ -257,9 +257,9 @@ def test_consecutive_heads_share_a_key_group(method):
     patterns = torch.stack([w.tril() / w.tril().sum(-1, keepdim=True) for w in weights])
     for head in range(6):
         pattern = patterns[head // 3]
-        assert_close(answers["own"][0, head], pattern.diagonal(), atol=1e-6, rtol=0)
-        assert_close(answers["rows"][0, head, 0], pattern[3], atol=1e-6, rtol=0)
-        assert_close(answers["received"][0, head], pattern.sum(0), atol=1e-6, rtol=0)
+        assert_equal_to_rounding(answers["own"][0, head], pattern.diagonal())
+        assert_equal_to_rounding(answers["rows"][0, head, 0], pattern[3])
+        assert_equal_to_rounding(answers["received"][0, head], pattern.sum(0))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 import torch
 from agreement import ARCHITECTURES, PAGE, SITES, differences, on
 from tiny_models import D_MODEL, N_HEADS, SIDES, build, ragged
+from tolerance import assert_equal_to_rounding
 
 import interp
 from interp.attention import Entropy, KeyMass, Offset, Rows, TopKeys
@@ -68,7 +69,7 @@ def test_every_edit_does_the_same(name, backend):
         if name == "gpt_oss" and "neurons" in what:
             continue
         want = ours.run(tokens, edits=edits).logits
-        torch.testing.assert_close(theirs.run(tokens, edits=edits).logits, want, rtol=0, atol=CLOSE, msg=what)
+        assert_equal_to_rounding(theirs.run(tokens, edits=edits).logits, want, msg=what)
         assert what == "logits" or not torch.allclose(want, ours.run(tokens).logits, atol=1e-4), f"{what} does nothing"
 
 
@@ -77,8 +78,8 @@ def test_resid_mid_is_edited_for_both_of_its_readers(backend):
     tokens, edits = ragged(12, "left"), [Add("L1.resid_mid", torch.linspace(-2, 2, D_MODEL))]
     found = [on(b, "llama").run(tokens, edits=edits, capture=["resid_mid"]) for b in ("hf", backend)]
     real = tokens.mask[..., None]
-    torch.testing.assert_close(found[1].logits * real, found[0].logits * real, rtol=0, atol=CLOSE)
-    torch.testing.assert_close(found[1]["L1.resid_mid"] * real, found[0]["L1.resid_mid"] * real, rtol=0, atol=CLOSE)
+    assert_equal_to_rounding(found[1].logits * real, found[0].logits * real)
+    assert_equal_to_rounding(found[1]["L1.resid_mid"] * real, found[0]["L1.resid_mid"] * real)
 
 
 @pytest.mark.parametrize("backend", OTHERS)
@@ -87,7 +88,7 @@ def test_start_and_stop(name, backend):
     tokens, model = ragged(12, "unpadded"), on(backend, name)
     full = model.run(tokens, capture=["L1.resid_pre", "L0.z"])
     again = model.run(tokens, start=(1, full["L1.resid_pre"]))
-    torch.testing.assert_close(again.logits, full.logits, rtol=0, atol=1e-6)
+    assert_equal_to_rounding(again.logits, full.logits)
     short = model.run(tokens, capture=["L0.z"], stop=0)
     assert short.logits is None
     torch.testing.assert_close(short["L0.z"], full["L0.z"], rtol=0, atol=0)
@@ -149,7 +150,7 @@ def test_attention_statistics_are_the_same(name, backend, side):
 def test_means_and_circuits_are_the_same(backend):
     tokens = ragged(20, "right")
     ours, theirs = on("hf", "gemma2"), on(backend, "gemma2")
-    torch.testing.assert_close(theirs.mean(tokens), ours.mean(tokens), rtol=0, atol=CLOSE)
+    assert_equal_to_rounding(theirs.mean(tokens), ours.mean(tokens))
     for name in ("w_v", "w_o", "w_e", "w_u"):
         want, found = getattr(ours.ov_circuits(), name), getattr(theirs.ov_circuits(), name)
         torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4, msg=name)

@@ -1,9 +1,9 @@
 """What is particular to a bridge: its own hooks, its processed weights, what it keeps."""
 
 import pytest
-import torch
 from agreement import on
 from tiny_models import ragged
+from tolerance import assert_equal_to_rounding
 
 import interp
 from interp.attention import Offset
@@ -21,7 +21,7 @@ def test_a_bridge_keeps_its_own_hooks(bridge_of):
     seen.clear()
     run = model.run(tokens, capture=["L1.mlp_out"])
     assert len(seen) == 1
-    torch.testing.assert_close(run.logits, bridge(tokens.ids), rtol=0, atol=1e-6)
+    assert_equal_to_rounding(run.logits, bridge(tokens.ids))
     assert len(bridge.blocks[1].mlp.hook_out.fwd_hooks) == 1
 
 
@@ -34,8 +34,8 @@ def test_what_was_done_to_the_weights_is_recorded(bridge_of):
     assert model.info.weight_processing["processed"]
     run = model.run(tokens, capture=["embed", "attn_out", "mlp_out", "L1.resid_post"])
     total = run["embed"] + run.stack("attn_out").sum(0) + run.stack("mlp_out").sum(0)
-    torch.testing.assert_close(total, run["L1.resid_post"], rtol=0, atol=1e-5)
-    torch.testing.assert_close(run.logits, bridge(tokens.ids), rtol=0, atol=1e-6)
+    assert_equal_to_rounding(total, run["L1.resid_post"])
+    assert_equal_to_rounding(run.logits, bridge(tokens.ids))
     recorded = model.info.as_dict()
     assert recorded["attention_method"] == "dense (lens)"
     assert recorded["weight_processing"]["processed"]

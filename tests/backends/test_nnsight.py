@@ -5,6 +5,7 @@ import torch
 from agreement import on
 from nnsight import NNsight
 from tiny_models import build, ragged
+from tolerance import assert_equal_to_rounding
 
 import interp
 from interp.edits import Ablate, KnockOut
@@ -26,7 +27,7 @@ def test_a_users_traces_go_on_working():
     run = model.run(tokens, capture=["L0.resid_post"])
     with torch.no_grad(), wrapped.trace(tokens.ids):
         own = wrapped.model.layers[0].output.save()
-    torch.testing.assert_close(own, run["L0.resid_post"], rtol=0, atol=1e-5)
+    assert_equal_to_rounding(own, run["L0.resid_post"])
 
 
 def test_the_model_is_as_it_was_after_an_exception():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from agreement import OUTSIDE, on
 from tiny_models import D_MODEL, N_HEADS, N_LAYERS, build, ragged
+from tolerance import assert_equal_to_rounding
 
 import interp
 from interp.attention import Entropy, Offset, Rows
@@ -26,7 +27,7 @@ def test_logits_are_those_of_transformers(name, side):
     with torch.no_grad():
         own = build(name)(tokens.ids, **given).logits
     real = tokens.mask[..., None]
-    torch.testing.assert_close(on("lens", name).run(tokens).logits * real, own * real, rtol=0, atol=1e-5)
+    assert_equal_to_rounding(on("lens", name).run(tokens).logits * real, own * real)
 
 
 @ALL
@@ -52,14 +53,14 @@ def test_attention_is_softmax_of_queries_and_keys_times_values(name):
     for layer in range(N_LAYERS):
         q, k, v, z = (run[f"L{layer}.{kind}"].transpose(1, 2) for kind in "qkvz")
         pattern = run[f"L{layer}.pattern"]
-        torch.testing.assert_close(pattern.sum(-1), torch.ones_like(pattern[..., 0]), rtol=0, atol=1e-5)
+        assert_equal_to_rounding(pattern.sum(-1), torch.ones_like(pattern[..., 0]))
         group = q.shape[1] // k.shape[1]
-        torch.testing.assert_close(pattern @ v.repeat_interleave(group, 1), z, rtol=0, atol=1e-5)
+        assert_equal_to_rounding(pattern @ v.repeat_interleave(group, 1), z)
         if name not in {"bloom", "mpt"}:  # a bias by distance is added to their scores
             scores = q @ k.repeat_interleave(group, 1).mT
             scale = 1.0 if name == "gpt_neo" else q.shape[-1] ** -0.5
             ours = (scale * scores).masked_fill(pattern == 0, -torch.inf).softmax(-1)
-            torch.testing.assert_close(ours, pattern, rtol=0, atol=1e-5)
+            assert_equal_to_rounding(ours, pattern)
 
 
 @ALL
@@ -68,12 +69,12 @@ def test_edits_act_where_they_say(name):
     plain = model.run(tokens, capture=["L1.pattern", "L1.z", "L1.q"])
     cut = model.run(tokens, edits=[KnockOut("L1H2.pattern", keys=0)], capture=["L1.pattern"])
     assert not cut["L1.pattern"][:, 2, :, 0].any()
-    torch.testing.assert_close(cut["L1.pattern"][:, 2, 1:].sum(-1), torch.ones(len(tokens.ids), 13), rtol=0, atol=1e-5)
+    assert_equal_to_rounding(cut["L1.pattern"][:, 2, 1:].sum(-1), torch.ones(len(tokens.ids), 13))
     torch.testing.assert_close(cut["L1.pattern"][:, 3], plain["L1.pattern"][:, 3], rtol=0, atol=0)
     assert not torch.allclose(cut.logits, plain.logits, atol=1e-3)
     for site in ("L1.q", "L1.z", "L1.pattern"):
         same = model.run(tokens, edits=[Replace(site, plain[site])]).logits
-        torch.testing.assert_close(same, plain.logits, rtol=0, atol=1e-5, msg=site)
+        assert_equal_to_rounding(same, plain.logits, msg=site)
     gone = model.run(tokens, edits=[Ablate("L1.z")], capture=["L1.z", "L1.head_out"])
     assert not gone["L1.z"].any()
     assert not gone["L1.head_out"].any()
@@ -87,16 +88,14 @@ def test_queries_of_zero_attend_evenly(name):
         assert bool((pattern[:, 0, -1].diff() > 0).all())  # what is left is their bias: nearer keys get more
     else:
         uniform = torch.ones(5, 5).tril() / torch.arange(1, 6)[:, None]
-        torch.testing.assert_close(pattern, uniform.expand_as(pattern), rtol=0, atol=1e-5)
+        assert_equal_to_rounding(pattern, uniform.expand_as(pattern))
 
 
 @ALL
 def test_start_and_stop(name):
     tokens, model = ragged(14, "unpadded"), on("lens", name)
     full = model.run(tokens, capture=["L1.resid_pre"])
-    torch.testing.assert_close(
-        model.run(tokens, start=(1, full["L1.resid_pre"])).logits, full.logits, rtol=0, atol=1e-6
-    )
+    assert_equal_to_rounding(model.run(tokens, start=(1, full["L1.resid_pre"])).logits, full.logits)
     short = model.run(tokens, stop=0, capture=["L0.resid_post"])
     assert short.logits is None
     torch.testing.assert_close(short["L0.resid_post"], full["L1.resid_pre"], rtol=0, atol=0)
@@ -109,9 +108,9 @@ def test_statistics_are_those_of_the_pattern(name):
     asked = {"offset": Offset(1), "entropy": Entropy(), "rows": Rows(rows)}
     found = model.attention(tokens, asked)
     pattern = model.run(tokens, capture=["pattern"]).stack("pattern")
-    torch.testing.assert_close(found["offset"][..., 1:], pattern.diagonal(-1, -2, -1), rtol=0, atol=1e-6)
-    torch.testing.assert_close(found["rows"], pattern[:, :, :, [2, 5]], rtol=0, atol=1e-6)
-    torch.testing.assert_close(found["entropy"], torch.special.entr(pattern).sum(-1), rtol=0, atol=1e-5)
+    assert_equal_to_rounding(found["offset"][..., 1:], pattern.diagonal(-1, -2, -1))
+    assert_equal_to_rounding(found["rows"], pattern[:, :, :, [2, 5]])
+    assert_equal_to_rounding(found["entropy"], torch.special.entr(pattern).sum(-1))
 
 
 @ALL

@@ -7,6 +7,7 @@ import contextlib
 import pytest
 import torch
 from tiny_models import ARCHITECTURES, N_HEADS, N_LAYERS, ragged, tiny
+from tolerance import assert_equal_to_rounding
 from torch.testing import assert_close
 
 from interp.attention import Entropy, Offset
@@ -45,7 +46,7 @@ def test_zero_ablation_zeroes_the_heads_columns(model, layer, head, side):
     edited = model.run(batch, edits=ablate_heads([(layer, head)])).logits
     with overwritten(model.anatomy.attention[layer], head, 0.0):
         by_hand = model.run(batch).logits
-    assert_close(edited[batch.mask], by_hand[batch.mask], atol=1e-6, rtol=0)
+    assert_equal_to_rounding(edited[batch.mask], by_hand[batch.mask])
     assert (edited - model.run(batch).logits)[batch.mask].abs().max() > 1e-3
 
 
@@ -56,7 +57,7 @@ def test_mean_ablation_writes_the_mean(model):
     edited = model.run(batch, edits=ablate_heads(["L1H3"], how="mean", mean=mean)).logits
     with overwritten(model.anatomy.attention[1], 3, mean[1, 3]):
         by_hand = model.run(batch).logits
-    assert_close(edited[batch.mask], by_hand[batch.mask], atol=1e-6, rtol=0)
+    assert_equal_to_rounding(edited[batch.mask], by_hand[batch.mask])
 
 
 @pytest.mark.parametrize("side", ["unpadded", "left"])
@@ -66,7 +67,7 @@ def test_the_mean_is_over_real_tokens(model, kind, side):
     mean = model.mean(batch, kind)
     acts = model.run(batch, capture=[kind]).acts
     for layer in range(N_LAYERS):
-        assert_close(mean[layer], acts[Site(kind, layer)][batch.mask].mean(0), atol=1e-5, rtol=1e-5)
+        assert_equal_to_rounding(mean[layer], acts[Site(kind, layer)][batch.mask].mean(0))
 
 
 def test_no_edits_is_identity(model):
@@ -83,7 +84,7 @@ def test_replacing_a_head_by_itself_is_identity(model):
     mean = model.mean(ids)
     heads = [(layer, head) for layer in range(N_LAYERS) for head in range(N_HEADS)]
     edited = model.run(ids, edits=ablate_heads(heads, how="mean", mean=mean)).logits
-    assert_close(edited, model.run(ids).logits, atol=1e-5, rtol=0)
+    assert_equal_to_rounding(edited, model.run(ids).logits)
 
 
 def test_edits_change_the_attention_of_later_layers_only(model):
@@ -256,7 +257,7 @@ def test_a_mean_has_a_row_for_each_layer(model):
     for kind, mean in means.items():
         whole = model.run(batch, edits=[Ablate(kind, "mean", mean)]).logits
         each = model.run(batch, edits=[Replace(f"L{i}.{kind}", mean[i]) for i in range(N_LAYERS)]).logits
-        assert_close(whole, each, atol=1e-6, rtol=1e-6)
+        assert_equal_to_rounding(whole, each)
 
 
 def test_a_function_sees_what_the_run_has_made_of_the_site():

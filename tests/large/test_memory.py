@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from tiny_models import build, ragged, tiny
-from torch.testing import assert_close
+from tolerance import assert_equal_to_rounding
 
 import interp
 from interp.attention import Entropy, Mean, Offset
@@ -71,9 +71,9 @@ def test_what_is_stored_is_what_was_captured(tmp_path):
         assert torch.equal(store.batch(number).ids, batch.ids)
         run = model.run(batch, capture=SITES)
         for site in SITES:
-            assert_close(store.get(site, number), run[site], atol=1e-6, rtol=1e-6)
+            assert_equal_to_rounding(store.get(site, number), run[site])
     real = [model.run(b, capture=["L1.k"])["L1.k"][b.mask] for b in given]
-    assert_close(store.tokens("L1.k"), torch.cat(real), atol=1e-6, rtol=1e-6)
+    assert_equal_to_rounding(store.tokens("L1.k"), torch.cat(real))
     half = capture_to(model, given, ["L1.k"], tmp_path / "half", dtype=torch.bfloat16)
     assert half.get("L1.k", 0).dtype == torch.bfloat16
 
@@ -150,4 +150,4 @@ def test_half_precision_weights_have_single_precision_statistics(name):
     assert run["norm_scale"].dtype == torch.float32
     assert run["L0.z"].dtype == torch.bfloat16
     exact = run["L0.z"][batch.mask].float().mean(0)  # rounding of the sum alone would be about 1e-2
-    assert_close(half.mean(batch)[0], exact, atol=1e-5, rtol=1e-5)
+    assert_equal_to_rounding(half.mean(batch)[0], exact)

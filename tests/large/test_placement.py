@@ -6,7 +6,7 @@ import accelerate
 import pytest
 import torch
 from tiny_models import build, ragged, tiny
-from torch.testing import assert_close
+from tolerance import assert_equal_to_rounding
 
 import interp
 from interp.attention import Entropy, KeyMass, Offset, Received
@@ -38,7 +38,7 @@ def test_an_offloaded_layer_has_the_same_sites(pair):
     ours, theirs = (m.run(batch, capture=list(KINDS)) for m in (offloaded, plain))
     assert ours.acts.keys() == theirs.acts.keys()
     for site, x in theirs.acts.items():
-        assert_close(ours[site], x, atol=1e-6, rtol=1e-6, msg=str(site))
+        assert_equal_to_rounding(ours[site], x, msg=str(site))
 
 
 def test_an_offloaded_layer_is_edited_and_left_out(pair):
@@ -52,16 +52,16 @@ def test_an_offloaded_layer_is_edited_and_left_out(pair):
     ]
     for edit in edits:
         ours, theirs = (m.run(batch, edits=[edit]).logits for m in (offloaded, plain))
-        assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+        assert_equal_to_rounding(ours, theirs)
     resid = plain.run(batch, capture=["resid_pre"])
     for layer in (0, 1):
         start = (layer, resid[f"L{layer}.resid_pre"])
-        assert_close(offloaded.run(batch, start=start).logits, resid.logits, atol=1e-5, rtol=1e-5)
+        assert_equal_to_rounding(offloaded.run(batch, start=start).logits, resid.logits)
     assert offloaded.run(batch, stop=0, capture=["L0.resid_post"]).logits is None
     run = offloaded.run(batch, capture=["L1.z"], gradients=True)
     (gradient,) = torch.autograd.grad(run.logits.sum(), [run["L1.z"]])
     assert gradient.abs().max() > 0
-    assert_close(offloaded.run(batch).logits, resid.logits, atol=1e-6, rtol=1e-6)  # and put back as it was
+    assert_equal_to_rounding(offloaded.run(batch).logits, resid.logits)  # and put back as it was
 
 
 def test_an_offloaded_layer_is_measured_and_read(pair):
@@ -71,11 +71,11 @@ def test_an_offloaded_layer_is_measured_and_read(pair):
     asked = {"previous": Offset(1), "entropy": Entropy(), "received": Received(), "first": KeyMass(keys)}
     ours, theirs = (m.attention(batch, asked) for m in (offloaded, plain))
     for name in asked:
-        assert_close(ours[name], theirs[name], atol=1e-6, rtol=1e-6, equal_nan=True)
-    assert_close(offloaded.mean(batch), plain.mean(batch), atol=1e-6, rtol=1e-6)
+        assert_equal_to_rounding(ours[name], theirs[name], equal_nan=True)
+    assert_equal_to_rounding(offloaded.mean(batch), plain.mean(batch))
     ours, theirs = offloaded.ov_circuits(), plain.ov_circuits()
     for name in ("w_v", "w_o", "w_e", "w_u"):
-        assert_close(getattr(ours, name), getattr(theirs, name), atol=1e-5, rtol=1e-5)
+        assert_equal_to_rounding(getattr(ours, name), getattr(theirs, name))
     edits = [Ablate("L1H3.z")]
     ours, theirs = (m.generate(batch, edits=edits, max_new_tokens=3) for m in (offloaded, plain))
     assert torch.equal(ours, theirs)
@@ -87,7 +87,7 @@ def test_loading_with_a_device_map(tmp_path):
     where = dict.fromkeys(PLACES["llama"], "cpu") | {"model.layers.1": "disk"}
     for device_map in ({"": "cpu"}, "auto", where):
         model = interp.load(tmp_path, device_map=device_map)
-        assert_close(model.run(batch).logits[batch.mask], plain.run(batch).logits[batch.mask], atol=1e-6, rtol=1e-6)
+        assert_equal_to_rounding(model.run(batch).logits[batch.mask], plain.run(batch).logits[batch.mask])
 
 
 def test_tensor_parallel_loading_says_what_it_needs(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 from tiny_models import ARCHITECTURES, N_HEADS, N_LAYERS, build, ragged, tiny
+from tolerance import assert_equal_to_rounding
 from torch.testing import assert_close
 
 import interp
@@ -55,7 +56,7 @@ def test_components_are_what_the_run_captures(name):
     run, parts = model.run(batch, capture=sites), decompose(model, batch, position=None)
     pos = parts["pos"] if "pos" in parts.names else 0
     assert ("pos" in parts.names) == (name in LEARNED)
-    assert_close(parts["embed"] + pos, run["embed"], atol=1e-5, rtol=1e-5)
+    assert_equal_to_rounding(parts["embed"] + pos, run["embed"])
     for i in range(N_LAYERS):
         heads = torch.stack([parts[f"L{i}H{h}"] for h in range(N_HEADS)], 2)
         real = batch.mask
@@ -109,7 +110,7 @@ def test_attributions_sum_to_the_logit(name, side):
             attribute(model, batch, right, against),
             attribute(model, batch, right, against, sources=True, neurons=split(name)),
         ):
-            assert_close(found.capped, want, atol=1e-5, rtol=1e-5)
+            assert_equal_to_rounding(found.capped, want, scale=float(at.abs().max()))
             assert found.error <= 1e-5
             if name != "gemma2":
                 assert float((found.values.sum(0) - want).abs().max() / at.abs().max()) <= 1e-5
@@ -160,7 +161,7 @@ def test_direct_effect_is_the_fall_of_the_logit_with_the_head_taken_out(name):
 def test_the_lens_at_the_last_layer_is_the_model(name, side):
     model, batch = tiny(name), ragged(9, side, lengths=(9, 6, 7))
     run = model.run(batch, capture=["resid_post"])
-    assert_close(read_out(model, run[f"L{N_LAYERS - 1}.resid_post"]), run.logits, atol=1e-5, rtol=1e-5)
+    assert_equal_to_rounding(read_out(model, run[f"L{N_LAYERS - 1}.resid_post"]), run.logits)
     answer = torch.tensor([5, 9, 40])
     lens = logit_lens(model, batch, answer=answer, top=3)
     p = run.logits.softmax(-1)
@@ -179,7 +180,7 @@ def test_the_lens_at_chosen_layers_and_positions():
     whole, some = logit_lens(model, batch), logit_lens(model, batch, layers=[1], positions=[-1, 2])
     assert some.columns.tolist() == [[8, 2], [8, 5]]
     for b, columns in enumerate(some.columns.tolist()):
-        assert_close(some.kl[0, b], whole.kl[1, b, columns], atol=1e-6, rtol=1e-4)
+        assert_equal_to_rounding(some.kl[0, b], whole.kl[1, b, columns])
         assert some.top_ids[0, b].tolist() == whole.top_ids[1, b, columns].tolist()
     assert some.p.isnan().all()
     assert set(some.table()["layer"]) == {1}

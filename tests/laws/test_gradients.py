@@ -7,6 +7,7 @@ from functools import cache
 import pytest
 import torch
 from tiny_models import ARCHITECTURES, N_HEADS, N_LAYERS, build, ragged
+from tolerance import assert_equal_to_rounding
 from torch.testing import assert_close
 
 import interp
@@ -77,7 +78,7 @@ def test_gradients_of_pairs_need_no_pattern(name):
     found = pair_gradients(model, batch, metric, Pairs(b, i, j))
     assert found.shape == (N_LAYERS, N_HEADS, 5)
     for layer in range(N_LAYERS):
-        assert_close(found[layer], dense[f"L{layer}.pattern"][b, :, i, j].T, atol=1e-5, rtol=1e-5)
+        assert_equal_to_rounding(found[layer], dense[f"L{layer}.pattern"][b, :, i, j].T, dtype=found.dtype)
 
 
 def test_gradients_under_edits():
@@ -96,7 +97,7 @@ def test_a_frozen_model_has_gradients_all_the_same():
     found = gradients(model, ids, metric, ["embed", "L1.resid_mid"])
     expected = gradients(interp.load(build("gpt2")), ids, metric, ["embed", "L1.resid_mid"])
     for site, grad in expected.grads.items():
-        assert_close(found[site], grad, atol=1e-6, rtol=1e-6)
+        assert_equal_to_rounding(found[site], grad)
     assert all(p.grad is None for p in module.parameters())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tiny_models import ARCHITECTURES, N_HEADS, N_LAYERS, build, ragged, tiny
+from tolerance import assert_equal_to_rounding
 from torch.testing import assert_close
 
 import interp
@@ -70,7 +71,7 @@ def test_the_stream_of_another_prompt_is_that_prompt(name, layer):
     clean, corrupt = (ragged(9, "unpadded", lengths=(9,), seed=s) for s in (1, 2))
     source = model.run(clean, capture=["resid_post"])
     edited = model.run(corrupt, edits=[Replace(f"L{layer}.resid_post", source[f"L{layer}.resid_post"])])
-    assert_close(edited.logits, source.logits, atol=1e-5, rtol=1e-5)
+    assert_equal_to_rounding(edited.logits, source.logits)
 
 
 @pytest.mark.parametrize("side", ["unpadded", "left"])
@@ -79,8 +80,8 @@ def test_a_run_from_a_layer_on_is_the_whole_run(name, side):
     whole = model.run(batch, capture=["resid_pre", "resid_post", "z"])
     for layer in range(N_LAYERS):
         part = model.run(batch, start=(layer, whole[f"L{layer}.resid_pre"]), capture=["L1.z"])
-        assert_close(part.logits[batch.mask], whole.logits[batch.mask], atol=1e-6, rtol=1e-6)
-        assert_close(part["L1.z"][batch.mask], whole["L1.z"][batch.mask], atol=1e-6, rtol=1e-6)
+        assert_equal_to_rounding(part.logits[batch.mask], whole.logits[batch.mask])
+        assert_equal_to_rounding(part["L1.z"][batch.mask], whole["L1.z"][batch.mask])
         short = model.run(batch, stop=layer, capture=[f"L{layer}.resid_post"])
         assert short.logits is None
         assert_close(short[f"L{layer}.resid_post"], whole[f"L{layer}.resid_post"], atol=0, rtol=0)
@@ -95,7 +96,7 @@ def test_64_edits_in_one_batch_are_64_runs(name):
     together = model.run(prompt.expand(64, -1), edits=edits).logits
     alone = {place: model.run(prompt, edits=ablate_heads([place])).logits[0] for place in set(places)}
     for row, place in enumerate(places):
-        assert_close(together[row], alone[place], atol=1e-5, rtol=1e-5)
+        assert_equal_to_rounding(together[row], alone[place])
 
 
 def test_rows_carry_edits_of_different_kinds():
@@ -119,7 +120,7 @@ def test_rows_carry_edits_of_different_kinds():
     together = model.run(prompt.expand(len(edits), -1), edits=[make(row) for row, make in enumerate(edits)]).logits
     for row, make in enumerate(edits):
         alone = model.run(prompt, edits=[make(0)]).logits
-        assert_close(together[row], alone[0], atol=1e-5, rtol=1e-5, msg=str(row))
+        assert_equal_to_rounding(together[row], alone[0], msg=str(row))
         assert (alone - plain).abs().max() > 1e-4, row
 
 
@@ -133,7 +134,7 @@ def test_positions_count_the_real_tokens():
             of_row = positions[row] if isinstance(positions, torch.Tensor) and positions.ndim else positions
             ids = batch.ids[row, batch.mask[row]]
             alone = model.run(ids, edits=[Add("L0.resid_post", value, positions=of_row)]).logits
-            assert_close(together[row, batch.mask[row]], alone[0], atol=1e-5, rtol=1e-5)
+            assert_equal_to_rounding(together[row, batch.mask[row]], alone[0])
     roles = torch.zeros(3, 9, dtype=torch.bool)
     roles[0, 2] = roles[1, 5] = roles[2, 7] = True
     by_mask = model.run(batch, edits=[Add("L0.resid_post", value, positions=roles)]).logits
@@ -181,7 +182,7 @@ def test_a_bias_before_the_softmax():
     plain = model.run(batch, capture=["L0.pattern"])["L0.pattern"]
     p = model.run(batch, capture=["L0.pattern"], edits=[AttentionBias("L0.pattern", bias)])["L0.pattern"]
     expected = plain * bias.exp()
-    assert_close(p, expected / expected.sum(-1, keepdim=True), atol=1e-6, rtol=1e-4)
+    assert_equal_to_rounding(p, expected / expected.sum(-1, keepdim=True))
 
 
 GENERATED = {
@@ -212,14 +213,14 @@ def test_a_context_of_edits_reaches_every_call():
     edits, more = [Ablate("L0H1.z")], [KnockOut("L1.pattern", keys=0)]
     expected, both = model.run(batch, edits=edits).logits, model.run(batch, edits=[*edits, *more]).logits
     with editing(model, edits):
-        assert_close(model.run(batch).logits, expected, atol=1e-6, rtol=1e-6)
+        assert_equal_to_rounding(model.run(batch).logits, expected)
         with torch.no_grad():
-            assert_close(model.torch_module(batch.ids, use_cache=False).logits, expected, atol=1e-5, rtol=1e-5)
+            assert_equal_to_rounding(model.torch_module(batch.ids, use_cache=False).logits, expected)
         with editing(model, more):
-            assert_close(model.run(batch).logits, both, atol=1e-6, rtol=1e-6)
+            assert_equal_to_rounding(model.run(batch).logits, both)
             with torch.no_grad():
-                assert_close(model.torch_module(batch.ids, use_cache=False).logits, both, atol=1e-5, rtol=1e-5)
-        assert_close(model.run(batch, edits=more).logits, both, atol=1e-6, rtol=1e-6)
+                assert_equal_to_rounding(model.torch_module(batch.ids, use_cache=False).logits, both)
+        assert_equal_to_rounding(model.run(batch, edits=more).logits, both)
 
 
 def trace(module):

@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from tiny_models import ARCHITECTURES, N_HEADS, N_LAYERS, ragged, tiny
+from tolerance import assert_equal_to_rounding
 from torch.testing import assert_close
 
 import interp
@@ -113,9 +114,9 @@ def test_the_residual_is_the_sum_of_what_is_added(name, side):
     for i in range(N_LAYERS):
         after, pre = run[f"L{i}.resid_post"], run[f"L{i}.resid_pre"]
         attn, mlp = run[f"L{i}.attn_out"], run[f"L{i}.mlp_out"]
-        assert_close(after[real], (pre + attn + mlp)[real], atol=1e-5, rtol=1e-5)
+        assert_equal_to_rounding(after[real], (pre + attn + mlp)[real])
         if name not in PARALLEL:
-            assert_close(run[f"L{i}.resid_mid"][real], (pre + attn)[real], atol=1e-5, rtol=1e-5)
+            assert_equal_to_rounding(run[f"L{i}.resid_mid"][real], (pre + attn)[real])
         if i:
             assert_close(pre, run[f"L{i - 1}.resid_post"], atol=0, rtol=0)
     assert_close(run["logits"], run.logits, atol=0, rtol=0)
@@ -189,8 +190,8 @@ def test_heads_and_positions_are_narrowed(name):
     part = model.run(batch, capture=["L1H3.z", "L1H3.z@-1", "L1H3.pattern", "L1.pattern@2", "L1.resid_post@0"])
     assert_close(part["L1H3.z"], whole["L1.z"][:, :, 3], atol=0, rtol=0)
     assert_close(part["L1H3.z@-1"], whole["L1.z"][:, -1, 3], atol=0, rtol=0)
-    assert_close(part["L1H3.pattern"], whole["L1.pattern"][:, 3], atol=1e-6, rtol=1e-6)
-    assert_close(part["L1.pattern@2"][1], whole["L1.pattern"][1, :, 7], atol=1e-6, rtol=1e-6)
+    assert_equal_to_rounding(part["L1H3.pattern"], whole["L1.pattern"][:, 3])
+    assert_equal_to_rounding(part["L1.pattern@2"][1], whole["L1.pattern"][1, :, 7])
     assert_close(part["L1.resid_post@0"], whole["L1.resid_post"][[0, 1], [0, 5]], atol=0, rtol=0)
 
 
@@ -198,7 +199,7 @@ def test_a_reducer_runs_inside():
     model, batch = tiny("llama"), ragged(9, "unpadded")
     whole = model.run(batch, capture=["resid_post", "L0H2.pattern"])
     run = model.run(batch, capture={"resid_post": lambda x: x.mean(1), "L0H2.pattern": lambda p: p[..., 0], "z": None})
-    assert_close(run.stack("resid_post"), whole.stack("resid_post").mean(2), atol=0, rtol=0)
+    assert_equal_to_rounding(run.stack("resid_post"), whole.stack("resid_post").mean(2))
     assert_close(run["L0H2.pattern"], whole["L0H2.pattern"][..., 0], atol=0, rtol=0)
     assert run.stack("z").shape[:2] == (N_LAYERS, len(batch.ids))
 
@@ -225,9 +226,9 @@ def test_a_residual_multiplier_is_part_of_what_is_added():
         torch.arange(8)[None], capture=["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "head_out"]
     )
     assert model.anatomy.stream[0].attn_scale == 0.22
-    assert_close(run["L1.resid_pre"] + run["L1.attn_out"], run["L1.resid_mid"], atol=1e-6, rtol=1e-5)
-    assert_close(run["L1.resid_mid"] + run["L1.mlp_out"], run["L1.resid_post"], atol=1e-6, rtol=1e-5)
-    assert_close(run["L1.head_out"].sum(2), run["L1.attn_out"], atol=1e-6, rtol=1e-5)
+    assert_equal_to_rounding(run["L1.resid_pre"] + run["L1.attn_out"], run["L1.resid_mid"])
+    assert_equal_to_rounding(run["L1.resid_mid"] + run["L1.mlp_out"], run["L1.resid_post"])
+    assert_equal_to_rounding(run["L1.head_out"].sum(2), run["L1.attn_out"])
 
 
 def test_native_attention_and_ours_agree():
@@ -241,7 +242,7 @@ def test_native_attention_and_ours_agree():
     plain = model.run(ids, capture=["z", "resid_post"])
     ours = model.run(ids, capture=["z", "resid_post", "q"])
     for site, x in plain.acts.items():
-        assert_close(ours.acts[site], x, atol=1e-6, rtol=1e-5)
-    assert_close(ours.logits, plain.logits, atol=1e-6, rtol=1e-5)
+        assert_equal_to_rounding(ours.acts[site], x)
+    assert_equal_to_rounding(ours.logits, plain.logits)
     with torch.no_grad():
         assert_close(plain.logits, module(ids, use_cache=False).logits, atol=0, rtol=0)
