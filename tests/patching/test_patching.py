@@ -8,6 +8,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 from tiny_models import D_VOCAB, SPANNING, tiny
+from tolerance import assert_equal_to_rounding
 
 import interp
 from interp.batch import Batch
@@ -107,8 +108,9 @@ def test_positions_and_roles_are_the_tokens_they_name(model):
     every = activation_patching(model, task, nodes=["L0.mlp_out"], positions="all", mode="noising").table
     assert every["position"].tolist() == list(range(9))
     assert every["n"].tolist() == [3] * 6 + [2] * 3
-    assert every["value"][0] == pytest.approx(0, abs=1e-6)  # the first token is the same in both
-    assert every["value"][2] == pytest.approx(roles["value"][0], abs=1e-6)
+    size = float(model.run(task.clean).logits.abs().max())  # of what a value is a difference of
+    assert_equal_to_rounding(every["value"][0], 0, scale=size)  # the first token is the same in both
+    assert_equal_to_rounding(every["value"][2], roles["value"][0], scale=size)
 
 
 @pytest.mark.parametrize("metric", ["prob_diff", "kl", "logit_margin", "loss_nats"])

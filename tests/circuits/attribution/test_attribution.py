@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import D_VOCAB, SPANNING, build, tiny
+from tolerance import assert_equal_to_rounding
 
 import interp
 from circuits.attribution.cost import plan
@@ -202,7 +203,7 @@ def test_scores_become_graphs_with_intervals():
     graph = scores.graph
     assert isinstance(graph, Graph)
     exists = graph.layout.exists
-    np.testing.assert_allclose(scores.prompts.mean(0), scores.mean, atol=1e-6)
+    assert_equal_to_rounding(scores.prompts.mean(0), scores.mean)
     assert (graph.columns["ci_low"][exists] <= graph.columns["ci_high"][exists]).all()
     np.testing.assert_allclose(
         graph.columns["se"][exists], scores.prompts.std(0, ddof=1)[exists] / np.sqrt(6), rtol=1e-4, atol=1e-9

@@ -9,6 +9,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from tiny_models import D_VOCAB, ragged, tiny
+from tolerance import assert_equal_to_rounding
 
 import interp
 from interp import tasks
@@ -117,7 +118,7 @@ def test_curves_start_at_the_whole_prompt_and_end_together(planted, judged):
     assert_allclose(judged.ordered[..., 0], np.broadcast_to(whole, judged.ordered.shape[:3]), atol=1e-5)
     assert_allclose(judged.random[..., 0], np.broadcast_to(whole, judged.random.shape[:2]), atol=1e-5)
     ends = np.concatenate([judged.ordered[..., -1].reshape(-1, 6), judged.random[..., -1]])
-    assert_allclose(ends, np.broadcast_to(ends[0], ends.shape), atol=1e-6)  # the same replacements everywhere
+    assert_equal_to_rounding(ends, np.broadcast_to(ends[0], ends.shape), scale=1.0)  # the same replacements everywhere
     curves = judged.curves()
     assert set(curves["order"]) == {"positive", "negative", "random"}
     assert len(curves) == (2 * 5 + 1) * 11
