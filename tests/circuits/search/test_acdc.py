@@ -84,7 +84,7 @@ def test_equals_one_forward_per_edge(name):
     mask, changes, value = naive(model, task, threshold=threshold)
     found = acdc(model, task, threshold=threshold, batch_size=24)
     margin = np.abs(np.abs(changes[~np.isnan(changes)]) - threshold).min()
-    assert margin > 1e-6, "this threshold cannot tell: another seed"
+    assert margin > 1e-4, "this threshold cannot tell: another seed"
     np.testing.assert_array_equal(found.mask, mask)
     np.testing.assert_allclose(found.scores, changes, atol=2e-5, rtol=1e-3)
     assert 0 < found.n_edges < found.layout.n_edges
