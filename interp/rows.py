@@ -9,6 +9,8 @@ from typing import Any
 
 import pandas as pd
 
+from interp.components import head_name
+
 
 @dataclass(frozen=True)
 class Score:
@@ -31,22 +33,24 @@ class Score:
     def of(cls, row: Mapping[Any, Any]) -> Score:
         """From a record of a tidy frame; missing columns are missing values."""
         texts = {name: "" if missing(row.get(name)) else str(row[name]) for name in ("analysis", "variant", "unit")}
-        layer, head, label = (None if missing(row.get(name)) else row[name] for name in ("layer", "head", "label"))
+        label = None if missing(row.get("label")) else bool(row["label"])
+        layer, head = (None if missing(row.get(name)) else int(row[name]) for name in ("layer", "head"))
+        place = "" if layer is None or head is None else head_name(layer, head)
         value, low, high, null, q = (
             math.nan if missing(row.get(name)) else float(row[name])
             for name in ("value", "ci_low", "ci_high", "null", "q")
         )
         return cls(
             **texts,
-            layer=None if layer is None else int(layer),
-            head=None if head is None else int(head),
-            component=f"L{layer}H{head}" if missing(row.get("component")) else str(row["component"]),
+            layer=layer,
+            head=head,
+            component=place if missing(row.get("component")) else str(row["component"]),
             value=value,
             low=low,
             high=high,
             null=null,
             q=q,
-            label=None if label is None else bool(label),
+            label=label,
         )
 
 

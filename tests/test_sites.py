@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interp.components import component, parse_component
 from interp.errors import SiteError
 from interp.sites import KINDS, PER_HEAD, UNLAYERED, Site
 
@@ -130,15 +129,3 @@ def test_transformer_lens_names_outside_the_layers(name, kind):
 def test_what_cannot_be_read(text, message):
     with pytest.raises(SiteError, match=message):
         Site.parse(text)
-
-
-@given(small, small)
-def test_components(layer, head):
-    assert parse_component(component(layer, head)) == (layer, head)
-    assert parse_component(component(layer)) == (layer, None)
-
-
-@pytest.mark.parametrize("text", ["L3", "H5", "L3H", "M", "L3H5.z", "l3h5", ""])
-def test_component_that_cannot_be_read(text):
-    with pytest.raises(SiteError, match=f"cannot read component {text!r}"):
-        parse_component(text)

@@ -108,7 +108,7 @@ class Contraction:
                 yield self._attention(slopes, layer, whole[where], where, positions[where])
             if self.layout.mlps:
                 x, grad = slopes.mid[layer][where], slopes.sites[Site("mlp_in", layer)][where]
-                at = self.layout.slot_index[f"M{layer}", "in"]
+                at = self.layout.slot(layer, "in")
                 yield slice(at, at + 1), self.ports.pull_back_mlp(layer, grad, x)[None]
 
     def _attention(
@@ -130,7 +130,7 @@ class Contraction:
             along = torch.bmm(pulled.transpose(0, 1), centred[:, :, None])  # token slot 1
             along = along.transpose(0, 1) / (-x.shape[-1] * divisor.reshape(1, tokens, 1).square())
             pulled.addcmul_(along, centred[None])
-        first = self.layout.slot_index[f"L{layer}H0", "q"]
+        first = self.layout.slot(layer, "q")
         return slice(first, first + at), pulled.view(at, *x.shape)
 
     def _logits(

@@ -14,7 +14,8 @@ from interp.model import Model
 from interp.results import stats
 from interp.tasks import PromptTask
 
-PARTS = ("nodes", "edges")
+PARTS = {"nodes": "component", "edges": "edge"}
+"""What may be left out, and the column that names it."""
 SMALLEST = 0.01
 """Share of the model's metric that leaving a part out should change, as in the IOI paper."""
 
@@ -50,7 +51,7 @@ def minimality(
 ) -> pd.DataFrame:
     """Change of the circuit's metric when a part is left out, m(C) - m(C without v), and its share of m(M) - m(0).
 
-    One row per component (or edge) of the circuit, in the order of its share, with a bootstrap interval over prompts;
+    One row per `component` (or `edge`) of the circuit, in the order of its share, with its interval over prompts;
     `needed` where the share is at least 1 % in size. A part that others stand in for is not needed by this test, though
     leaving both out would show it: the IOI paper therefore asks for some set K with m(C - K) and m(C - K - v) apart.
 
@@ -66,7 +67,7 @@ def minimality(
         names = [name for name in graph.nodes if name not in (EMBED, LOGITS)]
         parts = [without(graph, name) for name in names]
     else:
-        names = [f"{e.sender} -> {e.receiver}.{e.port}" for e in graph.edges]
+        names = [str(edge) for edge in graph.edges]
         parts = [graph - Graph.of(graph.layout, [edge]) for edge in graph.edges]
     values = evaluate(case, [graph, *parts], ablation=ablation, batch_size=batch_size)
     span = float(case.clean.double().mean()) - float(values[-1].mean())
@@ -74,7 +75,7 @@ def minimality(
     found = stats.bootstrap_mean(lost.T, seed=seed)
     table = pd.DataFrame(
         {
-            "part": names,
+            PARTS[of]: names,
             "change": found.mean,
             "ci_low": found.low,
             "ci_high": found.high,

@@ -13,7 +13,7 @@ from circuits.evaluation._faithfulness import faithfulness
 from circuits.graph.controls import random_circuits
 from circuits.graph.graph import Graph
 from circuits.wiring.case import Case
-from interp.components import parse_component
+from interp.components import parse_head
 from interp.edits import ForcePattern
 from interp.errors import SchemaError, TaskError
 from interp.model import Model
@@ -105,10 +105,7 @@ def repair(
             f"{task.name}: {int((where < 0).sum())} of {len(task)} prompts have no token with role {role!r}"
         )
     case = Case.of(model, task)
-    chosen = [parse_component(name) for name in heads]
-    pairs = [(layer, head) for layer, head in chosen if head is not None]
-    if len(pairs) < len(chosen):
-        raise TaskError(f"{[h for h in heads if h.startswith('M')]} are no heads: only heads look anywhere")
+    pairs = [parse_head(name) for name in heads]
     pool = [(layer, head) for layer in model.info.attention_layers for head in range(model.info.n_heads)]
     sets = {"none": (), "heads": tuple(pairs)}
     for how, drawn in stats.matched_sets(pairs, pool, n_sets=n_random, seed=seed).items():

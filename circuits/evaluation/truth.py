@@ -16,7 +16,7 @@ from numpy import ndarray
 from circuits.graph.graph import Graph
 from circuits.graph.layout import Layout
 from interp import data
-from interp.components import EMBED, LOGITS, Edge
+from interp.components import EMBED, LOGITS, Edge, kind
 from interp.errors import SchemaError, nearest
 from interp.zoo.ground_truth import Truth
 
@@ -110,7 +110,7 @@ def published(name: str, *, variant: str | None = None) -> Published:
 
 
 def planted(truth: Truth, layout: Layout, *, mechanism: str | None = None) -> Graph:
-    """The circuit of a planted model: its edges, keys and values of grouped heads in their group's name.
+    """The circuit of a planted model: its edges; shared keys and values are those of their key-value head.
 
     Of all its mechanisms, or what the task of one needs.
 
@@ -200,7 +200,7 @@ def _path(layout: Layout, sender: str, receiver: str, port: str, *, through_mlps
     between = [
         (layout.sender_index[name], layout.slot_index[name, "in"])
         for name in layout.senders
-        if name.startswith("M")
+        if kind(name) == "mlp"
         and layout.exists[start, layout.slot_index[name, "in"]]
         and layout.exists[layout.sender_index[name], end]
     ]

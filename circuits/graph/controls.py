@@ -7,7 +7,7 @@ from numpy import ndarray
 
 from circuits.graph import select
 from circuits.graph.graph import Graph
-from interp.components import layer_of
+from interp.components import kind, layer_of
 from interp.errors import SchemaError, nearest
 
 HOW = ("connected", "matched", "uniform")
@@ -79,4 +79,4 @@ def _matched(graph: Graph, rng: np.random.Generator) -> ndarray:
 
 
 def _form(name: str, n_layers: int) -> str:
-    return f"{layer_of(name, n_layers)}{'M' if name.startswith('M') else 'H'}"
+    return f"{layer_of(name, n_layers)}{'M' if kind(name) == 'mlp' else 'H'}"

@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from numpy import ndarray
 
-from interp.components import Link, kind, layer_of
+from interp.components import Component, Link, kind, layer_of
 from interp.plots.heads import GREY, template
 
 MOST = 400
@@ -127,8 +127,7 @@ def _settled(row: Sequence[str], wanted: Mapping[str, float]) -> dict[str, float
 
 
 def _number(name: str) -> int:
-    digits = name.rpartition("H")[2]
-    return int(digits) if digits.isdigit() else 0
+    return Component.parse(name).index or 0
 
 
 def _curve(link: Link, places: Mapping[str, Point], *, points: int = 18) -> Float[ndarray, "point 2"]:

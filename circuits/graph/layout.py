@@ -1,8 +1,8 @@
 """What can be connected with what in an architecture: the senders, the slots that read, and which edges exist.
 
 Senders are `embed`, heads `L0H3` and MLPs `M0`; a slot is a receiver with a port: q of a head, k and v of a head (of a
-key-value group `L0G1` where heads share them), the input ("in") of an MLP and of the logits. An edge exists where the
-sender is written before the slot is read. Everything is an array over [sender, slot], in the order of the stream.
+key-value head `L0KV1` where query heads share them), the input ("in") of an MLP and of the logits. An edge exists where
+the sender is written before the slot is read. Everything is an array over [sender, slot], in the order of the stream.
 """
 
 from __future__ import annotations
@@ -16,7 +16,18 @@ import numpy as np
 from jaxtyping import Bool, Int
 from numpy import ndarray
 
-from interp.components import _HEAD, EMBED, LOGITS, Edge, Port, layer_of
+from interp.components import (
+    EMBED,
+    LOGITS,
+    Component,
+    Edge,
+    Port,
+    head_name,
+    kind,
+    kv_head_name,
+    layer_of,
+    mlp_name,
+)
 from interp.errors import SchemaError
 from interp.model import ModelInfo
 
@@ -82,27 +93,23 @@ class Layout:
         names = [EMBED]
         for layer in range(self.n_layers):
             if self.has_heads(layer):
-                names += [f"L{layer}H{head}" for head in range(self.n_heads)]
+                names += [head_name(layer, head) for head in range(self.n_heads)]
             if self.mlps:
-                names.append(f"M{layer}")
+                names.append(mlp_name(layer))
         return tuple(names)
 
     @cached_property
     def slots(self) -> tuple[tuple[str, Port], ...]:
         """(receiver, port) of everything that reads, in order: each layer's q, k and v, its MLP, at last the logits."""
         found: list[tuple[str, Port]] = []
-        shared = "H" if self.group == 1 else "G"
-        ports: tuple[tuple[Port, str, int], ...] = (
-            ("q", "H", self.n_heads),
-            ("k", shared, self.n_kv_heads),
-            ("v", shared, self.n_kv_heads),
-        )
         for layer in range(self.n_layers):
             if self.has_heads(layer):
-                for port, kind, count in ports:
-                    found.extend((f"L{layer}{kind}{i}", port) for i in range(count))
+                shared = [kv_head_name(layer, i, group=self.group) for i in range(self.n_kv_heads)]
+                found.extend((head_name(layer, i), "q") for i in range(self.n_heads))
+                found.extend((name, "k") for name in shared)
+                found.extend((name, "v") for name in shared)
             if self.mlps:
-                found.append((f"M{layer}", "in"))
+                found.append((mlp_name(layer), "in"))
         return (*found, (LOGITS, "in"))
 
     @cached_property
@@ -114,6 +121,22 @@ class Layout:
     def slot_index(self) -> dict[tuple[str, str], int]:
         """Column of each slot."""
         return {(name, port): i for i, (name, port) in enumerate(self.slots)}
+
+    def sender(self, layer: int, head: int | None = None) -> int:
+        """Row of a head, or of the layer's MLP."""
+        return self.sender_index[mlp_name(layer) if head is None else head_name(layer, head)]
+
+    def slot(self, layer: int, port: Port, index: int = 0) -> int:
+        """Column of a head's q, of a key-value head's k or v, or of the layer's MLP ("in")."""
+        return self._first_slot[layer, port] + index
+
+    @cached_property
+    def _first_slot(self) -> dict[tuple[int, Port], int]:
+        """Column of the first slot of each layer and port."""
+        first: dict[tuple[int, Port], int] = {}
+        for i, (name, port) in enumerate(self.slots):
+            first.setdefault((layer_of(name, self.n_layers), port), i)
+        return first
 
     @cached_property
     def exists(self) -> Bool[ndarray, "sender slot"]:
@@ -143,23 +166,30 @@ class Layout:
         return np.array([layer_of(name, self.n_layers) for name in self.senders])
 
     def readers(self, receiver: str) -> tuple[str, ...]:
-        """Components that a receiver stands for: itself, or the heads of a key-value group."""
-        match = _HEAD.match(receiver)
-        if match is None or match[2] == "H":
+        """Components that a receiver stands for: itself, or the query heads of a key-value head."""
+        found = Component.parse(receiver)
+        if found.kind != "kv_head" or found.layer is None or found.index is None:
             return (receiver,)
-        first = int(match[3]) * self.group
-        return tuple(f"L{match[1]}H{head}" for head in range(first, first + self.group))
+        first = found.index * self.group
+        return tuple(head_name(found.layer, head) for head in range(first, first + self.group))
+
+    def shared(self, receiver: str, port: str) -> str:
+        """The receiver as it is called here: k and v of a head are those of the key-value head that it shares."""
+        found = Component.parse(receiver)
+        if found.kind not in ("head", "kv_head") or port not in ("k", "v"):
+            return receiver
+        assert found.layer is not None and found.index is not None  # both kinds have them
+        index = found.index // self.group if found.kind == "head" else found.index
+        return kv_head_name(found.layer, index, group=self.group)
 
     def place(self, edge: Edge | tuple[str, str, str]) -> tuple[int, int]:
-        """(row, column) of an edge; k and v of a head mean those of its group.
+        """(row, column) of an edge; k and v of a head mean those of its key-value head.
 
         Raises:
             SchemaError: no such sender or slot, or the receiver is read before the sender is written.
         """
         sender, receiver, port = edge
-        match = _HEAD.match(receiver)
-        if match is not None and match[2] == "H" and port in ("k", "v") and self.group > 1:
-            receiver = f"L{match[1]}G{int(match[3]) // self.group}"
+        receiver = self.shared(receiver, port)
         if sender not in self.sender_index or (receiver, port) not in self.slot_index:
             lacking = (
                 f"sender {sender!r}" if sender not in self.sender_index else f"receiver {receiver!r} at port {port!r}"
@@ -182,5 +212,4 @@ class Layout:
         base = 4 * layer
         if self.parallel:
             return base + (2 if writes else 1)
-        is_mlp = name.startswith("M")
-        return base + (2 if writes else 1) + (2 if is_mlp else 0)
+        return base + (2 if writes else 1) + (2 if kind(name) == "mlp" else 0)

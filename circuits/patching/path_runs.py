@@ -21,6 +21,7 @@ from circuits.patching.receiver_edits import Receivers, Stage, stage_of, stream_
 from circuits.wiring.edges import Sent, run_edges, sent
 from circuits.wiring.readout import Exit
 from interp.batch import Batch
+from interp.components import Kind, kind
 from interp.edits import Edit, Replace
 from interp.sites import Site
 
@@ -158,21 +159,21 @@ class Reach:
             return site
         return Site("resid_post", stage[0] - 1) if stage[0] else None
 
-    def _named(self, layer: int, prefix: str) -> Bool[Tensor, " sender"]:
-        """Senders of a layer whose names begin so."""
+    def _named(self, layer: int, what: Kind) -> Bool[Tensor, " sender"]:
+        """Senders of a kind in a layer."""
         layers = self.layout.sender_layers
-        found = [layers[i] == layer and name.startswith(prefix) for i, name in enumerate(self.layout.senders)]
+        found = [layers[i] == layer and kind(name) == what for i, name in enumerate(self.layout.senders)]
         return torch.tensor(found)
 
     def _fixed(self, paths: Sequence[Path], layer: int) -> list[Edit]:
         """What attention of a layer writes, senders from the other run; and MLPs that are senders."""
         both, found = self.both, []
         if layer in both.attn:
-            heads = self._named(layer, "L")
+            heads = self._named(layer, "head")
             out = torch.cat([both.attn[layer] + both.moved(path.senders & heads) for path in paths])
             found.append(Replace(Site("attn_out", layer), out))
         if layer in both.mlp:
-            at = self.layout.sender_index[f"M{layer}"]
+            at = self.layout.sender(layer)
             value, blocks = both.mlp[layer] + both.gap[at], [i for i, path in enumerate(paths) if path.senders[at]]
             found += [Replace(Site("mlp_out", layer), value, rows=torch.arange(self.n) + i * self.n) for i in blocks]
         return found

@@ -16,8 +16,7 @@ A hypothesis of several paths at once (Goldowsky-Dill et al. 2023, arXiv 2304.05
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -31,7 +30,7 @@ from circuits.patching.paired_runs import Both
 from circuits.patching.path_runs import Path, Reach
 from circuits.wiring.case import Case
 from circuits.wiring.readout import Exit
-from interp.components import EMBED, LOGITS
+from interp.components import LOGITS, Component, Kind, kind, parse_slot, slot_name
 from interp.errors import SchemaError, nearest
 from interp.model import Model
 from interp.patching.effect_table import COLUMNS, Mode, checked, effects, provenance
@@ -40,13 +39,12 @@ from interp.tasks import PromptTask
 
 Policy = Literal["frozen", "live"]
 POLICIES: tuple[Policy, ...] = ("frozen", "live")
-GROUPS = {"heads": ("L",), "mlps": ("M",), "nodes": (EMBED, "L", "M")}
+GROUPS: dict[str, tuple[Kind, ...]] = {"heads": ("head",), "mlps": ("mlp",), "nodes": ("embed", "head", "mlp")}
 """Senders by name, each alone."""
 AT_ONCE = 16
 """Prompts of which every sender's writes are held at one time, where all tokens matter."""
 Senders = str | Sequence[str | tuple[str, ...]]
 Receivers = str | Sequence[str | tuple[str, str]]
-_RECEIVER = re.compile(r"^(L\d+[HG]\d+)\.([qkv])$")
 
 
 def path_patching(
@@ -78,8 +76,8 @@ def path_patching(
         task: prompts and their corrupted twins.
         senders: "heads", "mlps" or "nodes" (the embedding too), each alone; or names, or tuples of names that are
             patched together. Of a group, those that no receiver can hear are left out.
-        receivers: "logits", or slots that hear it together: "L9H6.q", "L1G0.k" (a key-value group; "L1H1.k" means its
-            group), "M3", "logits".
+        receivers: "logits", or slots that hear it together: "L9H6.q", "L1KV0.k" (a key-value head; "L1H1.k" means
+            the one that it shares), "M3", "logits".
         mlps: "frozen" or "live".
         final_norm: "frozen" keeps the base run's divisor and leaves a soft-cap out, so that the effect on a difference
             of logits is the difference of two attributions. Receivers must be the logits.
@@ -93,7 +91,8 @@ def path_patching(
         means: 0 for no effect, 1 for that of the other run.
 
     Raises:
-        SchemaError: no such component, port, policy or mode; a receiver that none of the senders named comes before.
+        SchemaError: no such component, policy or mode; a receiver that none of the senders named comes before.
+        SiteError: a receiver that is not written like one, or without the port that is named.
         TaskError: a frozen norm with a metric that is not of the answers' logits.
 
     >>> import interp
@@ -115,7 +114,7 @@ def path_patching(
     names = sets_of(case.layout, senders, slots)
     paths, still = [path_of(case.layout, own, slots) for own in names], final_norm == "frozen"
     found = swept(case, paths, policy=policy, mode=way, batch_size=batch_size, frozen_norm=still)
-    to = ", ".join(name if port == "in" else f"{name}.{port}" for name, port in (case.layout.slots[i] for i in slots))
+    to = ", ".join(slot_name(*case.layout.slots[i]) for i in slots)
     about = {"receivers": to, "variant": f"mlps {policy}", "mode": way, "unit": case.metric}
     rows = [
         {"analysis": "path_patching", **_named(own), **about, **effect}
@@ -196,9 +195,10 @@ def slots_of(layout: Layout, receivers: Receivers) -> tuple[int, ...]:
 
     Raises:
         SchemaError: no such receiver, or none.
+        SiteError: one that is not written like a slot.
     """
     given = (receivers,) if isinstance(receivers, str) else receivers
-    found = dict.fromkeys(slot_of(layout, *_receiver(each)) for each in given)
+    found = dict.fromkeys(slot_of(layout, *(parse_slot(each) if isinstance(each, str) else each)) for each in given)
     if not found:
         raise SchemaError("no receivers")
     return tuple(sorted(found))
@@ -212,10 +212,8 @@ def sets_of(layout: Layout, senders: Senders, slots: Sequence[int]) -> list[tupl
     """
     heard: ndarray = np.any(layout.exists[:, list(slots)], axis=1)
     if isinstance(senders, str) and senders in GROUPS:
-        prefixes = GROUPS[senders]
-        return [
-            (name,) for name, hears in zip(layout.senders, heard, strict=True) if hears and name.startswith(prefixes)
-        ]
+        kinds = GROUPS[senders]
+        return [(name,) for name, hears in zip(layout.senders, heard, strict=True) if hears and kind(name) in kinds]
     given = (senders,) if isinstance(senders, str) else senders
     found = [(each,) if isinstance(each, str) else tuple(each) for each in given]
     if not found:
@@ -244,28 +242,17 @@ def policy_of(mlps: str) -> Policy:
     return "live" if mlps == "live" else "frozen"
 
 
-def _receiver(given: str | tuple[str, str]) -> tuple[str, str]:
-    if not isinstance(given, str):
-        return given
-    match = _RECEIVER.match(given)
-    return (match[1], match[2]) if match else (given.removesuffix(".in"), "in")
-
-
 def slot_of(layout: Layout, name: str, port: str) -> int:
-    """Column of a receiver; k and v of a head mean those of its group."""
-    if (name, port) not in layout.slot_index and port in ("k", "v"):
-        of_group = [g for g, p in layout.slots if p == port and name in layout.readers(g)]
-        name = of_group[0] if of_group else name
-    if (name, port) not in layout.slot_index:
-        known = [slot if p == "in" else f"{slot}.{p}" for slot, p in layout.slots]
-        wrong = name if port == "in" else f"{name}.{port}"
+    """Column of a receiver; k and v of a head mean those of its key-value head."""
+    column = layout.slot_index.get((layout.shared(name, port), port))
+    if column is None:
+        wrong, known = slot_name(name, port), [slot_name(*slot) for slot in layout.slots]
         raise SchemaError(f"no receiver {wrong!r}; {nearest(wrong, known)}")
-    return layout.slot_index[name, port]
+    return column
 
 
 def _named(senders: Sequence[str]) -> dict[str, object]:
     """Component, and its layer and head where it is one."""
-    match = re.match(r"^[LM](\d+)(?:H(\d+))?$", senders[0]) if len(senders) == 1 else None
-    places: Iterator[int | None] = (None if x is None else int(x) for x in (match.groups() if match else (None, None)))
-    layer, head = places
+    one = Component.parse(senders[0]) if len(senders) == 1 else None
+    layer, head = (None, None) if one is None else (one.layer, one.index)
     return {"component": " + ".join(senders), "layer": layer, "head": head}

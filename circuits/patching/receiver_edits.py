@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from circuits.graph.layout import Layout
 from circuits.wiring.ports import QKV, Ports
-from interp.components import Port, layer_of
+from interp.components import Component, Port, kind, layer_of
 from interp.edits import Apply, Edit
 from interp.numerics import wide
 from interp.sites import Site
@@ -24,7 +23,7 @@ Stage = tuple[int, Literal["attn", "mlp"]]
 def stage_of(layout: Layout, slot: int) -> Stage:
     """Where a slot reads; it is not that of the logits."""
     name, _ = layout.slots[slot]
-    return layer_of(name, layout.n_layers), "mlp" if name.startswith("M") else "attn"
+    return layer_of(name, layout.n_layers), "mlp" if kind(name) == "mlp" else "attn"
 
 
 def stream_site(layout: Layout, stage: Stage) -> Site:
@@ -90,7 +89,7 @@ class Receivers:
         for slot in slots:
             name, port = self.layout.slots[slot]
             if slot < len(self.layout.slots) - 1 and stage_of(self.layout, slot) == stage:
-                heads.setdefault(port, []).append(0 if port == "in" else int(re.split("[HG]", name)[1]))
+                heads.setdefault(port, []).append(Component.parse(name).index or 0)
         mine = torch.arange(self.n) + block * self.n
         for port, some in heads.items():
             known = self.rows[stage].setdefault(port, {})

@@ -13,7 +13,7 @@ from circuits.graph.graph import Graph
 from circuits.graph.layout import Layout
 from circuits.patching.paths import GROUPS, Policy, path_of, policy_of, sets_of, slot_of, swept
 from circuits.wiring.case import Case
-from interp.components import LOGITS, Port
+from interp.components import LOGITS, Port, kind
 from interp.errors import SchemaError, nearest
 from interp.model import Model
 from interp.patching.effect_table import Mode, checked, effects, provenance
@@ -186,7 +186,7 @@ def _next(layout: Layout, kept: Sequence[str], ports: Sequence[Port], taken: set
     """Slots of what was kept, port by port; those that something can be heard at, and no slot twice."""
     wanted: dict[Port, dict[int, None]] = {}
     for name in kept:
-        own = ("in",) if name.startswith("M") else ports if name.startswith("L") else ()
+        own = {"mlp": ("in",), "head": tuple(ports)}.get(kind(name), ())
         for port in own:
             slot = slot_of(layout, name, port)
             if slot not in taken:

@@ -29,6 +29,7 @@ from circuits.graph.layout import Layout
 from circuits.wiring.case import Case
 from circuits.wiring.components import PORTS, Parts, at
 from circuits.wiring.ports import QKV
+from interp.components import kind
 from interp.errors import SchemaError, nearest
 from interp.model import Model
 from interp.tasks import PromptTask
@@ -116,7 +117,7 @@ class Relevance:
         if k < 1 or depth < 0:
             raise SchemaError(f"k = {k}, depth = {depth}: at least one sender is kept, and depth is not negative")
         scores, layout = self.graph().scores, self.layout
-        able = np.array([name.startswith("L") or not heads for name in layout.senders])
+        able = np.array([not heads or kind(name) == "head" for name in layout.senders])
         mask, logits = np.zeros(layout.exists.shape, dtype=bool), len(layout.slots) - 1
         relevance, slots, taken = np.abs(self.to_logits.mean(1)), [logits], {logits}
         for _ in range(depth + 1):
@@ -250,7 +251,7 @@ class _Split:
         written = self._attention(layer, beta, inject, shares) if heads else torch.zeros_like(beta)
         if heads and mlps and not self.layout.parallel:
             middle = parts.middle[layer]
-            mlp = self.clean[self.layout.sender_index[f"M{layer}"]]
+            mlp = self.clean[self.layout.sender(layer)]
             written = written + _shared(middle - x - (own - mlp), written, own - mlp - written)
             beta = self._settled(beta + written, middle)
             x, own, written = middle, mlp, torch.zeros_like(beta)
@@ -295,10 +296,10 @@ class _Split:
                 sites[port].transpose(-2, -3), parts.sites[layer, port].transpose(-2, -3), self.mask[:, None]
             )  # row batch head
             for i in range(share.shape[-1]):
-                shares[parts.slot(layer, port, i)] = share[..., i]
+                shares[self.layout.slot(layer, port, i)] = share[..., i]
         z = parts.through(layer, {p: s.flatten(0, 1) for p, s in sites.items()}, len(beta))
         z = z.unflatten(0, beta.shape[:2]) / parts.divisor(layer)[..., None]
-        first = self.layout.sender_index[f"L{layer}H0"]
+        first = self.layout.sender(layer, 0)
         written = torch.zeros_like(beta)
         for h, matrix in enumerate(parts.matrix(layer)):
             u = first + h
@@ -326,10 +327,10 @@ class _Split:
 
     def _mlp(self, layer: int, beta: Beta, inject: Tensor, shares: dict[int, Tensor]) -> Beta:
         """beta of what an MLP writes."""
-        u, x = self.layout.sender_index[f"M{layer}"], self.parts.middle[layer]
+        u, x = self.layout.sender(layer), self.parts.middle[layer]
         whole = self.ports.read_mlp(layer, x)
         read = _normed(self.ports.reads[layer].mlp, beta, x)
-        shares[self.layout.slot_index[f"M{layer}", "in"]] = _share(read, whole, self.mask)
+        shares[self.layout.slot(layer, "in")] = _share(read, whole, self.mask)
         rest, nothing = (
             self.parts.mlp_of(layer, whole - read),
             self.parts.mlp_of(layer, torch.zeros_like(whole[:1, :1])),

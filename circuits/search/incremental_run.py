@@ -20,7 +20,7 @@ from torch import Tensor
 from circuits.wiring.case import Case
 from circuits.wiring.components import PORTS, Key, Parts, at
 from circuits.wiring.edges import Other
-from interp.components import LOGITS, layer_of
+from interp.components import LOGITS, kind, layer_of
 
 
 @dataclass(eq=False)
@@ -69,7 +69,7 @@ class Splice:
         keys = np.array([port in ("k", "v") for _, port in layout.slots])
         for layer in reversed(range(layout.n_layers)):
             mine = np.flatnonzero(layout.sender_layers == layer)
-            heads = np.array([u for u in mine.tolist() if layout.senders[u].startswith("L")], dtype=int)
+            heads = np.array([u for u in mine.tolist() if kind(layout.senders[u]) == "head"], dtype=int)
             for group in (np.setdiff1d(mine, heads), heads):  # an MLP stands above the heads of its layer
                 fed = owners.any(1) & (owners & wide[None, :]).any(1)
                 reads = (keys & (owners & leads[None, :]).any(1)) | fed
@@ -139,7 +139,7 @@ class Splice:
         groups = self._read(layer, trial)
         if not groups:
             return
-        first = self.layout.sender_index[f"L{layer}H0"]
+        first = self.layout.sender(layer, 0)
         heads = np.arange(self.layout.n_heads)
         wide = bool(self.wide[first + heads].any())
         end = None if wide else self.end
@@ -156,7 +156,7 @@ class Splice:
         for port in PORTS:
             gains: dict[bool, dict[int, Tensor]] = {}
             for i in range(layout.n_heads if port == "q" else layout.n_kv_heads):
-                slot = parts.slot(layer, port, i)
+                slot = layout.slot(layer, port, i)
                 if slot in trial.streams and self.needed[slot]:
                     gains.setdefault(bool(self.narrow[slot]), {})[i] = trial.streams[slot]
             for narrow, found in gains.items():
@@ -168,10 +168,10 @@ class Splice:
         return sorted(groups)
 
     def _mlp(self, layer: int, trial: Trial) -> None:
-        slot = self.layout.slot_index[f"M{layer}", "in"]
+        slot = self.layout.slot(layer, "in")
         if slot not in trial.streams or not self.needed[slot]:
             return
-        gain, u, end = trial.streams[slot], self.layout.sender_index[f"M{layer}"], None
+        gain, u, end = trial.streams[slot], self.layout.sender(layer), None
         now, real = self.case.sent_clean[u] + self.written[u], self.case.task.clean.mask[..., None]
         if self.narrow[slot]:
             now, real, end = at(now, self.end), at(real, self.end), self.end

@@ -21,7 +21,7 @@ from circuits.graph.graph import Graph
 from circuits.graph.layout import Layout
 from circuits.wiring.case import Case
 from circuits.wiring.ports import QKV
-from interp.components import Edge, component, parse_component
+from interp.components import EMBED, Edge, head_name, kind, parse_head
 from interp.errors import SchemaError
 from interp.model import Model
 from interp.sites import Site
@@ -182,7 +182,7 @@ class _Tracer:
                     order = np.argsort(-side["value"].to_numpy(), kind="stable")
                     for n in order[: _enough(side["value"].to_numpy()[order], upstream)]:
                         name = str(side["sender"].iloc[n])
-                        if name.startswith("L"):
+                        if kind(name) == "head":
                             deeper.append((_head(self.layout, name), (b, place)))
         return deeper
 
@@ -201,13 +201,13 @@ class _Tracer:
         if score <= 0:
             return []
         number = len(self.firings)
-        told = {"firing": number, "head": component(layer, head), "prompt": b, "query": i, "key": j}
+        told = {"firing": number, "head": head_name(layer, head), "prompt": b, "query": i, "key": j}
         size = {"probability": probability, "score": score, "kept": float(terms[kept].sum())}
         self.firings.append({**told, **size, "vectors": len(kept), "rank": len(s)})
         sides = []
         for name, at, vectors, other in (("query", i, u, right), ("key", j, v, left)):
             signal = (scale * s * other)[kept] @ vectors[:-1, kept].T
-            earlier = self.layout.exists[:, self.layout.place(("embed", component(layer, head), name[0]))[1]]
+            earlier = self.layout.exists[:, self.layout.place((EMBED, head_name(layer, head), name[0]))[1]]
             wrote = self._linear(layer, self.sent[torch.from_numpy(earlier), b, at], x[at])
             names = [n for n, e in zip(self.layout.senders, earlier, strict=True) if e]
             frame = pd.DataFrame({"firing": number, "side": name, "sender": names, "value": (wrote @ signal).tolist()})
@@ -266,7 +266,8 @@ def _enough(values: np.ndarray, share: float, *, of: float | None = None) -> int
 
 
 def _head(layout: Layout, name: str) -> tuple[int, int]:
-    layer, head = parse_component(name)
-    if head is None or name not in layout.sender_index:
-        raise SchemaError(f"no head {name!r}; there are L0H0 to L{layout.n_layers - 1}H{layout.n_heads - 1}")
+    layer, head = parse_head(name)
+    if name not in layout.sender_index:
+        last = head_name(layout.n_layers - 1, layout.n_heads - 1)
+        raise SchemaError(f"no head {name!r}; there are {head_name(0, 0)} to {last}")
     return layer, head

@@ -75,11 +75,6 @@ class Parts:
         shared = any(self.ports.shared(layer, port) for port in ("q", "k", "v"))
         return shared or self._writes[layer].norm is not None
 
-    def slot(self, layer: int, port: QKV, i: int) -> int:
-        """Column of a q, k or v."""
-        kind = "H" if port == "q" or self.layout.group == 1 else "G"
-        return self.layout.slot_index[f"L{layer}{kind}{i}", port]
-
     def read(
         self, layer: int, port: QKV, gains: Mapping[int, Gain], end: End
     ) -> tuple[dict[int, Rows], dict[int, Rows]]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from circuits.graph.layout import Layout
 from circuits.wiring.ports import QKV, Ports
 from interp.batch import Batch, Prompts
+from interp.components import Port
 from interp.edits import Apply, Edit
 from interp.errors import SchemaError
 from interp.model import Model, Run
@@ -159,7 +160,7 @@ class _Cut:
         found: dict[Site, Callable[[Tensor], Tensor]] = {}
         for layer in range(first, self.layout.n_layers):
             found[Site("resid_pre", layer)] = self._noting(layer)
-            if self.layout.mlps and not self.layout.parallel and self.touched[self._slots("mlp", layer)].any():
+            if self.layout.mlps and not self.layout.parallel and self.touched[self._slots("in", layer)].any():
                 found[Site("resid_mid", layer)] = self._seen("mid")
         for site, _ in _writers(self.layout, first):
             if site.kind != "resid_pre":
@@ -174,20 +175,16 @@ class _Cut:
                 for port in ("q", "k", "v"):
                     if self.touched[self._slots(port, layer)].any():
                         found.append(Apply(Site(port, layer), self._qkv(layer, port)))
-            if self.layout.mlps and self.touched[self._slots("mlp", layer)].any():
+            if self.layout.mlps and self.touched[self._slots("in", layer)].any():
                 found.append(Apply(Site("mlp_in", layer), self._mlp(layer)))
         if self.touched[-1]:
             found.append(Apply(Site("resid_post", self.layout.n_layers - 1), self._logits))
         return found
 
-    def _slots(self, what: str, layer: int) -> slice:
+    def _slots(self, what: Port, layer: int) -> slice:
         """Columns of a layer's q, k, v or MLP slots."""
-        name = f"L{layer}{'H' if what == 'q' or self.layout.group == 1 else 'G'}0"
-        if what == "mlp":
-            at = self.layout.slot_index[f"M{layer}", "in"]
-            return slice(at, at + 1)
-        at = self.layout.slot_index[name, what]
-        return slice(at, at + (self.layout.n_heads if what == "q" else self.layout.n_kv_heads))
+        at = self.layout.slot(layer, what)
+        return slice(at, at + {"q": self.layout.n_heads, "in": 1}.get(what, self.layout.n_kv_heads))
 
     def _noting(self, layer: int) -> Callable[[Tensor], Tensor]:
         def note(x: Tensor) -> Tensor:
@@ -251,7 +248,7 @@ class _Cut:
         return change
 
     def _mlp(self, layer: int) -> Callable[[Tensor], Tensor]:
-        slots = self._slots("mlp", layer)
+        slots = self._slots("in", layer)
 
         def change(site: Tensor) -> Tensor:
             x = self.stream["pre" if self.layout.parallel else "mid"]

@@ -50,6 +50,7 @@ def build(name: Name, folder: Annotated[Path, typer.Argument(metavar="DIR", help
 def card(name: Name) -> None:
     """What a model is, how it was made, and what it can and cannot show."""
     from interp import zoo
+    from interp.components import head_names
 
     bare = _bare(name)
     where = zoo.folder(bare)
@@ -62,7 +63,7 @@ def card(name: Name) -> None:
         return
     for role, heads in truth.roles.items():
         expected = f", expected score {truth.expected[role]:.4f}" if role in truth.expected else ""
-        places = ", ".join(f"L{layer}H{head}" for layer, head in heads)
+        places = ", ".join(head_names(heads))
         sys.stdout.write(f"- {role}: {places}{expected}\n")
     sys.stdout.write(f"\n{truth.docs}\n")
 

@@ -4,8 +4,8 @@
 """
 
 from interp.decompose.attribution import Attribution, attribute
-from interp.decompose.components import Component
 from interp.decompose.lens import LogitLens, logit_lens, read_out
 from interp.decompose.stream import Decomposition, decompose
+from interp.decompose.terms import Term
 
-__all__ = ["Attribution", "Component", "Decomposition", "LogitLens", "attribute", "decompose", "logit_lens", "read_out"]
+__all__ = ["Attribution", "Decomposition", "LogitLens", "Term", "attribute", "decompose", "logit_lens", "read_out"]

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from interp.batch import Prompts
 from interp.decompose.answers import Answers, mean_over, token_ids
-from interp.decompose.components import Component, place
 from interp.decompose.head import LogitHead, read_head
 from interp.decompose.stream import allowed, check, collect
 from interp.decompose.taken import Taken, take
+from interp.decompose.terms import Term, place
 from interp.errors import BackendError
 from interp.model import Model
 from interp.weights.weights import Weights
@@ -26,7 +26,7 @@ class Attribution:
     """What each component adds directly to a logit, or to a difference of logits, at one position of each prompt.
 
     Attributes:
-        components: what `values` are of; last the biases of final norm and unembedding, where there are any.
+        terms: what `values` are of; last the biases of final norm and unembedding, where there are any.
         values: in logits; they sum to `logit`.
         logit: before a final soft-cap.
         capped: the same as the model gives it, after the soft-cap (equal to `logit` without one).
@@ -34,7 +34,7 @@ class Attribution:
         error: |sum - logit| over the prompt's largest logit, the largest over prompts.
     """
 
-    components: tuple[Component, ...]
+    terms: tuple[Term, ...]
     values: Float[Tensor, "component batch"]
     logit: Float[Tensor, " batch"]
     capped: Float[Tensor, " batch"]
@@ -43,15 +43,13 @@ class Attribution:
 
     def __getitem__(self, name: str) -> Float[Tensor, " batch"]:
         """Of one component: `attribution["L3H5"]`."""
-        return self.values[place(name, self.components)]
+        return self.values[place(name, self.terms)]
 
     @property
     def heads(self) -> Float[Tensor, "layer head batch"]:
         """Of every head, sources summed; zeros where a layer has none."""
-        own = [
-            (i, c.layer, c.head) for i, c in enumerate(self.components) if c.layer is not None and c.head is not None
-        ]
-        n_layers = 1 + max((c.layer for c in self.components if c.layer is not None), default=-1)
+        own = [(i, c.layer, c.head) for i, c in enumerate(self.terms) if c.layer is not None and c.head is not None]
+        n_layers = 1 + max((c.layer for c in self.terms if c.layer is not None), default=-1)
         found = torch.zeros(n_layers, 1 + max((head for _, _, head in own), default=-1), self.values.shape[1])
         for i, layer, head in own:
             found[layer, head] += self.values[i]
@@ -61,14 +59,14 @@ class Attribution:
         """One row per component and prompt, `value` in logits."""
         rows = [
             {**c.as_dict(), "prompt": b, "value": float(value), "unit": "logit"}
-            for c, values in zip(self.components, self.values, strict=True)
+            for c, values in zip(self.terms, self.values, strict=True)
             for b, value in enumerate(values)
         ]
         return pd.DataFrame(rows).astype(dict.fromkeys(("layer", "head", "source", "neuron"), "Int64"))
 
     def top(self, k: int = 10) -> pd.DataFrame:
         """Components by the size of their mean over prompts, largest first; `value` keeps its sign."""
-        names = [c.name for c in self.components]
+        names = [c.name for c in self.terms]
         mean = self.table().groupby("component", sort=False)["value"].mean().reindex(names)
         return mean.sort_values(key=abs, ascending=False, kind="stable").head(k).reset_index()
 
@@ -127,7 +125,7 @@ def attribute(
     unembed = _contrast(lambda ids: weights.b_u[ids], right, against) * head.multiplier
     ends = {"b_unembed": unembed} if norm is None else {"b_norm": w @ norm.bias, "b_unembed": unembed}
     ends = {name: x for name, x in ends.items() if bool(x.any())}
-    components += [Component(name, "bias") for name in ends]
+    components += [Term(name, "bias") for name in ends]
     parts = torch.cat([values[:, :, 0, 0], *(x[None].float() for x in ends.values())])
     logit, capped = (_picked(x, right, against) for x in (head.before, head.given))
     error = float(((parts.double().sum(0) - logit).abs() / scale).max())

@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interp.batch import Batch, Prompts
-from interp.decompose.components import Component, heads_of, neurons_of, place, sources_of
 from interp.decompose.taken import Taken, take
+from interp.decompose.terms import Term, attention_of, embed, heads_of, mlp_of, neurons_of, place, sources_of
 from interp.errors import BackendError
 from interp.model import Model
 from interp.sites import Site
@@ -30,7 +30,7 @@ class Decomposition:
     """What each component added to the residual stream, on the CPU.
 
     Attributes:
-        components: what `vectors` are of, in the order in which they are written.
+        terms: what `vectors` are of, in the order in which they are written.
         vectors: [component batch d_model] at one position, [component batch pos d_model] at all.
         residual: their sum as the model has it, [batch (pos) d_model].
         mask: real tokens among these, [batch (pos)].
@@ -38,7 +38,7 @@ class Decomposition:
         error: |sum - residual| / |residual|, the largest over real tokens.
     """
 
-    components: tuple[Component, ...]
+    terms: tuple[Term, ...]
     vectors: Float[Tensor, "component batch *pos d_model"]
     residual: Float[Tensor, "batch *pos d_model"]
     mask: Bool[Tensor, "batch *pos"]
@@ -47,12 +47,12 @@ class Decomposition:
     names: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Names beside the components."""
-        object.__setattr__(self, "names", tuple(c.name for c in self.components))
+        """Names beside the terms."""
+        object.__setattr__(self, "names", tuple(c.name for c in self.terms))
 
     def __getitem__(self, name: str) -> Float[Tensor, "batch *pos d_model"]:
         """What one component wrote: `parts["L3H5"]`."""
-        return self.vectors[place(name, self.components)]
+        return self.vectors[place(name, self.terms)]
 
     def table(self) -> pd.DataFrame:
         """Per component: mean over real tokens of its norm, and of its share <c, r> / <r, r> of the residual r.
@@ -62,7 +62,7 @@ class Decomposition:
         """
         square = self.residual.double().square().sum(-1)
         rows = []
-        for c, vector in zip(self.components, self.vectors, strict=True):
+        for c, vector in zip(self.terms, self.vectors, strict=True):
             share = (vector.double() * self.residual).sum(-1) / square
             rows.append(
                 {**c.as_dict(), "norm": _mean(vector.norm(dim=-1), self.mask), "share": _mean(share, self.mask)}
@@ -103,14 +103,14 @@ def decompose(
         SiteError: a layer or position out of range, or neurons of a layer that has no one set of them.
     """
     taken = take(model, tokens, layer=layer, position=position, heads=heads, sources=sources, neurons=neurons)
-    components, vectors, errors = collect(taken, None, heads=heads, neurons=neurons)
+    terms, vectors, errors = collect(taken, None, heads=heads, neurons=neurons)
     scale = torch.stack([taken.at("resid_post", i).cpu().norm(dim=-1) for i in range(taken.last + 1)])
     relative = (errors / scale).masked_fill(~taken.mask.cpu(), 0.0).flatten(1).amax(1)
     check(relative, model, tolerance)
     residual, mask = taken.at("resid_post", taken.last).cpu(), taken.mask.cpu()
     if position is not None:
         vectors, residual, mask = vectors[:, :, 0], residual[:, 0], mask[:, 0]
-    return Decomposition(tuple(components), vectors, residual, mask, taken.last, float(relative[-1]))
+    return Decomposition(tuple(terms), vectors, residual, mask, taken.last, float(relative[-1]))
 
 
 def check(
@@ -139,7 +139,7 @@ def allowed(model: Model) -> float:
 
 def collect(
     taken: Taken, direction: Direction, *, heads: bool, neurons: Sequence[int]
-) -> tuple[list[Component], Float[Tensor, "component batch pos out"], Float[Tensor, "layer batch pos"]]:
+) -> tuple[list[Term], Float[Tensor, "component batch pos out"], Float[Tensor, "layer batch pos"]]:
     """Components, what they wrote (along `direction`), and after each layer the length by which the sum misses."""
     components, parts, errors = [], [], []
     written = embedding(taken, direction)
@@ -155,7 +155,7 @@ def collect(
     return components, torch.cat(parts).float(), torch.stack(errors)
 
 
-Written = tuple[list[Component], Float[Tensor, "component batch pos out"]]
+Written = tuple[list[Term], Float[Tensor, "component batch pos out"]]
 
 
 def embedding(taken: Taken, direction: Direction) -> list[Written]:
@@ -165,7 +165,7 @@ def embedding(taken: Taken, direction: Direction) -> list[Written]:
     change with the tokens. Where it does (an embedding norm, a multiplier), the input stays in one piece.
     """
     model, full = taken.model, taken.at("embed")
-    whole = [([Component("embed", "embed")], along(full, direction)[None])]
+    whole = [([embed()], along(full, direction)[None])]
     rest = _rest(model, taken.ids, full)
     if rest is None or not bool((rest.abs() > 1e-6 * full.abs().max()).any()):
         return whole
@@ -176,7 +176,7 @@ def embedding(taken: Taken, direction: Direction) -> list[Written]:
     if again is None or float(((again - rest[:1])[taken.mask[:1]]).abs().max()) > 1e-5 * float(full.abs().max()):
         return whole
     tokens = along(full - rest, direction)[None]
-    return [([Component("embed", "embed")], tokens), ([Component("pos", "pos")], along(rest, direction)[None])]
+    return [([embed()], tokens), ([Term("pos", "pos")], along(rest, direction)[None])]
 
 
 def _rest(model: Model, ids: Tensor, full: Tensor) -> Tensor | None:
@@ -190,7 +190,7 @@ def _layer(taken: Taken, layer: int, direction: Direction, heads: bool, neurons:
     w = taken.writes[layer]
     if "attn_out" in w.missing:
         whole = taken.at("resid_post", layer) - taken.at("resid_pre", layer)
-        yield [Component(f"B{layer}", "block", layer)], along(whole, direction)[None]
+        yield [Term(f"B{layer}", "block", layer)], along(whole, direction)[None]
         return
     yield from _attention(taken, layer, direction, heads)
     if "mlp_out" in w.missing:
@@ -205,7 +205,7 @@ def _layer(taken: Taken, layer: int, direction: Direction, heads: bool, neurons:
             matrix = w.mlp.matrix(a.shape[-1])[:, None]
             yield neurons_of(layer, a.shape[-1]), _written((a / divisor)[..., None], matrix, direction)
     if not neurons:
-        yield [Component(f"M{layer}", "mlp", layer)], along(out - bias, direction)[None]
+        yield [mlp_of(layer)], along(out - bias, direction)[None]
     yield from _bias(f"b_mlp{layer}", layer, bias, direction)
 
 
@@ -213,13 +213,13 @@ def _attention(taken: Taken, layer: int, direction: Direction, heads: bool) -> I
     """Heads, or their sources, and the bias; attention in one piece where heads cannot be told apart."""
     out, write = taken.at("attn_out", layer), taken.writes[layer].attn
     if write is None:
-        yield [Component(f"A{layer}", "attn", layer)], along(out, direction)[None]
+        yield [attention_of(layer)], along(out, direction)[None]
         return
     z = taken.at("z", layer)
     divisor = write.divisor(z.flatten(2))
     bias = write.bias(z.shape[2] * z.shape[3], divisor).to(out)
     if not heads:
-        yield [Component(f"A{layer}", "attn", layer)], along(out - bias, direction)[None]
+        yield [attention_of(layer)], along(out - bias, direction)[None]
     elif layer in taken.patterns:
         yield _sources(taken, layer, write, divisor, direction)
     else:
@@ -240,7 +240,7 @@ def _sources(taken: Taken, layer: int, write: Write, divisor: Tensor, direction:
 
 def _bias(name: str, layer: int, bias: Tensor, direction: Direction) -> Iterator[Written]:
     if bool(bias.any()):
-        yield [Component(name, "bias", layer)], along(bias, direction)[None]
+        yield [Term(name, "bias", layer)], along(bias, direction)[None]
 
 
 def along(x: Float[Tensor, "batch pos d_model"], direction: Direction) -> Float[Tensor, "batch pos out"]:

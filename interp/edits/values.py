@@ -12,7 +12,7 @@ from typing import Any
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp.components import parse_component
+from interp.components import head_name, parse_head
 from interp.errors import SiteError, nearest
 from interp.sites import Site
 
@@ -199,13 +199,10 @@ def ablate_heads(
     """One `Ablate` of z per head, given as (layer, head) or as `L3H5`; `rows` as in `Edit`."""
     edits = []
     for item in heads:
-        layer, head = parse_component(item) if isinstance(item, str) else item
-        if head is None:
-            raise SiteError(f"{item!r} is not a head")
+        layer, head = parse_head(item) if isinstance(item, str) else item
         if mean is not None and not (0 <= layer < mean.shape[0] and 0 <= head < mean.shape[1]):
-            raise SiteError(
-                f"L{layer}H{head} is out of range; the mean has {mean.shape[0]} layers of {mean.shape[1]} heads"
-            )
+            name = head_name(layer, head)
+            raise SiteError(f"{name} is out of range; the mean has {mean.shape[0]} layers of {mean.shape[1]} heads")
         value = None if how == "zero" or mean is None else mean[layer, head]
         edits.append(Ablate(Site("z", layer, head=head), how, value, rows=rows))
     return edits

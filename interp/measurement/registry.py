@@ -17,7 +17,7 @@ from typing import Any, Concatenate, ParamSpec
 
 import pandas as pd
 
-from interp.components import component
+from interp.components import head_name, mlp_name
 from interp.errors import NotApplicable, SchemaError, nearest
 from interp.model import Model
 from interp.results.provenance import provenance as _provenance
@@ -228,7 +228,7 @@ def _completed(rows: Sequence[Mapping[str, Any]] | pd.DataFrame, name: str, extr
     table["analysis"] = name
     if "component" not in table and {"layer", "head"} <= set(table.columns):
         table["component"] = [
-            None if pd.isna(layer) else component(int(layer), None if pd.isna(head) else int(head))
+            None if pd.isna(layer) else mlp_name(int(layer)) if pd.isna(head) else head_name(int(layer), int(head))
             for layer, head in zip(table["layer"], table["head"], strict=True)
         ]
     return frame(table, extra=extra)

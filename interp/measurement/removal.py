@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.batch import Batch
-from interp.components import component
+from interp.components import head_names
 from interp.edits import Ablate, ablate_heads
 from interp.measurement.rerun import Rerun
 from interp.model import Model
@@ -104,7 +104,7 @@ def _doses(k: int) -> list[int]:
 
 
 def _names(heads: Sequence[Head]) -> str:
-    return " ".join(component(*h) for h in heads)
+    return " ".join(head_names(heads))
 
 
 def _rows(

@@ -18,6 +18,7 @@ from interp.edits import Edit, Replace
 from interp.errors import SiteError, TaskError, nearest
 from interp.model import Model, ModelInfo
 from interp.patching.effect_table import COLUMNS, MODES, Mode, checked, effects, provenance
+from interp.patching.names import component_of
 from interp.results.results import Result, frame
 from interp.sites import PER_HEAD, UNLAYERED, Site
 from interp.tasks import PromptTask
@@ -246,15 +247,13 @@ def _column(task: PromptTask, at: Int[Tensor, " prompt"], known: Bool[Tensor, " 
 
 
 def _named(site: Site, where: _Where, case: Case) -> dict[str, object]:
-    shared = site.kind in ("k", "v") and case.layout.group > 1
-    component = f"L{site.first}{'G' if shared else 'H'}{site.head}" if site.head is not None else f"L{site.first}"
     return {
         "analysis": "activation_patching",
         "variant": case.task.corruption,
         "site": str(site),
         "layer": site.first,
         "head": site.head,
-        "component": f"M{site.first}" if site.kind == "mlp_out" else component,
+        "component": component_of(site, group=case.layout.group),
         "position": where.position if site.position is None else site.position,
         "role": where.role,
         "unit": case.metric,

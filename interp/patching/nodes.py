@@ -27,10 +27,10 @@ from circuits.attribution.quadrature import nodes as path_nodes
 from circuits.attribution.slot_gradients import at_end, frozen, judged, wide
 from circuits.graph.layout import Layout
 from circuits.wiring.case import Case
-from interp.components import component
 from interp.edits import Replace
 from interp.errors import TaskError, nearest
 from interp.model import Model, Start
+from interp.patching.names import component_of
 from interp.results.stats import bootstrap_mean
 from interp.sites import Site
 from interp.tasks import PromptTask
@@ -61,8 +61,10 @@ class NodeScores:
         return self.prompts.mean(0)
 
     def of(self, kind: str) -> dict[str, float]:
-        """Scores of one kind by component: `L3H5` for z and q, `L3G1` for shared k and v, `M3`, `L3` for the stream."""
-        return {_name(s, self.layout): float(v) for s, v in zip(self.sites, self.mean, strict=True) if s.kind == kind}
+        """Scores of one kind by component: `L3H5` for z and q, `L3KV1` for shared k and v, `M3`, `L3` (stream)."""
+        group = self.layout.group
+        scores = zip(self.sites, self.mean, strict=True)
+        return {component_of(s, group=group): float(v) for s, v in scores if s.kind == kind}
 
     def table(self, *, seed: int = 0) -> pd.DataFrame:
         """One row per node, strongest first, with standard error and bootstrap interval (95 %) over prompts."""
@@ -72,7 +74,7 @@ class NodeScores:
                 "site": [str(s) for s in self.sites],
                 "kind": [s.kind for s in self.sites],
                 "layer": [s.first for s in self.sites],
-                "component": [_name(s, self.layout) for s in self.sites],
+                "component": [component_of(s, group=self.layout.group) for s in self.sites],
                 "score": found.mean,
                 "se": found.se,
                 "ci_low": found.low,
@@ -147,16 +149,6 @@ def _nodes(site: Site, layout: Layout) -> list[Site]:
         return [site]
     n = layout.n_kv_heads if site.kind in ("k", "v") else layout.n_heads
     return [Site(site.kind, site.first, head=head) for head in range(n)]
-
-
-def _name(site: Site, layout: Layout) -> str:
-    layer = site.first
-    assert layer is not None  # every node stands at a layer
-    if site.kind == "resid_pre":
-        return f"L{layer}"
-    if site.kind in ("k", "v") and layout.group > 1:
-        return f"L{layer}G{site.head}"
-    return component(layer, site.head)
 
 
 def _scores(

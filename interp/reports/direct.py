@@ -9,8 +9,8 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from interp.components import component
-from interp.decompose import Attribution, Component, LogitLens, attribute, logit_lens
+from interp.components import head_name
+from interp.decompose import Attribution, LogitLens, Term, attribute, logit_lens
 from interp.model import Model
 from interp.plots.heads import head_map
 from interp.reports.cells import Cell, cell, number, signed, small
@@ -117,11 +117,11 @@ def direct(model: Model, asked: Asked) -> Direct:
     words = texts(ids, model.tokenizer)
     values = [float(x) for x in found.values[:, 0]]
     total, given = float(found.values[:, 0].double().sum()), float(found.logit[0])
-    groups = _groups(found.components, values)
+    groups = _groups(found.terms, values)
     heads = _heads(found, values, words)
     unknown = None if model.tokenizer is None else getattr(model.tokenizer, "unk_token_id", None)
     return Direct(
-        chips=_chips(found.components, values, words, ids)[-SHOWN:],
+        chips=_chips(found.terms, values, words, ids)[-SHOWN:],
         cut=max(0, len(ids) - SHOWN),
         length=len(ids),
         unknown=sum(i == unknown for i in ids),
@@ -149,7 +149,7 @@ def _token(model: Model, token: int) -> Tokens:
     return pieces(texts([token], model.tokenizer)[0])
 
 
-def _groups(parts: Sequence[Component], values: Sequence[float]) -> dict[str, float]:
+def _groups(parts: Sequence[Term], values: Sequence[float]) -> dict[str, float]:
     """Sums by embedding, attention and MLP of each layer (with their biases), and the biases at the end; in depth."""
     sums: dict[str, float] = {}
     for part, value in zip(parts, values, strict=True):
@@ -158,7 +158,7 @@ def _groups(parts: Sequence[Component], values: Sequence[float]) -> dict[str, fl
     return sums
 
 
-def _group(part: Component) -> str:
+def _group(part: Term) -> str:
     if part.layer is None:
         return {"embed": "embedding", "pos": "positions", "bias": "final biases"}[part.kind]
     kind = {"mlp": "MLP", "neuron": "MLP", "block": "layer"}.get(part.kind, "attention")
@@ -168,7 +168,7 @@ def _group(part: Component) -> str:
 def _heads(found: Attribution, values: Sequence[float], words: Sequence[str]) -> list[HeadLine]:
     """The heads that added most, by size, each with the tokens that most of it came from."""
     by_head: dict[tuple[int, int], list[tuple[int | None, float]]] = {}
-    for part, value in zip(found.components, values, strict=True):
+    for part, value in zip(found.terms, values, strict=True):
         if part.layer is not None and part.head is not None:
             by_head.setdefault((part.layer, part.head), []).append((part.source, value))
     sums = {place: sum(v for _, v in brought) for place, brought in by_head.items()}
@@ -178,12 +178,12 @@ def _heads(found: Attribution, values: Sequence[float], words: Sequence[str]) ->
         rest = sum(v for _, v in brought[BROUGHT:])
         named = [Source(pieces(words[j]), j, signed(v)) for j, v in brought[:BROUGHT]]
         lines.append(
-            HeadLine(component(*place), signed(sums[place]), named, signed(rest) if len(brought) > BROUGHT else None)
+            HeadLine(head_name(*place), signed(sums[place]), named, signed(rest) if len(brought) > BROUGHT else None)
         )
     return lines
 
 
-def _chips(parts: Sequence[Component], values: Sequence[float], words: Sequence[str], ids: Sequence[int]) -> list[Chip]:
+def _chips(parts: Sequence[Term], values: Sequence[float], words: Sequence[str], ids: Sequence[int]) -> list[Chip]:
     brought = [0.0] * len(ids)
     for part, value in zip(parts, values, strict=True):
         if part.source is not None:
@@ -216,9 +216,9 @@ def _layers(model: Model, lens: LogitLens) -> list[Layer]:
 
 def _figures(groups: dict[str, float], found: Attribution) -> dict[str, go.Figure]:
     figures = {"depth": columns(groups, unit="logit")}
-    own, values = {c.layer for c in found.components if c.head is not None}, found.heads[:, :, 0].tolist()
+    own, values = {c.layer for c in found.terms if c.head is not None}, found.heads[:, :, 0].tolist()
     rows = [
-        {"layer": layer, "head": head, "component": component(layer, head), "value": value, "unit": "logit"}
+        {"layer": layer, "head": head, "component": head_name(layer, head), "value": value, "unit": "logit"}
         for layer in sorted(layer for layer in own if layer is not None)
         for head, value in enumerate(values[layer])
     ]

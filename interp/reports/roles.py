@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from interp.components import is_head
 from interp.errors import SchemaError
 from interp.measurement.registry import analyses
 from interp.reports.cells import Cell, cell
@@ -111,7 +112,7 @@ def _readable(result: Result) -> Result:
     """Rows of analyses that are installed here, with heads named as heads are: a stored table may have others."""
     table, known = result.table, analyses()
     names = table["component"].astype(str)
-    kept = table["analysis"].isin(list(known)) & (names.str.fullmatch(r"L\d+H\d+") | table["head"].isna())
+    kept = table["analysis"].isin(list(known)) & (names.map(is_head) | table["head"].isna())
     return Result(cast(pd.DataFrame, table[kept]), result.provenance, result.interventions)
 
 

@@ -12,7 +12,7 @@ from numpy import ndarray
 
 from interp.attention import TopKeys
 from interp.batch import Batch
-from interp.components import component, parse_component
+from interp.components import head_name, parse_head
 from interp.errors import SiteError, TaskError, nearest
 from interp.model import Model
 
@@ -51,16 +51,14 @@ def parse_heads(model: Model, names: Sequence[str]) -> list[Head]:
     """(layer, head) of each name, in the order given, repeats left out.
 
     Raises:
-        SiteError: no names, a name that cannot be read, an MLP, or a head that the model does not have.
+        SiteError: no names, a name that is no head's, or a head that the model does not have.
     """
     info = model.info
-    known = [component(layer, head) for layer in info.attention_layers for head in range(info.n_heads)]
+    known = [head_name(layer, head) for layer in info.attention_layers for head in range(info.n_heads)]
     found: list[Head] = []
     for name in dict.fromkeys(names):
-        layer, head = parse_component(name)
-        if head is None:
-            raise SiteError(f"{name!r} is an MLP and has no attention; heads are written like {known[0]}")
-        if component(layer, head) not in known:
+        layer, head = parse_head(name)
+        if name not in known:
             raise SiteError(f"no head {name!r}: heads go from {known[0]} to {known[-1]}; {nearest(name, known)}")
         found.append((layer, head))
     if not found:
@@ -121,7 +119,7 @@ def measure(
     for (layer, head), note in zip(heads, notes, strict=True):
         own = run["top"][run.layers.index(layer), 0, head].double().numpy()  # row key 2
         p, at = np.nan_to_num(own[..., 0]), own[..., 1].astype(np.int64)
-        found.append(HeadRows(component(layer, head), note, at, p))
+        found.append(HeadRows(head_name(layer, head), note, at, p))
     return found
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from interp.components import parse_head
 from interp.errors import SchemaError
 from interp.measurement.registry import detect, find
 from interp.results.results import Result
@@ -224,9 +225,9 @@ def atlas(
     if not columns:
         raise SchemaError("no analysis of these results has a score per head")
     table = pd.concat(list(columns.values()), axis=1)
-    place = table.index.to_series().str.extract(r"^L(\d+)H(\d+)$").astype(int)
-    table.insert(0, "layer", place[0])
-    table.insert(1, "head", place[1])
+    layers, heads = zip(*map(parse_head, table.index), strict=True)
+    table.insert(0, "layer", layers)
+    table.insert(1, "head", heads)
     table = table.sort_values(["layer", "head"]).rename_axis("component").reset_index()
     return Atlas(models.pop(), results, tuple(columns), table)
 

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp.components import head_name
 from interp.errors import BackendError, SiteError
 from interp.weights.factored import FactoredMatrix, positivity
 from interp.weights.norms import HeadNorm, Norm
@@ -292,7 +293,7 @@ class Weights:
     def _layer(self, layer: int, head: int | None, fold_norm: bool) -> LayerWeights:
         w = self[layer]
         if head is not None and not 0 <= head < len(w.w_q):
-            raise SiteError(f"L{layer}H{head}: head {head} is out of range; there are {len(w.w_q)} heads")
+            raise SiteError(f"{head_name(layer, head)}: head {head} is out of range; there are {len(w.w_q)} heads")
         return w.folded() if fold_norm else w
 
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 
 from interp.batch import Batch
-from interp.components import parse_component
+from interp.components import head_names, parse_head
 from interp.edits import ablate_heads
 from interp.measurement.prompts import Read, p_above
 from interp.measurement.registry import Findings, analysis
@@ -80,7 +80,7 @@ def icl_score(
     data = stretches(model, texts, n=n_prompts, length=late + SPAN, bos=bos, seed=seed)
     late = data.batch.ids.shape[1] - SPAN
     early = min(early, late // 2)
-    chosen: list[Head] = [(layer, head) for layer, head in map(parse_component, heads) if head is not None]
+    chosen: list[Head] = [parse_head(name) for name in heads]
     losses = _losses(model, data, early, late)
     gain = _cut_loss(model, data, early, late) - losses[:, 1]
     rows = []
@@ -150,7 +150,7 @@ def _ablated(
             random = np.array([c[metric] for c in controls])
             rows.append(
                 {
-                    "set_id": "mean: " + " ".join(f"L{layer}H{head}" for layer, head in heads),
+                    "set_id": "mean: " + " ".join(head_names(heads)),
                     "k": len(heads),
                     "control": matching,
                     "metric": metric,

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from interp.batch import Batch, Prompts
-from interp.components import component, parse_component
+from interp.components import head_names, parse_head
 from interp.edits import Add, Edit, Scale
 from interp.errors import SiteError, TaskError
 from interp.measurement.rerun import Rerun
@@ -61,9 +61,9 @@ def dose_response(
         raise TaskError(f"{len(heads)} heads, {len(batch.ids)} prompts and {len(answers)} answers: one answer for each")
     if not all(0 <= d <= 1 for d in doses):
         raise TaskError(f"doses {list(doses)} are no shares; they go from 0 to 1")
-    chosen = [_head(name) for name in heads]
+    chosen = [parse_head(name) for name in heads]
     every = [(layer, head) for layer in model.info.attention_layers for head in range(model.info.n_heads)]
-    missing = [component(*h) for h in chosen if h not in every]
+    missing = head_names(h for h in chosen if h not in every)
     if missing:
         sizes = f"{len(model.info.attention_layers)} layers with attention, of {model.info.n_heads} heads each"
         raise SiteError(f"{missing[0]} is out of range; the model has {sizes}")
@@ -78,18 +78,11 @@ def dose_response(
         )
         for metric, value in own.items():
             null = np.array([r[metric] for r in random])
-            row = {"set_id": " ".join(component(*h) for h in chosen), "dose": dose, "metric": metric, "edited": value}
+            row = {"set_id": " ".join(head_names(chosen)), "dose": dose, "metric": metric, "edited": value}
             row |= {"matching": matching, "random_mean": null.mean() if len(null) else np.nan}
             row |= {"random_sd": null.std(ddof=1) if len(null) > 1 else np.nan, "n_random": len(null)}
             rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _head(name: str) -> Head:
-    layer, head = parse_component(name)
-    if head is None:
-        raise TaskError(f"{name!r} is no head; write it like 'L3H5'")
-    return layer, head
 
 
 def _edits(model: Model, heads: Sequence[Head], mean: Tensor, dose: float, *, at_end: bool) -> list[Edit]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from interp import tasks
 from interp.batch import Batch, Prompts
-from interp.components import component
+from interp.components import head_names
 from interp.edits import Edit, Uniform, ablate_heads
 from interp.errors import SchemaError, TaskError, nearest
 from interp.measurement import scoring as _scores
@@ -219,7 +219,7 @@ def _row(variant: str, effect: Effect, random: Sequence[Effect] = (), *, seed: i
 
 
 def _names(heads: Sequence[Head]) -> str:
-    return " ".join(component(*h) for h in heads)
+    return " ".join(head_names(heads))
 
 
 def _p(value: float, null: Float[np.ndarray, " set"]) -> float:

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp import tasks
-from interp.components import component
+from interp.components import head_names
 from interp.decompose import attribute
 from interp.edits import Edit, Scale, ablate_heads
 from interp.errors import NotApplicable
@@ -199,7 +199,7 @@ def _switch(
             random = pd.DataFrame([_answers(run, asked, change(s)) for s in drawn], columns=list(clean))
             rows += [
                 {
-                    "set_id": f"{how}: {' '.join(component(*h) for h in heads)}",
+                    "set_id": f"{how}: {' '.join(head_names(heads))}",
                     "k": len(heads),
                     "control": control,
                     "metric": f"{metric} ({role} heads)",

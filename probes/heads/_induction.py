@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from interp.attention import Mean, Offset, Statistic, TopKeys
-from interp.components import component
+from interp.components import head_names
 from interp.edits import ablate_heads
 from interp.measurement import removal as _causal
 from interp.measurement import scoring as _scores
@@ -154,4 +154,4 @@ def _previous_token_dependence(
     groups_asked = [(g.batch, _questions(g, full=False)) for g in groups]
     without = _scores.collect(model, groups_asked, edits=ablate_heads(removed), method=method)
     drop = stats.bootstrap_mean(scores.target - without.target, seed=seed)
-    return drop, [component(*h) for h in removed]
+    return drop, head_names(removed)

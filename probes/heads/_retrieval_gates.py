@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.batch import Batch
+from interp.components import kv_head_name
 from interp.edits import Add, Edit, KnockOut, Scale
 from interp.errors import NotApplicable
 from interp.measurement.registry import Findings, analysis
@@ -115,7 +116,9 @@ def retrieval_gates(
 def _table(model: Model, gates: Float[np.ndarray, "layer kv_head"]) -> pd.DataFrame:
     layer, head = np.meshgrid(model.info.attention_layers, np.arange(model.info.n_kv_heads), indexing="ij")
     table = pd.DataFrame({"variant": "gate", "unit": "fraction", "layer": layer.ravel(), "kv_head": head.ravel()})
-    table["component"] = [f"L{i}KV{h}" for i, h in zip(table["layer"], table["kv_head"], strict=True)]
+    group = model.info.n_heads // model.info.n_kv_heads
+    places = zip(table["layer"], table["kv_head"], strict=True)
+    table["component"] = [kv_head_name(layer, head, group=group) for layer, head in places]
     table["value"] = gates.ravel()
     table["rank"] = table["value"].rank(ascending=False, method="min").astype(int)
     return table

@@ -15,7 +15,7 @@ from torch import Tensor
 from interp import tasks
 from interp.attention import Mean, Offset
 from interp.batch import Batch
-from interp.components import component
+from interp.components import head_names
 from interp.decompose.embeddings import effective_embedding
 from interp.edits import Ablate
 from interp.measurement import removal as _causal
@@ -249,7 +249,7 @@ def _dissociation(
         model, [(g.batch, {"target": Mean(Offset(g.length - 1), g.rows(g.second))}) for g in groups]
     ).target.mean(0)
     copying = [h for h in _scores.ranked(model, stripe >= THRESHOLD, stripe) if h not in heads]
-    known["copying_heads"] = [component(*h) for h in copying]
+    known["copying_heads"] = head_names(copying)
     pool = [h for h in _scores.ranked(model, stripe < THRESHOLD, stripe) if h not in heads]
     mean = model.mean(listed.batch)
     rows: list[dict[str, object]] = []

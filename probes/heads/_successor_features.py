@@ -13,7 +13,7 @@ from torch import Tensor
 
 from interp import data, tasks
 from interp.batch import Batch
-from interp.components import component
+from interp.components import head_name, head_names, neuron_name
 from interp.decompose.embeddings import effective_embedding
 from interp.edits import Ablate, Apply, Edit
 from interp.errors import NotApplicable, SchemaError, nearest
@@ -157,7 +157,7 @@ def successor_features(
     else:
         rows, effects, best = _neurons(case, logits, n_permutations=n_permutations, n_random=n_random, seed=seed)
         parts.append(rows)
-        told["counts_best"] = component(*best)
+        told["counts_best"] = head_name(*best)
     return Findings(pd.concat(parts, ignore_index=True), told, effects)
 
 
@@ -199,7 +199,7 @@ def _heads(
                 q = stats.benjamini_hochberg(p)
                 more |= {"p": p, "q": q, "label": (q < LEVEL) & (interval.mean >= THRESHOLD)}
         parts.append(_scores.head_rows(case.model, name, "fraction", **_scores.interval_columns(interval), **more))
-        parts[-1]["component"] = [component(*at) for at in zip(parts[-1]["layer"], parts[-1]["head"], strict=True)]
+        parts[-1]["component"] = head_names(zip(parts[-1]["layer"], parts[-1]["head"], strict=True))
     return parts
 
 
@@ -253,7 +253,7 @@ def _neurons(
             "variant": "neuron",
             "unit": "fraction of variance",
             "layer": 0,
-            "component": [f"M0.N{i}" for i in range(len(share))],
+            "component": [neuron_name(0, i) for i in range(len(share))],
             "value": share,
             "null": 1 / len(acts),
             "p": p,

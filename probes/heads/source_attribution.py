@@ -72,7 +72,7 @@ def sources(
     info, width = model.info, task.clean.ids.shape[1]
     heads = torch.zeros(info.n_layers, info.n_heads, width, len(rows))
     mlps = torch.zeros(info.n_layers, len(rows))
-    for c, values in zip(found.components, found.values, strict=True):
+    for c, values in zip(found.terms, found.values, strict=True):
         if c.kind == "source":
             heads[c.layer, c.head, c.source] = values
         elif c.kind == "mlp":

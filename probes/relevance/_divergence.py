@@ -14,7 +14,7 @@ from scipy.special import xlogy
 
 from interp.attention import Rows
 from interp.batch import Batch, Prompts
-from interp.components import component
+from interp.components import head_name
 from interp.errors import SiteError, nearest
 from interp.measurement.prompts import CAUTION, nan_mean, p_above, read
 from interp.measurement.scoring import LEVEL, MARGIN, T0
@@ -111,7 +111,7 @@ def divergence_map(
     Reference: Clark et al. 2019 (arXiv 1906.04341), section 6, who sum over all tokens; the null is ours.
     """
     data = read(model, prompts, n_prompts=n_prompts, length=length, bos=bos, seed=seed)
-    names = [component(layer, head) for layer in model.info.attention_layers for head in range(model.info.n_heads)]
+    names = [head_name(layer, head) for layer in model.info.attention_layers for head in range(model.info.n_heads)]
     chosen = names if heads is None else list(heads)
     for name in chosen:
         if name not in names:

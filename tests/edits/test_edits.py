@@ -156,8 +156,8 @@ def test_attention_of_a_layer_that_is_not_there():
         (lambda: Ablate(Site("z", 0), "zer"), "unknown ablation 'zer'; did you mean 'zero'"),
         (lambda: Ablate(Site("z", 0), "mean"), "a mean ablation takes the mean"),
         (lambda: Ablate(Site("z", 0), "zero", torch.zeros(8)), "a zero ablation takes none"),
-        (lambda: ablate_heads(["M3"]), "'M3' is not a head"),
-        (lambda: ablate_heads(["L3"]), "cannot read component 'L3'"),
+        (lambda: ablate_heads(["M3"]), "'M3' is no head"),
+        (lambda: ablate_heads(["three"]), "cannot read component 'three'"),
         (lambda: ablate_heads(["L0H1"], how="mean"), "takes the mean"),
     ],
 )

@@ -73,15 +73,13 @@ def test_sources_sum_to_the_head_and_neurons_to_the_mlp(name):
     parts = decompose(model, batch, position=4, sources=True, neurons=split(name))
     for layer in range(N_LAYERS):
         for h in range(N_HEADS):
-            found = [c for c in parts.components if c.kind == "source" and (c.layer, c.head) == (layer, h)]
+            found = [c for c in parts.terms if c.kind == "source" and (c.layer, c.head) == (layer, h)]
             assert [c.source for c in found] == list(range(9))
             vectors = torch.stack([parts[c.name] for c in found])
             assert relative(vectors.sum(0), whole[f"L{layer}H{h}"]) <= 1e-5
             assert not vectors[5:].any()  # what comes later is not seen
         if layer in split(name):
-            neurons = parts.vectors[
-                [i for i, c in enumerate(parts.components) if c.kind == "neuron" and c.layer == layer]
-            ]
+            neurons = parts.vectors[[i for i, c in enumerate(parts.terms) if c.kind == "neuron" and c.layer == layer]]
             assert relative(neurons.sum(0), whole[f"M{layer}"]) <= 1e-5
             assert len(neurons) > N_HEADS
 
@@ -131,7 +129,7 @@ def test_an_attribution_is_the_vector_times_the_unembedding(name):
     norm, w_u = model.weights().final_norm, model.weights().w_u
     w = w_u[:, 11] - w_u[:, 4]
     want = norm.linear(parts.vectors) / norm.divisor(parts.residual) @ w
-    assert [c.name for c in found.components[: len(want)]] == list(parts.names)
+    assert [c.name for c in found.terms[: len(want)]] == list(parts.names)
     assert_close(found.values[: len(want)], want, atol=1e-4, rtol=1e-4)
 
 
@@ -209,7 +207,7 @@ def test_outside_the_attention_interface():
     batch = ragged(9, "unpadded", lengths=(9, 9))
     parts, found = decompose(model, batch, sources=True), attribute(model, batch, 11, 4, neurons=[0, 1])
     logits = model.run(batch).logits[:, -1]
-    assert {c.kind for c in parts.components} == {"embed", "source", "mlp"}  # biases are zero at the start
+    assert {c.kind for c in parts.terms} == {"embed", "source", "mlp"}  # biases are zero at the start
     assert_close(found.values.sum(0), logits[:, 11] - logits[:, 4], atol=1e-5, rtol=1e-5)
 
 
@@ -219,7 +217,7 @@ def test_shares_sum_to_one_and_tables_are_tidy():
     assert table["share"].sum() == pytest.approx(1, abs=1e-5)
     found = attribute(model, batch, 3, neurons=[1])
     table = found.table()
-    assert len(table) == 2 * len(found.components)
+    assert len(table) == 2 * len(found.terms)
     assert table.groupby("prompt")["value"].sum().tolist() == pytest.approx(found.logit.tolist(), abs=1e-3)
     top = found.top(3)
     assert_equal_to_rounding(abs(top["value"]), found.values.mean(1).abs().topk(3).values)
@@ -241,7 +239,7 @@ def test_the_planted_mover_writes_the_answer():
     assert found.top(1)["component"].item() == f"L{layer}H{head}"
     assert (found[f"L{layer}H{head}"] > 0).all()
     sources = attribute(model, task.clean, task.answers, task.wrong, sources=True)
-    own = [i for i, c in enumerate(sources.components) if (c.layer, c.head) == (layer, head)]
+    own = [i for i, c in enumerate(sources.terms) if (c.layer, c.head) == (layer, head)]
     best = sources.values[own].argmax(0)  # by column of the key: where the answer stands
     assert_close(task.clean.ids.gather(1, best[:, None]), task.answers, atol=0, rtol=0)
 

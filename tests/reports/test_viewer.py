@@ -40,7 +40,7 @@ def random_ids(n, *, seed=0):
 
 def dense(model, ids, head):
     """All rows of a head from the oracle."""
-    layer, number = interp.components.parse_component(head)
+    layer, number = interp.components.parse_head(head)
     asked = {"rows": Rows(torch.arange(len(ids))[None])}
     return model.attention(ids, asked, method="naive", layers=[layer])["rows"][0, 0, number].double().numpy()
 
@@ -157,7 +157,7 @@ def test_queries_count_from_the_end_too(model):
     [
         ({"heads": "L9H9"}, SiteError, "no head 'L9H9': heads go from L0H0 to L3H"),
         ({"heads": ["L3H6", "L3H66"]}, SiteError, "did you mean 'L3H6'"),
-        ({"heads": "M3"}, SiteError, "'M3' is an MLP and has no attention"),
+        ({"heads": "M3"}, SiteError, "'M3' is no head"),
         ({"heads": "three"}, SiteError, "cannot read component 'three'"),
         ({"heads": []}, SiteError, "no heads given"),
         ({"queries": [5]}, TaskError, "position 5 is outside the prompt; positions go from 0 to 4, or -5 to -1"),

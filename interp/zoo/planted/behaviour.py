@@ -17,7 +17,7 @@ from torch import Tensor
 
 from interp.errors import InterpError, nearest
 from interp.parallel import each
-from interp.zoo.planted.factory import ALL, ARCHITECTURES, STAND_INS, Component, Mechanism, Planted, plant
+from interp.zoo.planted.factory import ALL, ARCHITECTURES, STAND_INS, Mechanism, Planted, Role, plant
 from interp.zoo.trained.measure import streams, zeroed
 
 CLEAN, UNCHANGED, SIGMAS = 0.95, 0.02, 3.0
@@ -46,7 +46,7 @@ def behaviour(
     """One row per (mechanism, setting, architecture, seed): accuracies on `n` fresh prompts of the mechanism's task.
 
     `clean` as it is; `ablated` the best that is left when one component is zeroed (every head, the neurons, and the
-    heads it reads from, one role at a time), `component` which; `inert` the accuracy furthest from clean when a random
+    heads it reads from, one role at a time), `role` which; `inert` the accuracy furthest from clean when a random
     head, or the random neurons of a layer, are zeroed; `chance` of a guess, and `ceiling`, `SIGMAS` above it. A massive
     activation has no task: its accuracy is the share of prompts in which it stands where, and only where, it was put.
 
@@ -103,9 +103,9 @@ def failed(table: pd.DataFrame) -> bool:
 def _judge(planted: Planted, mechanism: Mechanism, *, seed: int, n: int) -> dict[str, Any]:
     accuracy, chance, guesses = _measurement(planted, mechanism, seed=seed, n=n)
     clean = accuracy(None)
-    ablated = {c.role: accuracy(c) for c in planted.components(mechanism.name)}
-    worst = max(ablated, key=lambda role: ablated[role])
-    inert = max((accuracy(c) for c in planted.inert(seed=seed)), key=lambda value: abs(value - clean))
+    ablated = {role.name: accuracy(role) for role in planted.roles(mechanism.name)}
+    worst = max(ablated, key=lambda name: ablated[name])
+    inert = max((accuracy(role) for role in planted.inert(seed=seed)), key=lambda value: abs(value - clean))
     ceiling = chance + SIGMAS * (chance * (1 - chance) / guesses) ** 0.5
     return {
         "n": n,
@@ -113,7 +113,7 @@ def _judge(planted: Planted, mechanism: Mechanism, *, seed: int, n: int) -> dict
         "ceiling": ceiling,
         "clean": clean,
         "ablated": ablated[worst],
-        "component": worst,
+        "role": worst,
         "inert": inert,
         "kept": clean >= CLEAN and ablated[worst] <= ceiling and abs(inert - clean) <= UNCHANGED,
     }
@@ -121,7 +121,7 @@ def _judge(planted: Planted, mechanism: Mechanism, *, seed: int, n: int) -> dict
 
 def _measurement(
     planted: Planted, mechanism: Mechanism, *, seed: int, n: int
-) -> tuple[Callable[[Component | None], float], float, int]:
+) -> tuple[Callable[[Role | None], float], float, int]:
     """Accuracy as a function of what is zeroed, chance, and how many independent guesses the prompts ask for.
 
     What is left of a zeroed model is a fixed function of what is asked: where answers are words, each word is guessed
@@ -130,26 +130,26 @@ def _measurement(
     if mechanism.name == "massive_activation":
         words = planted.vocab.draw(n, 24, generator=torch.Generator().manual_seed(seed))
         tokens = torch.cat([torch.full((n, 1), planted.vocab.bos), words], 1)
-        return lambda component: _stands(planted, tokens, component), 0.0, n
+        return lambda role: _stands(planted, tokens, role), 0.0, n
     task = planted.task(mechanism.name, seed=seed, n=n)
 
-    def accuracy(component: Component | None) -> float:
-        with torch.no_grad(), _without(planted, component):
+    def accuracy(role: Role | None) -> float:
+        with torch.no_grad(), _without(planted, role):
             return task.accuracy(planted.model(task.tokens, use_cache=False).logits)
 
     distinct = len(task.answers.unique())
     return accuracy, task.chance, distinct if distinct >= WORDS else n
 
 
-def _without(planted: Planted, component: Component | None):
-    gone = component or Component("nothing")
+def _without(planted: Planted, role: Role | None):
+    gone = role or Role("nothing")
     return zeroed(planted.model, gone.heads, neurons=gone.neurons)
 
 
 @torch.no_grad()
-def _stands(planted: Planted, tokens: Int[Tensor, "prompt pos"], component: Component | None) -> float:
+def _stands(planted: Planted, tokens: Int[Tensor, "prompt pos"], role: Role | None) -> float:
     """Share of prompts with the massive values in place from their layer on, and nowhere else."""
-    with _without(planted, component):
+    with _without(planted, role):
         states = streams(planted.model, tokens)
     wanted = torch.zeros_like(states)
     for layer, position, dimension, size in planted.truth.massive:

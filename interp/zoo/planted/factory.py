@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from interp.components import Edge
+from interp.components import EMBED, Edge, head_name, mlp_name
 from interp.zoo.ground_truth import Truth
 from interp.zoo.planted.mechanisms import (
     AntiCopy,
@@ -67,10 +67,10 @@ SPARE = 32
 
 
 @dataclass(frozen=True)
-class Component:
+class Role:
     """Heads or MLP neurons that play one role: what is zeroed together."""
 
-    role: str
+    name: str
     heads: tuple[Place, ...] = ()
     neurons: tuple[Place, ...] = ()
     """(layer, neuron) pairs."""
@@ -94,18 +94,18 @@ class Planted:
         slots = [slot.role for m in self.mechanisms if m.name == name for slot in m.slots]
         return tuple(dict.fromkeys(where for role in slots for where in self.truth.roles[role]))
 
-    def components(self, name: str) -> tuple[Component, ...]:
+    def roles(self, name: str) -> tuple[Role, ...]:
         """All that the mechanism needs, role by role: its heads, its neurons, and the heads of those it reads from."""
         needed = {name, *(supplier for m in self.mechanisms if m.name == name for supplier in m.needs)}
         chosen = [m for m in self.mechanisms if m.name in needed]
-        roles = dict.fromkeys(slot.role for m in chosen for slot in m.slots)
+        played = dict.fromkeys(slot.role for m in chosen for slot in m.slots)
         tables = dict.fromkeys(m.table for m in chosen if m.table)
         return (
-            *(Component(role, heads=self.truth.roles[role]) for role in roles),
-            *(Component(role, neurons=self.truth.neurons[role]) for role in tables),
+            *(Role(role, heads=self.truth.roles[role]) for role in played),
+            *(Role(role, neurons=self.truth.neurons[role]) for role in tables),
         )
 
-    def inert(self, *, seed: int) -> tuple[Component, ...]:
+    def inert(self, *, seed: int) -> tuple[Role, ...]:
         """A random head and a layer's random neurons, both drawn by the seed from those that no mechanism uses."""
         generator = torch.Generator().manual_seed(seed)
         config = self.model.config
@@ -116,7 +116,7 @@ class Planted:
         layer = int(torch.randint(layers, (), generator=generator))
         neurons = tuple((layer, i) for i in range(self.d_mlp) if (layer, i) not in written)
         chosen = free[int(torch.randint(len(free), (), generator=generator))]
-        return Component("inert_head", heads=(chosen,)), Component("inert_neurons", neurons=neurons)
+        return Role("inert_head", heads=(chosen,)), Role("inert_neurons", neurons=neurons)
 
     def task(self, name: str, *, seed: int, n: int = 64) -> Task:
         """Fresh prompts that need the mechanism called `name`; ValueError where it has none."""
@@ -265,12 +265,12 @@ def _truth(
     beside: list[Edge] = []
     for mechanism, places in zip(mechanisms, placed, strict=True):
         # Read from the first head of a role planted twice: every later one stands in for it.
-        names = {role: f"L{at[0][0]}H{at[0][1]}" for role, at in roles.items()}
-        names |= {role: f"L{layer}H{head}" for role, (layer, head) in places.items()}
+        names = {role: head_name(*at[0]) for role, at in roles.items()}
+        names |= {role: head_name(*where) for role, where in places.items()}
         own = list(mechanism.edges(names))
         if isinstance(mechanism, MassiveActivation):
-            marked = names.get("position_marker", "embed")
-            own.append(Edge(marked, f"M{mechanism.layer % sketch.shape.n_layers}", "in"))
+            marked = names.get("position_marker", EMBED)
+            own.append(Edge(marked, mlp_name(mechanism.layer % sketch.shape.n_layers), "in"))
         uses[mechanism.name] = tuple(dict.fromkeys((*uses.get(mechanism.name, ()), *own)))
         beside += mechanism.beside(names)
     twins = ((0, 1.0), (sketch.shape.d_model, -1.0)) if sketch.shape.learned else ((0, 1.0),)

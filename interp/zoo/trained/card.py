@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from interp.components import head_names
 from interp.zoo import entry
 from interp.zoo.trained.measure import head_scores, repeated_tokens, second_copy, zeroed
 from interp.zoo.trained.recipes import Recipe
@@ -101,7 +102,7 @@ def causal_lines(model: LlamaForCausalLM, recipe: Recipe, scores: dict[str, Floa
         chosen = [(int(a), int(b)) for a, b in (scores[kind] >= THRESHOLD).nonzero()]
         if not chosen:
             continue
-        named = ", ".join(f"L{layer}H{head}" for layer, head in chosen)
+        named = ", ".join(head_names(chosen))
         random = [accuracy(heads) for heads in matched_sets(chosen, n_heads=n_heads, generator=generator)]
         beside = (
             f"{N_RANDOM} random sets of as many other heads in the same layers: mean "

@@ -59,7 +59,7 @@ def test_a_score_is_the_slope_of_removing_its_edge(name, model):
     task = pairs()
     case, scores = Case.of(model, task), edge_attribution(model, task, method="eap").mean
     layout = case.layout
-    shared = "H" if layout.group == 1 else "G"
+    shared = "H" if layout.group == 1 else "KV"
     slots = [("L0H0", "q"), ("L1H3", "q"), (f"L1{shared}1", "k"), (f"L1{shared}0", "v"), ("M1", "in"), ("logits", "in")]
     columns = [layout.slot_index[slot] for slot in slots]
     edges = sorted({(row, c) for c in columns for row in (0, int(layout.exists[:, c].sum()) - 1)})

@@ -140,11 +140,11 @@ def test_the_curve_of_true_scores_is_steep(made):
 
 def test_every_planted_part_is_needed_and_an_added_one_is_not(made):
     planted, model, task, truth = made
-    rows = minimality(model, task, truth).set_index("part")
+    rows = minimality(model, task, truth).set_index("component")
     heads = {f"L{layer}H{head}" for places in planted.truth.roles.values() for layer, head in places}
     assert rows.loc[sorted(heads & set(rows.index)), "needed"].all()
     other = next(g for g in random_circuits(truth, n=20) if set(g.nodes) - set(truth.nodes))
-    more = minimality(model, task, truth | other).set_index("part")
+    more = minimality(model, task, truth | other).set_index("component")
     added = [name for name in other.nodes if name in more.index and name not in truth.nodes]
     assert not more.loc[added, "needed"].any()
     edges = minimality(model, task, truth, of="edges")
@@ -163,7 +163,7 @@ def test_leaving_out_a_component():
     graph = Graph.full(Case.of(model, pairs_of(model)).layout)
     lacking = without(graph, "L0H1")
     assert "L0H1" not in lacking.nodes
-    assert ("embed", "L0G0", "k") in lacking  # its group's other head still reads it
+    assert ("embed", "L0KV0", "k") in lacking  # its group's other head still reads it
     with pytest.raises(SchemaError, match="none of the circuit's components"):
         without(lacking, "L0H1")
 

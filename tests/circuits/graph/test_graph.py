@@ -59,7 +59,7 @@ def test_parallel_blocks_have_no_edge_from_heads_to_their_own_mlp():
 
 def test_keys_of_a_group_are_one_edge():
     graph = Graph.of(GROUPED, [Edge("embed", "L1H2", "k"), Edge("embed", "L1H3", "k"), Edge("L1H3", LOGITS, "in")])
-    assert [str(e.receiver) for e in graph.edges] == ["L1G1", LOGITS]
+    assert [str(e.receiver) for e in graph.edges] == ["L1KV1", LOGITS]
     assert graph.nodes == ("embed", "L1H3", LOGITS)  # L1H2 leads nowhere
     assert graph.pruned().n_edges == 2
 

@@ -13,7 +13,7 @@ from circuits.wiring.case import Case
 from circuits.wiring.edges import run_edges
 from interp.decompose import attribute
 from interp.edits import Add, Replace
-from interp.errors import SchemaError, TaskError
+from interp.errors import SchemaError, SiteError, TaskError
 from interp.tasks import metrics
 from interp.tasks.prompt import collate
 
@@ -62,7 +62,7 @@ def without(case, senders, receivers):
 
 def slots(layout, layer):
     """A query, a key, a value and an MLP of a layer, as names and as slots."""
-    group = "H" if layout.group == 1 else "G"
+    group = "H" if layout.group == 1 else "KV"
     found = [(f"L{layer}H1", "q"), (f"L{layer}{group}1", "k"), (f"L{layer}{group}0", "v"), (f"M{layer}", "in")]
     return {name if port == "in" else f"{name}.{port}": (name, port) for name, port in found}
 
@@ -112,7 +112,7 @@ def test_effects_with_a_frozen_norm_are_differences_of_attributions(case):
 
 def _of(attribution, name):
     """What a component adds to the answer; the embedding in all its parts."""
-    found = [i for i, c in enumerate(attribution.components) if _name(c) == name]
+    found = [i for i, c in enumerate(attribution.terms) if _name(c) == name]
     return float(attribution.values[found].sum())
 
 
@@ -150,7 +150,7 @@ def wang(case, heads, receivers):
     sites = []
     for name in receivers:
         at, _, port = name.partition(".")
-        sites.append(f"L{at[1:]}.mlp_in" if not port else f"{at.replace('G', 'H')}.{port}")
+        sites.append(f"L{at[1:]}.mlp_in" if not port else f"{at.replace('KV', 'H')}.{port}")
     noted = model.run(task.clean, edits=edits, capture=sites)
     set_to = [Replace(site, noted[site]) for site in sites]
     return (case.value(model.run(task.clean, edits=set_to).logits) - case.clean).mean().item()
@@ -213,7 +213,7 @@ def test_metrics_of_all_logits(metric):
 
 def test_groups_are_named_by_their_heads_and_unheard_senders_left_out():
     model, task = tiny("llama"), pairs()
-    by_head, by_group = (path_patching(model, task, receivers=[name]).table["value"] for name in ("L1H5.k", "L1G1.k"))
+    by_head, by_group = (path_patching(model, task, receivers=[name]).table["value"] for name in ("L1H5.k", "L1KV1.k"))
     assert_allclose(by_head, by_group, rtol=0, atol=0)
     assert path_patching(model, task, receivers=["L1H0.q"]).table["layer"].max() == 0
     assert path_patching(model, task, senders="mlps").table["component"].tolist() == ["M0", "M1"]
@@ -226,7 +226,8 @@ def test_groups_are_named_by_their_heads_and_unheard_senders_left_out():
         ({"senders": "head"}, "no sender 'head'"),
         ({"senders": []}, "no senders"),
         ({"senders": ["L1H0"], "receivers": ["L1H1.q"]}, "no receiver is read after L1H0"),
-        ({"receivers": ["L1H1.z"]}, "no receiver 'L1H1.z'"),
+        ({"receivers": ["L1H1.z"]}, "no slot 'L1H1.z': L1H1 reads at L1H1.q"),
+        ({"receivers": ["L9H1.q"]}, "no receiver 'L9H1.q'; did you mean"),
         ({"receivers": []}, "no receivers"),
         ({"mlps": "thawed"}, "unknown policy"),
         ({"mode": "clean"}, "unknown mode"),
@@ -235,7 +236,7 @@ def test_groups_are_named_by_their_heads_and_unheard_senders_left_out():
     ],
 )
 def test_refusals(options, message):
-    with pytest.raises(SchemaError, match=message):
+    with pytest.raises((SchemaError, SiteError), match=message):
         path_patching(tiny("gpt2"), pairs(), **options)
 
 

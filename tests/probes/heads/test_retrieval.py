@@ -240,7 +240,7 @@ def test_gates_rank_the_planted_head_first(retriever):
     gates = interp.analyze(model, "retrieval_gates", n_prompts=8, steps=20, lr=0.1).table.set_index("component")[
         "value"
     ]
-    assert gates.idxmax() == f"L{layer}KV{head}"
+    assert gates.idxmax() == f"L{layer}H{head}"  # no other head shares its keys and values
     assert gates.max() > 0.5
     assert gates.drop(gates.idxmax()).max() < 0.1
     assert all(p.grad is None for p in model.torch_module.parameters())

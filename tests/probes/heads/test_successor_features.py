@@ -104,7 +104,7 @@ def test_the_neurons_of_the_digits_are_found_and_needed(counted):
     made, found, _ = counted
     rows = variant(found, "neuron")
     planted = made.truth.neurons["successor_table"]
-    digits = {f"M{layer}.N{i}" for layer, i in planted[:BASE]}
+    digits = {f"M{layer}N{i}" for layer, i in planted[:BASE]}
     assert set(rows.index[rows["label"]]) == digits
     assert_allclose(rows.loc[list(digits), "value"], 1, atol=1e-3)
     assert rows.drop(list(digits))["value"].max() < 0.7

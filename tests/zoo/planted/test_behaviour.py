@@ -17,18 +17,18 @@ from interp.zoo.trained.measure import head_scores, repeated_tokens, second_copy
 ANSWERING = (*(m for m in ALL if m.name != "massive_activation"), ShiftedInduction())
 
 
-def effects(planted, name, components, *, n=96):
-    """Measured fall of the task's logit difference, component by component."""
+def effects(planted, name, roles, *, n=96):
+    """Measured fall of the task's logit difference, role by role."""
     task = planted.task(name, seed=5, n=n)
 
-    def difference(component=None):
-        heads, neurons = (component.heads, component.neurons) if component else ((), ())
+    def difference(role=None):
+        heads, neurons = (role.heads, role.neurons) if role else ((), ())
         with torch.no_grad(), zeroed(planted.model, heads, neurons=neurons):
             logits = planted.model(task.tokens, use_cache=False).logits
         return task.logit_difference(logits, planted.vocab.words)
 
     clean = difference()
-    return {c.role: clean - difference(c) for c in components}
+    return {role.name: clean - difference(role) for role in roles}
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +78,8 @@ def test_unknown_names_are_refused():
 def test_effects_are_those_derived_and_inert_ones_nothing(mechanism, seed):
     planted = plant([mechanism], architecture="llama-nonorm", seed=seed, noise=0.0)
     wanted = planted.truth.effects[mechanism.name]
-    assert {c.role for c in planted.components(mechanism.name)} == set(wanted)
-    measured = effects(planted, mechanism.name, planted.components(mechanism.name))
+    assert {role.name for role in planted.roles(mechanism.name)} == set(wanted)
+    measured = effects(planted, mechanism.name, planted.roles(mechanism.name))
     for role, value in wanted.items():
         assert value >= 1.0
         assert_close(measured[role], value, rtol=0.01, atol=0)
@@ -91,7 +91,7 @@ def test_effects_are_those_derived_and_inert_ones_nothing(mechanism, seed):
 def test_effects_hold_beside_all_other_mechanisms_and_noise():
     planted = plant(ALL, architecture="llama-nonorm", seed=0)
     for mechanism in ANSWERING[:-1]:
-        measured = effects(planted, mechanism.name, planted.components(mechanism.name), n=48)
+        measured = effects(planted, mechanism.name, planted.roles(mechanism.name), n=48)
         for role, value in planted.truth.effects[mechanism.name].items():
             assert_close(measured[role], value, rtol=0.05, atol=0)
 
@@ -106,8 +106,8 @@ def test_shifted_induction_copies_and_has_no_stripe():
     tokens = repeated_tokens(batch=8, period=32, repeats=2, n_words=48, generator=generator)
     assert second_copy(planted.model, tokens, period=32)["accuracy"] >= 0.97
     assert head_scores(planted.model, tokens, period=32)["induction"].max() <= 0.08
-    for component in planted.components("shifted_induction"):
-        with zeroed(planted.model, component.heads):
+    for role in planted.roles("shifted_induction"):
+        with zeroed(planted.model, role.heads):
             assert second_copy(planted.model, tokens, period=32)["accuracy"] <= 0.2
     assert "stays empty" in planted.truth.docs
 

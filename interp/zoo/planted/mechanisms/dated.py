@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from interp.components import Edge
+from interp.components import Edge, mlp_name, parse_head
 from interp.zoo.planted.mechanisms.base import Mechanism, Place, Slot, winner
 from interp.zoo.planted.mechanisms.copying import LENGTH, MATCH_GAIN, with_bos
 from interp.zoo.planted.mechanisms.recall import HALF
@@ -92,7 +92,7 @@ class Dated(Mechanism):
     def edges(self, names: Mapping[str, str]) -> Sequence[Edge]:
         """Embed -> both heads -> the later one's MLP -> logits."""
         heads = [names[slot.role] for slot in self.slots]
-        mlp = f"M{max(int(head[1:].partition('H')[0]) for head in heads)}"
+        mlp = mlp_name(max(parse_head(head)[0] for head in heads))
         return [
             *(Edge("embed", head, port) for head in heads for port in ("q", "k", "v")),
             *(Edge(head, mlp, "in") for head in heads),
