@@ -91,7 +91,7 @@ def analyses() -> str:
             "Misleads": s.misleads,
             "Label": label_rule(s),
             "Headline": f"variant `{s.headline}`, one row per {s.unit}",
-            "Judged": f"on planted `{s.recovers}`, see the [scoreboard](../scoreboard.md)" if s.recovers else "",
+            "Judged": f"on planted `{s.planted.recovers}`, see the [scoreboard](../scoreboard.md)" if s.planted else "",
             "Columns": ", ".join(f"`{name}` ({kind})" for name, kind in s.columns.items()),
             "Reference": s.reference,
             "Code": f"`{s.run.__module__}`",

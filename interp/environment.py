@@ -1,12 +1,15 @@
-"""Versions and devices, for bug reports and provenance."""
+"""What is installed here: versions and devices, for bug reports and provenance, and the plug-ins of packages."""
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 import platform
 from importlib import metadata
 
 __version__ = "0.1.0"
+log = logging.getLogger("interp")
 
 PACKAGES = (
     "interp-toolkit",
@@ -31,6 +34,19 @@ def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+@functools.cache
+def load_plugins(group: str) -> None:
+    """Import what installed packages announce under an entry-point group, once; what does not import is left out.
+
+    One broken plug-in does not take the others down: it is named in a warning of the logger "interp".
+    """
+    for entry in metadata.entry_points(group=group):
+        try:
+            entry.load()
+        except ImportError as error:
+            log.warning("%s of %s are left out: %s", group.rpartition(".")[2], entry.name, error)
 
 
 def describe() -> dict[str, str]:

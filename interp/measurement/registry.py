@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import Any, Concatenate, ParamSpec
 
 import pandas as pd
 
 from interp.components import head_name, mlp_name
+from interp.environment import load_plugins
 from interp.errors import NotApplicable, SchemaError, nearest
+from interp.measurement.declaration import Analysis, PlantedTask, Section, Stage
 from interp.model import Model
+from interp.results.figures import GROUP, Draw, declare, head_map
 from interp.results.provenance import provenance as _provenance
 from interp.results.results import Result, frame
 
-GROUP = "interp.analyses"
-log = logging.getLogger("interp")
 P = ParamSpec("P")
 
 
@@ -44,43 +43,6 @@ class Findings:
     interventions: Sequence[Mapping[str, Any]] = ()
 
 
-@dataclass(frozen=True)
-class Analysis:
-    """A registered analysis and how to speak of it.
-
-    Attributes:
-        name, family, title: how it is called, grouped and headed.
-        unit: kind of component it scores ("head").
-        headline: variant that sums it up, the one that is mapped, ranked and labelled.
-        needs: "tokens" if ids suffice, "text" if a tokenizer is required.
-        columns: columns beyond the common ones, with their pandas types.
-        means, misleads: what a high value means, and what it does not.
-        reference: paper, with arXiv id.
-        run: the function callers get, `(model, **options) -> Result`.
-        order: place in tables and reports, low first; ties by name.
-        recovers: role in `zoo.Truth.roles` that it should find; it is then scored on the zoo (`interp zoo verify`).
-    """
-
-    name: str
-    family: str
-    title: str
-    unit: str
-    headline: str
-    means: str
-    misleads: str
-    reference: str
-    run: Callable[..., Result]
-    order: int = 100
-    needs: str = "tokens"
-    recovers: str | None = None
-    columns: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def quantity(self) -> str:
-        """First line of the docstring: the quantity and its formula."""
-        return (inspect.getdoc(self.run) or "").split("\n", 1)[0]
-
-
 _registered: dict[str, Analysis] = {}
 
 
@@ -96,10 +58,19 @@ def analysis(
     unit: str = "head",
     order: int = 100,
     needs: str = "tokens",
-    recovers: str | None = None,
     columns: Mapping[str, str] | None = None,
+    stage: Stage | None = None,
+    two_sided: bool = False,
+    planted: PlantedTask | None = None,
+    figure: Draw = head_map,
+    figures: Mapping[str, Draw] | None = None,
+    section: Section = "analyses",
+    exemptions: Mapping[str, str] | None = None,
 ) -> Callable[[Callable[Concatenate[Model, P], Findings]], Callable[Concatenate[Model, P], Result]]:
-    """Register an analysis; the decorated function then returns a `Result` with provenance."""
+    """Register an analysis; the decorated function then returns a `Result` with provenance.
+
+    What the arguments are is said at `Analysis`.
+    """
 
     def decorate(body: Callable[Concatenate[Model, P], Findings]) -> Callable[Concatenate[Model, P], Result]:
         @functools.wraps(body)
@@ -113,7 +84,8 @@ def analysis(
             return Result(table, provenance, frame(interventions, interventions=True))
 
         run.__annotations__ = {**body.__annotations__, "return": "Result"}
-        spec = Analysis(
+        declare(name, figure, figures or {})
+        _registered[name] = Analysis(
             name=name,
             family=family,
             title=title,
@@ -125,27 +97,23 @@ def analysis(
             run=run,
             order=order,
             needs=needs,
-            recovers=recovers,
             columns=dict(columns or {}),
+            stage=stage,
+            two_sided=two_sided,
+            planted=planted,
+            figure=figure,
+            figures=dict(figures or {}),
+            section=section,
+            exemptions=dict(exemptions or {}),
         )
-        _registered[name] = spec
         return run
 
     return decorate
 
 
-@functools.cache
-def _discover() -> None:
-    for entry in metadata.entry_points(group=GROUP):
-        try:
-            entry.load()
-        except ImportError as error:  # one broken plug-in must not take the others down
-            log.warning("analyses of %s are left out: %s", entry.name, error)
-
-
 def analyses() -> dict[str, Analysis]:
     """Every registered analysis by name, built-in ones and plug-ins, in the order they are shown."""
-    _discover()
+    load_plugins(GROUP)
     return dict(sorted(_registered.items(), key=lambda item: (item[1].order, item[0])))
 
 

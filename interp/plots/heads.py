@@ -129,9 +129,9 @@ def top_heads(rows: pd.DataFrame, k: int = 10) -> go.Figure:
 
 
 def before_and_after(
-    table: pd.DataFrame, before: pd.DataFrame, after: pd.DataFrame, *, steps: tuple[int, int]
+    table: pd.DataFrame, before: pd.DataFrame, after: pd.DataFrame, *, steps: tuple[int, int], score: str
 ) -> go.Figure:
-    """`induction` and `accuracy` against `step`, and below them the head maps of the two steps, on one scale.
+    """Columns `score` and `accuracy` against `step`, and below them the head maps of the two steps, on one scale.
 
     Raises:
         SchemaError: no rows, or rows that `head_map` refuses.
@@ -141,7 +141,7 @@ def before_and_after(
     titles = ["", *(f"step {step:,}" for step in steps)]
     specs = [[{"colspan": 2}, None], [{}, {}]]
     figure = make_subplots(rows=2, cols=2, specs=specs, subplot_titles=titles, vertical_spacing=0.22)
-    for column, name, colour in (("induction", "best induction score", ACCENT), ("accuracy", "copying accuracy", MARK)):
+    for column, name, colour in ((score, f"best {score} score", ACCENT), ("accuracy", "copying accuracy", MARK)):
         line = {"color": colour, "width": 2}
         figure.add_scatter(x=table["step"], y=table[column], mode="lines+markers", name=name, line=line, row=1, col=1)
     dark = None

@@ -6,6 +6,7 @@ from typing import Any
 
 from interp import tasks
 from interp.errors import TaskError
+from interp.measurement.registry import analyses, find
 from interp.model import Model
 from interp.reports.rows import Head, choose
 from interp.reports.sections import headline, title_of
@@ -18,7 +19,7 @@ MOST = 6  # heads to switch between
 
 
 def attention(model: Model, result: Result, prompt: Any, *, seed: int) -> View:
-    """View of the best labelled induction head and the top heads of the analyses, on a prompt or a sample.
+    """View of the labelled heads that open this section and the top heads of the analyses, on a prompt or a sample.
 
     Raises:
         TaskError: no analysis of heads, no room for a sample prompt, or a prompt that cannot be run.
@@ -31,24 +32,32 @@ def attention(model: Model, result: Result, prompt: Any, *, seed: int) -> View:
 
 
 def top_heads(result: Result) -> dict[Head, str]:
-    """Heads worth a look, each with the reason: the best induction head first, then the top head of each analysis.
+    """Heads worth a look, each with the reason: the top head of each analysis.
+
+    The best labelled head of an analysis that opens this section stands before them.
 
     Raises:
         TaskError: no analysis of heads in the result.
     """
     names = [str(n) for n in dict.fromkeys(result.table["analysis"])]
+    opening = {name: find(name).noun for name in names if name in analyses() and find(name).section == "attention"}
     reasons: dict[Head, list[str]] = {}
-    if "induction" in names:
-        for best in largest((s for s in scores(headline(result, "induction")) if s.label), 1):
+    unlabelled = dict.fromkeys(names, "")
+    for name, noun in opening.items():
+        labelled = largest((s for s in scores(headline(result, name)) if s.label), 1)
+        for best in labelled:
             if best.layer is not None and best.head is not None:
-                reasons[best.layer, best.head] = ["the labelled induction head with the highest score"]
-    unlabelled = "" if reasons or "induction" not in names else "; no head was labelled an induction head"
+                reasons.setdefault((best.layer, best.head), []).append(f"the labelled {noun} with the highest score")
+        if not labelled:
+            article = "an" if noun[:1] in "aeiou" else "a"
+            unlabelled[name] = f"; no head was labelled {article} {noun}"
+    shown = {name for name in opening if not unlabelled[name]}
     for name in names:
         for best in largest(scores(headline(result, name)), 1):
             if best.layer is not None and best.head is not None:
                 why = reasons.setdefault((best.layer, best.head), [])
-                if not (name == "induction" and why):
-                    why.append(f"the highest score under {title_of(name)}{unlabelled * (name == 'induction')}")
+                if not (name in shown and why):
+                    why.append(f"the highest score under {title_of(name)}{unlabelled[name]}")
     if not reasons:
         raise TaskError("no analysis of heads in these results")
     return {head: ", ".join(why) for head, why in reasons.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,9 +12,11 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from interp.errors import SchemaError, nearest
+from interp.measurement.declaration import singular
 from interp.measurement.registry import analyses, find
-from interp.plots.heads import head_map, top_heads
+from interp.plots.heads import top_heads
 from interp.reports.cells import DASH, Cell, cell, interval, number
+from interp.results.figures import Draw, dots, figure_of, head_map
 from interp.results.results import Result
 from interp.rows import Score, largest, scores
 
@@ -25,7 +28,7 @@ Row = dict[str, str | Cell]
 
 @dataclass(frozen=True)
 class Section:
-    """One analysis. `rows`, `others` and `effects` are tables ready to print."""
+    """One analysis. `rows`, `others` and `effects` are tables ready to print; `mapped` if its figure is a head map."""
 
     name: str
     title: str
@@ -42,6 +45,8 @@ class Section:
     others: list[Row]
     measures: list[str]
     effects: list[Row]
+    caption: str = ""
+    mapped: bool = False
     figures: dict[str, go.Figure] = field(default_factory=dict)
 
     @property
@@ -83,8 +88,7 @@ def title_of(name: str) -> str:
 
 def counted(n: int, title: str) -> str:
     """The number of things a title names: "3 induction heads", "1 induction head", "no induction heads"."""
-    noun = title[:1].lower() + title[1:]
-    return f"{n or 'no'} {noun[:-1] if n == 1 and noun.endswith('s') else noun}"
+    return f"{n or 'no'} {singular(title) if n == 1 else title[:1].lower() + title[1:]}"
 
 
 def _section(result: Result, name: str) -> Section:
@@ -111,15 +115,22 @@ def _section(result: Result, name: str) -> Section:
         others=others,
         measures=measures,
         effects=_effects(result.interventions, name),
-        figures=_figures(rows, found),
+        caption=caption(figure_of(name)),
+        mapped=figure_of(name) is head_map,
+        figures=_figures(rows, found, figure_of(name)),
     )
 
 
-def _figures(rows: pd.DataFrame, found: Sequence[Score]) -> dict[str, go.Figure]:
-    """A map where every row is one head, dots where there are values at all."""
+def caption(draw: Draw) -> str:
+    """What a figure shows: the first line of its function's docstring."""
+    return (inspect.getdoc(draw) or "").split("\n", 1)[0]
+
+
+def _figures(rows: pd.DataFrame, found: Sequence[Score], draw: Draw) -> dict[str, go.Figure]:
+    """What the analysis draws, dots where there are values at all. A map of heads needs one row for each."""
     places = {(s.layer, s.head) for s in found}
     heads = len(places) == len(found) and not any(None in place for place in places)
-    figures = {"map": head_map(rows)} if heads else {}
+    figures = {"map": draw(rows)} if draw is not dots and (heads or draw is not head_map) else {}
     if any(not math.isnan(s.value) for s in found):
         figures["top"] = top_heads(rows, TOP)
     return figures

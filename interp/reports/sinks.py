@@ -1,4 +1,4 @@
-"""Attention sinks of the model as a whole, read off what the `sink` analysis measured."""
+"""Attention sinks of the model as a whole, read off the table of the analysis that declares this section."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from interp.measurement.registry import analyses
 from interp.reports.cells import Cell, cell, percent
 from interp.results.results import Result
 from interp.rows import largest, scores
@@ -42,7 +43,8 @@ class Sinks:
 
 def sinks(result: Result) -> Sinks | None:
     """The model's sinks; None where the analysis was not run."""
-    rows = result.table[result.table["analysis"] == "sink"]
+    measured = [name for name, spec in analyses().items() if spec.section == "sinks"]
+    rows = result.table[result.table["analysis"].isin(measured)]
     own = {variant: group.set_index("component") for variant, group in rows.groupby("variant")}
     if not {"first_token", "first_token_without_bos", LEVEL, "value_norm_ratio", "strongest_elsewhere"} <= set(own):
         return None

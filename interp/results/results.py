@@ -130,11 +130,12 @@ class Result:
         return table[table["variant"] == chosen].nlargest(k, "value")
 
     def plot(self, analysis: str | None = None, *, variant: str | None = None) -> go.Figure:
-        """Map of values, layer by head, with hover; the figure is returned, not shown."""
-        from interp.plots.heads import head_map
+        """What the analysis draws of one variant (its first unless said): a map, layer by head; returned, not shown."""
+        from interp.results.figures import figure_of
 
         rows = self.top(analysis, variant=variant, k=len(self.table))
-        return head_map(rows)
+        first = rows.iloc[0]
+        return figure_of(str(first["analysis"]), str(first["variant"]))(rows)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write to `.parquet` (table, interventions, provenance), `.json` (the same) or `.csv` (table alone).

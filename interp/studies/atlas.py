@@ -14,6 +14,7 @@ import pandas as pd
 
 from interp.components import parse_head
 from interp.errors import SchemaError
+from interp.measurement.declaration import PATTERN, Stage
 from interp.measurement.registry import detect, find
 from interp.results.results import Result
 
@@ -22,38 +23,8 @@ if TYPE_CHECKING:
 
     from interp.model import Model
 
-__all__ = ["STAGES", "Atlas", "atlas"]
+__all__ = ["Atlas", "atlas"]
 
-RECALL, IDENTIFY = "knowledge recalling", "in-context identification"
-REASON, PREPARE = "latent reasoning", "expression preparation"
-PATTERN = "attention pattern"
-STAGES: dict[str, tuple[str, str]] = {
-    "previous_token": ("previous token", IDENTIFY),
-    "duplicate_token": ("duplicate token", IDENTIFY),
-    "echo": ("echo", IDENTIFY),
-    "retrieval": ("retrieval", IDENTIFY),
-    "context": ("context", IDENTIFY),
-    "memory": ("memory", RECALL),
-    "temporal": ("temporal", RECALL),
-    "relations": ("relation", RECALL),
-    "direct_attribution": ("attribute", RECALL),
-    "induction": ("induction", REASON),
-    "text_induction": ("text induction", REASON),
-    "successor": ("successor", REASON),
-    "copy_suppression": ("copy suppression", REASON),
-    "copying": ("copying", PREPARE),
-    "movers": ("mover", PREPARE),
-    "mover": ("mover", PREPARE),
-    "importance": ("important", PREPARE),
-    "sink": ("attention sink", PATTERN),
-    "entropy": ("focused", PATTERN),
-    "offset_profile": ("fixed offset", PATTERN),
-    "lag_profile": ("lag", PATTERN),
-    "distraction": ("distractible", PATTERN),
-}
-"""Analysis, or what its column `role` says -> name of the role and its stage in the survey arXiv 2409.03752. Where the
-survey is silent (copying, successor, temporal) the stage is ours; "attention pattern" is none of its stages: where a
-head looks, which is no function."""
 DOUBTFUL = 0.5  # a label is kept if more than this share of the seeds gives it
 
 
@@ -77,17 +48,18 @@ class Atlas:
     def roles(self) -> pd.DataFrame:
         """One row per head and role it was labelled with: `component, role, stage, analysis, score, q`.
 
-        Roles and stages are the survey's words where it has them, see `STAGES`.
+        Roles and stages are what the analysis declares (`interp.measurement.declaration.Stage`): the survey's words
+        where it has them.
         """
         rows = []
         for name in self.analyses:
-            named = self._named(name)
+            stage, kinds = find(name).stage or Stage(name.replace("_", " ")), self._kinds(name)
             for head in self.table.to_dict("records"):
                 if head[f"{name}_label"] is True:
-                    role, stage = STAGES.get(named.get(head["component"], name), (name.replace("_", " "), PATTERN))
+                    own = stage.of(kinds.get(head["component"]))
                     where = {k: head[k] for k in ("component", "layer", "head")}
                     score = {"analysis": name, "score": head[name], "q": head[f"{name}_q"]}
-                    rows.append({**where, "role": role, "stage": stage, **score})
+                    rows.append({**where, "role": own.role, "stage": own.stage, **score})
         columns = ["component", "layer", "head", "role", "stage", "analysis", "score", "q"]
         return pd.DataFrame(rows, columns=columns).sort_values(["layer", "head"], kind="stable", ignore_index=True)
 
@@ -179,7 +151,7 @@ class Atlas:
         style: dict[str, Any] = {"index": False, "na_rep": "", "float_format": lambda x: f"{x:.3g}", "escape": True}
         return self.roles().to_html(**style) + self.stability().to_html(**style)
 
-    def _named(self, name: str) -> dict[str, str]:
+    def _kinds(self, name: str) -> dict[str, str]:
         """What the analysis itself calls each head, where it does."""
         rows = _headline(self.results[0], name)
         if rows is None or "role" not in rows:

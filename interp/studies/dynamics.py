@@ -12,7 +12,8 @@ import torch
 
 from interp.errors import TaskError
 from interp.loading.load import load
-from interp.measurement.registry import analyze
+from interp.measurement.planted import cheap
+from interp.measurement.registry import analyses, analyze
 from interp.model import Model
 from interp.tasks import repeated_random
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PERIOD, PROMPTS = 32, 16
+ROLE = "induction"
+"""Role in planted models, and column of the table: heads that copying on rests on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +38,7 @@ class Dynamics:
 
     def rise(self) -> tuple[int, int]:
         """The steps of neighbouring checkpoints between which the induction score rises most."""
-        climbs = self.table["induction"].diff().iloc[1:]
+        climbs = self.table[ROLE].diff().iloc[1:]
         after = int(climbs.to_numpy().argmax()) + 1
         return int(self.table["step"].iloc[after - 1]), int(self.table["step"].iloc[after])
 
@@ -44,7 +47,7 @@ class Dynamics:
         from interp.plots.heads import before_and_after
 
         before, after = self.rise()
-        return before_and_after(self.table, self.heads[before], self.heads[after], steps=(before, after))
+        return before_and_after(self.table, self.heads[before], self.heads[after], steps=(before, after), score=ROLE)
 
 
 def dynamics(
@@ -56,20 +59,22 @@ def dynamics(
 ) -> Dynamics:
     """Induction score, copying accuracy and loss of every (step, folder), as `interp.zoo.checkpoints` lists them.
 
-    All checkpoints see the same prompts. The score is of attention alone (`causal=False`).
+    All checkpoints see the same prompts. The score is the headline of the first analysis that recovers planted
+    induction heads, of attention alone (`causal=False`).
 
     Raises:
         TaskError: fewer than two checkpoints, between which nothing can be seen to rise.
     """
     if len(checkpoints) < 2:
         raise TaskError(f"training dynamics need two checkpoints or more, got {len(checkpoints)}")
+    spec = next(a for a in analyses().values() if a.planted is not None and a.planted.recovers == ROLE)
     rows, heads = [], {}
     for step, folder in checkpoints:
         model = load(folder, tokenizer=tokenizer)
-        result = analyze(model, "induction", causal=False, n_prompts=n_prompts, seed=seed)
-        heads[step] = result.top("induction", variant="prefix_matching", k=10**9)
+        result = analyze(model, spec.name, seed=seed, **cheap(spec) | {"n_prompts": n_prompts})
+        heads[step] = result.top(spec.name, variant=spec.headline, k=10**9)
         best = heads[step].iloc[0]
-        measured = {"step": step, "induction": float(best["value"]), "component": best["component"]}
+        measured = {"step": step, ROLE: float(best["value"]), "component": best["component"]}
         rows.append(measured | copying(model, seed=seed))
     return Dynamics(pd.DataFrame(rows), heads)
 

@@ -1,35 +1,26 @@
 """Every analysis against truth: how well it finds planted mechanisms, and what it finds where there are none.
 
-An analysis joins by naming the role it should recover (`@analysis(recovers=...)`). It is then run on models with that
-mechanism alone, with every mechanism at once, and with none, over architectures and seeds.
+An analysis joins by declaring how planted models judge it (`@analysis(planted=PlantedTask(...))`), a plug-in as well.
+It is then run on models with what it should recover alone, with every mechanism at once, and with none, over
+architectures and seeds.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
-from random import Random
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
-from interp import tasks
 from interp.errors import NotApplicable, TaskError, nearest
 from interp.loading.load import load
+from interp.measurement.planted import cheap, declared, mechanisms, questions
 from interp.measurement.registry import Analysis, analyses, analyze, find
 from interp.parallel import each
-from interp.tasks import Conflict, Frame, PromptTask
-from interp.tasks.prompt import collate
 
 SETTINGS = ("alone", "together", "inert")
 LEVEL = 0.01  # q below which a head outside the role is a false positive
-CHEAP = {"n_prompts": 24, "causal": False}  # enough to rank heads; effects are checked elsewhere
-QUESTIONS = 48  # prompts of a planted task, as many as the analyses take by default
-BESIDE = {"temporal": ("fact",)}  # mechanisms without the role that an analysis asks about as well
-TWO_SIDED = ("conflict",)  # a score of either sign is one: ranked by its size
 ROUNDING = 1e-9  # of an area added up from trapezia
 SCORES = ("auroc", "average_precision", "lowest", "highest", "closed_form_error")
 
@@ -41,10 +32,10 @@ def measured(names: Sequence[str] | None = None) -> list[Analysis]:
         TaskError: a named analysis that declares no truth.
     """
     chosen = [find(n) for n in names] if names else list(analyses().values())
-    silent = [a.name for a in chosen if a.recovers is None]
+    silent = [a.name for a in chosen if a.planted is None]
     if names and silent:
         raise TaskError(f"{silent[0]!r} does not say which planted role it should recover")
-    return [a for a in chosen if a.recovers is not None]
+    return [a for a in chosen if a.planted is not None]
 
 
 def scoreboard(
@@ -91,8 +82,8 @@ def _case(specs: Sequence[Analysis], settings: Sequence[str], architecture: Any,
     shared = {"together": together, "inert": inert}
     for spec in specs:
         for setting in settings:
-            planted = shared.get(setting) or plant(_own(spec), architecture=architecture, seed=seed)
-            found = _judge(spec, planted, seed=seed)
+            planted = shared.get(setting) or plant(mechanisms(spec), architecture=architecture, seed=seed)
+            found = judge(spec, planted, seed=seed)
             yield {"analysis": spec.name, "setting": setting, "architecture": architecture, "seed": seed} | found
 
 
@@ -133,26 +124,15 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
-def _own(spec: Analysis) -> list[Any]:
-    """Mechanisms with a head of the role (or kind) that the analysis should recover, and what it asks for beside."""
-    from interp.zoo.planted.factory import ALL
-
-    return [
-        m
-        for m in ALL
-        if any(spec.recovers in (slot.role, *slot.also) for slot in m.slots) or m.name in BESIDE.get(spec.name, ())
-    ]
-
-
-def _judge(spec: Analysis, planted: Any, *, seed: int) -> dict[str, float | int]:
+def judge(spec: Analysis, planted: Any, *, seed: int) -> dict[str, float | int]:
+    """How the headline scores of a planted model's heads compare with its truth: the columns of `scoreboard`."""
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     model = load(planted.model, tokenizer=planted.tokenizer)
-    asked = questions(spec.name, planted, seed=seed)
-    options = {k: v for k, v in CHEAP.items() if k in inspect.signature(spec.run).parameters} | asked
-    heads = set(planted.truth.heads(spec.recovers))
+    asked = questions(spec, planted, seed=seed)
+    heads = set(planted.truth.heads(declared(spec).recovers))
     try:
-        found = analyze(model, spec.name, seed=seed, **options)
+        found = analyze(model, spec.name, seed=seed, **cheap(spec) | asked)
     except NotApplicable:
         if heads:
             raise
@@ -161,7 +141,7 @@ def _judge(spec: Analysis, planted: Any, *, seed: int) -> dict[str, float | int]
     places = [(int(layer), int(head)) for layer, head in zip(rows["layer"], rows["head"], strict=True)]
     true = np.array([place in heads for place in places])
     score = rows["value"].to_numpy(dtype=float)
-    if spec.name in TWO_SIDED:
+    if spec.two_sided:
         score = np.abs(score)
     label = rows["label"].fillna(False).to_numpy(dtype=bool)
     q = rows["q"].to_numpy(dtype=float)
@@ -197,84 +177,3 @@ def _closed_form(planted: Any, place: tuple[int, int], unit: str) -> float:
                 }
                 return float(known.get(unit) or np.nan)
     return np.nan
-
-
-def questions(name: str, planted: Any, *, seed: int = 0) -> dict[str, Any]:
-    """Options of an analysis that is about a task: the prompts of a planted model that ask for what it should recover.
-
-    A model without the mechanism is asked the same.
-    """
-    from interp.zoo.planted.factory import ALL
-
-    def task(mechanism: str, **options: Any) -> PromptTask:
-        able = replace(planted, mechanisms=tuple(m for m in ALL if m.name == mechanism))
-        return tasks.planted_task(able, mechanism, n=QUESTIONS, seed=seed, **options)
-
-    asked: dict[str, Callable[[], dict[str, Any]]] = {
-        "movers": lambda: {"task": task("two_hop")},
-        "direct_attribution": lambda: {"task": task("fact", corruption="minimal")},
-        "importance": lambda: {"how": ("mean",), "pruning": False, "n_prompts": 8},
-        "conflict": lambda: {"prompts": contradicted(task("fact"), planted.vocab, seed=seed)},
-        "temporal": lambda: {
-            "temporal_task": at_other_times(task("dated"), planted.vocab),
-            "timeless_task": task("fact", corruption="minimal"),
-        },
-    }
-    return asked[name]() if name in asked else {}
-
-
-def contradicted(facts: PromptTask, vocab: Any, *, seed: int = 0) -> Conflict:
-    """Prompts of the planted task `fact` with another subject's attribute told in them (`<needle>`, then the word).
-
-    Role TOLD is that word's place. The facts themselves are `asked`.
-    """
-    rng = Random(seed)
-    known = sorted(set(facts.answers[:, 0].tolist()))
-    pairs, told, roles = [], [], []
-    for ids, answer, subject in zip(
-        facts.clean.ids.tolist(), facts.answers[:, 0].tolist(), facts.role("SUBJECT").tolist(), strict=True
-    ):
-        other = rng.choice([word for word in known if word != answer])
-        at = rng.choice([i for i in range(2, len(ids) - 1) if subject not in (i - 1, i)])
-        clean, corrupt = ([*ids[: at - 1], vocab.cue("<needle>"), word, *ids[at + 1 :]] for word in (other, answer))
-        pairs.append((clean, corrupt))
-        told.append([other])
-        roles.append({"TOLD": at, "SUBJECT": subject})
-    task = collate(
-        "contradicted fact",
-        pairs,
-        answers=told,
-        wrong=facts.answers.tolist(),
-        roles=roles,
-        templates=["planted"] * len(pairs),
-        corruption="context agrees",
-        metric="logit_diff",
-    )
-    one = torch.zeros(len(task), dtype=torch.long)
-    return Conflict(task, facts.clean, (Frame("needle", "<needle> {told} {core}", None),), one, one)
-
-
-def at_other_times(dated: PromptTask, vocab: Any) -> PromptTask:
-    """The planted task `dated` as pairs that differ in their time alone, whose answer is then the wrong one."""
-    from interp.zoo.planted.mechanisms import Dated
-
-    mechanism = Dated()
-    table = mechanism.lookup(vocab)
-    subjects, times = ([vocab.word(i) for i in numbers] for numbers in (mechanism.subjects, mechanism.times))
-    pairs, wrong, roles = [], [], []
-    for ids in dated.clean.ids.tolist():
-        subject, at = (next(i for i, word in enumerate(ids) if word in known) for known in (subjects, times))
-        other = times[(times.index(ids[at]) + 1) % len(times)]
-        pairs.append((ids, [*ids[:at], other, *ids[at + 1 :]]))
-        wrong.append([table[ids[subject], other]])
-        roles.append({"SUBJECT": subject, "TIME": at})
-    return collate(
-        "fact at a time",
-        pairs,
-        answers=dated.answers.tolist(),
-        wrong=wrong,
-        roles=roles,
-        templates=["planted"] * len(pairs),
-        corruption="other time",
-        metric="logit_diff",
-    )

@@ -17,6 +17,7 @@ from interp.attention import Mean, Pairs
 from interp.batch import Batch
 from interp.errors import TaskError
 from interp.measurement import scoring as _scores
+from interp.measurement.declaration import Stage
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, MARGIN
 from interp.model import Model
@@ -41,6 +42,8 @@ class Spans:
     title="Distractible heads",
     headline="auroc",
     order=260,
+    stage=Stage("distractible"),
+    exemptions={"planted": "instructions, of which planted models know none"},
     columns={"label": "boolean"},
     means="At the last token the head looks at the instruction, and less so when the data competes for it: its focus "
     "tells the two kinds of prompt apart on prompts it was not chosen on.",

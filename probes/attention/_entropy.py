@@ -10,6 +10,7 @@ from jaxtyping import Float
 from interp.attention import Entropy, KeyMass
 from interp.batch import Prompts
 from interp.measurement import scoring as _scores
+from interp.measurement.declaration import Stage
 from interp.measurement.prompts import Read, nan_mean, p_above, read, visible_keys
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, MARGIN
@@ -26,6 +27,8 @@ LEFT = 1e-3  # mass that must be off the first token for the rest of the row to 
     title="Focused heads",
     headline="focus",
     order=200,
+    stage=Stage("focused"),
+    exemptions={"planted": "where a head looks, whatever for: heads of many mechanisms do"},
     columns={"label": "boolean"},
     means="The rows of the head's pattern are far from uniform: it picks a few keys out of all it may see.",
     misleads="Focus says neither on what nor to what end. The commonest focus is a first-token sink, which does "

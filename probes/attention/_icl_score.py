@@ -16,6 +16,7 @@ from interp.measurement.registry import Findings, analysis
 from interp.measurement.stretches import stretches
 from interp.model import Model
 from interp.results import stats
+from interp.results.figures import dots
 from interp.results.stats import Head
 
 SPAN = 16  # tokens averaged at either place: one token per text is too noisy for a few dozen texts
@@ -30,6 +31,8 @@ BLOCK = 8  # texts per forward pass
     headline="icl_score",
     order=240,
     needs="text",
+    figure=dots,
+    exemptions={"planted": "text, of which planted models know none"},
     means="Loss falls along a text (negative score): what came before helps. `context_gain` says how much of that is "
     "the context and not that later tokens are easier.",
     misleads="Late tokens may be easier by themselves, and positions beyond training make late loss rise: compare with "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from jaxtyping import Float
 from interp.attention import Mean, Offset, Statistic
 from interp.batch import Batch
 from interp.measurement import scoring as _scores
+from interp.measurement.declaration import Stage
 from interp.measurement.prompts import p_above
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, MARGIN, THRESHOLD
@@ -20,9 +22,19 @@ from interp.results import stats
 from interp.tasks import Repeats
 from probes.attention import temporal_context
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 CLOSE = 0.5  # distance from the temporal-context model below which the source calls a head alike
 REACH = 5  # lags fitted on either side, as in the source
 SHUFFLES, RESAMPLES = 99, 200
+
+
+def _lines(rows: pd.DataFrame) -> go.Figure:
+    """Mass against lag, for the heads with the highest peaks."""
+    from interp.plots.attention import profile_lines
+
+    return profile_lines(rows, axis="lag")
 
 
 @analysis(
@@ -31,6 +43,9 @@ SHUFFLES, RESAMPLES = 99, 200
     title="Lag-following heads",
     headline="best",
     order=220,
+    stage=Stage("lag"),
+    figures={"profile": _lines},
+    exemptions={"planted": "where a head looks, whatever for: heads of many mechanisms do"},
     columns={"label": "boolean", "beta_enc": "float64", "beta_rec": "float64", "gamma": "float64"},
     means="The head finds the previous occurrence of the token and looks `position` tokens after it: 0 at the copy "
     "itself, +1 at what followed (the induction stripe), anything else a stripe that an induction test overlooks.",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
@@ -9,11 +11,22 @@ from jaxtyping import Float
 from interp.attention import Mean, Offset
 from interp.batch import Prompts
 from interp.measurement import scoring as _scores
+from interp.measurement.declaration import Stage
 from interp.measurement.prompts import Read, read, visible_keys
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, MARGIN, THRESHOLD
 from interp.model import Model
 from interp.results import stats
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+
+def _lines(rows: pd.DataFrame) -> go.Figure:
+    """Mass against offset, for the heads with the highest peaks."""
+    from interp.plots.attention import profile_lines
+
+    return profile_lines(rows, axis="offset")
 
 
 @analysis(
@@ -22,6 +35,9 @@ from interp.results import stats
     title="Fixed-offset heads",
     headline="peak",
     order=210,
+    stage=Stage("fixed offset"),
+    figures={"profile": _lines},
+    exemptions={"planted": "where a head looks, whatever for: heads of many mechanisms do"},
     columns={"label": "boolean"},
     means="The head looks a fixed number of tokens back (`position`; 0 is the token itself), whatever stands there.",
     misleads="On prompts that repeat with one period a head that follows content has a sharp offset too: its peak is "

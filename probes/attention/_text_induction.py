@@ -14,6 +14,7 @@ from torch import Tensor
 from interp.attention import Mean, Pairs, Statistic
 from interp.errors import TaskError
 from interp.measurement import scoring as _scores
+from interp.measurement.declaration import REASON, Stage
 from interp.measurement.prompts import Read, nan_mean, visible_keys
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, MARGIN, THRESHOLD
@@ -33,6 +34,8 @@ _SPACES = "▁ĠĊĉčÂ \t\r\n"
     headline="fuzzy_pm",
     order=230,
     needs="text",
+    stage=Stage("text induction", REASON),
+    exemptions={"planted": "text, of which planted models know none"},
     columns={"label": "boolean"},
     means="On text, too, the head looks at what followed earlier occurrences of the current word, its other spellings "
     "(case, leading space) included.",

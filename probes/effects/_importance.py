@@ -17,6 +17,7 @@ from interp.batch import Batch, Prompts
 from interp.edits import Scale, ablate_heads
 from interp.errors import TaskError, nearest
 from interp.measurement import scoring as _scores
+from interp.measurement.declaration import PREPARE, PlantedTask, Stage
 from interp.measurement.head_effects import Objective, activations, exact, first_order
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL
@@ -38,7 +39,8 @@ RESAMPLES = 200
     headline="mean",
     unit="head by exact ablation",
     order=140,
-    recovers="repeats",
+    stage=Stage("important", PREPARE),
+    planted=PlantedTask("repeats", options=lambda planted, seed: {"how": ("mean",), "pruning": False, "n_prompts": 8}),
     columns={"label": "boolean", "pruned": "Int64"},
     means="Without what the head says on this input the model does worse on these prompts, all else left as it was.",
     misleads="Of one head at a time: heads that stand in for each other all seem unimportant, and removing them "

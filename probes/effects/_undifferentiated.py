@@ -16,6 +16,7 @@ from interp.batch import Batch, Prompts
 from interp.edits import Ablate, Replace
 from interp.errors import TaskError
 from interp.measurement import scoring as _scores
+from interp.measurement.declaration import Stage
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, MARGIN
 from interp.model import Model
@@ -33,6 +34,8 @@ PERIOD = 20
     title="Heads behind these answers",
     headline="ships",
     order=250,
+    stage=Stage("undifferentiated"),
+    exemptions={"planted": "too dear, a pass per head and way; tests/probes/attention/test_planted.py has it"},
     columns={"label": "boolean"},
     means="The answers to these prompts need the head's choice of where to look, more than answers to the control do. "
     "With refused requests against harmless ones this is the safety-head score; the default asks for repeats.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,6 +23,10 @@ from interp.results import stats
 from interp.results.stats import Head
 from interp.sites import Site
 from probes.effects._undifferentiated import LEAST, _default
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
 
 WAYS = ("uniform", "zero")
 CRITERIA = ("kl", "angle")
@@ -64,6 +69,15 @@ class _Judge:
         return Effect(each.numpy(), float(torch.rad2deg(torch.arccos(cosine))))
 
 
+def _by_size(rows: pd.DataFrame) -> go.Figure:
+    """Effect of the best set of each size, beside random sets."""
+    from interp.plots import curves
+
+    ordered = rows.sort_values("k")
+    lines = {"random sets": ordered["null"], "best set": ordered["value"]}
+    return curves(ordered["k"], lines, x_title="heads", y_title=str(ordered["unit"].iloc[0]), control="random sets")
+
+
 @analysis(
     name="undifferentiated_sets",
     family="importance",
@@ -71,6 +85,8 @@ class _Judge:
     title="Sets of heads behind these answers",
     headline="uniform",
     order=255,
+    figure=_by_size,
+    exemptions={"planted": "sets of heads; tests/probes/effects/test_undifferentiated_sets.py plants some"},
     columns={"label": "boolean", "k": "Int64", "heads": "str", "matching": "str"},
     means="Together these heads hold the answers to these prompts: without their choice of where to look the answers "
     "change more than without any random set of as many heads. Heads that stand in for each other are found, too.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,8 @@ from interp.decompose import attribute
 from interp.edits import Edit, Scale, ablate_heads
 from interp.errors import NotApplicable
 from interp.measurement import scoring as _scores
+from interp.measurement.declaration import IDENTIFY, RECALL, PlantedTask, Stage
+from interp.measurement.planted import planted_prompts
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.rerun import Rerun
 from interp.measurement.scoring import LEVEL
@@ -25,10 +27,18 @@ from interp.results import stats
 from interp.results.stats import Head
 from interp.sites import Site
 from interp.tasks import Conflict, metrics
+from interp.tasks.planted_pairs import planted_conflict
+
+if TYPE_CHECKING:
+    from interp.zoo.planted.factory import Planted
 
 LEAST = 24  # facts that the model must know before a conflict with memory is one
 SHARE, SMALLEST = 0.05, 0.01  # of what all heads write: below SHARE no label, up to SMALLEST no claim
 ROLES = ("context", "memory")
+
+
+def _planted(planted: Planted, seed: int) -> dict[str, Conflict]:
+    return {"prompts": planted_conflict(planted_prompts(planted, "fact", seed=seed), planted.vocab, seed=seed)}
 
 
 @analysis(
@@ -38,7 +48,9 @@ ROLES = ("context", "memory")
     headline="direct",
     order=120,
     needs="text",
-    recovers="conflict",
+    stage=Stage("context", IDENTIFY, {"memory": Stage("memory", RECALL)}),
+    two_sided=True,
+    planted=PlantedTask("conflict", options=_planted),
     columns={"label": "boolean", "role": "str"},
     means="Where the prompt contradicts a fact that the model knows, the head writes the prompt's answer into the "
     "logits (above zero: a context head) or the known one (below zero: a memory head).",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from interp.measurement import scoring as _scores
+from interp.measurement.declaration import REASON, PlantedTask, Stage
 from interp.measurement.registry import Findings, analysis
 from interp.model import Model
 from probes.heads import own_token as _own
@@ -16,7 +17,8 @@ from probes.heads import own_token as _own
     title="Copy suppression",
     headline="own_bottom",
     order=44,
-    recovers="anti_copy",
+    stage=Stage("copy suppression", REASON),
+    planted=PlantedTask("anti_copy"),
     columns={"label": "boolean"},
     means="Attending to a token, the head lowers that token's logit more than any other's: it can take back what "
     "others would copy.",

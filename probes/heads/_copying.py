@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from interp.measurement import scoring as _scores
+from interp.measurement.declaration import PREPARE, PlantedTask, Stage
 from interp.measurement.registry import Findings, analysis
 from interp.model import Model
 from interp.weights import weights
@@ -17,7 +18,8 @@ from probes.heads import own_token as _own
     title="Copying by the weights",
     headline="own_top",
     order=42,
-    recovers="copying",
+    stage=Stage("copying", PREPARE),
+    planted=PlantedTask("copying"),
     columns={"label": "boolean"},
     means="Attending to a token, the head raises that token's logit more than any other's. Induction heads, name "
     "movers and retrieval heads do this with what they look at.",

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from interp.errors import TaskError
 from interp.measurement import scoring as _scores
+from interp.measurement.declaration import RECALL, PlantedTask, Stage
+from interp.measurement.planted import planted_prompts
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL
 from interp.model import Model
@@ -30,7 +32,11 @@ SHARE = 0.05
     title="Direct attribution by source",
     headline="total",
     order=48,
-    recovers="fact_mover",
+    stage=Stage("attribute", RECALL),
+    planted=PlantedTask(
+        "fact_mover",
+        options=lambda planted, seed: {"task": planted_prompts(planted, "fact", seed=seed, corruption="minimal")},
+    ),
     columns={"label": "boolean", "role": "str"},
     means="How many logits the head adds at the end of the prompt to the right attribute, over the other "
     "attributes that are asked for in the task; apart from the words of the subject and from those of the "

@@ -7,6 +7,7 @@ import numpy as np
 from interp import tasks
 from interp.attention import Mean, Pairs
 from interp.measurement import scoring as _scores
+from interp.measurement.declaration import IDENTIFY, PlantedTask, Stage
 from interp.measurement.registry import Findings, analysis
 from interp.model import Model
 from interp.results import stats
@@ -18,7 +19,8 @@ from interp.results import stats
     title="Duplicate-token heads",
     headline="score",
     order=30,
-    recovers="duplicate_token",
+    stage=Stage("duplicate token", IDENTIFY),
+    planted=PlantedTask("duplicate_token"),
     columns={"label": "boolean"},
     means="The head looks at earlier copies of the current token itself (echo), not at what followed them (induction).",
     misleads="A head that matches similar tokens scores too. On random tokens nothing says that the copy is used.",

@@ -15,6 +15,7 @@ from interp.attention import Mean, Offset, Statistic
 from interp.batch import Batch
 from interp.errors import NotApplicable
 from interp.measurement import scoring as _scores
+from interp.measurement.declaration import IDENTIFY, REASON, PlantedTask, Stage
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, MARGIN, THRESHOLD
 from interp.model import Model
@@ -53,7 +54,8 @@ class _Copies:
     title="Echo and induction heads (RazorAttention)",
     headline="echo",
     order=60,
-    recovers="duplicate_token",
+    stage=Stage("echo", IDENTIFY, {"induction": Stage("induction", REASON)}),
+    planted=PlantedTask("duplicate_token"),
     columns={"label": "boolean", "role": "str"},
     means="On a block said several times an echo head looks at the earlier occurrences of the current token, an "
     "induction head at what followed them. Such heads need far keys; a cache may drop what none of them reads.",

@@ -13,6 +13,7 @@ from interp.components import head_names
 from interp.edits import ablate_heads
 from interp.measurement import removal as _causal
 from interp.measurement import scoring as _scores
+from interp.measurement.declaration import REASON, PlantedTask, Stage
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, MARGIN, T0, THRESHOLD
 from interp.model import Model
@@ -27,7 +28,9 @@ from interp.weights import weights
     title="Induction heads",
     headline="prefix_matching",
     order=10,
-    recovers="induction",
+    stage=Stage("induction", REASON),
+    planted=PlantedTask("induction"),
+    section="attention",
     columns={"label": "boolean"},
     means="On a repeated sequence the head looks at the token that followed the current one last time, so that copying "
     "it continues the repeat. Labelled heads also copy by their weights.",

@@ -9,6 +9,8 @@ import torch
 from interp.attention import KeyMass, Mean
 from interp.errors import NotApplicable
 from interp.measurement import scoring as _scores
+from interp.measurement.declaration import PREPARE, PlantedTask, Stage
+from interp.measurement.planted import planted_prompts
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL
 from interp.model import Model
@@ -26,7 +28,10 @@ SHARE = 0.05
     title="Movers",
     headline="mover",
     order=46,
-    recovers="name_mover",
+    stage=Stage("mover", PREPARE),
+    planted=PlantedTask(
+        "name_mover", options=lambda planted, seed: {"task": planted_prompts(planted, "two_hop", seed=seed)}
+    ),
     columns={"label": "boolean", "role": "str"},
     means="At the end of a prompt that holds its own answer (indirect objects), the head attends to the answer "
     "and what it brings from there raises the answer over the wrong one. Negative values: it lowers it.",

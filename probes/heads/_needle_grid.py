@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +16,17 @@ from interp.tasks import needles
 from interp.tasks.haystacks import Format
 from probes.heads import needle_hits as measured
 
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+
+def _depths(rows: pd.DataFrame) -> go.Figure:
+    """Needles answered, by depth and length."""
+    from interp.plots import depth_grid
+
+    return depth_grid(rows)
+
 
 @analysis(
     name="needle_grid",
@@ -23,6 +35,11 @@ from probes.heads import needle_hits as measured
     headline="accuracy",
     unit="model",
     order=55,
+    figure=_depths,
+    exemptions={
+        "planted": "what a whole model does; tests/probes/heads/test_retrieval.py asks planted ones",
+        "significance": "chance of a right answer is one in the vocabulary and less",
+    },
     columns={"length": "Int64", "depth": "float64"},
     means="The model says the value of a needle at this depth of a prompt of this length.",
     misleads="Teacher-forced: every token of the value must rank first given the right ones before it. One haystack "

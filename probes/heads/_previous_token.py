@@ -8,6 +8,7 @@ from interp import tasks
 from interp.attention import Mean, Offset
 from interp.errors import TaskError
 from interp.measurement import scoring as _scores
+from interp.measurement.declaration import IDENTIFY, PlantedTask, Stage
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import T0
 from interp.model import Model
@@ -20,7 +21,8 @@ from interp.results import stats
     title="Previous-token heads",
     headline="score",
     order=20,
-    recovers="previous_token",
+    stage=Stage("previous token", IDENTIFY),
+    planted=PlantedTask("previous_token"),
     columns={"label": "boolean"},
     means="The head looks one token back wherever it is. In layer 0 it often supplies what induction heads match on.",
     misleads="A head that spreads over the last few tokens scores in proportion to its share on the last one. "

@@ -17,10 +17,12 @@ from interp.batch import Batch
 from interp.decompose.embeddings import effective_embedding
 from interp.errors import NotApplicable
 from interp.measurement import scoring as _scores
+from interp.measurement.declaration import RECALL, Stage
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, THRESHOLD
 from interp.model import Model
 from interp.results import stats
+from interp.results.figures import dots
 from interp.sites import Site
 from interp.tasks.spell import Speller
 
@@ -39,6 +41,9 @@ Pairs = Int[Tensor, "pair 2"]
     unit="head and relation",
     order=50,
     needs="text",
+    stage=Stage("relation", RECALL),
+    figure=dots,
+    exemptions={"planted": "relations between words of a language, of which planted models have none"},
     columns={"label": "boolean", "relation": "str"},
     means="Attending to a word, the head raises the word that stands in this relation to it (its capital, its "
     "plural) into the k most raised of the vocabulary.",

@@ -9,6 +9,7 @@ import pandas as pd
 
 from interp.measurement import removal as _causal
 from interp.measurement import scoring as _scores
+from interp.measurement.declaration import IDENTIFY, PlantedTask, Stage
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.rerun import Rerun
 from interp.measurement.scoring import LEVEL, MARGIN
@@ -29,7 +30,8 @@ CAUSAL_PROMPTS = 8  # every set of heads costs a forward pass of so many prompts
     title="Retrieval heads",
     headline="teacher_forced",
     order=50,
-    recovers="retrieval",
+    stage=Stage("retrieval", IDENTIFY),
+    planted=PlantedTask("retrieval"),
     columns={"label": "boolean"},
     means="While the model says a fact that is hidden in the prompt, the head's strongest attention is on that very "
     "token of the fact, wherever it was hidden. Masking such heads is what breaks long-context recall.",

@@ -14,8 +14,10 @@ from interp.batch import Batch
 from interp.components import kv_head_name
 from interp.edits import Add, Edit, KnockOut, Scale
 from interp.errors import NotApplicable
+from interp.measurement.declaration import IDENTIFY, Stage
 from interp.measurement.registry import Findings, analysis
 from interp.model import Model
+from interp.results.figures import dots
 from interp.sites import Site
 from interp.tasks import needles
 from interp.tasks.haystacks import Format
@@ -28,6 +30,12 @@ from interp.tasks.haystacks import Format
     headline="gate",
     unit="kv_head",
     order=65,
+    stage=Stage("retrieval", IDENTIFY),
+    figure=dots,
+    exemptions={
+        "planted": "key-value heads, ranked and not labelled; tests/probes/heads/test_retrieval.py has them",
+        "significance": "a gate is learned once, with all others: it has a rank among them, no null and no interval",
+    },
     columns={"kv_head": "Int64", "rank": "Int64"},
     means="Of the key-value heads, those with the highest gates are the ones whose far keys the answers need most.",
     misleads="Read the rank, not the value: gates fall for as long as the penalty pushes, and how far depends on its "

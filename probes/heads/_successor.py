@@ -20,6 +20,7 @@ from interp.decompose.embeddings import effective_embedding
 from interp.edits import Ablate
 from interp.measurement import removal as _causal
 from interp.measurement import scoring as _scores
+from interp.measurement.declaration import REASON, PlantedTask, Stage
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.rerun import Rerun
 from interp.measurement.scoring import LEVEL, THRESHOLD
@@ -46,7 +47,8 @@ Chosen = dict[str, Int[np.ndarray, "layer head member"]]
     headline="full",
     order=40,
     needs="text",
-    recovers="successor",
+    stage=Stage("successor", REASON),
+    planted=PlantedTask("successor"),
     columns={"label": "boolean", "class_low": "float64", "class_high": "float64"},
     means="Attending to an ordinal word (3, Monday, March), the head raises the word after it more than any other "
     "of its class. This is read from the weights; no prompt is run but each word alone.",

@@ -22,6 +22,7 @@ from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, MARGIN, THRESHOLD
 from interp.model import Model
 from interp.results import stats
+from interp.results.figures import dots
 from interp.results.stats import Head
 from interp.sites import Site
 from probes.heads import ordinals as _ordinals
@@ -75,6 +76,8 @@ class _Case:
     unit="residue of numbers",
     order=45,
     needs="text",
+    figure=dots,
+    exemptions={"planted": "numerals, of which planted models have none"},
     columns={"label": "boolean", "written": "float64"},
     means="The last digit is a direction of its own in what heads read, shared by all decades: taking f_3 from 23 and "
     "adding f_7 makes the head answer 28.",

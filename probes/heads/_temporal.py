@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -14,16 +15,29 @@ from interp.edits import Edit
 from interp.errors import NotApplicable
 from interp.measurement import removal as _causal
 from interp.measurement import scoring as _scores
+from interp.measurement.declaration import RECALL, PlantedTask, Stage
 from interp.measurement.head_effects import Objective, activations, first_order
+from interp.measurement.planted import planted_prompts
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL
 from interp.model import Model
 from interp.results import stats
 from interp.tasks import PromptTask
+from interp.tasks.planted_pairs import planted_times
+
+if TYPE_CHECKING:
+    from interp.zoo.planted.factory import Planted
 
 TIMELESS = ("facts", "capital_country")
 WEAK, MARGIN = 0.1, 0.05  # shares of the whole effect: of a label, and worth a claim
 LEAST = 0.1  # change of the metric between clean and corrupt prompts below which there is nothing to explain
+
+
+def _planted(planted: Planted, seed: int) -> dict[str, PromptTask]:
+    return {
+        "temporal_task": planted_times(planted_prompts(planted, "dated", seed=seed), planted.vocab),
+        "timeless_task": planted_prompts(planted, "fact", seed=seed, corruption="minimal"),
+    }
 
 
 @analysis(
@@ -33,7 +47,8 @@ LEAST = 0.1  # change of the metric between clean and corrupt prompts below whic
     headline="specific",
     order=130,
     needs="text",
-    recovers="dated_time",
+    stage=Stage("temporal", RECALL),
+    planted=PlantedTask("dated_time", options=_planted, beside=("fact",)),
     columns={"label": "boolean"},
     means="Exchanging what the head carries for what it carries when the prompt names another time changes the answer; "
     "exchanging it between prompts about timeless facts does not.",

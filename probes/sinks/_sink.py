@@ -12,6 +12,7 @@ from interp.attention import Received
 from interp.batch import Batch
 from interp.errors import TaskError
 from interp.measurement import scoring as _scores
+from interp.measurement.declaration import PlantedTask, Stage
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, MARGIN, THRESHOLD
 from interp.model import Model
@@ -27,7 +28,9 @@ EPSILONS = (0.1, 0.2, 0.3, 0.5)
     title="First-token sinks",
     headline="first_token",
     order=40,
-    recovers="sink",
+    stage=Stage("attention sink"),
+    planted=PlantedTask("sink"),
+    section="sinks",
     columns={"label": "boolean"},
     means="Much of the head's attention goes to the first token whatever it is asked: on these inputs the head is "
     "mostly parked. A small value norm there means that parking writes little.",

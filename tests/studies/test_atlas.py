@@ -10,8 +10,9 @@ from scipy.stats import spearmanr
 import interp
 from interp import zoo
 from interp.errors import SchemaError
+from interp.measurement.declaration import STAGES
 from interp.results.results import Result, frame
-from interp.studies.atlas import STAGES, atlas
+from interp.studies.atlas import atlas
 
 NAMES = ["previous_token", "duplicate_token", "sink"]
 
@@ -46,7 +47,7 @@ def test_one_row_per_head_and_the_planted_roles(found):
     roles = found.roles()
     expected = {f"L{layer}H{head}" for layer, head in truth["previous_token"]}
     assert set(roles.loc[roles["analysis"] == "previous_token", "component"]) == expected
-    assert set(roles["stage"]) <= {stage for _, stage in STAGES.values()}
+    assert set(roles["stage"]) <= set(STAGES)
 
 
 def test_scores_are_means_over_seeds(found):

@@ -1,0 +1,131 @@
+"""What an analysis says of itself: `Stage` of the heads it labels, `PlantedTask` that judges it, and `Analysis` in all.
+
+Whatever shows, joins or judges analyses reads these; none of it knows an analysis by name.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from interp.errors import SchemaError, nearest
+from interp.results.figures import Draw, head_map
+from interp.results.results import Result
+
+if TYPE_CHECKING:
+    from interp.zoo.planted.factory import Planted
+
+RECALL, IDENTIFY = "knowledge recalling", "in-context identification"
+REASON, PREPARE = "latent reasoning", "expression preparation"
+PATTERN = "attention pattern"
+STAGES = (RECALL, IDENTIFY, REASON, PREPARE, PATTERN)
+"""The four stages of the survey arXiv 2409.03752, and "attention pattern", which is none of them: where a head looks,
+which is no function."""
+
+Section = Literal["analyses", "attention", "sinks"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Role that a label gives to a head, in the survey's words where it has them, and its stage in the survey.
+
+    Attributes:
+        role: such as "previous token".
+        stage: one of `STAGES`; where the survey is silent it is the author's.
+        kinds: what the column `role` of the table may say of a head -> the role and stage of such heads; this one holds
+            for all others.
+
+    Raises:
+        SchemaError: an unknown stage.
+    """
+
+    role: str
+    stage: str = PATTERN
+    kinds: Mapping[str, Stage] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.stage not in STAGES:
+            raise SchemaError(f"unknown stage {self.stage!r} of {self.role!r}; {nearest(self.stage, STAGES)}")
+
+    def of(self, kind: str | None) -> Stage:
+        """Role and stage of a head whose column `role` says `kind`."""
+        return self if kind is None else self.kinds.get(kind, self)
+
+
+@dataclass(frozen=True)
+class PlantedTask:
+    """How models with planted mechanisms judge an analysis (`interp zoo verify`).
+
+    Attributes:
+        recovers: role or kind in `zoo.Truth` whose heads it has to label, and no others.
+        options: (planted model, seed) -> options that the analysis is called with there, such as the prompts that ask
+            for the mechanism (`interp.measurement.planted.planted_prompts`). A model without the mechanism is asked for
+            it all the same. None: the defaults ask for it.
+        beside: names of mechanisms without the role that the prompts need as well.
+    """
+
+    recovers: str
+    options: Callable[[Planted, int], Mapping[str, Any]] | None = None
+    beside: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A registered analysis and how to speak of it.
+
+    Attributes:
+        name, family, title: how it is called, grouped and headed.
+        unit: kind of component it scores ("head").
+        headline: variant that sums it up, the one that is mapped, ranked and labelled.
+        needs: "tokens" if ids suffice, "text" if a tokenizer is required.
+        columns: columns beyond the common ones, with their pandas types.
+        means, misleads: what a high value means, and what it does not.
+        reference: paper, with arXiv id.
+        run: the function callers get, `(model, **options) -> Result`.
+        order: place in tables and reports, low first; ties by name.
+        stage: role and stage of the heads it labels; None where it scores no heads.
+        two_sided: whether a score of either sign is one, so that heads are ranked by its size.
+        planted: how planted models judge it; None where they cannot, which `exemptions` explain.
+        figure: draws the rows of one variant; the first line of its docstring is the caption. Imports plotly inside.
+        figures: variants that are drawn in another way.
+        section: of the report. Every analysis has its part among "analyses"; "attention": its best labelled head is
+            the one whose attention is shown first; "sinks": the model's attention sinks are read off its table.
+        exemptions: demand of `interp.measurement.checks.check_analysis` that cannot apply to it -> why.
+    """
+
+    name: str
+    family: str
+    title: str
+    unit: str
+    headline: str
+    means: str
+    misleads: str
+    reference: str
+    run: Callable[..., Result]
+    order: int = 100
+    needs: str = "tokens"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    stage: Stage | None = None
+    two_sided: bool = False
+    planted: PlantedTask | None = None
+    figure: Draw = head_map
+    figures: Mapping[str, Draw] = field(default_factory=dict)
+    section: Section = "analyses"
+    exemptions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def quantity(self) -> str:
+        """First line of the docstring: the quantity and its formula."""
+        return (inspect.getdoc(self.run) or "").split("\n", 1)[0]
+
+    @property
+    def noun(self) -> str:
+        """One of what the title names: "induction head"."""
+        return singular(self.title)
+
+
+def singular(title: str) -> str:
+    """One of the things a title names: "Induction heads" -> "induction head"."""
+    return (title[:1].lower() + title[1:]).removesuffix("s")

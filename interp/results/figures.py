@@ -1,0 +1,44 @@
+"""How the rows of an analysis are drawn: by the function that it declares, as a map of heads where it declares none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, TypeAlias
+
+from interp.environment import load_plugins
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+GROUP = "interp.analyses"
+"""Entry points of modules that hold analyses."""
+Draw: TypeAlias = "Callable[[pd.DataFrame], go.Figure]"
+"""From the rows of one variant of one analysis to a figure that is not shown."""
+_declared: dict[str, tuple[Draw, Mapping[str, Draw]]] = {}
+
+
+def head_map(rows: pd.DataFrame) -> go.Figure:
+    """Score of every head."""
+    from interp.plots.heads import head_map as draw
+
+    return draw(rows)
+
+
+def dots(rows: pd.DataFrame) -> go.Figure:
+    """The highest scores with their intervals."""
+    from interp.plots.heads import top_heads
+
+    return top_heads(rows)
+
+
+def declare(name: str, draw: Draw, variants: Mapping[str, Draw]) -> None:
+    """Draw the rows of the analysis `name` by `draw`, those of some variants in ways of their own."""
+    _declared[name] = draw, dict(variants)
+
+
+def figure_of(name: str, variant: str | None = None) -> Draw:
+    """The function that draws an analysis (or one variant); `head_map` for one that is not installed here."""
+    load_plugins(GROUP)
+    draw, variants = _declared.get(name, (head_map, {}))
+    return draw if variant is None else variants.get(variant, draw)

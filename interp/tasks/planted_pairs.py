@@ -1,0 +1,66 @@
+"""Planted tasks as pairs that differ in one thing: in what a text says against a fact, or in the time it names."""
+
+from __future__ import annotations
+
+from random import Random
+
+import torch
+
+from interp.tasks._conflict import Conflict, Frame
+from interp.tasks.prompt import PromptTask, collate
+from interp.zoo.planted.mechanisms import Dated, Vocabulary
+
+
+def planted_conflict(facts: PromptTask, vocab: Vocabulary, *, seed: int = 0) -> Conflict:
+    """Prompts of the planted task `fact` with another subject's attribute told in them (`<needle>`, then the word).
+
+    Role TOLD is that word's place. The facts themselves are `asked`.
+    """
+    rng = Random(seed)
+    known = sorted(set(facts.answers[:, 0].tolist()))
+    pairs, told, roles = [], [], []
+    for ids, answer, subject in zip(
+        facts.clean.ids.tolist(), facts.answers[:, 0].tolist(), facts.role("SUBJECT").tolist(), strict=True
+    ):
+        other = rng.choice([word for word in known if word != answer])
+        at = rng.choice([i for i in range(2, len(ids) - 1) if subject not in (i - 1, i)])
+        clean, corrupt = ([*ids[: at - 1], vocab.cue("<needle>"), word, *ids[at + 1 :]] for word in (other, answer))
+        pairs.append((clean, corrupt))
+        told.append([other])
+        roles.append({"TOLD": at, "SUBJECT": subject})
+    task = collate(
+        "contradicted fact",
+        pairs,
+        answers=told,
+        wrong=facts.answers.tolist(),
+        roles=roles,
+        templates=["planted"] * len(pairs),
+        corruption="context agrees",
+        metric="logit_diff",
+    )
+    one = torch.zeros(len(task), dtype=torch.long)
+    return Conflict(task, facts.clean, (Frame("needle", "<needle> {told} {core}", None),), one, one)
+
+
+def planted_times(dated: PromptTask, vocab: Vocabulary) -> PromptTask:
+    """The planted task `dated` as pairs that differ in their time alone, whose answer is then the wrong one."""
+    mechanism = Dated()
+    table = mechanism.lookup(vocab)
+    subjects, times = ([vocab.word(i) for i in numbers] for numbers in (mechanism.subjects, mechanism.times))
+    pairs, wrong, roles = [], [], []
+    for ids in dated.clean.ids.tolist():
+        subject, at = (next(i for i, word in enumerate(ids) if word in known) for known in (subjects, times))
+        other = times[(times.index(ids[at]) + 1) % len(times)]
+        pairs.append((ids, [*ids[:at], other, *ids[at + 1 :]]))
+        wrong.append([table[ids[subject], other]])
+        roles.append({"SUBJECT": subject, "TIME": at})
+    return collate(
+        "fact at a time",
+        pairs,
+        answers=dated.answers.tolist(),
+        wrong=wrong,
+        roles=roles,
+        templates=["planted"] * len(pairs),
+        corruption="other time",
+        metric="logit_diff",
+    )
