@@ -62,18 +62,18 @@ UNITS = {
 """Sign that makes a metric high where the model does well, and its unit; others are logits."""
 
 
-def sites(model: Model, kind: str) -> list[Site]:
+def attention_sites(model: Model, kind: str) -> list[Site]:
     """A site in every layer that has attention."""
     return [Site(kind, layer) for layer in model.info.attention_layers]
 
 
-def activations(model: Model, batch: Batch) -> Float[Tensor, "layer prompt pos head d_head"]:
+def head_activations(model: Model, batch: Batch) -> Float[Tensor, "layer prompt pos head d_head"]:
     """z of every head, [layer prompt pos head d_head]."""
     acts = model.run(batch, capture=["z"]).acts
-    return torch.stack([acts[site] for site in sites(model, "z")])
+    return torch.stack([acts[site] for site in attention_sites(model, "z")])
 
 
-def first_order(
+def first_order_effects(
     model: Model, objective: Objective, other: Float[Tensor, "layer prompt pos head d_head"] | None = None
 ) -> Float[np.ndarray, "prompt layer head"]:
     """sum over positions of (z - other) . d value / d z: to first order, what replacing a head's z by `other` costs.
@@ -81,16 +81,16 @@ def first_order(
     Without `other` z is zeroed, and the sum is d value / d xi for a mask xi = 1 on the head.
     """
     rows = torch.arange(len(objective.batch.ids))
-    found = gradients(model, objective.batch, lambda logits: objective.value(logits, rows), sites(model, "z"))
+    run = gradients(model, objective.batch, lambda logits: objective.value(logits, rows), attention_sites(model, "z"))
     per_layer = []
-    for i, site in enumerate(sites(model, "z")):
-        z = found.acts[site] if other is None else found.acts[site] - other[i].to(found.acts[site])
-        per_layer.append((z * found.grads[site]).sum((1, 3)))
+    for i, site in enumerate(attention_sites(model, "z")):
+        z = run.acts[site] if other is None else run.acts[site] - other[i].to(run.acts[site])
+        per_layer.append((z * run.grads[site]).sum((1, 3)))
     return torch.stack(per_layer, dim=1).double().cpu().numpy()
 
 
 @torch.no_grad()
-def exact(
+def ablation_effects(
     model: Model,
     objective: Objective,
     how: str,

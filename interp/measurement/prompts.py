@@ -1,44 +1,63 @@
-"""Shared by the analyses of attention: prompts, row masks, a paired test over prompts, what a row may see."""
+"""Prompts that analyses measure on: a caller's own, random tokens, repeated blocks, or stretches of natural text.
+
+A `PromptSet` knows which of its rows count as queries; `visible_keys` says how many keys each of them sees.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
-from scipy import stats as distributions
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp import tasks
+from interp import texts as corpus
 from interp.batch import Batch, Prompts
-from interp.errors import TaskError
+from interp.errors import NotApplicable, TaskError
 from interp.measurement.scoring import T0
 from interp.model import Model
+from interp.tasks import Repeats
 
-CAUTION = (
-    "Attention mass is not importance: a model can be trained to hide what it uses from its attention at hardly any "
-    "cost (arXiv 1909.07913), and mass on a token whose value is small does nothing. Check with an intervention."
-)
-"""Stands beside every map drawn from attention weights."""
+UNKNOWN = 0.2  # share of unknown tokens above which a tokenizer cannot read a text
+SHORTEST_TEXT = 24  # tokens that a stretch must have to be a text
 
 
 @dataclass(frozen=True, eq=False)
-class Read:
-    """Prompts, where their own text starts (behind a BOS), and what to say of them in provenance."""
+class PromptSet:
+    """Prompts, where their own text starts, and what provenance says of them.
+
+    Attributes:
+        batch: ids and mask, [batch pos].
+        start: 1 where a BOS stands before the text, else 0.
+        data: task, sizes, BOS policy and hash of the ids: for `Findings.data`.
+    """
 
     batch: Batch
     start: int
-    told: dict[str, object]
+    data: dict[str, object]
 
     def rows(self, *, lowest: int = 0) -> Bool[Tensor, "batch pos"]:
         """Real query rows at position `lowest` or later of their own prompt, the first T0 left out."""
         return self.batch.mask & (self.batch.positions >= max(lowest, T0, self.start + 1))
 
 
-def read(
+def prompt_set(
     model: Model, prompts: Prompts | None, *, n_prompts: int, length: int, bos: str, seed: int, least: int = 16
-) -> Read:
-    """The prompts given, as a batch; without any, distinct random tokens (shortened to context and vocabulary).
+) -> PromptSet:
+    """The caller's prompts as a batch; without any, distinct random tokens (shortened to context and vocabulary).
+
+    Args:
+        model: any loaded model.
+        prompts: text or ids, or None.
+        n_prompts: random prompts.
+        length: tokens of each, BOS included.
+        bos: "default", "forced" or "none", for random prompts.
+        seed: of random prompts.
+        least: tokens that every prompt must have.
 
     Raises:
         TaskError: prompts shorter than `least` tokens.
@@ -54,8 +73,79 @@ def read(
         first = tasks.bos_id(model, "default")
         start = int(first is not None and bool((batch.ids[range(len(batch.ids)), batch.first] == first).all()))
         _long_enough(int(batch.mask.sum(1).min()), least)
-    told: dict[str, object] = {"task": task, "n": len(batch.ids), "length": batch.ids.shape[1], "bos": bos}
-    return Read(batch, start, told | {"sha256": tasks.fingerprint([batch])})
+    data: dict[str, object] = {"task": task, "n": len(batch.ids), "length": batch.ids.shape[1], "bos": bos}
+    return PromptSet(batch, start, data | {"sha256": tasks.fingerprint([batch])})
+
+
+def text_prompts(model: Model, texts: Sequence[str] | None, *, n: int, length: int, bos: str, seed: int) -> PromptSet:
+    """`n` stretches of `length` tokens (BOS included) at random places of texts that are long enough.
+
+    Default texts: modules of the Python standard library of which the zoo's models saw nothing, English and code mixed.
+
+    Raises:
+        NotApplicable: no tokenizer, or none of the default texts can be read with it (a closed vocabulary).
+        TaskError: none of the texts given is long enough and can be read.
+    """
+    tokenizer: Any = model.tokenizer  # its attributes are resolved at run time
+    if tokenizer is None:
+        raise NotApplicable("natural text is needed, and this checkpoint has no tokenizer")
+    first = tasks.bos_id(model, bos)
+    start = int(first is not None)
+    length = min(length, model.info.context or length)
+    wanted = list(corpus.sources("held-out").values()) if texts is None else list(texts)
+    rows = [tokenizer(t, add_special_tokens=False, verbose=False)["input_ids"] for t in wanted]
+    generator = torch.Generator().manual_seed(seed)
+    known = [row for row in rows if row and row.count(tokenizer.unk_token_id) <= UNKNOWN * len(row)]
+    if texts is not None:  # short texts shorten the stretch rather than drop out
+        length = min(length, max(map(len, known), default=0) + start)
+    long = [row for row in known if len(row) >= length - start]
+    if length < SHORTEST_TEXT or not long:
+        longest = max(map(len, known), default=0)
+        refuse = NotApplicable if texts is None else TaskError
+        raise refuse(
+            f"no text of {max(length, SHORTEST_TEXT)} tokens that the tokenizer can read; the longest has {longest}"
+        )
+    ids = torch.stack([_stretch(long, length - start, generator) for _ in range(n)])
+    ids = torch.cat([torch.full((n, start), first or 0), ids], dim=1)
+    batch = Batch.of(ids)
+    source = "texts given" if texts is not None else "standard library, held-out modules"
+    data = {"task": f"text: {source}", "n": n, "length": length, "bos": bos, "sha256": tasks.fingerprint([batch])}
+    return PromptSet(batch, start, data)
+
+
+def repeat_groups(
+    model: Model, *, n_prompts: int, lengths: tuple[int, int], n_lengths: int, bos: str, seed: int
+) -> list[Repeats]:
+    """Repeated random blocks, [BOS] + T distinct tokens twice: `n_prompts` in all over `n_lengths` lengths T.
+
+    Raises:
+        TaskError: the context or vocabulary leaves no room to vary T between `lengths`.
+    """
+    start = 0 if tasks.bos_id(model, bos) is None else 1
+    low, high = lengths
+    drawn = tasks.repeat_lengths(model, lowest=low, highest=high, n_lengths=n_lengths, start=start, seed=seed)
+    n_each = max(1, n_prompts // len(drawn))
+    return tasks.repeated_random(model, lengths=drawn, n_each=n_each, bos=bos, seed=seed)
+
+
+def describe_repeats(groups: Sequence[Repeats], bos: str) -> dict[str, object]:
+    """What provenance says of repeated blocks."""
+    return {
+        "task": "repeated random tokens",
+        "lengths": [g.length for g in groups],
+        "n": sum(len(g.batch.ids) for g in groups),
+        "bos": bos,
+        "sha256": tasks.fingerprint([g.batch for g in groups]),
+    }
+
+
+def visible_keys(model: Model, batch: Batch) -> Float[np.ndarray, "layer batch query"]:
+    """Keys that each query of each attention layer may see: its position + 1, or the sliding window where that is less.
+
+    1 / visible_keys is what uniform attention gives each of them.
+    """
+    seen = (batch.positions + 1).double().numpy()
+    return np.stack([seen if w is None else np.minimum(seen, w) for w in model.info.windows])
 
 
 def _long_enough(length: int, least: int) -> None:
@@ -63,32 +153,9 @@ def _long_enough(length: int, least: int) -> None:
         raise TaskError(f"prompts of {length} tokens are too short for this question; at least {least} are needed")
 
 
-def visible_keys(model: Model, batch: Batch) -> Float[np.ndarray, "layer batch query"]:
-    """Keys each query of each attention layer may see: its position + 1, or the sliding window where that is less."""
-    seen = (batch.positions + 1).double().numpy()
-    return np.stack([seen if w is None else np.minimum(seen, w) for w in model.info.windows])
-
-
-def p_above(
-    difference: Float[np.ndarray, "unit *component"], *, margin: float = 0.0
-) -> Float[np.ndarray, "*component"]:
-    """One-sided p that the mean over units (prompts) is at most `margin`: Student's t, n - 1 degrees of freedom.
-
-    Where all units agree exactly the answer is certain: 0 above the margin, 1 otherwise. NaN components get 1.
-    """
-    n = len(difference)
-    if n < 3:
-        raise TaskError(f"{n} prompts are too few for a test over prompts; at least 3 are needed")
-    mean, se = difference.mean(0), difference.std(0, ddof=1) / np.sqrt(n)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = (mean - margin) / se
-    certain = np.where(mean > margin, np.inf, -np.inf)
-    t = np.where(np.isnan(mean), -np.inf, np.where(se > 0, t, certain))
-    return np.asarray(distributions.t.sf(t, df=n - 1))
-
-
-def nan_mean(values: Float[np.ndarray, "*all"], *, axis: int) -> Float[np.ndarray, "*rest"]:
-    """Mean over an axis of what has an answer; NaN, without a warning, where nothing has."""
-    known = ~np.isnan(values)
-    total, count = np.where(known, values, 0.0).sum(axis), known.sum(axis)
-    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+def _stretch(rows: Sequence[Sequence[int]], length: int, generator: torch.Generator) -> Int[Tensor, " pos"]:
+    """One stretch: a text drawn by its size, then a place in it."""
+    room = torch.tensor([len(row) - length + 1.0 for row in rows])
+    row = rows[int(torch.multinomial(room, 1, generator=generator))]
+    at = int(torch.randint(len(row) - length + 1, (), generator=generator))
+    return torch.tensor(row[at : at + length])

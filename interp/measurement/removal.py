@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.batch import Batch
-from interp.components import head_names
 from interp.edits import Ablate, ablate_heads
 from interp.measurement.rerun import Rerun
 from interp.model import Model
@@ -21,7 +20,7 @@ from interp.tasks import Repeats
 PROMPTS = 4  # per repeat length: each set of heads costs one forward pass per length
 
 
-def ablate_set(
+def repeat_removal(
     model: Model, groups: Sequence[Repeats], heads: Sequence[Head], pool: Sequence[Head], *, n_random: int, seed: int
 ) -> list[dict[str, object]]:
     """Rows of the intervention table: loss (nats) and accuracy on the second copy with `heads` removed.
@@ -34,10 +33,12 @@ def ablate_set(
     reference = Batch.of([ids for g in small for ids in g.batch.ids[:, : g.start + g.length].tolist()])
     mean = model.mean(reference)
     run = Rerun.of_heads(model, heads)
-    return compare(lambda edits: second_copy(run, small, edits), heads, pool, mean=mean, n_random=n_random, seed=seed)
+    return removal_rows(
+        lambda edits: second_copy(run, small, edits), heads, pool, mean=mean, n_random=n_random, seed=seed
+    )
 
 
-def compare(
+def removal_rows(
     measure: Callable[[Sequence[Ablate]], dict[str, float]],
     heads: Sequence[Head],
     pool: Sequence[Head],
@@ -61,12 +62,56 @@ def compare(
         edited = measure(ablate_heads(heads, how=way, mean=_given(way, mean)))
         for matching, drawn in (sets or {"none": []}).items():
             controls = [measure(ablate_heads(s, how=way, mean=_given(way, mean))) for s in drawn]
-            rows += _rows(f"{way}: {_names(heads)}", len(heads), matching, clean, edited, controls)
+            rows += intervention_rows(set_name(way, heads), len(heads), matching, clean, edited, controls)
     for k in _doses(len(heads)):
         edited = measure(ablate_heads(heads[:k], how=how[0], mean=_given(how[0], mean)))
         drawn = stats.matched_sets(heads[:k], pool, n_sets=n_random_dose, seed=seed).get("same layers", [])
         controls = [measure(ablate_heads(s, how=how[0], mean=_given(how[0], mean))) for s in drawn]
-        rows += _rows(f"{how[0]}: {_names(heads[:k])}", k, "same layers" if drawn else "none", clean, edited, controls)
+        rows += intervention_rows(
+            set_name(how[0], heads[:k]), k, "same layers" if drawn else "none", clean, edited, controls
+        )
+    return rows
+
+
+def set_name(how: str, heads: Sequence[Head]) -> str:
+    """What was done to which heads, for the column `set_id`: `mean: L3H6 L3H4`."""
+    return f"{how}: {' '.join(head_names(heads))}"
+
+
+def intervention_rows(
+    set_id: str,
+    k: int,
+    control: str,
+    clean: Mapping[str, float],
+    edited: Mapping[str, float],
+    controls: Sequence[Mapping[str, float]],
+) -> list[dict[str, object]]:
+    """Rows of the intervention table, one per metric: without any edit, with the set's, and mean and sd of controls.
+
+    Args:
+        set_id: what was done to which heads, `mean: L3H6 L3H4`.
+        k: heads in the set.
+        control: how the controls were matched, a key of `stats.matched_sets`, or "none".
+        clean: metrics by name.
+        edited: the same with the set's edit.
+        controls: metrics under each random set; none leave mean and sd empty.
+    """
+    rows = []
+    for metric, value in clean.items():
+        random = np.array([c[metric] for c in controls])
+        rows.append(
+            {
+                "set_id": set_id,
+                "k": k,
+                "control": control,
+                "metric": metric,
+                "clean": value,
+                "edited": edited[metric],
+                "random_mean": random.mean() if len(random) else None,
+                "random_sd": random.std(ddof=1) if len(random) > 1 else None,
+                "n_random": len(random),
+            }
+        )
     return rows
 
 
@@ -101,34 +146,3 @@ def _first(group: Repeats, n: int) -> Repeats:
 
 def _doses(k: int) -> list[int]:
     return [dose for dose in (2**i for i in range(k.bit_length())) if dose < k]
-
-
-def _names(heads: Sequence[Head]) -> str:
-    return " ".join(head_names(heads))
-
-
-def _rows(
-    set_id: str,
-    k: int,
-    control: str,
-    clean: Mapping[str, float],
-    edited: Mapping[str, float],
-    controls: Sequence[Mapping[str, float]],
-) -> list[dict[str, object]]:
-    rows = []
-    for metric, value in clean.items():
-        random = np.array([c[metric] for c in controls])
-        rows.append(
-            {
-                "set_id": set_id,
-                "k": k,
-                "control": control,
-                "metric": metric,
-                "clean": value,
-                "edited": edited[metric],
-                "random_mean": random.mean() if len(random) else None,
-                "random_sd": random.std(ddof=1) if len(random) > 1 else None,
-                "n_random": len(random),
-            }
-        )
-    return rows

@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
+from interp.errors import TaskError
+
 Head = tuple[int, int]
 
 
@@ -30,6 +32,34 @@ def p_against_nulls(
     with np.errstate(divide="ignore", invalid="ignore"):
         t = (value - null.mean(axis=0) - margin) / spread
     return stats.t.sf(np.nan_to_num(t, nan=0.0), df=m - 1)
+
+
+def p_above(
+    difference: Float[np.ndarray, "unit *component"], *, margin: float = 0.0
+) -> Float[np.ndarray, "*component"]:
+    """One-sided p that the mean over units (prompts) is at most `margin`: Student's t, n - 1 degrees of freedom.
+
+    Where all units agree exactly the answer is certain: 0 above the margin, 1 otherwise. NaN components get 1.
+
+    Raises:
+        TaskError: fewer than three units.
+    """
+    n = len(difference)
+    if n < 3:
+        raise TaskError(f"{n} prompts are too few for a test over prompts; at least 3 are needed")
+    mean, se = difference.mean(0), difference.std(0, ddof=1) / np.sqrt(n)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = (mean - margin) / se
+    certain = np.where(mean > margin, np.inf, -np.inf)
+    t = np.where(np.isnan(mean), -np.inf, np.where(se > 0, t, certain))
+    return np.asarray(stats.t.sf(t, df=n - 1))
+
+
+def nan_mean(values: Float[np.ndarray, "*all"], *, axis: int) -> Float[np.ndarray, "*rest"]:
+    """Mean over an axis of what has an answer; NaN, without a warning, where nothing has."""
+    known = ~np.isnan(values)
+    total, count = np.where(known, values, 0.0).sum(axis), known.sum(axis)
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
 
 
 class Interval(NamedTuple):

@@ -16,10 +16,9 @@ from interp import tasks
 from interp.attention import Mean, Pairs
 from interp.batch import Batch
 from interp.errors import TaskError
-from interp.measurement import scoring as _scores
 from interp.measurement.declaration import Stage
 from interp.measurement.registry import Findings, analysis
-from interp.measurement.scoring import LEVEL, MARGIN
+from interp.measurement.scoring import LEVEL, MARGIN, head_rows, interval_columns
 from interp.model import Model
 from interp.results import stats
 
@@ -112,9 +111,9 @@ def distraction(
     auroc = _auroc_interval(test, test_a, rng)
     at_rest = stats.bootstrap_mean(test, seed=seed)
     parts = [
-        _scores.head_rows(model, "auroc", "fraction", **auroc, null=0.5, p=p, q=q, label=chosen & (q < LEVEL)),
-        _scores.head_rows(model, "separation", "standard deviations", value=separation, null=0.0, n=len(train)),
-        _scores.head_rows(model, "focus", "fraction", **_scores.interval_columns(at_rest), null=_share(normal)),
+        head_rows(model, "auroc", "fraction", **auroc, null=0.5, p=p, q=q, label=chosen & (q < LEVEL)),
+        head_rows(model, "separation", "standard deviations", value=separation, null=0.0, n=len(train)),
+        head_rows(model, "focus", "fraction", **interval_columns(at_rest), null=_share(normal)),
         _detector(test, test_a, chosen, rng),
     ]
     batches = [normal.batch, attacked.batch]

@@ -9,13 +9,13 @@ from jaxtyping import Float
 
 from interp.attention import Entropy, KeyMass
 from interp.batch import Prompts
-from interp.measurement import scoring as _scores
 from interp.measurement.declaration import Stage
-from interp.measurement.prompts import Read, nan_mean, p_above, read, visible_keys
+from interp.measurement.prompts import PromptSet, prompt_set, visible_keys
 from interp.measurement.registry import Findings, analysis
-from interp.measurement.scoring import LEVEL, MARGIN
+from interp.measurement.scoring import LEVEL, MARGIN, head_rows, interval_columns
 from interp.model import Model
 from interp.results import stats
+from interp.results.stats import nan_mean, p_above
 
 FOCUSED = 0.5  # share of the largest possible entropy that must be missing for the label
 LEFT = 1e-3  # mass that must be off the first token for the rest of the row to be spoken of
@@ -72,7 +72,7 @@ def entropy(
 
     Reference: Clark et al. 2019 (arXiv 1906.04341), section 3.3, who plot nats. Normalisation and test are ours.
     """
-    data = read(model, prompts, n_prompts=n_prompts, length=length, bos=bos, seed=seed)
+    data = prompt_set(model, prompts, n_prompts=n_prompts, length=length, bos=bos, seed=seed)
     nats, most, rest = row_entropies(model, data, method=method)
     rows = data.rows().numpy()[None, :, None]
 
@@ -89,8 +89,8 @@ def entropy(
     uniform = by_prompt(np.broadcast_to(most, nats.shape)).mean(0)
 
     def variant(name: str, unit: str, values: np.ndarray, **more: object) -> pd.DataFrame:
-        found = _scores.interval_columns(stats.bootstrap_mean(values, seed=seed))
-        return _scores.head_rows(model, name, unit, **found, **more)
+        found = interval_columns(stats.bootstrap_mean(values, seed=seed))
+        return head_rows(model, name, unit, **found, **more)
 
     parts = [
         variant("focus", "fraction", focus, null=0.0, p=p, q=q, label=label),
@@ -98,11 +98,11 @@ def entropy(
         variant("nats", "nats", by_prompt(nats), null=uniform),
         variant("focus_without_first", "fraction", known, null=0.0),
     ]
-    return Findings(pd.concat(parts, ignore_index=True), data.told)
+    return Findings(pd.concat(parts, ignore_index=True), data.data)
 
 
 def row_entropies(
-    model: Model, data: Read, *, method: str = "auto"
+    model: Model, data: PromptSet, *, method: str = "auto"
 ) -> tuple[
     Float[np.ndarray, "layer batch head query"],
     Float[np.ndarray, "layer batch #head query"],

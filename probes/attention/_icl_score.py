@@ -9,15 +9,15 @@ import torch
 from jaxtyping import Float
 
 from interp.batch import Batch
-from interp.components import head_names, parse_head
+from interp.components import parse_head
 from interp.edits import ablate_heads
-from interp.measurement.prompts import Read, p_above
+from interp.measurement.prompts import PromptSet, text_prompts
 from interp.measurement.registry import Findings, analysis
-from interp.measurement.stretches import stretches
+from interp.measurement.removal import intervention_rows, set_name
 from interp.model import Model
 from interp.results import stats
 from interp.results.figures import dots
-from interp.results.stats import Head
+from interp.results.stats import Head, p_above
 
 SPAN = 16  # tokens averaged at either place: one token per text is too noisy for a few dozen texts
 BLOCK = 8  # texts per forward pass
@@ -80,7 +80,7 @@ def icl_score(
     Reference: Olsson et al. 2022 (arXiv 2209.11895): token 500 less token 50 of a text, one token each; context_gain
     is ours.
     """
-    data = stretches(model, texts, n=n_prompts, length=late + SPAN, bos=bos, seed=seed)
+    data = text_prompts(model, texts, n=n_prompts, length=late + SPAN, bos=bos, seed=seed)
     late = data.batch.ids.shape[1] - SPAN
     early = min(early, late // 2)
     chosen: list[Head] = [parse_head(name) for name in heads]
@@ -99,11 +99,11 @@ def icl_score(
         p = float(p_above(sign * values)) if sign else None
         rows.append(row | ({"null": 0.0, "p": p, "q": p} if sign else {}))
     effects = _ablated(model, data, chosen, losses, early, late, n_random=n_random, seed=seed) if chosen else []
-    return Findings(rows, data.told | {"early": early, "late": late}, effects)
+    return Findings(rows, data.data | {"early": early, "late": late}, effects)
 
 
 def _losses(
-    model: Model, data: Read, early: int, late: int, heads: Sequence[Head] = (), mean: torch.Tensor | None = None
+    model: Model, data: PromptSet, early: int, late: int, heads: Sequence[Head] = (), mean: torch.Tensor | None = None
 ) -> Float[np.ndarray, "prompt place"]:
     """Mean loss of each text over the early and over the late span."""
     edits = ablate_heads(heads, how="mean", mean=mean) if heads else []
@@ -111,7 +111,7 @@ def _losses(
     return np.stack([loss[:, at - 1 : at - 1 + SPAN].mean(1) for at in (early, late)], axis=1)
 
 
-def _cut_loss(model: Model, data: Read, early: int, late: int) -> Float[np.ndarray, " prompt"]:
+def _cut_loss(model: Model, data: PromptSet, early: int, late: int) -> Float[np.ndarray, " prompt"]:
     """Mean loss of the late span, moved to where the early one is by leaving out what came long before."""
     ids, start = data.batch.ids, data.start
     cut = torch.cat([ids[:, :start], ids[:, late - early + start : late + SPAN]], dim=1)
@@ -133,7 +133,7 @@ def _loss(model: Model, batch: Batch, edits: Sequence) -> Float[np.ndarray, "pro
 
 def _ablated(
     model: Model,
-    data: Read,
+    data: PromptSet,
     heads: Sequence[Head],
     clean: Float[np.ndarray, "prompt place"],
     early: int,
@@ -146,24 +146,10 @@ def _ablated(
     mean = model.mean(data.batch)
     pool = [(layer, head) for layer in model.info.attention_layers for head in range(model.info.n_heads)]
     edited = _summary(_losses(model, data, early, late, heads, mean))
-    rows = []
+    rows: list[dict[str, object]] = []
     for matching, sets in (stats.matched_sets(heads, pool, n_sets=n_random, seed=seed) or {"none": []}).items():
         controls = [_summary(_losses(model, data, early, late, s, mean)) for s in sets]
-        for metric, value in _summary(clean).items():
-            random = np.array([c[metric] for c in controls])
-            rows.append(
-                {
-                    "set_id": "mean: " + " ".join(head_names(heads)),
-                    "k": len(heads),
-                    "control": matching,
-                    "metric": metric,
-                    "clean": value,
-                    "edited": edited[metric],
-                    "random_mean": random.mean() if len(random) else None,
-                    "random_sd": random.std(ddof=1) if len(random) > 1 else None,
-                    "n_random": len(random),
-                }
-            )
+        rows += intervention_rows(set_name("mean", heads), len(heads), matching, _summary(clean), edited, controls)
     return rows
 
 

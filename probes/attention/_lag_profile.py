@@ -12,13 +12,13 @@ from jaxtyping import Float
 
 from interp.attention import Mean, Offset, Statistic
 from interp.batch import Batch
-from interp.measurement import scoring as _scores
 from interp.measurement.declaration import Stage
-from interp.measurement.prompts import p_above
+from interp.measurement.prompts import describe_repeats, repeat_groups
 from interp.measurement.registry import Findings, analysis
-from interp.measurement.scoring import LEVEL, MARGIN, THRESHOLD
+from interp.measurement.scoring import LEVEL, MARGIN, THRESHOLD, head_rows, interval_columns
 from interp.model import Model
 from interp.results import stats
+from interp.results.stats import p_above
 from interp.tasks import Repeats
 from probes.attention import temporal_context
 
@@ -97,7 +97,7 @@ def lag_profile(
     Reference: Ji-An et al. 2024 (arXiv 2405.14992). They fit curves of finite lists on a grid; ours is the closed form
     for an endless list (see `probes.attention.temporal_context`) polished by L-BFGS-B, and the nulls are ours.
     """
-    groups = _scores.repeat_groups(model, n_prompts=n_prompts, lengths=lengths, n_lengths=n_lengths, bos=bos, seed=seed)
+    groups = repeat_groups(model, n_prompts=n_prompts, lengths=lengths, n_lengths=n_lengths, bos=bos, seed=seed)
     furthest = min(furthest, min(g.length for g in groups) - 3)
     real = lag_masses(model, groups, furthest, method=method)  # prompt layer head lag
     chance = lag_masses(model, permuted(groups, seed=seed), furthest, method=method)
@@ -112,9 +112,9 @@ def lag_profile(
     value = stats.bootstrap_mean(at_best(real), seed=seed)
     label = (q < LEVEL) & (value.mean >= THRESHOLD)
     forward = stats.bootstrap_mean(excess[..., furthest + 1] - excess[..., furthest - 1], seed=seed)
-    unit, columns = "probability", _scores.interval_columns
+    unit, columns = "probability", interval_columns
     parts = [
-        _scores.head_rows(
+        head_rows(
             model,
             "best",
             unit,
@@ -126,10 +126,10 @@ def lag_profile(
             position=best - furthest,
         ),
         *_profile(model, real, chance, furthest, seed=seed),
-        _scores.head_rows(model, "asymmetry", unit, **columns(forward), null=0.0),
+        head_rows(model, "asymmetry", unit, **columns(forward), null=0.0),
         _fitted(model, excess, furthest, seed=seed),
     ]
-    data = _scores.describe_repeats(groups, bos) | {"furthest": furthest}
+    data = describe_repeats(groups, bos) | {"furthest": furthest}
     return Findings(pd.concat(parts, ignore_index=True), data)
 
 
@@ -144,9 +144,9 @@ def _profile(
     """Rows of `profile`, a block per lag."""
     found = []
     for i in range(real.shape[-1]):
-        columns = _scores.interval_columns(stats.bootstrap_mean(real[..., i], seed=seed))
+        columns = interval_columns(stats.bootstrap_mean(real[..., i], seed=seed))
         null = chance[..., i].mean(0)
-        found.append(_scores.head_rows(model, "profile", "probability", **columns, null=null, position=i - furthest))
+        found.append(head_rows(model, "profile", "probability", **columns, null=null, position=i - furthest))
     return found
 
 
@@ -196,7 +196,7 @@ def _fitted(
     flat = np.isnan(fitted.distance)
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     p = (1 + (shuffled <= temporal_context.distance(mean)).sum(0)) / (1 + SHUFFLES)
-    return _scores.head_rows(
+    return head_rows(
         model,
         "cmr_distance",
         "fraction",

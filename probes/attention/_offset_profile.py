@@ -10,11 +10,10 @@ from jaxtyping import Float
 
 from interp.attention import Mean, Offset
 from interp.batch import Prompts
-from interp.measurement import scoring as _scores
 from interp.measurement.declaration import Stage
-from interp.measurement.prompts import Read, read, visible_keys
+from interp.measurement.prompts import PromptSet, prompt_set, visible_keys
 from interp.measurement.registry import Findings, analysis
-from interp.measurement.scoring import LEVEL, MARGIN, THRESHOLD
+from interp.measurement.scoring import LEVEL, MARGIN, THRESHOLD, head_rows, interval_columns
 from interp.model import Model
 from interp.results import stats
 
@@ -82,7 +81,7 @@ def offset_profile(
 
     Reference: Clark et al. 2019 (arXiv 1906.04341), section 3.1, offsets -1, 0, +1 in BERT. The test is ours.
     """
-    data = read(model, prompts, n_prompts=n_prompts, length=length, bos=bos, seed=seed)
+    data = prompt_set(model, prompts, n_prompts=n_prompts, length=length, bos=bos, seed=seed)
     furthest = min(furthest, int(data.batch.mask.sum(1).min()) // 2 - data.start - 1)
     profile = profiles(model, data, furthest, method=method)  # prompt layer head offset
     mean = np.nan_to_num(profile.mean(0))
@@ -97,16 +96,16 @@ def offset_profile(
     at_peak = np.take_along_axis(np.nan_to_num(profile), peak[None, ..., None], -1)[..., 0]
 
     def interval(values: np.ndarray) -> dict[str, object]:
-        return _scores.interval_columns(stats.bootstrap_mean(values, seed=seed))
+        return interval_columns(stats.bootstrap_mean(values, seed=seed))
 
     unit = "probability"
     parts = [
-        _scores.head_rows(model, "peak", unit, **interval(at_peak), null=null, p=p, q=q, label=label, position=peak),
+        head_rows(model, "peak", unit, **interval(at_peak), null=null, p=p, q=q, label=label, position=peak),
         *(
-            _scores.head_rows(model, "profile", unit, **interval(profile[..., d]), null=null, position=d)
+            head_rows(model, "profile", unit, **interval(profile[..., d]), null=null, position=d)
             for d in range(furthest + 1)
         ),
-        _scores.head_rows(
+        head_rows(
             model,
             "beyond",
             unit,
@@ -114,11 +113,11 @@ def offset_profile(
             null=np.maximum(0.0, 1 - (furthest + 1) * null),
         ),
     ]
-    return Findings(pd.concat(parts, ignore_index=True), data.told | {"furthest": furthest})
+    return Findings(pd.concat(parts, ignore_index=True), data.data | {"furthest": furthest})
 
 
 def profiles(
-    model: Model, data: Read, furthest: int, *, method: str = "auto"
+    model: Model, data: PromptSet, furthest: int, *, method: str = "auto"
 ) -> Float[np.ndarray, "prompt layer head offset"]:
     """Mean of p(i, i-d) over the rows of each prompt that see every offset asked for outside a BOS."""
     rows = data.rows(lowest=furthest + data.start)
@@ -127,7 +126,7 @@ def profiles(
     return np.stack([answers[d].transpose(0, 1).double().numpy() for d in asked], axis=-1)
 
 
-def _uniform(model: Model, data: Read, furthest: int) -> Float[np.ndarray, "layer head"]:
+def _uniform(model: Model, data: PromptSet, furthest: int) -> Float[np.ndarray, "layer head"]:
     rows = data.rows(lowest=furthest + data.start).numpy()
     chance = np.array([(1 / seen)[rows].mean() for seen in visible_keys(model, data.batch)])
     return np.repeat(chance[:, None], model.info.n_heads, axis=1)

@@ -13,14 +13,13 @@ from torch import Tensor
 
 from interp.attention import Mean, Pairs, Statistic
 from interp.errors import TaskError
-from interp.measurement import scoring as _scores
 from interp.measurement.declaration import REASON, Stage
-from interp.measurement.prompts import Read, nan_mean, visible_keys
+from interp.measurement.prompts import PromptSet, text_prompts, visible_keys
 from interp.measurement.registry import Findings, analysis
-from interp.measurement.scoring import LEVEL, MARGIN, THRESHOLD
-from interp.measurement.stretches import stretches
+from interp.measurement.scoring import LEVEL, MARGIN, THRESHOLD, head_rows, interval_columns
 from interp.model import Model
 from interp.results import stats
+from interp.results.stats import nan_mean
 
 GAP = 12  # tokens between query and target: nearer ones are where heads look anyway
 WRONG = (*range(-9, -1), *range(2, 10))  # places around the target, as far from it as for the induction stripe
@@ -80,13 +79,13 @@ def text_induction(
 
     Reference: Olsson et al. 2022 (arXiv 2209.11895) describe fuzzy matches; the definition and the test are ours.
     """
-    data = stretches(model, texts, n=n_prompts, length=length, bos=bos, seed=seed)
+    data = text_prompts(model, texts, n=n_prompts, length=length, bos=bos, seed=seed)
     words = word_classes(model)
     parts = []
     for name, classes in (("fuzzy_pm", words), ("exact_pm", torch.where(words >= 0, torch.arange(len(words)), -1))):
         prompt, query, key = matches(data, classes, max_earlier=max_earlier)
         parts.append(_judged(model, data, name, prompt, query, key, method=method, seed=seed))
-    return Findings(pd.concat(parts, ignore_index=True), data.told)
+    return Findings(pd.concat(parts, ignore_index=True), data.data)
 
 
 def word_classes(model: Model) -> Int[Tensor, " token"]:
@@ -110,7 +109,7 @@ def spellings(names: Sequence[str | None], size: int) -> Int[Tensor, " token"]:
 
 
 def matches(
-    data: Read, classes: Int[Tensor, " token"], *, max_earlier: int
+    data: PromptSet, classes: Int[Tensor, " token"], *, max_earlier: int
 ) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
     """(prompt, query, key) of every j + 1 where j holds the word of query i, at least `GAP` tokens before it."""
     found = [torch.empty(3, 0, dtype=torch.long)]
@@ -130,7 +129,7 @@ def matches(
 
 
 def _judged(
-    model: Model, data: Read, name: str, prompt: Tensor, query: Tensor, key: Tensor, *, method: str, seed: int
+    model: Model, data: PromptSet, name: str, prompt: Tensor, query: Tensor, key: Tensor, *, method: str, seed: int
 ) -> pd.DataFrame:
     """Rows of one variant; prompts in which nothing repeats have no say."""
     asked: dict[str, Statistic] = {"target": Mean(Pairs(prompt, query, key))}
@@ -149,11 +148,11 @@ def _judged(
     q = stats.benjamini_hochberg(p)
     label = (q < LEVEL) & (interval.mean >= THRESHOLD)
     null = np.repeat(_chance(model, data, prompt, query, key)[:, None], model.info.n_heads, axis=1)
-    columns = _scores.interval_columns(interval)
-    return _scores.head_rows(model, name, "probability", **columns, null=null, p=p, q=q, label=label)
+    columns = interval_columns(interval)
+    return head_rows(model, name, "probability", **columns, null=null, p=p, q=q, label=label)
 
 
-def _chance(model: Model, data: Read, prompt: Tensor, query: Tensor, key: Tensor) -> Float[np.ndarray, " layer"]:
+def _chance(model: Model, data: PromptSet, prompt: Tensor, query: Tensor, key: Tensor) -> Float[np.ndarray, " layer"]:
     """Score of uniform attention: of the keys that a query sees, the share that are targets; mean as for the score."""
     found = []
     for seen in visible_keys(model, data.batch):

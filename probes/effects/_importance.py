@@ -16,11 +16,10 @@ from interp import tasks
 from interp.batch import Batch, Prompts
 from interp.edits import Scale, ablate_heads
 from interp.errors import TaskError, nearest
-from interp.measurement import scoring as _scores
 from interp.measurement.declaration import PREPARE, PlantedTask, Stage
-from interp.measurement.head_effects import Objective, activations, exact, first_order
+from interp.measurement.head_effects import Objective, ablation_effects, first_order_effects, head_activations
 from interp.measurement.registry import Findings, analysis
-from interp.measurement.scoring import LEVEL
+from interp.measurement.scoring import LEVEL, head_rows, interval_columns
 from interp.model import Model
 from interp.results import stats
 from interp.sites import Site
@@ -100,9 +99,9 @@ def importance(
     mean = model.mean(objective.batch)[list(model.info.attention_layers)]
     values: dict[str, Any] = {"mean": mean, "zero": None, "resample": None}
     if "resample" in how:
-        values["resample"] = activations(model, other)
-    lost = {way: exact(model, objective, way, values[way]) for way in dict.fromkeys(("mean", *how))}
-    signed = first_order(model, objective)
+        values["resample"] = head_activations(model, other)
+    lost = {way: ablation_effects(model, objective, way, values[way]) for way in dict.fromkeys(("mean", *how))}
+    signed = first_order_effects(model, objective)
     lost["mask_gradient"] = np.abs(signed)
 
     everything = ablate_heads([(x, h) for x in model.info.attention_layers for h in range(model.info.n_heads)])
@@ -116,12 +115,12 @@ def importance(
     parts = []
     for way, x in (*lost.items(), ("mask_gradient_signed", signed)):
         more: dict[str, Any] = {"null": 0.0, "p": p, "q": q, "label": label} if way == "mean" else {}
-        columns = _scores.interval_columns(stats.bootstrap_mean(x, seed=seed))
-        parts.append(_scores.head_rows(model, way, objective.unit, **columns, **more))
+        columns = interval_columns(stats.bootstrap_mean(x, seed=seed))
+        parts.append(head_rows(model, way, objective.unit, **columns, **more))
     gradient = lost["mask_gradient"].mean(0)
     norm = np.linalg.norm(gradient, axis=1, keepdims=True)
     by_layer = np.divide(gradient, norm, out=np.zeros_like(gradient), where=norm > 0)
-    parts.append(_scores.head_rows(model, "mask_gradient_by_layer", "fraction", value=by_layer))
+    parts.append(head_rows(model, "mask_gradient_by_layer", "fraction", value=by_layer))
     parts.append(_agreement(lost, seed))
     if pruning:
         parts.append(_pruned(model, objective, lost, n_random=n_random, seed=seed))
@@ -236,7 +235,7 @@ def _pruned(
         kept = stats.bootstrap_mean(curves[i].T, seed=seed)
         rows += [
             {"variant": f"pruned_by_{way}", "unit": objective.unit, "pruned": k, "null": random[:, s].mean()}
-            | {name: x[s] if isinstance(x, np.ndarray) else x for name, x in _scores.interval_columns(kept).items()}
+            | {name: x[s] if isinstance(x, np.ndarray) else x for name, x in interval_columns(kept).items()}
             for s, k in enumerate(steps)
         ]
         beaten = (1 + (chance >= areas[i]).sum()) / (1 + n_random)

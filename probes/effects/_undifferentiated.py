@@ -15,10 +15,9 @@ from interp import tasks
 from interp.batch import Batch, Prompts
 from interp.edits import Ablate, Replace
 from interp.errors import TaskError
-from interp.measurement import scoring as _scores
 from interp.measurement.declaration import Stage
 from interp.measurement.registry import Findings, analysis
-from interp.measurement.scoring import LEVEL, MARGIN
+from interp.measurement.scoring import LEVEL, MARGIN, head_rows, interval_columns
 from interp.model import Model
 from interp.results import stats
 from interp.sites import Site
@@ -98,13 +97,13 @@ def undifferentiated(
     mates = (total - mean["uniform"]) / max(1, model.info.n_heads - 1)
 
     def variant(name: str, how: str, **more: object) -> pd.DataFrame:
-        interval = _scores.interval_columns(stats.bootstrap_mean(found[how][0], seed=seed))
-        return _scores.head_rows(model, name, "nats", **interval, null=found[how][1].mean(0), p=p[how], **more)
+        interval = interval_columns(stats.bootstrap_mean(found[how][0], seed=seed))
+        return head_rows(model, name, "nats", **interval, null=found[how][1].mean(0), p=p[how], **more)
 
     parts = [
         variant("ships", "uniform", q=q, label=label),
         variant("scaled", "zero", q=stats.benjamini_hochberg(p["zero"])),
-        _scores.head_rows(model, "mates", "nats", value=mates, n=len(batch.ids)),
+        head_rows(model, "mates", "nats", value=mates, n=len(batch.ids)),
     ]
     task = "repeated random tokens, cut short; random tokens" if prompts is None else "prompts and control given"
     data = {"task": task, "n": len(batch.ids), "n_control": len(other.ids), "bos": bos}

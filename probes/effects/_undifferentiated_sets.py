@@ -16,8 +16,8 @@ from interp.batch import Batch, Prompts
 from interp.components import head_names
 from interp.edits import Edit, Uniform, ablate_heads
 from interp.errors import SchemaError, TaskError, nearest
-from interp.measurement import scoring as _scores
 from interp.measurement.registry import Findings, analysis
+from interp.measurement.scoring import interval_columns
 from interp.model import Model
 from interp.results import stats
 from interp.results.stats import Head
@@ -226,7 +226,7 @@ def _judged(
 
 
 def _row(variant: str, effect: Effect, random: Sequence[Effect] = (), *, seed: int) -> dict[str, object]:
-    interval = _scores.interval_columns(stats.bootstrap_mean(effect.each, seed=seed))
+    interval = interval_columns(stats.bootstrap_mean(effect.each, seed=seed))
     row = {"variant": variant, "unit": "nats", **interval}
     if random:
         null = np.array([r.kl for r in random])

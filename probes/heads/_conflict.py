@@ -12,16 +12,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp import tasks
-from interp.components import head_names
 from interp.decompose import attribute
 from interp.edits import Edit, Scale, ablate_heads
 from interp.errors import NotApplicable
-from interp.measurement import scoring as _scores
 from interp.measurement.declaration import IDENTIFY, RECALL, PlantedTask, Stage
 from interp.measurement.planted import planted_prompts
 from interp.measurement.registry import Findings, analysis
+from interp.measurement.removal import intervention_rows, set_name
 from interp.measurement.rerun import Rerun
-from interp.measurement.scoring import LEVEL
+from interp.measurement.scoring import LEVEL, head_rows, interval_columns, ranked_heads
 from interp.model import Model
 from interp.results import stats
 from interp.results.stats import Head
@@ -122,19 +121,19 @@ def conflict(
     label = (q < LEVEL) & (np.abs(score.mean) >= SHARE * total)
     role = np.where(score.mean > 0, *ROLES)
     columns = {"null": null.mean(0), "p": p, "q": q, "label": label, "role": role}
-    parts = [_scores.head_rows(model, "direct", "logit", **_scores.interval_columns(score), **columns)]
+    parts = [head_rows(model, "direct", "logit", **interval_columns(score), **columns)]
     for i, wording in enumerate(asked.frames):
         mine = direct[(asked.frame == i).numpy()]
         if len(mine):
-            interval = _scores.interval_columns(stats.bootstrap_mean(mine, seed=seed))
-            parts.append(_scores.head_rows(model, f"direct_{wording.name}", "logit", **interval))
+            interval = interval_columns(stats.bootstrap_mean(mine, seed=seed))
+            parts.append(head_rows(model, f"direct_{wording.name}", "logit", **interval))
     answers = _answers(Rerun(model), asked, by_wording=True)
     data = {**asked.task.provenance(), "known": float(known.float().mean()), **answers}
     effects: list[dict[str, object]] = []
     if causal and label.any():
-        pool = _scores.ranked(model, ~label, np.abs(score.mean))
+        pool = ranked_heads(model, ~label, np.abs(score.mean))
         for name in ROLES:
-            heads = _scores.ranked(model, label & (role == name), np.abs(score.mean))
+            heads = ranked_heads(model, label & (role == name), np.abs(score.mean))
             effects += _switch(model, asked, name, heads, pool, factor=factor, n_random=n_random, seed=seed)
     return Findings(pd.concat(parts, ignore_index=True), data, effects)
 
@@ -203,24 +202,15 @@ def _switch(
         f"scaled by {factor:g}": lambda chosen: [Scale(Site("z", layer, head=head), factor) for layer, head in chosen],
     }
     run = Rerun.of_heads(model, heads)
-    clean = _answers(run, asked)
+    clean = _of_role(_answers(run, asked), role)
     rows: list[dict[str, object]] = []
     for how, change in changes.items():
-        edited = _answers(run, asked, change(heads))
+        edited = _of_role(_answers(run, asked, change(heads)), role)
         for control, drawn in sets.items():
-            random = pd.DataFrame([_answers(run, asked, change(s)) for s in drawn], columns=list(clean))
-            rows += [
-                {
-                    "set_id": f"{how}: {' '.join(head_names(heads))}",
-                    "k": len(heads),
-                    "control": control,
-                    "metric": f"{metric} ({role} heads)",
-                    "clean": value,
-                    "edited": edited[metric],
-                    "random_mean": random[metric].mean() if len(random) else None,
-                    "random_sd": random[metric].std(ddof=1) if len(random) > 1 else None,
-                    "n_random": len(random),
-                }
-                for metric, value in clean.items()
-            ]
+            random = [_of_role(_answers(run, asked, change(s)), role) for s in drawn]
+            rows += intervention_rows(set_name(how, heads), len(heads), control, clean, edited, random)
     return rows
+
+
+def _of_role(values: dict[str, float], role: str) -> dict[str, float]:
+    return {f"{metric} ({role} heads)": value for metric, value in values.items()}

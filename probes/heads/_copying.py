@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from interp.measurement import scoring as _scores
 from interp.measurement.declaration import PREPARE, PlantedTask, Stage
 from interp.measurement.registry import Findings, analysis
+from interp.measurement.scoring import head_rows
 from interp.model import Model
 from interp.weights import weights
 from probes.heads import own_token as _own
@@ -53,7 +53,7 @@ def copying(model: Model, *, n_tokens: int = 256, seed: int = 0) -> Findings:
         found = _own.own(model, n_tokens=n_tokens, variant=variant, seed=seed)
         parts.append(_own.judged(model, found.top, name, seed=seed))
         if variant == "full":
-            parts.append(_scores.head_rows(model, "effective_ratio", "fraction", value=found.ratio, null=0.0))
+            parts.append(head_rows(model, "effective_ratio", "fraction", value=found.ratio, null=0.0))
     ratio = weights.copying_ratio(model.ov_circuits()).double().numpy()
-    parts.append(_scores.head_rows(model, "copying_ratio", "fraction", value=ratio, null=0.0))
+    parts.append(head_rows(model, "copying_ratio", "fraction", value=ratio, null=0.0))
     return Findings(pd.concat(parts, ignore_index=True), {"task": "single tokens", "n": n_tokens})

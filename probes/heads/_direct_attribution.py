@@ -9,11 +9,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from interp.errors import TaskError
-from interp.measurement import scoring as _scores
 from interp.measurement.declaration import RECALL, PlantedTask, Stage
 from interp.measurement.planted import planted_prompts
 from interp.measurement.registry import Findings, analysis
-from interp.measurement.scoring import LEVEL
+from interp.measurement.scoring import LEVEL, head_rows, interval_columns
 from interp.model import Model
 from interp.results import stats
 from interp.tasks import PromptTask
@@ -101,8 +100,8 @@ def direct_attribution(
     label = (test["q"] < LEVEL) & (np.abs(total.mean) >= SHARE * total.mean.clip(min=0).sum())
     own, told = (np.abs(split[k].mean(0)) for k in ("subject", "relation"))
     role = np.where(own >= ratio * told, "subject", np.where(told >= ratio * own, "relation", "mixed"))
-    columns = _scores.interval_columns
-    rows = _scores.head_rows(
+    columns = interval_columns
+    rows = head_rows(
         model,
         "total",
         "logit",
@@ -113,7 +112,7 @@ def direct_attribution(
     )
     rows["role"] = rows["role"].where(rows["role"] != "", None)
     parts = [rows] + [
-        _scores.head_rows(model, k, "logit", **columns(stats.bootstrap_mean(x, seed=seed))) for k, x in split.items()
+        head_rows(model, k, "logit", **columns(stats.bootstrap_mean(x, seed=seed))) for k, x in split.items()
     ]
     mlps = columns(stats.bootstrap_mean(found.mlps.T.double().numpy(), seed=seed))
     parts.append(

@@ -6,9 +6,11 @@ import numpy as np
 
 from interp import tasks
 from interp.attention import Mean, Pairs
-from interp.measurement import scoring as _scores
 from interp.measurement.declaration import IDENTIFY, PlantedTask, Stage
+from interp.measurement.offsets import offset_questions, offset_scores, wrong_offsets
+from interp.measurement.prompts import describe_repeats, repeat_groups
 from interp.measurement.registry import Findings, analysis
+from interp.measurement.scoring import score_rows
 from interp.model import Model
 from interp.results import stats
 
@@ -56,15 +58,15 @@ def duplicate_token(
 
     Reference: Wang et al. 2022 (arXiv 2211.00593), section 3. The wrong-offset test is ours.
     """
-    groups = _scores.repeat_groups(model, n_prompts=n_prompts, lengths=lengths, n_lengths=n_lengths, bos=bos, seed=seed)
+    groups = repeat_groups(model, n_prompts=n_prompts, lengths=lengths, n_lengths=n_lengths, bos=bos, seed=seed)
     asked = []
     for g in groups:
         rows = g.rows(g.second)
         questions = {"target": Mean(Pairs(*tasks.earlier_equal_pairs(g.batch)), rows)}
-        wrong = _scores.offset_questions(g.batch, rows, _scores.wrong_offsets(g.length, lowest=3), first_key=g.start)
+        wrong = offset_questions(g.batch, rows, wrong_offsets(g.length, lowest=3), first_key=g.start)
         asked.append((g.batch, questions | wrong))
-    scores = _scores.collect(model, asked, method=method)
+    scores = offset_scores(model, asked, method=method)
 
     null = float(np.mean([stats.uniform_causal(g.second[0], g.second[-1]) for g in groups]))
-    table = _scores.judged(model, scores, null=null, seed=seed)
-    return Findings(table, _scores.describe_repeats(groups, bos))
+    table = score_rows(model, "score", "probability", scores.target, scores.wrong, null=null, seed=seed)
+    return Findings(table, describe_repeats(groups, bos))

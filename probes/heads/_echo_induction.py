@@ -14,10 +14,9 @@ from interp import tasks
 from interp.attention import Mean, Offset, Statistic
 from interp.batch import Batch
 from interp.errors import NotApplicable
-from interp.measurement import scoring as _scores
 from interp.measurement.declaration import IDENTIFY, REASON, PlantedTask, Stage
 from interp.measurement.registry import Findings, analysis
-from interp.measurement.scoring import LEVEL, MARGIN, THRESHOLD
+from interp.measurement.scoring import LEVEL, MARGIN, THRESHOLD, head_rows, interval_columns
 from interp.model import Model
 from interp.results import stats
 from interp.results.results import Result
@@ -110,11 +109,11 @@ def echo_induction(
         q = stats.benjamini_hochberg(p)
         label[name], mean[name] = (q < LEVEL) & (score.mean >= THRESHOLD), score.mean
         null = float(np.mean([_uniform(group, shift) for group in groups]))
-        rows[name] = {**_scores.interval_columns(score), "null": null, "p": p, "q": q, "label": label[name]}
+        rows[name] = {**interval_columns(score), "null": null, "p": p, "q": q, "label": label[name]}
     induction = label["induction"] & ~(label["echo"] & (mean["echo"] > mean["induction"]))
     role = np.where(induction, "induction", np.where(label["echo"], "echo", "local"))
     table = pd.concat(
-        [_scores.head_rows(model, name, "probability", **columns, role=role) for name, columns in rows.items()],
+        [head_rows(model, name, "probability", **columns, role=role) for name, columns in rows.items()],
         ignore_index=True,
     )
     data = {

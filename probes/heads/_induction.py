@@ -11,11 +11,12 @@ import torch
 from interp.attention import Mean, Offset, Statistic, TopKeys
 from interp.components import head_names
 from interp.edits import ablate_heads
-from interp.measurement import removal as _causal
-from interp.measurement import scoring as _scores
 from interp.measurement.declaration import REASON, PlantedTask, Stage
+from interp.measurement.offsets import OffsetScores, offset_questions, offset_scores, wrong_offsets
+from interp.measurement.prompts import describe_repeats, repeat_groups
 from interp.measurement.registry import Findings, analysis
-from interp.measurement.scoring import LEVEL, MARGIN, T0, THRESHOLD
+from interp.measurement.removal import repeat_removal
+from interp.measurement.scoring import LEVEL, MARGIN, T0, THRESHOLD, head_rows, interval_columns, ranked_heads
 from interp.model import Model
 from interp.results import stats
 from interp.tasks import Repeats
@@ -83,8 +84,8 @@ def induction(
     Reference: Olsson et al. 2022 (arXiv 2209.11895), prefix matching and copying. We repeat twice with varied T where
     they repeat four times at T = 25, and the wrong-offset test is ours.
     """
-    groups = _scores.repeat_groups(model, n_prompts=n_prompts, lengths=lengths, n_lengths=n_lengths, bos=bos, seed=seed)
-    scores = _scores.collect(model, [(g.batch, _questions(g, full=True)) for g in groups], method=method)
+    groups = repeat_groups(model, n_prompts=n_prompts, lengths=lengths, n_lengths=n_lengths, bos=bos, seed=seed)
+    scores = offset_scores(model, [(g.batch, _questions(g, full=True)) for g in groups], method=method)
     hits = stats.bootstrap_mean(_argmax_hits(model, groups, method=method), seed=seed)
     null = np.array([stats.uniform_causal(g.second[0], g.second[-1]) for g in groups for _ in g.batch.ids])
 
@@ -97,23 +98,23 @@ def induction(
     spread = (1 - null)[:, None, None]
     normalised = stats.bootstrap_mean((scores.target - null[:, None, None]) / spread, seed=seed)
     dependence, removed = _previous_token_dependence(model, groups, scores, method=method, seed=seed)
-    columns = _scores.interval_columns
+    columns = interval_columns
     table = pd.concat(
         [
-            _scores.head_rows(
+            head_rows(
                 model, "prefix_matching", "probability", **columns(matching), null=null.mean(), p=p, q=q, label=label
             ),
-            _scores.head_rows(model, "prefix_matching_normalised", "fraction", **columns(normalised), null=0.0),
-            _scores.head_rows(model, "argmax_hit", "fraction", **columns(hits), null=_hit_null(groups)),
-            _scores.head_rows(model, "copying_ratio", "fraction", value=ratio, null=0.0),
-            _scores.head_rows(model, "previous_token_dependence", "probability", **columns(dependence), null=0.0),
+            head_rows(model, "prefix_matching_normalised", "fraction", **columns(normalised), null=0.0),
+            head_rows(model, "argmax_hit", "fraction", **columns(hits), null=_hit_null(groups)),
+            head_rows(model, "copying_ratio", "fraction", value=ratio, null=0.0),
+            head_rows(model, "previous_token_dependence", "probability", **columns(dependence), null=0.0),
         ],
         ignore_index=True,
     )
-    chosen = _scores.ranked(model, label, matching.mean)
+    chosen = ranked_heads(model, label, matching.mean)
     pool = [(layer, head) for layer in model.info.attention_layers for head in range(model.info.n_heads)]
-    effects = _causal.ablate_set(model, groups, chosen, pool, n_random=n_random, seed=seed) if causal and chosen else []
-    data = {**_scores.describe_repeats(groups, bos), "previous_token_heads": removed}
+    effects = repeat_removal(model, groups, chosen, pool, n_random=n_random, seed=seed) if causal and chosen else []
+    data = {**describe_repeats(groups, bos), "previous_token_heads": removed}
     return Findings(table, data, effects)
 
 
@@ -124,8 +125,8 @@ def _questions(group: Repeats, *, full: bool) -> dict[str, Statistic]:
     once = group.rows(range(max(T0, group.start + 1), group.start + group.length))
     asked: dict[str, Statistic] = {"target": Mean(Offset(stripe), rows), "previous": Mean(Offset(1), once)}
     if full:
-        wrong = _scores.wrong_offsets(stripe, lowest=2)
-        asked |= _scores.offset_questions(group.batch, rows, wrong, first_key=group.start)
+        wrong = wrong_offsets(stripe, lowest=2)
+        asked |= offset_questions(group.batch, rows, wrong, first_key=group.start)
     return asked
 
 
@@ -148,13 +149,13 @@ def _argmax_hits(model: Model, groups: Sequence[Repeats], *, method: str) -> np.
 
 
 def _previous_token_dependence(
-    model: Model, groups: Sequence[Repeats], scores: _scores.OffsetScores, *, method: str, seed: int
+    model: Model, groups: Sequence[Repeats], scores: OffsetScores, *, method: str, seed: int
 ) -> tuple[stats.Interval, list[str]]:
     """Drop of the score with every head of previous-token mass >= 0.3 (the best if none) zeroed, and their names."""
     previous = scores.extra["previous"].mean(0)  # layer head
     strong = previous >= min(THRESHOLD, previous.max())
-    removed = _scores.ranked(model, strong, previous)
+    removed = ranked_heads(model, strong, previous)
     groups_asked = [(g.batch, _questions(g, full=False)) for g in groups]
-    without = _scores.collect(model, groups_asked, edits=ablate_heads(removed), method=method)
+    without = offset_scores(model, groups_asked, edits=ablate_heads(removed), method=method)
     drop = stats.bootstrap_mean(scores.target - without.target, seed=seed)
     return drop, head_names(removed)

@@ -8,11 +8,10 @@ import torch
 
 from interp.attention import KeyMass, Mean
 from interp.errors import NotApplicable
-from interp.measurement import scoring as _scores
 from interp.measurement.declaration import PREPARE, PlantedTask, Stage
 from interp.measurement.planted import planted_prompts
 from interp.measurement.registry import Findings, analysis
-from interp.measurement.scoring import LEVEL
+from interp.measurement.scoring import LEVEL, head_rows, interval_columns
 from interp.model import Model
 from interp.results import stats
 from interp.tasks import PromptTask
@@ -90,8 +89,8 @@ def movers(
     size = SHARE * np.abs(score.mean).sum()
     strong = (test["q"] < LEVEL) & (np.abs(score.mean) >= size)
     role = np.where(strong, np.where(score.mean > 0, "mover", "negative mover"), "")
-    columns = _scores.interval_columns
-    rows = _scores.head_rows(
+    columns = interval_columns
+    rows = head_rows(
         model,
         "mover",
         "logit",
@@ -103,12 +102,9 @@ def movers(
     rows["role"] = rows["role"].where(rows["role"] != "", None)
     rest = {"other": _summed(found.heads, other), "total": _attributed.by_prompt(found.heads.sum(2))}
     parts = [rows] + [
-        _scores.head_rows(model, name, "logit", **columns(stats.bootstrap_mean(x, seed=seed)))
-        for name, x in rest.items()
+        head_rows(model, name, "logit", **columns(stats.bootstrap_mean(x, seed=seed))) for name, x in rest.items()
     ]
-    parts.append(
-        _scores.head_rows(model, "attention", "probability", **columns(_attention(model, chosen, at, method, seed)))
-    )
+    parts.append(head_rows(model, "attention", "probability", **columns(_attention(model, chosen, at, method, seed))))
     logit = float(found.logit.mean())
     data = {
         **chosen.provenance(),

@@ -7,10 +7,10 @@ import torch
 from interp import tasks
 from interp.attention import Mean, Offset
 from interp.errors import TaskError
-from interp.measurement import scoring as _scores
 from interp.measurement.declaration import IDENTIFY, PlantedTask, Stage
+from interp.measurement.offsets import offset_questions, offset_scores
 from interp.measurement.registry import Findings, analysis
-from interp.measurement.scoring import T0
+from interp.measurement.scoring import T0, score_rows
 from interp.model import Model
 from interp.results import stats
 
@@ -60,10 +60,10 @@ def previous_token(
     position = torch.arange(length)
     rows = (position >= max(T0, start + 1)).expand_as(batch.mask)
     questions = {"target": Mean(Offset(1), rows)}
-    wrong = _scores.offset_questions(batch, rows, range(2, 18), first_key=start)
-    scores = _scores.collect(model, [(batch, questions | wrong)], method=method)
+    wrong = offset_questions(batch, rows, range(2, 18), first_key=start)
+    scores = offset_scores(model, [(batch, questions | wrong)], method=method)
 
     null = stats.uniform_causal(max(T0, start + 1), length - 1)
-    table = _scores.judged(model, scores, null=null, seed=seed)
+    table = score_rows(model, "score", "probability", scores.target, scores.wrong, null=null, seed=seed)
     data = {"task": "random tokens", "n": n_prompts, "length": length, "bos": bos, "sha256": tasks.fingerprint([batch])}
     return Findings(table, data)

@@ -16,10 +16,9 @@ from interp import data, tasks
 from interp.batch import Batch
 from interp.decompose.embeddings import effective_embedding
 from interp.errors import NotApplicable
-from interp.measurement import scoring as _scores
 from interp.measurement.declaration import RECALL, Stage
 from interp.measurement.registry import Findings, analysis
-from interp.measurement.scoring import LEVEL, THRESHOLD
+from interp.measurement.scoring import LEVEL, THRESHOLD, head_rows, interval_columns
 from interp.model import Model
 from interp.results import stats
 from interp.results.figures import dots
@@ -97,13 +96,13 @@ def relations(
         n, hits = len(ids), held.sum(0)
         p = binom.sf(hits - 1, n, taken / model.info.d_vocab)
         share = stats.bootstrap_mean(held.astype(float), seed=seed)
-        columns, null = _scores.interval_columns, taken / model.info.d_vocab
-        rows = [_scores.head_rows(model, "static", "fraction", **columns(share), null=null, p=p)]
+        columns, null = interval_columns, taken / model.info.d_vocab
+        rows = [head_rows(model, "static", "fraction", **columns(share), null=null, p=p)]
         below = stats.bootstrap_mean((low < taken).astype(float), seed=seed)
-        rows.append(_scores.head_rows(model, "suppression", "fraction", **columns(below), null=null))
+        rows.append(head_rows(model, "suppression", "fraction", **columns(below), null=null))
         if dynamic:
             live = stats.bootstrap_mean((_dynamic(model, ids, templates) < taken).astype(float), seed=seed)
-            rows.append(_scores.head_rows(model, "dynamic", "fraction", **columns(live), null=null))
+            rows.append(head_rows(model, "dynamic", "fraction", **columns(live), null=null))
             spread = min(share.mean.std(), live.mean.std())
             agreement[name] = float(np.corrcoef(share.mean.ravel(), live.mean.ravel())[0, 1]) if spread else None
         parts += [r.assign(relation=name) for r in rows]

@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from interp.measurement import removal as _causal
-from interp.measurement import scoring as _scores
 from interp.measurement.declaration import IDENTIFY, PlantedTask, Stage
 from interp.measurement.registry import Findings, analysis
+from interp.measurement.removal import removal_rows
 from interp.measurement.rerun import Rerun
-from interp.measurement.scoring import LEVEL, MARGIN
+from interp.measurement.scoring import LEVEL, MARGIN, head_rows, interval_columns, ranked_heads
 from interp.model import Model
 from interp.results import stats
 from interp.tasks import needles
@@ -106,7 +105,6 @@ def retrieval(
     p = np.where(seen, stats.p_against_nulls(score.mean, forced.wrong, margin=MARGIN), 1.0)
     q = stats.benjamini_hochberg(p)
     label = seen & (q < LEVEL) & (score.low >= WEAK)
-
     null = measured.chance(hidden)
     nosink, mass = (stats.bootstrap_mean(x, seed=seed) for x in (forced.hits_nosink, forced.mass))
     parts = [
@@ -127,9 +125,9 @@ def _rows(
     model: Model, variant: str, unit: str, value: stats.Interval, seen: np.ndarray, **more: object
 ) -> pd.DataFrame:
     """Rows of a variant; heads that cannot see the needles have no value."""
-    columns = _scores.interval_columns(value)
+    columns = interval_columns(value)
     known = {k: np.where(seen, v, np.nan) if isinstance(v, np.ndarray) else v for k, v in columns.items()}
-    return _scores.head_rows(model, variant, unit, **known, **more)
+    return head_rows(model, variant, unit, **known, **more)
 
 
 def _decoded(model: Model, said: measured.Decoded, seen: np.ndarray, *, null: float, seed: int) -> list[pd.DataFrame]:
@@ -148,12 +146,12 @@ def _masked(
 ) -> list[dict[str, object]]:
     """Needle accuracy without the labelled heads, next to sets of heads that score below the weak threshold."""
     few = hidden.first(CAUSAL_PROMPTS)
-    heads = _scores.ranked(model, label, score)
+    heads = ranked_heads(model, label, score)
     run = Rerun.of_heads(model, heads)
-    return _causal.compare(
+    return removal_rows(
         lambda edits: measured.answered(run, few, edits),
         heads,
-        _scores.ranked(model, ~label & (score < WEAK), score),
+        ranked_heads(model, ~label & (score < WEAK), score),
         mean=model.mean(few.batch),
         n_random=n_random,
         seed=seed,

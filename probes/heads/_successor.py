@@ -18,12 +18,13 @@ from interp.batch import Batch
 from interp.components import head_names
 from interp.decompose.embeddings import effective_embedding
 from interp.edits import Ablate
-from interp.measurement import removal as _causal
-from interp.measurement import scoring as _scores
 from interp.measurement.declaration import REASON, PlantedTask, Stage
+from interp.measurement.offsets import offset_scores
+from interp.measurement.prompts import repeat_groups
 from interp.measurement.registry import Findings, analysis
+from interp.measurement.removal import removal_rows
 from interp.measurement.rerun import Rerun
-from interp.measurement.scoring import LEVEL, THRESHOLD
+from interp.measurement.scoring import LEVEL, THRESHOLD, head_rows, interval_columns, ranked_heads
 from interp.model import Model
 from interp.results import stats
 from interp.results.stats import Head
@@ -123,7 +124,7 @@ def successor(
     }
     effects: list[dict[str, object]] = []
     if causal and labels["full"].any():
-        heads = _scores.ranked(model, labels["full"], scores["full"])
+        heads = ranked_heads(model, labels["full"], scores["full"])
         effects, more = _dissociation(model, found, heads, sizes=(n_lists, n_repeats), bos=bos, n=n_random, seed=seed)
         known |= more
     return Findings(pd.concat(parts, ignore_index=True), known, effects)
@@ -171,9 +172,9 @@ def _scored(
     q = stats.benjamini_hochberg(p)
     others = np.stack([_hits(classes, chosen, o)[0].mean(0) for o in OFFSETS if o != 1])
     label = (q < LEVEL) & (score.mean >= WEAK) & (score.mean > others.max(0))
-    columns = _scores.interval_columns(score)
+    columns = interval_columns(score)
     columns["class_low"], columns["class_high"] = over_classes(hits, [int(c.has(1).sum()) for c in classes], seed=seed)
-    rows = _scores.head_rows(model, variant, "fraction", **columns, null=chance.mean(), p=p, q=q, label=label)
+    rows = head_rows(model, variant, "fraction", **columns, null=chance.mean(), p=p, q=q, label=label)
     return rows, label, score.mean
 
 
@@ -215,11 +216,11 @@ def _profile(model: Model, classes: Sequence[Ordinal], chosen: Chosen, *, seed: 
             share = np.array([np.mean((c.rank - r - 1) % BASE == 0) for r in c.rank[own]])
             asked["mod10"] = np.moveaxis(digit, -1, 0).astype(float), share
     return [
-        _scores.head_rows(
+        head_rows(
             model,
             name,
             "fraction",
-            **_scores.interval_columns(stats.bootstrap_mean(hits, seed=seed)),
+            **interval_columns(stats.bootstrap_mean(hits, seed=seed)),
             null=chance.mean(),
         )
         for name, (hits, chance) in asked.items()
@@ -241,18 +242,18 @@ def _dissociation(
     listed = _ordinals.lists(model, classes, n=sizes[0], bos=bos, seed=seed)
     if listed is None:
         return [], {"lists": "cannot be written with this tokenizer"}
-    groups = _scores.repeat_groups(model, n_prompts=sizes[1], lengths=(8, 24), n_lengths=3, bos=bos, seed=seed)
+    groups = repeat_groups(model, n_prompts=sizes[1], lengths=(8, 24), n_lengths=3, bos=bos, seed=seed)
     copied = [_middle(g) for g in groups]
     clean = _accuracy(Rerun(model), listed, copied, ())
     known: dict[str, object] = {"ordinal_accuracy": clean["ordinal_accuracy"], "copy_accuracy": clean["copy_accuracy"]}
     if clean["ordinal_accuracy"] <= 0.5:
         return [], known
-    stripe = _scores.collect(
+    stripe = offset_scores(
         model, [(g.batch, {"target": Mean(Offset(g.length - 1), g.rows(g.second))}) for g in groups]
     ).target.mean(0)
-    copying = [h for h in _scores.ranked(model, stripe >= THRESHOLD, stripe) if h not in heads]
+    copying = [h for h in ranked_heads(model, stripe >= THRESHOLD, stripe) if h not in heads]
     known["copying_heads"] = head_names(copying)
-    pool = [h for h in _scores.ranked(model, stripe < THRESHOLD, stripe) if h not in heads]
+    pool = [h for h in ranked_heads(model, stripe < THRESHOLD, stripe) if h not in heads]
     mean = model.mean(listed.batch)
     rows: list[dict[str, object]] = []
     for chosen in (heads, copying):
@@ -266,7 +267,7 @@ def _dissociation(
                 return _accuracy(run, listed, copied, placed)
 
             how = ("mean",) if last else ("zero",)
-            found = _causal.compare(measure, chosen, pool, mean=mean, n_random=n, seed=seed, how=how)
+            found = removal_rows(measure, chosen, pool, mean=mean, n_random=n, seed=seed, how=how)
             rows += [{**r, "set_id": str(r["set_id"]).replace(":", f" {where}:", 1)} for r in found]
     return rows, known
 

@@ -17,9 +17,8 @@ from interp.components import head_name, head_names, neuron_name
 from interp.decompose.embeddings import effective_embedding
 from interp.edits import Ablate, Apply, Edit
 from interp.errors import NotApplicable, SchemaError, nearest
-from interp.measurement import scoring as _scores
 from interp.measurement.registry import Findings, analysis
-from interp.measurement.scoring import LEVEL, MARGIN, THRESHOLD
+from interp.measurement.scoring import LEVEL, MARGIN, THRESHOLD, head_rows, interval_columns
 from interp.model import Model
 from interp.results import stats
 from interp.results.figures import dots
@@ -201,7 +200,7 @@ def _heads(
                 p = stats.p_against_nulls(interval.mean, null, margin=MARGIN)
                 q = stats.benjamini_hochberg(p)
                 more |= {"p": p, "q": q, "label": (q < LEVEL) & (interval.mean >= THRESHOLD)}
-        parts.append(_scores.head_rows(case.model, name, "fraction", **_scores.interval_columns(interval), **more))
+        parts.append(head_rows(case.model, name, "fraction", **interval_columns(interval), **more))
         parts[-1]["component"] = head_names(zip(parts[-1]["layer"], parts[-1]["head"], strict=True))
     return parts
 
@@ -226,7 +225,7 @@ def _probes(case: _Case, n: int, seed: int) -> pd.DataFrame:
     for name in EMBEDDINGS:
         x = case.embedding(name).numpy()[case.grid.at]
         hits, null = _residues.probe(x, n_permutations=n, seed=seed)
-        interval = _scores.interval_columns(stats.bootstrap_mean(hits.mean(1), seed=seed))
+        interval = interval_columns(stats.bootstrap_mean(hits.mean(1), seed=seed))
         p = (1 + (null >= hits.mean()).sum()) / (1 + len(null))
         rows.append(
             {"variant": "probe", "unit": "accuracy", "component": name, **interval, "null": null.mean(), "p": p}

@@ -13,13 +13,12 @@ from scipy import stats as distributions
 from interp import tasks
 from interp.edits import Edit
 from interp.errors import NotApplicable
-from interp.measurement import removal as _causal
-from interp.measurement import scoring as _scores
 from interp.measurement.declaration import RECALL, PlantedTask, Stage
-from interp.measurement.head_effects import Objective, activations, first_order
+from interp.measurement.head_effects import Objective, first_order_effects, head_activations
 from interp.measurement.planted import planted_prompts
 from interp.measurement.registry import Findings, analysis
-from interp.measurement.scoring import LEVEL
+from interp.measurement.removal import removal_rows
+from interp.measurement.scoring import LEVEL, head_rows, interval_columns, ranked_heads
 from interp.model import Model
 from interp.results import stats
 from interp.tasks import PromptTask
@@ -107,15 +106,15 @@ def temporal(
     q = stats.benjamini_hochberg(p)
     specific = _difference(shares["temporal"], control, seed)
     label = (q < LEVEL) & (specific["ci_low"] >= WEAK)
-    parts = [_scores.head_rows(model, "specific", "fraction", **specific, null=0.0, p=p, q=q, label=label)]
-    parts += [_scores.head_rows(model, n, "fraction", **_scores.interval_columns(x)) for n, x in scores.items()]
+    parts = [head_rows(model, "specific", "fraction", **specific, null=0.0, p=p, q=q, label=label)]
+    parts += [head_rows(model, n, "fraction", **interval_columns(x)) for n, x in scores.items()]
     data = {name: pair.provenance() for name, pair in pairs.items()}
     effects = []
     if causal and label.any():
-        effects = _causal.compare(
+        effects = removal_rows(
             lambda edits: {f"{name}_{pair.metric}": _mean(model, pair, edits) for name, pair in pairs.items()},
-            _scores.ranked(model, label, specific["value"]),
-            _scores.ranked(model, ~label, specific["value"]),
+            ranked_heads(model, label, specific["value"]),
+            ranked_heads(model, ~label, specific["value"]),
             mean=model.mean(pairs["temporal"].clean),
             n_random=n_random,
             seed=seed,
@@ -134,8 +133,8 @@ def _shares(model: Model, pair: PromptTask, name: str) -> Float[np.ndarray, "pro
     whole = float((clean.measure(model) - corrupt.measure(model)).mean())
     if not whole > LEAST:
         raise NotApplicable(f"the model does not tell {name} pairs apart: {pair.metric} changes by {whole:.2g}")
-    there = first_order(model, clean, activations(model, pair.corrupt))
-    here = first_order(model, corrupt, activations(model, pair.clean))
+    there = first_order_effects(model, clean, head_activations(model, pair.corrupt))
+    here = first_order_effects(model, corrupt, head_activations(model, pair.clean))
     return (there - here) / 2 / whole
 
 

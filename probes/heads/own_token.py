@@ -12,8 +12,7 @@ from scipy.stats import binom
 
 from interp import tasks
 from interp.decompose.embeddings import effective_embedding
-from interp.measurement import scoring as _scores
-from interp.measurement.scoring import LEVEL, THRESHOLD
+from interp.measurement.scoring import LEVEL, THRESHOLD, head_rows, interval_columns
 from interp.model import Model
 from interp.results import stats
 from interp.weights.factored import FactoredMatrix
@@ -66,5 +65,5 @@ def judged(model: Model, hits: Float[np.ndarray, "token layer head"], variant: s
     p = binom.sf(hits.sum(0) - 1, n, 1 / n)
     q = stats.benjamini_hochberg(p)
     label: Bool[np.ndarray, "layer head"] = (q < LEVEL) & (share.mean >= THRESHOLD)
-    columns = _scores.interval_columns(share)
-    return _scores.head_rows(model, variant, "fraction", **columns, null=1 / n, p=p, q=q, label=label)
+    columns = interval_columns(share)
+    return head_rows(model, variant, "fraction", **columns, null=1 / n, p=p, q=q, label=label)

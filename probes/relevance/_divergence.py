@@ -16,10 +16,12 @@ from interp.attention import Rows
 from interp.batch import Batch, Prompts
 from interp.components import head_name
 from interp.errors import SiteError, nearest
-from interp.measurement.prompts import CAUTION, nan_mean, p_above, read
+from interp.measurement.prompts import prompt_set
 from interp.measurement.scoring import LEVEL, MARGIN, T0
 from interp.model import Model
 from interp.results import stats
+from interp.results.stats import nan_mean, p_above
+from probes.relevance.caution import CAUTION
 
 ALIKE = 0.5  # share of the unrelated pairs' divergence below which two heads are called alike
 BLOCK = 4  # prompts per pass: what is kept of their patterns is the chosen rows
@@ -110,7 +112,7 @@ def divergence_map(
 
     Reference: Clark et al. 2019 (arXiv 1906.04341), section 6, who sum over all tokens; the null is ours.
     """
-    data = read(model, prompts, n_prompts=n_prompts, length=length, bos=bos, seed=seed)
+    data = prompt_set(model, prompts, n_prompts=n_prompts, length=length, bos=bos, seed=seed)
     names = [head_name(layer, head) for layer in model.info.attention_layers for head in range(model.info.n_heads)]
     chosen = names if heads is None else list(heads)
     for name in chosen:
@@ -136,7 +138,7 @@ def divergence_map(
         q[pairs] = stats.benjamini_hochberg(p[pairs])
         q.T[pairs] = q[pairs]
     se = values.std(0, ddof=1) / np.sqrt(len(values))
-    told = data.told | {"rows": rows.tolist()}
+    told = data.data | {"rows": rows.tolist()}
     return DivergenceMap(tuple(chosen), values.mean(0), se, nulls.mean(0), p, q, told)
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from interp import tasks
 from interp.batch import Batch
 from interp.errors import SchemaError, TaskError, nearest
-from interp.measurement.prompts import p_above
 from interp.model import Model
 from interp.results import stats
+from interp.results.stats import p_above
 from probes.relevance._relevance import Relevance
 
 METRICS = ("prob", "log_prob")

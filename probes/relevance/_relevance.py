@@ -14,8 +14,8 @@ from torch import Tensor
 
 from interp.batch import Batch, Prompts
 from interp.errors import TaskError
-from interp.measurement.prompts import CAUTION
 from interp.model import Model
+from probes.relevance.caution import CAUTION
 
 
 @dataclass(frozen=True, eq=False)

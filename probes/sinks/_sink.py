@@ -11,10 +11,9 @@ from interp import tasks
 from interp.attention import Received
 from interp.batch import Batch
 from interp.errors import TaskError
-from interp.measurement import scoring as _scores
 from interp.measurement.declaration import PlantedTask, Stage
 from interp.measurement.registry import Findings, analysis
-from interp.measurement.scoring import LEVEL, MARGIN, THRESHOLD
+from interp.measurement.scoring import LEVEL, MARGIN, THRESHOLD, head_rows, interval_columns
 from interp.model import Model
 from interp.results import stats
 from interp.sites import Site
@@ -85,12 +84,12 @@ def sink(
 
     ratio = stats.bootstrap_mean(_value_norm_ratio(model, with_bos), seed=seed)
     elsewhere = alpha[..., 1:].mean(0)
-    columns = _scores.interval_columns
+    columns = interval_columns
     parts = [
-        _scores.head_rows(
+        head_rows(
             model, "first_token", "probability", **columns(score), null=uniform[0], p=p, q=q, label=label, position=0
         ),
-        _scores.head_rows(
+        head_rows(
             model,
             "first_token_without_bos",
             "probability",
@@ -99,13 +98,11 @@ def sink(
             position=0,
         ),
         *(
-            _scores.head_rows(
-                model, f"rate_{e}", "fraction", value=(alpha[..., 0] > e).mean(0), n=n_prompts, position=0
-            )
+            head_rows(model, f"rate_{e}", "fraction", value=(alpha[..., 0] > e).mean(0), n=n_prompts, position=0)
             for e in EPSILONS
         ),
-        _scores.head_rows(model, "value_norm_ratio", "fraction", **columns(ratio), position=0),
-        _scores.head_rows(
+        head_rows(model, "value_norm_ratio", "fraction", **columns(ratio), position=0),
+        head_rows(
             model, "strongest_elsewhere", "probability", value=elsewhere.max(-1), position=elsewhere.argmax(-1) + 1
         ),
     ]
@@ -123,9 +120,7 @@ def sink(
 def _rates(model: Model, alpha: Float[np.ndarray, "prompt layer head"]) -> list[pd.DataFrame]:
     """Share of prompts above each threshold."""
     n = len(alpha)
-    return [
-        _scores.head_rows(model, f"rate_{e}", "fraction", value=(alpha > e).mean(0), n=n, position=0) for e in EPSILONS
-    ]
+    return [head_rows(model, f"rate_{e}", "fraction", value=(alpha > e).mean(0), n=n, position=0) for e in EPSILONS]
 
 
 def received_share(model: Model, batch: Batch, *, method: str = "auto") -> Float[np.ndarray, "prompt layer head key"]:

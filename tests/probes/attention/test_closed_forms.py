@@ -13,7 +13,8 @@ from tolerance import assert_equal_to_rounding
 
 import interp
 from interp.errors import TaskError
-from interp.measurement.prompts import T0, p_above
+from interp.measurement.prompts import T0
+from interp.results.stats import p_above
 from probes.attention import temporal_context
 from probes.relevance import _flow as flow
 from probes.relevance import divergence_map, rollout

@@ -12,7 +12,7 @@ import interp
 from interp import tasks, zoo
 from interp.edits import Ablate, Scale
 from interp.errors import SchemaError, TaskError
-from interp.measurement.head_effects import Objective, activations, exact, first_order
+from interp.measurement.head_effects import Objective, ablation_effects, first_order_effects, head_activations
 from interp.sites import Site
 from probes.effects import pruning_curve
 
@@ -43,8 +43,8 @@ def single(model, pairs, edit):
 
 @pytest.mark.parametrize("how", ["zero", "mean", "resample"])
 def test_ablations_in_one_batch_are_those_of_single_runs(planted, pairs, how):
-    values = {"zero": None, "mean": planted.mean(pairs.clean), "resample": activations(planted, pairs.corrupt)}
-    lost = exact(planted, Objective.of_task(pairs), how, values[how], rows=20)
+    values = {"zero": None, "mean": planted.mean(pairs.clean), "resample": head_activations(planted, pairs.corrupt)}
+    lost = ablation_effects(planted, Objective.of_task(pairs), how, values[how], rows=20)
     for layer, head in ((0, 0), (0, 2), (1, 7)):
         put = None if values[how] is None else values[how][layer, ..., head, :]
         expected = single(planted, pairs, Ablate(Site("z", layer, head=head), how, put))
@@ -52,7 +52,7 @@ def test_ablations_in_one_batch_are_those_of_single_runs(planted, pairs, how):
 
 
 def test_the_gradient_is_the_limit_of_a_small_step(planted, pairs):
-    signed = first_order(planted, Objective.of_task(pairs))
+    signed = first_order_effects(planted, Objective.of_task(pairs))
     step = 1e-2
     for layer, head in [*zoo.truth("planted-induction").roles["induction"], (0, 1)]:
         less, more = (single(planted, pairs, Scale(Site("z", layer, head=head), 1 + s)) for s in (-step, step))
