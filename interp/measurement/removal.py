@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.batch import Batch
+from interp.components import head_names
 from interp.edits import Ablate, ablate_heads
 from interp.measurement.rerun import Rerun
 from interp.model import Model
