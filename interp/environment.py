@@ -1,4 +1,4 @@
-"""What is installed here: versions and devices, for bug reports and provenance, and the plug-ins of packages."""
+"""What this machine has: versions, devices, free memory, and the plug-ins of installed packages."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import logging
 import os
 import platform
 from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 __version__ = "0.1.0"
 log = logging.getLogger("interp")
@@ -22,6 +27,16 @@ PACKAGES = (
     "scipy",
     "plotly",
     "triton",
+)
+
+CGROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat", "inactive_file"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "/sys/fs/cgroup/memory/memory.stat",
+        "total_inactive_file",
+    ),
 )
 
 
@@ -62,3 +77,41 @@ def describe() -> dict[str, str]:
         "gpus": ", ".join(gpus) or "none",
         "hub": "offline" if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"} else "online",
     }
+
+
+def free_bytes(device: torch.device) -> int:
+    """Free bytes: of a CUDA device, its own cache included; else of this machine within its container's limit."""
+    import psutil
+    import torch
+
+    if device.type == "cuda":
+        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + idle
+    return min([int(psutil.virtual_memory().available), *_contained()])
+
+
+def _contained() -> list[int]:
+    """What the container leaves, where there is one with a limit; file cache that can be dropped counts as free."""
+    for limit, used, stat, cache in CGROUPS:
+        try:
+            text = Path(limit).read_text().strip()
+            if text == "max":
+                continue
+            lines = dict(line.split() for line in Path(stat).read_text().splitlines())
+            return [max(0, int(text) - int(Path(used).read_text()) + int(lines.get(cache, 0)))]
+        except (OSError, ValueError):
+            continue
+    return []
+
+
+def human_bytes(size: int | float) -> str:
+    """Bytes for people: 1.5 GB (10^9).
+
+    >>> human_bytes(1_500_000_000)
+    '1.5 GB'
+    """
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if size < 1000 or unit == "TB":
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    raise AssertionError

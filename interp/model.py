@@ -1,8 +1,8 @@
-"""What an analysis sees of a model, and `load`, which makes one of whatever the user holds."""
+"""What the rest sees of a model: `ModelInfo`, its sizes and traits; `Run`, what a pass gives; `Model`, the protocol."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -15,7 +15,7 @@ from interp.attention import Statistic
 from interp.batch import Batch, Prompts
 from interp.edits import Edit
 from interp.errors import SiteError, nearest
-from interp.sites import Site
+from interp.sites import PER_HEAD, UNLAYERED, Site
 from interp.weights.weights import OV
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 Reducer = Callable[[Tensor], Tensor]
 Capture = Sequence[Site | str] | Mapping[Site | str, Reducer | None]
 Start = tuple[int, Tensor]
+
+NEEDS_ATTENTION = (*PER_HEAD, "attn_out", "resid_mid")  # kinds that exist only at layers with attention
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,77 @@ class ModelInfo:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for provenance."""
         return asdict(self)
+
+    def layers_of(self, site: Site) -> Sequence[int | None]:
+        """Layers that a site means in this model: [None] for what stands outside the layers.
+
+        Raises:
+            SiteError: a head or a layer out of range.
+        """
+        heads = self.n_kv_heads if site.kind in {"k", "v"} else self.n_heads
+        if site.head is not None and site.head >= heads:
+            kind = "key-value heads" if heads != self.n_heads else "heads"
+            raise SiteError(f"{site}: head {site.head} is out of range; there are {heads} {kind}")
+        if site.kind in UNLAYERED or (site.kind == "norm_scale" and site.first is None):
+            return [None]
+        exist = self.attention_layers if site.kind in NEEDS_ATTENTION else tuple(range(self.n_layers))
+        if site.layers is None:
+            return exist
+        for layer in site.layers:
+            if layer >= self.n_layers:
+                raise SiteError(f"{site}: layer {layer} is out of range; the model has {self.n_layers} layers")
+            if layer not in exist:
+                raise SiteError(f"{site}: layer {layer} has no attention; layers with attention: {exist}")
+        return site.layers
+
+    def activation_bytes(self, site: Site, shape: tuple[int, int], *, d_mlp: int | None = None) -> int:
+        """Bytes of a site's activation at one layer, for prompts of `shape` [batch pos]; d_mlp is 4 d_model if None."""
+        batch, pos = shape
+        rows = batch * (pos if site.position is None else 1)
+        width = {
+            "pattern": (1 if site.head is not None else self.n_heads) * pos,
+            "z": self.n_heads * self.d_head,
+            "q": self.n_heads * self.d_head,
+            "k": self.n_kv_heads * self.d_head,
+            "v": self.n_kv_heads * self.d_head,
+            "head_out": self.n_heads * self.d_model,
+            "mlp_post": d_mlp or 4 * self.d_model,
+            "norm_scale": 1,
+            "logits": self.d_vocab,
+        }.get(site.kind, self.d_model)
+        return rows * width * getattr(torch, self.dtype).itemsize
+
+    @property
+    def shape(self) -> str:
+        """Layers and heads in a few words: "12 layers x 12 heads"."""
+        layers = f"{self.n_layers} layer{'s' * (self.n_layers != 1)}"
+        if len(self.attention_layers) != self.n_layers:
+            layers += f" ({len(self.attention_layers)} with attention)"
+        return f"{layers} \u00d7 {self.n_heads} head{'s' * (self.n_heads != 1)}"
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """All that is known of the model, as terms and descriptions."""
+        groups = "" if self.n_kv_heads == self.n_heads else f", {self.n_kv_heads} key-value heads"
+        sizes = f"d_model {self.d_model}, d_head {self.d_head}, vocabulary {self.d_vocab}"
+        known = f"sha256 {self.weights_sha256}" if self.weights_sha256 else f"commit {self.commit}"
+        whence = known if self.weights_sha256 or self.commit else "made in memory, or not hashed"
+        facts = {
+            "Name": self.name,
+            "Class": self.family,
+            "Sizes": f"{self.shape}{groups}; {sizes}",
+            "Context": "unlimited" if self.context is None else f"{self.context} tokens",
+            "Weights": f"{self.dtype}, {whence}",
+        }
+        limited = [w for w in self.windows if w is not None]
+        if limited:
+            widths = ", ".join(map(str, sorted(set(limited))))
+            facts["Sliding window"] = f"{widths} tokens in {len(limited)} of {len(self.windows)} layers"
+        if self.softcap is not None:
+            facts["Soft-cap on scores"] = f"{self.softcap:g}"
+        if self.sink_logits:
+            facts["Sink logits"] = "yes: a learned extra slot in every softmax"
+        return facts
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,11 +187,39 @@ class AttentionRun:
 
 @runtime_checkable
 class Model(Protocol):
-    """A model that can be looked into. Backends implement it; analyses use nothing else."""
+    """A model that can be looked into. Backends implement it; whoever stands outside them uses nothing else.
+
+    `interp.measurement.checks.check_backend` says whether an implementation keeps to what is written here.
+
+    Attributes:
+        info: sizes and traits.
+        backend: name of the backend that runs it.
+        tokenizer: None where ids are all there is.
+    """
 
     info: ModelInfo
     backend: str
     tokenizer: PreTrainedTokenizerBase | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go in."""
+        ...
+
+    @property
+    def bos_id(self) -> int | None:
+        """Id that starts a prompt by the model's configuration, None without; a tokenizer may say something else."""
+        ...
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """Ids that the configuration sets apart (start, end, padding), those inside the vocabulary."""
+        ...
+
+    @property
+    def rank(self) -> int:
+        """Which of the processes that a model is spread over this one is; 0 where one process has all of it."""
+        ...
 
     def run(
         self,
@@ -185,6 +286,22 @@ class Model(Protocol):
 
     def batch(self, tokens: Prompts) -> Batch:
         """Tokens as a checked batch on the model's device."""
+        ...
+
+    def frozen(self) -> AbstractContextManager[None]:
+        """Context in which no parameter takes a gradient, so that nothing is kept for theirs; then as before."""
+        ...
+
+    def fingerprint(self) -> Hashable:
+        """A value that is another one once a parameter has changed: for keeping what was read of the weights."""
+        ...
+
+    def agree(self, numbers: tuple[int, ...], what: str) -> None:
+        """Wait for the other processes of a model that is spread over several, and compare numbers with them.
+
+        Raises:
+            BackendError: they have others; `what` says of what.
+        """
         ...
 
 

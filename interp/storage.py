@@ -20,11 +20,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from interp.backends.hf.shards import Shards
-from interp.backends.plan.budget import activation_bytes, human
-from interp.backends.plan.places import captures
 from interp.batch import Batch, Prompts
-from interp.environment import versions
+from interp.environment import human_bytes, versions
 from interp.errors import BackendError, SchemaError, SiteError, nearest
 from interp.model import Model
 from interp.sites import Site
@@ -164,8 +161,8 @@ def capture_to(
     ...     store.tokens("L1.z").shape[0]
     5
     """
-    wanted = captures(sites, model.info)
-    keys = [w.site for things in wanted.values() for w in things]
+    named = [Site.parse(s) if isinstance(s, str) else s for s in ([sites] if isinstance(sites, str | Site) else sites)]
+    keys = [s if layer is None else s.at(layer) for s in named for layer in model.info.layers_of(s)]
     if not keys:
         raise SiteError("no sites to capture")
     layers = [None if s.first is None and s.kind != "embed" else s.first or 0 for s in keys]
@@ -190,8 +187,8 @@ def _parts(model: Model, keys: Sequence[Site], batch: Batch, max_bytes: int) -> 
     each = _bytes(model, keys, Batch(batch.ids[:1], batch.mask[:1]))
     if each > max_bytes:
         raise BackendError(
-            f"one prompt of {n} tokens takes {human(each)} at {len(keys)} sites, above max_bytes = {human(max_bytes)}; "
-            "raise it, or name fewer sites, heads or positions"
+            f"one prompt of {n} tokens takes {human_bytes(each)} at {len(keys)} sites, above max_bytes = "
+            f"{human_bytes(max_bytes)}; raise it, or name fewer sites, heads or positions"
         )
     step = max(1, max_bytes // max(1, each))
     for first in range(0, rows, step):
@@ -200,15 +197,14 @@ def _parts(model: Model, keys: Sequence[Site], batch: Batch, max_bytes: int) -> 
 
 def _bytes(model: Model, keys: Sequence[Site], batch: Batch) -> int:
     rows, n = batch.ids.shape
-    return sum(activation_bytes(s, model.info, (rows, n)) for s in keys)
+    return sum(model.info.activation_bytes(s, (rows, n)) for s in keys)
 
 
 class _Writer:
     """Gathers batches and writes them as files, the index after each: what it names exists whole."""
 
     def __init__(self, model: Model, keys: Sequence[Site], folder: Path, dtype: torch.dtype | None) -> None:
-        self.folder, self.dtype = folder, dtype
-        self.spread: Shards | None = getattr(getattr(model, "anatomy", None), "shards", None)
+        self.model, self.folder, self.dtype = model, folder, dtype
         self.held: dict[str, Tensor] = {}
         self.numbers: list[int] = []
         self.hashes: list[str] = []
@@ -228,8 +224,7 @@ class _Writer:
 
     def meet(self) -> None:
         """Wait for the other processes of a tensor-parallel model: the first writes, all read."""
-        if self.spread is not None:
-            self.spread.agree((len(self.index["prompts_sha256"]),), "numbers of stored batches")
+        self.model.agree((len(self.index["prompts_sha256"]),), "numbers of stored batches")
 
     @property
     def size(self) -> int:
@@ -286,7 +281,7 @@ class _Writer:
 
     def _write(self, name: str, write: Callable[[Path], object]) -> None:
         """Let a file appear whole or not at all."""
-        if self.spread is not None and self.spread.rank > 0:
+        if self.model.rank > 0:
             return
         target = self.folder / name
         part = target.with_name(f".{name}.part")

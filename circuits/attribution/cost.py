@@ -10,7 +10,7 @@ import torch
 from circuits.attribution.contraction import TILE
 from circuits.attribution.quadrature import nodes
 from circuits.wiring.ports import ports
-from interp.backends.plan.budget import available, human
+from interp.environment import free_bytes, human_bytes
 from interp.errors import BackendError
 from interp.model import Model
 from interp.tasks import PromptTask
@@ -49,10 +49,10 @@ class Plan:
 
     def __str__(self) -> str:
         parts = sorted(((size, name) for name, size in self.memory.items() if size), reverse=True)
-        listed = ", ".join(f"{name} {human(size)}" for size, name in parts)
+        listed = ", ".join(f"{name} {human_bytes(size)}" for size, name in parts)
         return (
             f"{self.method} of {self.n_prompts} prompts of {self.n_tokens} tokens: {self.forwards:g} forward and "
-            f"{self.backwards:g} backward passes in {self.calls} portions, {human(self.total)} ({listed})"
+            f"{self.backwards:g} backward passes in {self.calls} portions, {human_bytes(self.total)} ({listed})"
         )
 
     def require(self) -> None:
@@ -63,8 +63,8 @@ class Plan:
         """
         if self.total > self.free:
             raise BackendError(
-                f"{self} and {human(self.free)} are free on {self.device}; take a smaller batch_size, fewer prompts, "
-                "or keep_prompts=False, which gives up intervals and stability"
+                f"{self} and {human_bytes(self.free)} are free on {self.device}; take a smaller batch_size, fewer "
+                "prompts, or keep_prompts=False, which gives up intervals and stability"
             )
 
 
@@ -99,7 +99,6 @@ def plan(
     edges = len(layout.senders) * len(layout.slots)
     parts = len(task.roles) + 1 if by_role else 1
     forwards, backwards = _passes(method, [at for at, _ in path], info.n_layers)
-    device = model.batch(task.clean.ids[:1, :1]).ids.device
     held = 2 if method == "clean-corrupted" else 1
     memory = {
         "autograd": item * tokens * info.n_layers * (GRAPH[0] * info.d_model + GRAPH[1] * d_mlp),
@@ -111,7 +110,7 @@ def plan(
         "scores": 4 * edges * (parts * rows * 2 + (n if keep_prompts else 0)) + 8 * edges * parts,
     }
     return Plan(
-        method, n, width, -(-n // batch_size), forwards, backwards, memory, str(device), available(torch.device(device))
+        method, n, width, -(-n // batch_size), forwards, backwards, memory, str(model.device), free_bytes(model.device)
     )
 
 

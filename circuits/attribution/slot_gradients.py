@@ -6,8 +6,7 @@ Only what is read at END reaches the metric, so the unembedding is done there al
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +19,7 @@ from circuits.wiring.readout import unembedded
 from interp.batch import Batch
 from interp.edits import Edit
 from interp.errors import TaskError
-from interp.model import Model, Start
+from interp.model import Start
 from interp.sites import Site
 
 QKV = ("q", "k", "v")
@@ -135,7 +134,7 @@ def slopes(
     beside = [Site("resid_pre", i) for i in layers]
     if layout.mlps and not layout.parallel:
         beside += [Site("attn_out", i) for i in layers if layout.has_heads(i)]
-    with frozen(case.model), torch.enable_grad():
+    with case.model.frozen(), torch.enable_grad():
         run = case.model.run(
             case.task.clean,
             capture=list(dict.fromkeys([*wanted, *beside, *also, last])),
@@ -164,17 +163,3 @@ def slopes(
 
 def _read_at(layout: Layout, layer: int) -> tuple[str, ...]:
     return (*(QKV if layout.has_heads(layer) else ()), *(("mlp_in",) if layout.mlps else ()))
-
-
-@contextlib.contextmanager
-def frozen(model: Model) -> Iterator[None]:
-    """Parameters without gradients inside: nothing is kept for theirs. Each is as it was afterwards."""
-    module = getattr(model, "torch_module", None)
-    held = [p for p in module.parameters() if p.requires_grad] if isinstance(module, torch.nn.Module) else []
-    for parameter in held:
-        parameter.requires_grad = False
-    try:
-        yield
-    finally:
-        for parameter in held:
-            parameter.requires_grad = True

@@ -137,7 +137,7 @@ class _Cut:
                 f"a mask of shape {tuple(keep.shape)}; expected [{form[0]} senders, {form[1]} slots], or that for each "
                 f"of {len(batch.ids)} prompts"
             )
-        width = ports.model.info.d_model
+        width = ports.info.d_model
         if len(other) != form[0] or other.shape[-1] != width:
             raise SchemaError(f"activations of shape {tuple(other.shape)} for {form[0]} senders of width {width}")
         self.ports, self.layout, self.positions = ports, layout, batch.positions

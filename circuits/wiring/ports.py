@@ -8,10 +8,12 @@ the residual per head.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
@@ -33,7 +35,7 @@ class Ports:
     """The reads of every layer of a model.
 
     Attributes:
-        model: the model. layout: its senders and slots. reads: norms by layer.
+        info: of the model. layout: its senders and slots. reads: norms by layer.
     """
 
     def __init__(self, model: Model) -> None:
@@ -42,17 +44,24 @@ class Ports:
         Raises:
             BackendError: a layer whose attention or MLP cannot be told apart, with the reason.
         """
-        info = model.info
-        self.model = model
-        self.reads: tuple[Reads, ...] = tuple(model.reads(layer) for layer in range(info.n_layers))
+        self.info = model.info
+        self._model = weakref.ref(model)  # what is kept of a model must not keep it alive
+        self.reads: tuple[Reads, ...] = tuple(model.reads(layer) for layer in range(self.info.n_layers))
         self.layout = _layout(model, self.reads)
         self._read: dict[int, LayerWeights] = {}
         self._turns: dict[tuple[int, int], tuple[Tensor | None, Tensor | None]] = {}
 
     @cached_property
     def weights(self) -> Weights:
-        """Matrices, each layer read when first asked for."""
-        return self.model.weights()
+        """Matrices, each layer read when first asked for.
+
+        Raises:
+            BackendError: the model is gone.
+        """
+        model = self._model()
+        if model is None:
+            raise BackendError(f"the model {self.info.name!r}, whose weights are asked for, has been let go of")
+        return model.weights()
 
     @cached_property
     def final_norm(self) -> Norm | None:
@@ -61,7 +70,7 @@ class Ports:
 
     def prepare(self, n: int) -> Ports:
         """Read what n positions need of every layer: weights cannot be read while the model runs."""
-        for layer in self.model.info.attention_layers:
+        for layer in self.info.attention_layers:
             self.layer(layer)
             self._rotations(layer, n)
         return self
@@ -207,13 +216,14 @@ def _layout(model: Model, reads: Sequence[Reads]) -> Layout:
     return replace(Layout.of(info, parallel=forms == {True}), mlps=not without)
 
 
+KEPT: WeakKeyDictionary[Model, tuple[Hashable, Ports]] = WeakKeyDictionary()
+"""Ports that have been read, beside what the model's fingerprint was then."""
+
+
 def ports(model: Model) -> Ports:
-    """The ports of a model, read once as long as no parameter is changed; kept with the wrapper, and gone with it."""
-    module = getattr(model, "torch_module", None)
-    if not isinstance(module, torch.nn.Module):
-        return Ports(model)
-    state = tuple(x for p in module.parameters() for x in (p._version, p.data_ptr()))
-    known = vars(model).get("_ports")
+    """The ports of a model, read once as long as no parameter is changed; gone with the model."""
+    state = model.fingerprint()
+    known = KEPT.get(model)
     if known is None or known[0] != state:
-        known = vars(model)["_ports"] = (state, Ports(model))
+        known = KEPT[model] = (state, Ports(model))
     return known[1]

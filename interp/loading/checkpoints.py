@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as hf_logging
 
 from interp import zoo
-from interp.backends.checkpoint import Checkpoint
+from interp.backends import Checkpoint
 from interp.errors import ModelLoadError
 
 if TYPE_CHECKING:

@@ -1,89 +1,74 @@
-"""Which backend runs a source, and the model that it makes of it."""
+"""Which backend runs a source: backends join through entry points of the group `interp.backends`."""
 
 from __future__ import annotations
 
+import functools
+import logging
+from importlib import metadata
 from typing import Any
 
+from interp.backends import Backend
 from interp.errors import ModelLoadError, nearest
 
-BACKENDS = ("hf", "lens", "nnsight")
+GROUP = "interp.backends"
+DEFAULT = "hf"
+log = logging.getLogger("interp")
 
 
-_PACKAGES = {"transformer_lens": "lens", "nnsight": "nnsight"}
+@functools.cache
+def backends() -> dict[str, Backend]:
+    """Every backend by name, those of other packages included; one that cannot be had is left out with a warning."""
+    known: dict[str, Backend] = {}
+    for entry in metadata.entry_points(group=GROUP):
+        try:
+            backend = entry.load()
+        except Exception as error:  # whatever a broken plug-in raises must not take the others down
+            log.warning("backend %s is left out: %s: %s", entry.name, type(error).__name__, error)
+            continue
+        if not isinstance(backend, Backend):
+            log.warning("backend %s is left out: %s is no interp.backends.Backend", entry.name, entry.value)
+        elif backend.name in known:
+            log.warning("backend %s is left out: there is another of the name %r", entry.value, backend.name)
+        else:
+            known[backend.name] = backend
+    return known
 
 
-def belongs(source: Any) -> str | None:
+def owner(source: Any) -> Backend | None:
     """Backend of an object that is a peer library's model already, None for everything else.
 
-    >>> belongs("zoo:planted-induction") is None
+    >>> owner("zoo:planted-induction") is None
     True
     """
-    for kind in type(source).__mro__:
-        backend = _PACKAGES.get(kind.__module__.partition(".")[0])
-        if backend is not None:
-            return backend
-    return None
+    return next((b for b in backends().values() if b.owns(source)), None)
 
 
-def choose(source: Any, backend: str | None) -> str:
+def choose(source: Any, backend: str | None = None, *, remote: bool | str = False) -> Backend:
     """Backend to use for a source: the object's own, or the one asked for, "hf" by default.
 
     Raises:
-        ModelLoadError: an unknown backend, or another than the object's own.
+        ModelLoadError: an unknown backend, another than the object's own, or `remote` where it cannot be taken.
     """
-    if backend is not None and backend not in BACKENDS:
-        raise ModelLoadError(f"unknown backend {backend!r}; {nearest(backend, BACKENDS)}")
-    own = belongs(source)
-    if own is None:
-        return backend or "hf"
-    if backend not in (None, own):
-        raise ModelLoadError(f"a {type(source).__name__} is run by backend {own!r}, not {backend!r}; leave it out")
-    return own
+    name = DEFAULT if backend is None else backend
+    if name not in backends():
+        raise ModelLoadError(f"unknown backend {name!r}; {_choices(name)}")
+    own = owner(source)
+    if own is not None and backend not in (None, own.name):
+        raise ModelLoadError(f"a {type(source).__name__} is run by backend {own.name!r}, not {backend!r}; leave it out")
+    if remote and (own is None or not own.remote):
+        raise ModelLoadError(f"remote={remote!r} is for models that {_elsewhere(source)}")
+    return own or backends()[name]
 
 
-def adopt(source: Any, backend: str, *, tokenizer: Any = None, remote: bool | str = False) -> Any:
-    """Model of an object for which `belongs` names the backend; `remote` as nnsight takes it."""
-    found: Any
-    if backend == "lens":
-        from interp.backends.lens.model import LensModel
-
-        found = LensModel(source)
-    elif remote:
-        from interp.backends.nnsight.remote import RemoteModel
-
-        found = RemoteModel(source, remote)
-    else:
-        from interp.backends.nnsight.model import NNsightModel
-
-        found = NNsightModel(source)
-    found.tokenizer = tokenizer or found.tokenizer
-    return found
+def _choices(name: str) -> str:
+    """The nearest backend, or what to do where there is none at all."""
+    if not backends():
+        return f"nothing is installed under the entry points {GROUP!r}: install the package (again)"
+    return nearest(name, backends())
 
 
-def check_remote(source: Any, remote: bool | str) -> None:
-    """Refuse `remote` for anything but an nnsight model.
-
-    Raises:
-        ModelLoadError: names what was given.
-    """
-    if remote and belongs(source) != "nnsight":
-        given = repr(source) if isinstance(source, str) else f"a {type(source).__name__}"
-        raise ModelLoadError(
-            f"remote={remote!r} is for models that nnsight runs elsewhere, not for {given}; pass "
-            "nnsight.TransformersModel(name), which needs no weights here"
-        )
-
-
-def make(checkpoint: Any, backend: str, *, ours: bool = False) -> Any:
-    """Model of a checkpoint that has been read, by the backend named; `ours` says that nobody else holds its module."""
-    if backend == "lens":
-        from interp.backends.lens import boot
-
-        return boot(checkpoint, ours=ours)
-    if backend == "nnsight":
-        from interp.backends.nnsight.wrapping import wrap
-
-        return wrap(checkpoint)
-    from interp.backends.hf.model import HFModel
-
-    return HFModel(checkpoint)
+def _elsewhere(source: Any) -> str:
+    """Which backends run models elsewhere, that this is not one, and what would be."""
+    able = {b.name: b.remote for b in backends().values() if b.remote}
+    given = repr(source) if isinstance(source, str) else f"a {type(source).__name__}"
+    return f"{' or '.join(able)} runs elsewhere, not for {given}; pass {' or '.join(able.values())}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interp.errors import BackendError, ModelLoadError
-from interp.loading.choose import adopt, belongs, check_remote, choose, make
+from interp.loading.choose import choose
 from interp.model import Model
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def load(
     """Model from a hub id, a folder, `zoo:NAME`, a transformers model, a TransformerLens bridge or an nnsight model.
 
     `backend`: "hf" (the default), "lens" (dense attention, for architectures outside transformers' attention
-    interface), "nnsight"; a bridge or an nnsight model is run by its own.
+    interface), "nnsight", or one of another package; a bridge or an nnsight model is run by its own.
 
     A checkpoint too large for one device: `device_map` ("auto", or layers to devices, CPU and disk among them) places
     layers, as accelerate does; `tensor_parallel`, under torchrun, splits every layer over the processes, for families
@@ -48,15 +48,16 @@ def load(
     >>> interp.load("zoo:planted-induction").info.n_layers
     2
     """
-    from interp.loading.checkpoints import read
+    from interp.loading.checkpoints import read  # transformers and torch: only once there is something to read
 
-    chosen = choose(source, backend)
-    check_remote(source, remote)
-    if belongs(source):
+    chosen = choose(source, backend, remote=remote)
+    if chosen.adopt is not None and chosen.owns(source):
         try:
-            return adopt(source, chosen, tokenizer=tokenizer, remote=remote)
+            model = chosen.adopt(source, remote=remote)
         except BackendError as error:
             raise ModelLoadError(f"{type(source).__name__}: {error}") from error
+        model.tokenizer = tokenizer or model.tokenizer
+        return model
     checkpoint = read(
         source,
         tokenizer=tokenizer,
@@ -67,6 +68,6 @@ def load(
         tensor_parallel=tensor_parallel,
     )
     try:
-        return make(checkpoint, chosen, ours=checkpoint.model is not source)
+        return chosen.make(checkpoint, ours=checkpoint.model is not source)
     except BackendError as error:
         raise ModelLoadError(f"{checkpoint.name}: {error}") from error

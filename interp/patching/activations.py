@@ -12,7 +12,6 @@ from torch import Tensor
 
 from circuits.wiring.case import Case
 from circuits.wiring.readout import Exit
-from interp.backends.plan.places import layers_of
 from interp.batch import Batch
 from interp.edits import Edit, Replace
 from interp.errors import SiteError, TaskError, nearest
@@ -218,7 +217,7 @@ def _sites(nodes: Nodes, info: ModelInfo) -> list[Site]:
         site = Site.parse(each) if isinstance(each, str) else each
         if site.kind in REFUSED:
             raise SiteError(f"{site}: cannot be patched; choose an activation inside a layer: {', '.join(NODES)}")
-        for layer in layers_of(site, info):
+        for layer in info.layers_of(site):
             assert layer is not None  # sites outside the layers are refused
             heads = info.n_kv_heads if site.kind in ("k", "v") else info.n_heads
             every = isinstance(nodes, str) and site.kind in PER_HEAD

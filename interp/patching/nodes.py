@@ -24,7 +24,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from circuits.attribution.quadrature import nodes as path_nodes
-from circuits.attribution.slot_gradients import at_end, frozen, judged, wide
+from circuits.attribution.slot_gradients import at_end, judged, wide
 from circuits.graph.layout import Layout
 from circuits.wiring.case import Case
 from interp.edits import Replace
@@ -183,7 +183,7 @@ def _gradients(
 ) -> tuple[dict[Site, Tensor], dict[Site, Tensor]]:
     """Activations and gradients of each prompt's metric at every site, from one pass."""
     last = Site("resid_post", case.layout.n_layers - 1)
-    with frozen(case.model), torch.enable_grad():
+    with case.model.frozen(), torch.enable_grad():
         run = case.model.run(
             case.task.clean, capture=[*sites, last], start=start, stop=case.layout.n_layers - 1, gradients=True
         )

@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import pandas as pd
 
-from interp.backends import described
 from interp.environment import __version__
 from interp.errors import TaskError
 from interp.model import Model
@@ -55,7 +54,7 @@ def render(
         .render(
             name=facts.short_name(model.info.name),
             summary=summary(model, parts),
-            shape=described.shape(model.info),
+            shape=model.info.shape,
             sections=parts,
             answers=answers,
             circuits=tasks,
@@ -65,7 +64,7 @@ def render(
             view=view,
             said=said,
             refusal=refusal,
-            model_facts=described.model_facts(model.info),
+            model_facts=model.info.facts,
             software=facts.software_facts(result.provenance),
             runs=[
                 *facts.runs(result.provenance),
@@ -85,9 +84,9 @@ def summary(model: Model, parts: Sequence[Section]) -> str:
     if found:
         more = len(found) - KINDS
         told = ", ".join(found[:KINDS]) + (f" and heads of {more} more kinds" if more > 0 else "")
-        return f"{described.shape(model.info)}. Detected: {told}."
+        return f"{model.info.shape}. Detected: {told}."
     looked = ", ".join(s.counted for s in parts if s.counted)
-    return f"{described.shape(model.info)}. Detected: {looked or 'these analyses give scores, not labels'}."
+    return f"{model.info.shape}. Detected: {looked or 'these analyses give scores, not labels'}."
 
 
 def _view(model: Model, result: Result, prompt: Any, *, seed: int) -> tuple[View | None, str]:

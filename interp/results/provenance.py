@@ -47,8 +47,7 @@ def provenance(
 def _device(model: Model) -> str:
     import torch
 
-    device = getattr(model, "device", torch.device("cpu"))
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    return torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else str(model.device)
 
 
 def plain(value: Any) -> Any:

@@ -54,7 +54,7 @@ def ordinary_tokens(model: Model) -> Int[Tensor, " token"]:
     """
     tokenizer: Any = model.tokenizer  # its attributes are resolved at run time
     if tokenizer is None:
-        special = set(_configured_specials(model))
+        special = set(model.special_ids)
         return torch.tensor([i for i in range(model.info.d_vocab) if i not in special])
     special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     n = min(len(tokenizer), model.info.d_vocab)
@@ -70,15 +70,6 @@ def _ordinary(token: str | None) -> bool:
     return bool(text) and not (len(text) == 1 and ord(text) > 127)
 
 
-def _configured_specials(model: Model) -> list[int]:
-    config = getattr(getattr(model, "torch_module", None), "config", None)
-    found: list[int] = []
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        value = getattr(config, name, None)
-        found += value if isinstance(value, list) else [] if value is None else [value]
-    return [i for i in found if 0 <= i < model.info.d_vocab]
-
-
 def bos_id(model: Model, policy: str = "default") -> int | None:
     """Id that starts every prompt under a BOS policy, None for none.
 
@@ -92,8 +83,7 @@ def bos_id(model: Model, policy: str = "default") -> int | None:
         raise TaskError(f"unknown BOS policy {policy!r}; {nearest(policy, BOS_POLICIES)}")
     if policy == "none":
         return None
-    config = getattr(getattr(model, "torch_module", None), "config", None)
-    bos = getattr(model.tokenizer, "bos_token_id", None) if model.tokenizer else getattr(config, "bos_token_id", None)
+    bos = getattr(model.tokenizer, "bos_token_id", None) if model.tokenizer else model.bos_id
     valid = bos if isinstance(bos, int) and 0 <= bos < model.info.d_vocab else None
     if policy == "forced" and valid is None:
         raise TaskError("bos='forced', but this model has no BOS token; use bos='none'")

@@ -10,7 +10,7 @@ from tiny_models import build, ragged
 from tolerance import assert_equal_to_rounding
 
 import interp
-from interp.loading.choose import belongs, choose
+from interp.loading.choose import choose, owner
 
 
 def test_a_bridge_is_run_by_lens(bridge_of):
@@ -51,6 +51,8 @@ def test_a_name_is_loaded_for_any_backend(backend):
 def test_what_does_not_fit_is_refused(bridge_of):
     with pytest.raises(interp.InterpError, match="unknown backend 'lenss'; did you mean 'lens'"):
         interp.load(build("gpt2"), backend="lenss")
+    with pytest.raises(interp.InterpError, match="unknown backend ''; valid choices: hf, lens, nnsight"):
+        interp.load(build("gpt2"), backend="")
     with pytest.raises(interp.InterpError, match="TransformerBridge is run by backend 'lens', not 'hf'"):
         interp.load(bridge_of("gpt2"), backend="hf")
     with pytest.raises(interp.InterpError, match="NNsight: this nnsight model has no weights here"):
@@ -67,8 +69,9 @@ def unknown_family():
 
 def test_choosing_imports_no_peer():
     code = (
-        "import sys; from interp.backends import belongs, choose; "
-        "assert belongs(object()) is None and choose('gpt2', None) == 'hf'; "
+        "import sys; from interp.loading.choose import backends, choose, owner; "
+        "assert owner(object()) is None and choose('gpt2').name == 'hf'; "
+        "assert list(backends()) == ['hf', 'lens', 'nnsight']; "
         "assert not {'torch', 'nnsight', 'transformer_lens'} & set(sys.modules), 'a peer was imported'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -85,6 +88,6 @@ assert model.run([[1, 2, 3]], capture=["L0.z"]).acts
 
 
 def test_an_object_says_where_it_belongs():
-    assert belongs(NNsight(torch.nn.Linear(2, 2))) == "nnsight"
-    assert belongs(build("gpt2")) is None
-    assert choose("zoo:planted-induction", "lens") == "lens"
+    assert owner(NNsight(torch.nn.Linear(2, 2))).name == "nnsight"
+    assert owner(build("gpt2")) is None
+    assert choose("zoo:planted-induction", "lens").name == "lens"

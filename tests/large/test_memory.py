@@ -13,6 +13,7 @@ import interp
 from interp.attention import Entropy, Mean, Offset
 from interp.backends.plan import budget
 from interp.backends.plan.places import captures
+from interp.environment import free_bytes, human_bytes
 from interp.errors import BackendError, InterpError, SchemaError, SiteError
 from interp.sites import KINDS
 from interp.storage import INDEX, Store, capture_to, on_cpu
@@ -29,7 +30,7 @@ def test_the_estimate_is_what_captures_take(name):
     model, batch = tiny(name), ragged(11, "unpadded", lengths=(11, 11))
     run = model.run(batch, capture=list(KINDS))
     for site, x in run.acts.items():
-        assert budget.activation_bytes(site, model.info, (2, 11), d_mlp=model._d_mlp) == x.nbytes, site
+        assert model.info.activation_bytes(site, (2, 11), d_mlp=model._d_mlp) == x.nbytes, site
     cost = budget.estimate(captures(list(KINDS), model.info), model.info, (2, 11), d_mlp=model._d_mlp)
     assert sum(cost.kept.values()) == sum(x.nbytes for x in run.acts.values())
     assert cost.logits == run.logits.nbytes
@@ -39,7 +40,7 @@ def test_the_estimate_is_what_captures_take(name):
 def test_a_capture_that_would_not_fit_is_refused_before_it_runs(backend, monkeypatch):
     module = build("gpt2")
     model = interp.load(module, backend=backend)
-    monkeypatch.setattr(budget, "available", lambda device: 10**6)
+    monkeypatch.setattr(budget, "free_bytes", lambda device: 10**6)
     monkeypatch.setattr(budget, "UNASKED", 10**5)
     batch = ragged(300, "unpadded", lengths=(300,))
     ran = []
@@ -55,9 +56,9 @@ def test_a_capture_that_would_not_fit_is_refused_before_it_runs(backend, monkeyp
 
 
 def test_a_machine_says_what_is_free():
-    free = budget.available(torch.device("cpu"))
+    free = free_bytes(torch.device("cpu"))
     assert 10**6 < free < 10**15
-    assert [budget.human(x) for x in (5.0, 2.5e3, 1e7, 1.5e9, 4e12)] == ["5 B", "2.5 kB", "10 MB", "1.5 GB", "4 TB"]
+    assert [human_bytes(x) for x in (5.0, 2.5e3, 1e7, 1.5e9, 4e12)] == ["5 B", "2.5 kB", "10 MB", "1.5 GB", "4 TB"]
 
 
 def test_what_is_stored_is_what_was_captured(tmp_path):

@@ -9,13 +9,13 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from interp.attention import Recorder, Statistic, StopForward, intercept
+from interp.backends.base import ModuleModel, sliding_window
 from interp.backends.checkpoint import Checkpoint
-from interp.backends.described import model_html
-from interp.backends.hf.anatomy import input_device, observe
+from interp.backends.hf.anatomy import observe
+from interp.backends.hf.existence import check_exists
 from interp.backends.hf.generation import generated, needs_attention, standing
 from interp.backends.hf.hooks import Hooks
 from interp.backends.hf.read_reads import read_reads
@@ -25,21 +25,20 @@ from interp.backends.hf.rewrite import connect
 from interp.backends.hf.shards import GRADIENTS
 from interp.backends.plan.budget import check_memory
 from interp.backends.plan.capture import Pass, refuse
-from interp.backends.plan.checks import check_exists, check_reached
+from interp.backends.plan.checks import check_reached
 from interp.backends.plan.places import captures, changes
 from interp.batch import Batch, Prompts
 from interp.edits import Edit
-from interp.errors import BackendError, SiteError, TaskError
+from interp.errors import BackendError, SiteError
 from interp.model import AttentionRun, Capture, ModelInfo, Run, Start
 from interp.numerics import evaluating
-from interp.sites import Site
 from interp.weights.stream import Reads, Writes
-from interp.weights.weights import OV, Weights
+from interp.weights.weights import Weights
 
 PATTERN_STATISTICS = "statistics are of unedited attention; capture the pattern of this layer instead"
 
 
-class HFModel:
+class HFModel(ModuleModel):
     """A transformers causal decoder seen through the attention interface; implements `interp.model.Model`."""
 
     backend = "hf"
@@ -57,19 +56,19 @@ class HFModel:
             self.anatomy = observe(self.torch_module)
         self.info = self._describe(checkpoint)
 
-    def __repr__(self) -> str:
-        """One line: name, family and sizes."""
-        i = self.info
-        return f"<{i.family} {i.name!r}: {i.n_layers} layers x {i.n_heads} heads, d_model {i.d_model}, {i.dtype}>"
-
-    def _repr_html_(self) -> str:
-        """Its facts as a table, for a notebook."""
-        return model_html(self.info, backend=self.backend)
-
     @property
-    def device(self) -> torch.device:
-        """Where token ids go in."""
-        return input_device(self.torch_module)
+    def rank(self) -> int:
+        """Which of the processes that the model is spread over this one is; 0 where it is not."""
+        return 0 if self.anatomy.shards is None else self.anatomy.shards.rank
+
+    def agree(self, numbers: tuple[int, ...], what: str) -> None:
+        """Wait for the other processes, and compare numbers with them.
+
+        Raises:
+            BackendError: they have others.
+        """
+        if self.anatomy.shards is not None:
+            self.anatomy.shards.agree(numbers, what)
 
     def _describe(self, checkpoint: Checkpoint) -> ModelInfo:
         parts = self.anatomy.attention
@@ -80,7 +79,7 @@ class HFModel:
                 f"layers differ in their numbers of heads {sorted(heads)}; looked for one number throughout"
             )
         embed = next(self.torch_module.get_input_embeddings().parameters())
-        windows = tuple(_window(config, p.layer) for p in parts)
+        windows = tuple(sliding_window(config, p.layer) for p in parts)
         return ModelInfo(
             name=checkpoint.name,
             family=type(self.torch_module).__name__,
@@ -99,23 +98,6 @@ class HFModel:
             sink_logits=parts[0].sink_logits,
             weights_sha256=checkpoint.weights_sha256,
         )
-
-    def batch(self, tokens: Prompts) -> Batch:
-        """Tokens as a batch on the model's device.
-
-        Raises:
-            TaskError: empty, longer than the model's context, or ids outside its vocabulary.
-        """
-        batch = Batch.of(tokens, self.tokenizer).to(self.device)
-        length = int(batch.mask.sum(1).max())
-        if length == 0:
-            raise TaskError("empty prompt: at least one token is needed in each")
-        if self.info.context is not None and length > self.info.context:
-            raise TaskError(f"prompt of {length} tokens is longer than the model's context of {self.info.context}")
-        low, high = int(batch.ids.min()), int(batch.ids.max())
-        if low < 0 or high >= self.info.d_vocab:
-            raise TaskError(f"token id {low if low < 0 else high} is outside the vocabulary 0..{self.info.d_vocab - 1}")
-        return batch
 
     def run(
         self,
@@ -211,22 +193,6 @@ class HFModel:
         check_exists(plan, self.anatomy)
         return plan
 
-    def mean(self, tokens: Prompts, kind: str = "z") -> Float[Tensor, "layer ..."]:
-        """Mean over real tokens of a kind of activation, [layer head d_head] or [layer d]; zeros where it has none."""
-        batch = self.batch(tokens)
-        weight = (batch.mask / batch.mask.sum()).flatten()
-
-        def reduce(x: Tensor) -> Tensor:
-            return (weight.to(x.device) @ x.float().flatten(0, 1).flatten(1)).view(x.shape[2:])
-
-        acts = self.run(batch, capture={Site(kind): reduce}).acts
-        rows = {site.first: mean for site, mean in acts.items()}
-        first = next(iter(rows.values()))
-        full = torch.zeros(self.info.n_layers, *first.shape, device=first.device)
-        for layer, mean in rows.items():
-            full[layer] = mean.to(full.device)
-        return full
-
     def weights(self) -> Weights:
         """Matrices of every layer as they are now, read off the modules by feeding them a basis."""
         return read_weights(self.torch_module, self.anatomy)
@@ -238,10 +204,6 @@ class HFModel:
     def reads(self, layer: int) -> Reads:
         """How a layer's attention and MLP read the stream: the norms in between."""
         return read_reads(self.anatomy, layer, self.info.d_model)
-
-    def ov_circuits(self) -> OV:
-        """Value and output matrices of every head; see `OV`."""
-        return self.weights().ov_circuits()
 
     def _forward(
         self,
@@ -284,13 +246,3 @@ class HFModel:
     @cached_property
     def _accepts(self) -> frozenset[str]:
         return frozenset(inspect.signature(self.torch_module.forward).parameters)
-
-
-def _window(config: object, layer: int) -> int | None:
-    """Sliding window of a layer as its config states it (information only: masks are taken from the model itself)."""
-    kinds = getattr(config, "layer_types", None)
-    if kinds is not None and kinds[layer] != "sliding_attention":
-        return None
-    if getattr(config, "use_sliding_window", True) is False:
-        return None
-    return getattr(config, "sliding_window", None)

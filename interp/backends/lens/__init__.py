@@ -1,6 +1,1 @@
-"""TransformerLens bridges as models: `LensModel`, and `boot`, which makes a bridge of a transformers model."""
-
-from interp.backends.lens.booting import boot
-from interp.backends.lens.model import LensModel
-
-__all__ = ["LensModel", "boot"]
+"""TransformerLens bridges as models: `model.LensModel`; `booting.boot` makes a bridge of a transformers model."""

@@ -28,6 +28,6 @@ def boot(checkpoint: Checkpoint, *, ours: bool = False) -> LensModel:
     except (ValueError, KeyError, AttributeError) as error:
         lines = str(error).strip().splitlines()
         raise ModelLoadError(f"TransformerLens cannot bridge {family}: {lines[0] if lines else error!r}") from error
-    found = LensModel(bridge, name=checkpoint.name, commit=checkpoint.commit)
-    found.tokenizer = checkpoint.tokenizer
-    return found
+    lens = LensModel(bridge, name=checkpoint.name, commit=checkpoint.commit)
+    lens.tokenizer = checkpoint.tokenizer
+    return lens

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from interp.backends.hf.model import _window
+from interp.backends.base import sliding_window
 from interp.backends.lens.parts import LensParts
 from interp.model import ModelInfo
 
@@ -42,7 +42,7 @@ def describe(bridge: Any, parts: LensParts, *, name: str | None, commit: str | N
         d_vocab=int(embed.shape[0]),
         attention_layers=tuple(parts.attention),
         context=getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None),
-        windows=tuple(_window(config, layer) for layer in parts.attention),
+        windows=tuple(sliding_window(config, layer) for layer in parts.attention),
         softcap=getattr(config, "attn_logit_softcapping", None),
         sink_logits=parts.sink_logits,
         attention_method=method,

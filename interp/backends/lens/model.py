@@ -15,13 +15,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from interp.attention import Statistic, StopForward
-from interp.backends.described import model_html
+from interp.backends.base import ModuleModel
 from interp.backends.lens.dense import DenseStatistics
-from interp.backends.lens.info import LensInfo, describe
+from interp.backends.lens.info import describe
 from interp.backends.lens.parts import observe
 from interp.backends.lens.passing import LensPass
 from interp.backends.lens.visitor import Visitor
@@ -29,20 +28,18 @@ from interp.backends.lens.weights import read_weights
 from interp.backends.lens.writes import read_reads, read_writes
 from interp.backends.plan.budget import check_memory
 from interp.backends.plan.checks import check_reached
-from interp.backends.plan.validate import checked
 from interp.batch import Batch, Prompts
 from interp.edits import Edit
 from interp.errors import BackendError, SiteError
-from interp.model import AttentionRun, Capture, Run, Start
+from interp.model import AttentionRun, Capture, ModelInfo, Run, Start
 from interp.numerics import evaluating
-from interp.sites import Site
 from interp.weights.stream import Reads, Writes
-from interp.weights.weights import OV, Weights
+from interp.weights.weights import Weights
 
 METHOD = "dense (lens)"
 
 
-class LensModel:
+class LensModel(ModuleModel):
     """A TransformerBridge; implements `interp.model.Model`."""
 
     backend = "lens"
@@ -55,34 +52,15 @@ class LensModel:
         """
         self.bridge = bridge
         self.tokenizer = bridge.tokenizer
-        self.torch_module: nn.Module = bridge.original_model
+        self.torch_module = bridge.original_model
         self._standing: tuple[Edit, ...] = ()
         with evaluating(self.torch_module), torch.no_grad():
             self.parts = observe(bridge, self._call)
-        self.info: LensInfo = describe(bridge, self.parts, name=name, commit=commit, method=METHOD)
+        self.info: ModelInfo = describe(bridge, self.parts, name=name, commit=commit, method=METHOD)
 
     def __repr__(self) -> str:
         """One line: name, family and sizes."""
-        i = self.info
-        sizes = f"{i.n_layers} layers x {i.n_heads} heads, d_model {i.d_model}, {i.dtype}"
-        return f"<{i.family} {i.name!r}: {sizes}, through TransformerLens>"
-
-    def _repr_html_(self) -> str:
-        """Its facts as a table, for a notebook."""
-        return model_html(self.info, backend=self.backend)
-
-    @property
-    def device(self) -> torch.device:
-        """Where token ids go in."""
-        return next(self.torch_module.get_input_embeddings().parameters()).device  # type: ignore[operator]
-
-    def batch(self, tokens: Prompts) -> Batch:
-        """Tokens as a batch on the model's device.
-
-        Raises:
-            TaskError: empty, longer than the model's context, or ids outside its vocabulary.
-        """
-        return checked(Batch.of(tokens, self.tokenizer).to(self.device), self.info)
+        return f"{super().__repr__()[:-1]}, through TransformerLens>"
 
     def run(
         self,
@@ -114,7 +92,7 @@ class LensModel:
         visitor = Visitor(self.info, (), [*self._standing, *edits], batch.mask)
         visitor.check(self.parts.missing)
         with self._ready(gradients=False), LensPass(self.parts, visitor).attached(self._masked):
-            return self.torch_module.generate(batch.ids, attention_mask=batch.mask.long(), **options)  # type: ignore[operator]
+            return self.torch_module.generate(batch.ids, attention_mask=batch.mask.long(), **options)
 
     @contextlib.contextmanager
     def editing(self, edits: Sequence[Edit]) -> Iterator[None]:
@@ -155,16 +133,6 @@ class LensModel:
         values = {name: torch.stack([dense.answers[layer][name] for layer in asked]) for name in statistics}
         return AttentionRun(asked, values)
 
-    def mean(self, tokens: Prompts, kind: str = "z") -> Float[Tensor, "layer head d_head"]:
-        """Mean over real tokens of z (or q, k, v) for every layer and head."""
-        batch = self.batch(tokens)
-        weight = batch.mask[:, :, None, None].to(torch.float32) / batch.mask.sum()
-        run = self.run(batch, capture={Site(kind): lambda x: (x.float() * weight).sum((0, 1))})
-        rows = [run.acts[Site(kind, layer)] for layer in self.info.attention_layers]
-        full = torch.zeros(self.info.n_layers, *rows[0].shape, device=rows[0].device)
-        full[list(self.info.attention_layers)] = torch.stack(rows)
-        return full
-
     def weights(self) -> Weights:
         """Matrices of every layer as they are now, read off the bridge's modules by feeding them a basis."""
         return read_weights(self.bridge, self.parts, self.info.softcap)
@@ -176,10 +144,6 @@ class LensModel:
     def reads(self, layer: int) -> Reads:
         """How a layer's attention and MLP read the stream: the norms in between."""
         return read_reads(self.parts, layer)
-
-    def ov_circuits(self) -> OV:
-        """Value and output matrices of every head; see `OV`."""
-        return self.weights().ov_circuits()
 
     def _forward(self, batch: Batch, passing: LensPass) -> Tensor | None:
         """Logits, or None when the pass ended early."""

@@ -4,27 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import psutil
 import torch
 
 from interp.backends.plan.places import Place, Wanted
+from interp.environment import free_bytes, human_bytes
 from interp.errors import BackendError
 from interp.model import ModelInfo
-from interp.sites import Site
 
 UNASKED = 2**26  # bytes that a run may take without the machine being asked what is free
 MADE = ("pattern", "head_out")  # exist only when asked for; every other activation is there in any forward pass
-CGROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat", "inactive_file"),
-    (
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        "/sys/fs/cgroup/memory/memory.stat",
-        "total_inactive_file",
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -50,7 +39,7 @@ class Cost:
         """Total and its parts, the largest first."""
         parts = {**self.kept, "one layer in passing": self.passing, "logits": self.logits}
         listed = sorted(((b, name) for name, b in parts.items() if b), reverse=True)
-        return f"{human(self.total)} ({', '.join(f'{name} {human(b)}' for b, name in listed)})"
+        return f"{human_bytes(self.total)} ({', '.join(f'{name} {human_bytes(b)}' for b, name in listed)})"
 
 
 def estimate(
@@ -70,7 +59,7 @@ def estimate(
     passing = 0
     for (kind, _), things in wanted.items():
         for w in things:
-            size = activation_bytes(w.site, info, shape, d_mlp=d_mlp)
+            size = info.activation_bytes(w.site, shape, d_mlp=d_mlp)
             if w.reducer is None:
                 kept[kind] = kept.get(kind, 0) + size
             if kind in MADE:
@@ -79,35 +68,17 @@ def estimate(
     return Cost(kept, passing, shape[0] * shape[1] * info.d_vocab * item if logits else 0)
 
 
-def activation_bytes(site: Site, info: ModelInfo, shape: tuple[int, int], *, d_mlp: int | None = None) -> int:
-    """Bytes of a site's activation at one layer, for prompts of `shape` [batch pos]."""
-    batch, pos = shape
-    rows = batch * (pos if site.position is None else 1)
-    width = {
-        "pattern": (1 if site.head is not None else info.n_heads) * pos,
-        "z": info.n_heads * info.d_head,
-        "q": info.n_heads * info.d_head,
-        "k": info.n_kv_heads * info.d_head,
-        "v": info.n_kv_heads * info.d_head,
-        "head_out": info.n_heads * info.d_model,
-        "mlp_post": d_mlp or 4 * info.d_model,
-        "norm_scale": 1,
-        "logits": info.d_vocab,
-    }.get(site.kind, info.d_model)
-    return rows * width * _item(info)
-
-
 def require(cost: Cost, device: torch.device, *, what: str) -> None:
     """Raise BackendError when a run would not fit; `what` says whose cost it is. Small runs are let through unasked."""
     if cost.total <= UNASKED:
         return
-    free = available(device)
+    free = free_bytes(device)
     if cost.total > free:
         raise BackendError(
-            f"{what} would take {cost} and {human(free)} are free on {device}; name fewer layers, heads (L3H5.pattern) "
-            "or positions (L3.resid_post@-1), give reducers ({site: function}), run fewer prompts at a time, stop at "
-            "the last layer needed, ask Model.attention for statistics instead of patterns, or stream to disk with "
-            "interp.storage.capture_to"
+            f"{what} would take {cost} and {human_bytes(free)} are free on {device}; name fewer layers, heads "
+            "(L3H5.pattern) or positions (L3.resid_post@-1), give reducers ({site: function}), run fewer prompts at a "
+            "time, stop at the last layer needed, ask Model.attention for statistics instead of patterns, or stream to "
+            "disk with interp.storage.capture_to"
         )
 
 
@@ -128,41 +99,6 @@ def check_memory(
     cost = estimate(wanted, info, shape, d_mlp=d_mlp, logits=logits)
     kinds = ", ".join(sorted({kind for kind, _ in wanted}))
     require(cost, device, what=f"capturing {kinds or 'nothing'} of {shape[0]} x {shape[1]} tokens")
-
-
-def available(device: torch.device) -> int:
-    """Free bytes: of a CUDA device, its own cache included; else of this machine within its container's limit."""
-    if device.type == "cuda":
-        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + idle
-    return min([int(psutil.virtual_memory().available), *_contained()])
-
-
-def _contained() -> list[int]:
-    """What the container leaves, where there is one with a limit; file cache that can be dropped counts as free."""
-    for limit, used, stat, cache in CGROUPS:
-        try:
-            text = Path(limit).read_text().strip()
-            if text == "max":
-                continue
-            lines = dict(line.split() for line in Path(stat).read_text().splitlines())
-            return [max(0, int(text) - int(Path(used).read_text()) + int(lines.get(cache, 0)))]
-        except (OSError, ValueError):
-            continue
-    return []
-
-
-def human(size: int | float) -> str:
-    """Bytes for people: 1.5 GB (10^9).
-
-    >>> human(1_500_000_000)
-    '1.5 GB'
-    """
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if size < 1000 or unit == "TB":
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    raise AssertionError
 
 
 def _item(info: ModelInfo) -> int:

@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from interp.backends.hf.anatomy import Anatomy
 from interp.backends.plan.capture import Pass, refuse
 from interp.backends.plan.places import Place
 from interp.edits import Edit
@@ -16,28 +15,6 @@ from interp.errors import BackendError, SiteError
 from interp.sites import Site
 
 FIXED = "is a consequence of the residual stream, not a value of its own; edit resid_pre or resid_mid instead"
-
-
-def check_exists(plan: Pass, anatomy: Anatomy) -> None:
-    """Refuse sites that this architecture lacks, with the reason."""
-    for (kind, layer), thing in _asked(plan):
-        if kind == "norm_scale":
-            if isinstance(thing, Edit):
-                raise refuse(thing, f"the divisor of a norm {FIXED}")
-            _check_norm(thing, layer, anatomy)
-        elif layer is not None and kind in anatomy.stream[layer].missing:
-            raise refuse(thing, anatomy.stream[layer].missing[kind])
-
-
-def _check_norm(site: Site | Edit, layer: int | None, anatomy: Anatomy) -> None:
-    if layer is None:
-        if anatomy.final_norm is None:
-            raise refuse(site, "no norm stands before the unembedding")
-        return
-    part = anatomy.part(layer)
-    if part is None or part.norm_before is None:
-        what = "has no attention" if part is None else "has no norm before attention (norms follow it)"
-        raise refuse(site, f"layer {layer} {what}")
 
 
 def check_reached(
@@ -58,7 +35,7 @@ def check_reached(
     if start is not None and tuple(start[1].shape) != shape:
         expected = f"[batch pos d_model] = {shape}"
         raise SiteError(f"start: a residual of shape {tuple(start[1].shape)}; expected {expected}")
-    for (kind, layer), thing in _asked(plan):
+    for (kind, layer), thing in places_of(plan):
         if layer is None:
             if kind == "embed" and start is not None:
                 raise refuse(thing, f"the run starts at layer {first} with a residual of yours and has no embeddings")
@@ -68,7 +45,8 @@ def check_reached(
             raise refuse(thing, f"layer {layer} is not run; this run has layers {first} to {last}")
 
 
-def _asked(plan: Pass) -> Iterator[tuple[Place, Site | Edit]]:
+def places_of(plan: Pass) -> Iterator[tuple[Place, Site | Edit]]:
+    """Every capture and every edit of a pass, with its place."""
     for place, wanted in plan.wanted.items():
         for w in wanted:
             yield place, w.site

@@ -235,7 +235,7 @@ def test_a_plan_states_passes_and_memory(monkeypatch):
     assert plan(model, task, steps=5, rule="left").forwards == 6
     assert "backward" in str(stated["eap"])
     assert plan(model, task, batch_size=1).memory["autograd"] < stated["eap"].memory["autograd"]
-    monkeypatch.setattr("circuits.attribution.cost.available", lambda device: 1000)
+    monkeypatch.setattr("circuits.attribution.cost.free_bytes", lambda device: 1000)
     with pytest.raises(BackendError, match=r"are free on cpu; take a smaller batch_size"):
         edge_attribution(model, task)
 

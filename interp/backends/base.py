@@ -1,0 +1,155 @@
+"""What backends that run a torch module have alike: all of `interp.model.Model` that needs no pass of its own."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterator, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.backends.plan.validate import checked
+from interp.batch import Batch, Prompts
+from interp.edits import Edit
+from interp.model import Capture, ModelInfo, Run, Start
+from interp.numerics import device_of
+from interp.sites import Site
+from interp.weights.weights import OV, Weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+class ModuleModel(ABC):
+    """A model around a transformers module; the passes and what they plan are the backend's own.
+
+    Attributes:
+        torch_module: the module that is run. info, backend, tokenizer: as in `interp.model.Model`.
+    """
+
+    backend: str
+    torch_module: Any
+    info: ModelInfo
+    tokenizer: PreTrainedTokenizerBase | None
+
+    @abstractmethod
+    def run(
+        self,
+        tokens: Prompts,
+        *,
+        capture: Capture = (),
+        edits: Sequence[Edit] = (),
+        start: Start | None = None,
+        stop: int | None = None,
+        gradients: bool = False,
+    ) -> Run:
+        """Forward pass with captures and edits; see `interp.model.Model.run`."""
+
+    @abstractmethod
+    def weights(self) -> Weights:
+        """Matrices of every layer as they are now."""
+
+    def __repr__(self) -> str:
+        """One line: name, family and sizes."""
+        i = self.info
+        return f"<{i.family} {i.name!r}: {i.n_layers} layers x {i.n_heads} heads, d_model {i.d_model}, {i.dtype}>"
+
+    def _repr_html_(self) -> str:
+        """Its facts as a table, for a notebook."""
+        return _html(self.info, backend=self.backend)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go in."""
+        return device_of(self.torch_module.get_input_embeddings())
+
+    @property
+    def bos_id(self) -> int | None:
+        """Id that starts a prompt by the model's configuration, None without."""
+        bos = getattr(self.torch_module.config, "bos_token_id", None)
+        return bos if isinstance(bos, int) and 0 <= bos < self.info.d_vocab else None
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """Ids that the configuration sets apart, those inside the vocabulary."""
+        values = [getattr(self.torch_module.config, name, None) for name in SPECIAL]
+        ids = [i for v in values if v is not None for i in (v if isinstance(v, list) else [v])]
+        return tuple(i for i in ids if 0 <= i < self.info.d_vocab)
+
+    @property
+    def rank(self) -> int:
+        """0: one process has all of the model."""
+        return 0
+
+    def agree(self, numbers: tuple[int, ...], what: str) -> None:  # noqa: B027  (not abstract: most have nothing to do)
+        """Nothing: no other process shares the model."""
+
+    def batch(self, tokens: Prompts) -> Batch:
+        """Tokens as a batch on the model's device.
+
+        Raises:
+            TaskError: empty, longer than the model's context, or ids outside its vocabulary.
+        """
+        return checked(Batch.of(tokens, self.tokenizer).to(self.device), self.info)
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Context in which no parameter takes a gradient; each is as it was afterwards."""
+        held = [p for p in self.torch_module.parameters() if p.requires_grad]
+        for parameter in held:
+            parameter.requires_grad = False
+        try:
+            yield
+        finally:
+            for parameter in held:
+                parameter.requires_grad = True
+
+    def fingerprint(self) -> Hashable:
+        """Version and address of every parameter: a change in place counts up the one, another tensor has another."""
+        return tuple(x for p in self.torch_module.parameters() for x in (p._version, p.data_ptr()))
+
+    def mean(self, tokens: Prompts, kind: str = "z") -> Float[Tensor, "layer ..."]:
+        """Mean over real tokens of a kind of activation, [layer head d_head] or [layer d]; zeros where it has none."""
+        batch = self.batch(tokens)
+        weight = (batch.mask / batch.mask.sum()).flatten()
+
+        def reduce(x: Tensor) -> Tensor:
+            return (weight.to(x.device) @ x.float().flatten(0, 1).flatten(1)).view(x.shape[2:])
+
+        acts = self.run(batch, capture={Site(kind): reduce}).acts
+        rows = {site.first: mean for site, mean in acts.items()}
+        first = next(iter(rows.values()))
+        full = torch.zeros(self.info.n_layers, *first.shape, device=first.device)
+        for layer, mean in rows.items():
+            full[layer] = mean.to(full.device)
+        return full
+
+    def ov_circuits(self) -> OV:
+        """Value and output matrices of every head; see `OV`."""
+        return self.weights().ov_circuits()
+
+
+def sliding_window(config: object, layer: int) -> int | None:
+    """Sliding window of a layer as its config states it (information only: masks are taken from the model itself)."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and kinds[layer] != "sliding_attention":
+        return None
+    if getattr(config, "use_sliding_window", True) is False:
+        return None
+    return getattr(config, "sliding_window", None)
+
+
+def _html(info: ModelInfo, *, backend: str) -> str:
+    """What a notebook shows of a model: every fact as a row."""
+    facts = {**info.facts, "Backend": backend}
+    cells = "".join(
+        f'<tr><th style="text-align: left">{escape(term)}</th><td style="text-align: left">{escape(fact)}</td></tr>'
+        for term, fact in facts.items()
+    )
+    return f"<table>{cells}</table>"
