@@ -4,10 +4,10 @@
     found = circuit(interp.load("zoo:default"), "ioi")    # scored, chosen, judged on held-out prompts
     found.graph.draw()
 
-Each module holds one method that finds, scores or reads a circuit: activation and path patching, edge attribution,
-circuit search, learned masks, contextual decomposition, the graph that they return, and how faithful such a graph is to
-the model. It builds on `interp` and knows nothing of `probes`. Names are imported when first used;
-what is called like its module is not here: `from circuits.evaluation._faithfulness import faithfulness`.
+Each room holds one side of it: `graph` what a circuit is, `wiring` the edges of a model, `patching`, `attribution` and
+`search` the methods that find or score one, `evaluation` how faithful it is to the model. It builds on `interp` and
+knows nothing of `probes`. Every public function is here, `from circuits import faithfulness`, and imported when first
+used.
 """
 
 from __future__ import annotations
@@ -19,18 +19,29 @@ _HOME = {
     "Case": "circuits.wiring.case",
     "Graph": "circuits.graph.graph",
     "Layout": "circuits.graph.layout",
+    "acdc": "circuits.search._acdc",
     "acdc_sweep": "circuits.search._acdc",
     "activation_patching": "interp.patching.activations",
+    "agreement": "circuits.evaluation.scoreboard",
     "all_edges_exact": "circuits.patching.paths",
     "circuit": "circuits.find",
     "completeness": "circuits.evaluation._minimality",
     "contextual_decomposition": "circuits.search.cdt",
     "cross_faithfulness": "circuits.evaluation.reuse",
+    "curve": "circuits.evaluation._curve",
     "edge_attribution": "circuits.attribution.edge_gradients",
     "edge_pruning": "circuits.search.pruning",
+    "faithfulness": "circuits.evaluation._faithfulness",
+    "hypotheses": "circuits.evaluation._hypotheses",
+    "judge_edges": "circuits.evaluation.truth",
+    "judge_nodes": "circuits.evaluation.truth",
+    "minimality": "circuits.evaluation._minimality",
     "node_attribution": "interp.patching.nodes",
     "overlap": "circuits.evaluation.reuse",
+    "path_patching": "circuits.patching.paths",
     "plan": "circuits.attribution.cost",
+    "planted": "circuits.evaluation.truth",
+    "published": "circuits.evaluation.truth",
     "random_circuits": "circuits.graph.controls",
     "repair": "circuits.evaluation.reuse",
     "run_edges": "circuits.wiring.edges",
@@ -42,16 +53,27 @@ _HOME = {
 if TYPE_CHECKING:
     from circuits.attribution.cost import plan as plan
     from circuits.attribution.edge_gradients import edge_attribution as edge_attribution
+    from circuits.evaluation._curve import curve as curve
+    from circuits.evaluation._faithfulness import faithfulness as faithfulness
+    from circuits.evaluation._hypotheses import hypotheses as hypotheses
     from circuits.evaluation._minimality import completeness as completeness
+    from circuits.evaluation._minimality import minimality as minimality
     from circuits.evaluation.reuse import cross_faithfulness as cross_faithfulness
     from circuits.evaluation.reuse import overlap as overlap
     from circuits.evaluation.reuse import repair as repair
+    from circuits.evaluation.scoreboard import agreement as agreement
+    from circuits.evaluation.truth import judge_edges as judge_edges
+    from circuits.evaluation.truth import judge_nodes as judge_nodes
+    from circuits.evaluation.truth import planted as planted
+    from circuits.evaluation.truth import published as published
     from circuits.find import circuit as circuit
     from circuits.graph.controls import random_circuits as random_circuits
     from circuits.graph.graph import Graph as Graph
     from circuits.graph.layout import Layout as Layout
     from circuits.patching.paths import all_edges_exact as all_edges_exact
+    from circuits.patching.paths import path_patching as path_patching
     from circuits.patching.tracing import trace as trace
+    from circuits.search._acdc import acdc as acdc
     from circuits.search._acdc import acdc_sweep as acdc_sweep
     from circuits.search.cdt import contextual_decomposition as contextual_decomposition
     from circuits.search.pruning import edge_pruning as edge_pruning
@@ -66,18 +88,29 @@ __all__ = [
     "Case",
     "Graph",
     "Layout",
+    "acdc",
     "acdc_sweep",
     "activation_patching",
+    "agreement",
     "all_edges_exact",
     "circuit",
     "completeness",
     "contextual_decomposition",
     "cross_faithfulness",
+    "curve",
     "edge_attribution",
     "edge_pruning",
+    "faithfulness",
+    "hypotheses",
+    "judge_edges",
+    "judge_nodes",
+    "minimality",
     "node_attribution",
     "overlap",
+    "path_patching",
     "plan",
+    "planted",
+    "published",
     "random_circuits",
     "repair",
     "run_edges",
@@ -88,6 +121,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    """Import a public name from its home on first use (PEP 562)."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_HOME[name]), name)

@@ -52,7 +52,7 @@ def _swept(model: Model, task: PromptTask, metric: str | None, batch_size: int, 
 METHODS: Mapping[str, Method] = {
     "exact": Method("a share of a forward pass for every edge", _exact),
     "eap": Method("2 forward, 1 backward", _attributed("eap")),
-    "eap-ig": Method("7 forward, 5 backward", _attributed("eap-ig-inputs")),
+    "eap-ig": Method("7 forward, 5 backward", _attributed("eap-ig")),
     "eap-ig-activations": Method("5 (2 layers + 1), half of each", _attributed("eap-ig-activations")),
     "clean-corrupted": Method("2 forward, 2 backward", _attributed("clean-corrupted")),
     "acdc": Method(f"a share of a forward pass for every edge and each of {len(THRESHOLDS)} thresholds", _swept),

@@ -88,7 +88,7 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "circuits": (
         "Circuits",
-        "How components work together. Names of the package first, then what is called like its module.",
+        "How components work together. All functions are names of `circuits`; the modules say more of each.",
         (
             "circuits",
             "circuits.find",
@@ -105,6 +105,10 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "circuits.search._acdc",
             "circuits.search.pruning",
             "interp.patching.activations",
+            "interp.patching.case",
+            "interp.patching.readout",
+            "interp.patching.metric_gradients",
+            "interp.patching.quadrature",
             "circuits.patching.paths",
             "circuits.patching.tracing",
             "circuits.search.sparse_attention",

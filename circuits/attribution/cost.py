@@ -72,7 +72,7 @@ def plan(
     model: Model,
     task: PromptTask,
     *,
-    method: str = "eap-ig-inputs",
+    method: str = "eap-ig",
     steps: int = 5,
     rule: str = "midpoint",
     batch_size: int = 8,

@@ -7,7 +7,7 @@ edge is changed from one run's activation to the other's, so an edge's score est
 Methods differ in where the gradient is taken:
 eap: on the prompts themselves (Syed et al. 2023, arXiv 2310.10348). Two forward passes and one backward. Blind to where
     the metric saturates: a head whose softmax is flat there scores nothing.
-eap-ig-inputs: mean over the straight line between the two prompts' embeddings (Hanna et al. 2024, arXiv 2403.17806).
+eap-ig: mean over the straight line between the two prompts' embeddings (Hanna et al. 2024, arXiv 2403.17806).
     Edges out of `embed` then sum to the whole change of the metric; the residual says how nearly. Where a mixture of
     experts chooses others on the way, the metric jumps, which no gradient sees: the residual stays.
 eap-ig-activations: each layer's attention, and each MLP, is led from one run's write to the other's on its own, and
@@ -30,12 +30,13 @@ from torch import Tensor
 from circuits.attribution.contraction import Contraction
 from circuits.attribution.cost import plan
 from circuits.attribution.edge_scores import EdgeScores, left_over
-from circuits.attribution.quadrature import Point, nodes
+from circuits.attribution.quadrature import nodes
 from circuits.attribution.slot_gradients import Slopes, Written, ended, slopes, write_sites, written
 from circuits.wiring.case import Case
 from interp.edits import Edit, Replace
 from interp.errors import TaskError, nearest
 from interp.model import Model, Start
+from interp.patching.quadrature import Point
 from interp.sites import Site
 from interp.tasks import PromptTask
 
@@ -48,7 +49,7 @@ def edge_attribution(
     model: Model,
     task: PromptTask,
     *,
-    method: str = "eap-ig-inputs",
+    method: str = "eap-ig",
     metric: str | None = None,
     steps: int = 5,
     rule: str = "midpoint",
@@ -78,7 +79,7 @@ def edge_attribution(
         by_role: keep the scores apart by the role of the token at which the edge is read. A token with several roles
             counts for the first, so that the parts sum to the whole.
         keep_prompts: keep each prompt's scores, for intervals and stability; no further pass, but their memory.
-        tolerance: residual of eap-ig-inputs above which steps are doubled; None: never.
+        tolerance: residual of eap-ig above which steps are doubled; None: never.
         max_steps: no more steps than these.
 
     Raises:
@@ -94,7 +95,7 @@ def edge_attribution(
     if case.metric == "kl" and all(at == clean for at, _ in path):
         raise TaskError(
             "kl is measured against the clean run, where its gradient is zero: every edge would score 0. Take "
-            'method="eap-ig-inputs", direction="denoising", or the metric of the task'
+            'method="eap-ig", direction="denoising", or the metric of the task'
         )
     options = {"steps": steps, "rule": rule, "batch_size": batch_size}
     plan(model, task, method=method, by_role=by_role, keep_prompts=keep_prompts, **options).require()
@@ -105,7 +106,7 @@ def edge_attribution(
     while True:
         found = _Gathered.of(case, method, path, batch_size, by_role=by_role, keep=keep_prompts)
         tried[str(steps)] = found.residual
-        refine = method == "eap-ig-inputs" and tolerance is not None and found.residual > tolerance
+        refine = method == "eap-ig" and tolerance is not None and found.residual > tolerance
         if not refine or 2 * steps > max_steps:
             break
         steps *= 2

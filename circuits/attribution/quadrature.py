@@ -1,15 +1,11 @@
-"""Where along the way from one run to the other gradients are taken, by method."""
+"""Where along the way from one run to the other gradients are taken, by method of edge attribution."""
 
 from __future__ import annotations
 
-import numpy as np
-
 from interp.errors import TaskError, nearest
+from interp.patching.quadrature import Point, points
 
-METHODS = ("eap", "eap-ig-inputs", "eap-ig-activations", "clean-corrupted")
-RULES = ("midpoint", "left", "right", "gauss")
-Point = tuple[float, float]
-"""Where along the path a gradient is taken, 0 its beginning and 1 its end, and its weight."""
+METHODS = ("eap", "eap-ig", "eap-ig-activations", "clean-corrupted")
 
 
 def nodes(method: str, *, steps: int, rule: str) -> tuple[Point, ...]:
@@ -20,18 +16,6 @@ def nodes(method: str, *, steps: int, rule: str) -> tuple[Point, ...]:
     """
     if method not in METHODS:
         raise TaskError(f"unknown method {method!r}; {nearest(method, METHODS)}")
-    if rule not in RULES:
-        raise TaskError(f"unknown rule {rule!r}; {nearest(rule, RULES)}")
-    if steps < 1:
-        raise TaskError(f"{steps} steps; at least one gradient is needed")
+    along = points(rule, steps)
     fixed: dict[str, tuple[Point, ...]] = {"eap": ((0.0, 1.0),), "clean-corrupted": ((0.0, 0.5), (1.0, 0.5))}
-    return fixed[method] if method in fixed else points(rule, steps)
-
-
-def points(rule: str, steps: int) -> tuple[Point, ...]:
-    """Nodes and weights on [0, 1] of a rule of quadrature."""
-    if rule == "gauss":
-        at, weights = np.polynomial.legendre.leggauss(steps)
-        return tuple(zip(((at + 1) / 2).tolist(), (weights / 2).tolist(), strict=True))
-    shift = {"left": 0.0, "midpoint": 0.5, "right": 1.0}[rule]
-    return tuple(((i + shift) / steps, 1 / steps) for i in range(steps))
+    return fixed.get(method, along)

@@ -1,8 +1,4 @@
-"""One backward pass for all slots: the metric's gradient at q, k, v and the MLP inputs, and what the run wrote.
-
-Only what is read at END reaches the metric, so the unembedding is done there alone: the last layer is left behind with
-`stop`, and the model's own head is run on one token per prompt whose stream is put in.
-"""
+"""One backward pass for all slots: the metric's gradient at q, k, v and the MLP inputs, and what the run wrote."""
 
 from __future__ import annotations
 
@@ -15,11 +11,12 @@ from torch import Tensor
 
 from circuits.graph.layout import Layout
 from circuits.wiring.case import Case
-from circuits.wiring.readout import unembedded
 from interp.batch import Batch
 from interp.edits import Edit
-from interp.errors import TaskError
 from interp.model import Start
+from interp.numerics import wide
+from interp.patching.metric_gradients import metric_gradients
+from interp.patching.readout import at_end, value_at_end
 from interp.sites import Site
 
 QKV = ("q", "k", "v")
@@ -85,21 +82,6 @@ def written(case: Case, acts: dict[Site, Tensor]) -> Written:
     return Written(wide(acts[Site("resid_pre", 0)]), heads, mlps)
 
 
-def wide(x: Tensor) -> Tensor:
-    """At least float32, detached."""
-    return x.detach().to(torch.promote_types(x.dtype, torch.float32))
-
-
-def at_end(case: Case, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch d_model"]:
-    """The stream at each prompt's END."""
-    return resid[torch.arange(len(resid), device=resid.device), case.task.end.to(resid.device)]
-
-
-def judged(case: Case, end: Float[Tensor, "batch d_model"], *, gradients: bool = False) -> Float[Tensor, " batch"]:
-    """The metric of each prompt whose stream ends in `end`: final norm, unembedding and cap are the model's own."""
-    return case.value(unembedded(case, end, gradients=gradients))
-
-
 @torch.no_grad()
 def ended(case: Case, tokens: Batch, *, streams: bool = False) -> tuple[dict[Site, Tensor], Float[Tensor, " batch"]]:
     """Captures of a run that need no gradient, and the metric; `streams` adds what the activation paths start from."""
@@ -112,7 +94,7 @@ def ended(case: Case, tokens: Batch, *, streams: bool = False) -> tuple[dict[Sit
     behind = Site("resid_post", last)
     run = case.model.run(tokens, capture={**dict.fromkeys(sites), behind: lambda x: at_end(case, x)}, stop=last)
     acts = dict(run.acts)
-    return acts, judged(case, acts.pop(behind))
+    return acts, value_at_end(case, acts.pop(behind))
 
 
 def slopes(
@@ -129,36 +111,18 @@ def slopes(
     """
     layout, first = case.layout, 0 if start is None else start[0]
     layers = range(first, layout.n_layers)
-    last = Site("resid_post", layout.n_layers - 1)
-    wanted = [Site(kind, i) for i in layers for kind in _read_at(layout, i)]
+    slots = [Site(kind, i) for i in layers for kind in _read_at(layout, i)]
     beside = [Site("resid_pre", i) for i in layers]
     if layout.mlps and not layout.parallel:
         beside += [Site("attn_out", i) for i in layers if layout.has_heads(i)]
-    with case.model.frozen(), torch.enable_grad():
-        run = case.model.run(
-            case.task.clean,
-            capture=list(dict.fromkeys([*wanted, *beside, *also, last])),
-            start=start,
-            stop=layout.n_layers - 1,
-            edits=edits,
-            gradients=True,
-        )
-        end = at_end(case, run.acts[last])
-        value = judged(case, end, gradients=True)
-        if not value.requires_grad:
-            raise TaskError(f"{case.metric} has no gradient: attribution needs a metric that follows the logits")
-        # a slot that nothing reads (the keys of a lone token) is not used: its gradient is zero
-        found = torch.autograd.grad(
-            value.sum(), [end, *(run.acts[s] for s in wanted)], allow_unused=True, materialize_grads=True
-        )
-    acts = {site: x.detach() for site, x in run.acts.items() if site != last}
+    found = metric_gradients(case, slots, beside=[*beside, *also], start=start, edits=edits)
+    acts = found.acts
     stream = {i: wide(acts[Site("resid_pre", i)]) for i in layers}
     mid = {
         i: stream[i] + wide(acts[Site("attn_out", i)]) if Site("attn_out", i) in beside else stream[i] for i in layers
     }
     kept = {site: acts[site] for site in also}
-    grads = {site: wide(g) for site, g in zip(wanted, found[1:], strict=True)}
-    return Slopes(grads, wide(found[0]), stream, mid, kept, value.detach())
+    return Slopes(found.sites, found.end, stream, mid, kept, found.value)
 
 
 def _read_at(layout: Layout, layer: int) -> tuple[str, ...]:

@@ -19,10 +19,10 @@ from torch import Tensor
 from circuits.patching.paired_runs import Both
 from circuits.patching.receiver_edits import Receivers, Stage, stage_of, stream_site
 from circuits.wiring.edges import Sent, run_edges, sent
-from circuits.wiring.readout import Exit
 from interp.batch import Batch
 from interp.components import Kind, kind
 from interp.edits import Edit, Replace
+from interp.patching.readout import Exit
 from interp.sites import Site
 
 Streams = Mapping[Stage, Float[Tensor, "path batch pos d_model"]]

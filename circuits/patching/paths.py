@@ -29,11 +29,11 @@ from circuits.graph.layout import Layout
 from circuits.patching.paired_runs import Both
 from circuits.patching.path_runs import Path, Reach
 from circuits.wiring.case import Case
-from circuits.wiring.readout import Exit
 from interp.components import LOGITS, Component, Kind, kind, parse_slot, slot_name
 from interp.errors import SchemaError, nearest
 from interp.model import Model
 from interp.patching.effect_table import COLUMNS, Mode, checked, effects, provenance
+from interp.patching.readout import Exit
 from interp.results.results import Result, frame
 from interp.tasks import PromptTask
 

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from circuits.wiring.case import Case
 from circuits.wiring.ports import QKV
-from circuits.wiring.readout import unembedded
 from interp.attention import StopForward
 from interp.batch import Batch
 from interp.edits import Apply, Replace
+from interp.patching.readout import unembedded
 from interp.sites import Site
 
 ALIKE = 1e-5
@@ -225,7 +225,7 @@ class Parts:
         rows = len(gain)
         flat = (gain + at(self.last, self.case.task.end)).flatten(0, 2)
         self.cost += len(flat)
-        logits = unembedded(self.case, flat)
+        logits = unembedded(self.model, flat)
         if rows not in self._repeats:
             self._repeats[rows] = self.case.repeated(rows)
         values = self._repeats[rows].value(logits)

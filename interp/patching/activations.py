@@ -10,14 +10,14 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from circuits.wiring.case import Case
-from circuits.wiring.readout import Exit
 from interp.batch import Batch
 from interp.edits import Edit, Replace
 from interp.errors import SiteError, TaskError, nearest
 from interp.model import Model, ModelInfo
+from interp.patching.case import Case
 from interp.patching.effect_table import COLUMNS, MODES, Mode, checked, effects, provenance
 from interp.patching.names import component_of
+from interp.patching.readout import Exit
 from interp.results.results import Result, frame
 from interp.sites import PER_HEAD, UNLAYERED, Site
 from interp.tasks import PromptTask
@@ -125,12 +125,13 @@ def patched_values(
     case: Case, sites: Sequence[Site], places: Sequence[_Where], *, mode: Mode, batch_size: int
 ) -> tuple[Float[ndarray, "node prompt"], Float[ndarray, " prompt"], Float[ndarray, " prompt"]]:
     """m(base | node := other) of every site at every place, m(base), and m(other); NaN where a prompt lacks a place."""
-    parts = []
-    first = 0
+    parts, first, way_out = [], 0, None
     for part in case.batches(batch_size):
         rows, width = slice(first, first + len(part)), part.task.clean.ids.shape[1]
         here = [replace(p, mask=None if p.mask is None else p.mask[rows, :width]) for p in places]
-        parts.append(_Portion(part, sites, mode).values(here, batch_size))
+        portion = _Portion(part, sites, mode)
+        way_out = way_out or Exit.of(part, portion.base_end)
+        parts.append(portion.values(here, batch_size, way_out))
         first += len(part)
     patched, base, other = (torch.cat(x, -1).cpu().double().numpy() for x in zip(*parts, strict=True))
     return patched, base, other
@@ -151,10 +152,14 @@ class _Portion:
         self.resid = {_layer(site): acts[site][: self.n] for site in entering}
         self.other = {_whole(site): acts[_whole(site)][self.n :] for site in sites}
         self.end = acts[leaving][torch.arange(len(both.ids)), task.end.repeat(2)]
-        self.exit = Exit.of(part, self.end[: self.n])
+
+    @property
+    def base_end(self) -> Float[Tensor, "prompt d_model"]:
+        """The stream behind the last layer at END, in the run that is patched."""
+        return self.end[: self.n]
 
     def values(
-        self, places: Sequence[_Where], batch_size: int
+        self, places: Sequence[_Where], batch_size: int, way_out: Exit
     ) -> tuple[Float[Tensor, "node prompt"], Float[Tensor, " prompt"], Float[Tensor, " prompt"]]:
         """Patched, base and other, of these prompts."""
         jobs = [(site, place) for site in self.sites for place in places]
@@ -167,11 +172,11 @@ class _Portion:
             for first in range(0, len(members), size):
                 chosen = members[first : first + size]
                 resid = self._patched(layer, [jobs[i] for i in chosen])
-                found[chosen] = self.exit.values(self.part, resid).double()
+                found[chosen] = way_out.values(self.part, resid).double()
         for i, (_, place) in enumerate(jobs):
             if place.mask is not None:
                 found[i, ~place.mask.any(1)] = torch.nan
-        ends = self.exit.values(self.part, self.end.unflatten(0, (2, self.n)))
+        ends = way_out.values(self.part, self.end.unflatten(0, (2, self.n)))
         return found, ends[0], ends[1]
 
     def _patched(self, layer: int, jobs: Sequence[tuple[Site, _Where]]) -> Float[Tensor, "node prompt d_model"]:
@@ -246,13 +251,14 @@ def _column(task: PromptTask, at: Int[Tensor, " prompt"], known: Bool[Tensor, " 
 
 
 def _named(site: Site, where: _Where, case: Case) -> dict[str, object]:
+    info = case.model.info
     return {
         "analysis": "activation_patching",
         "variant": case.task.corruption,
         "site": str(site),
         "layer": site.first,
         "head": site.head,
-        "component": component_of(site, group=case.layout.group),
+        "component": component_of(site, group=info.n_heads // info.n_kv_heads),
         "position": where.position if site.position is None else site.position,
         "role": where.role,
         "unit": case.metric,

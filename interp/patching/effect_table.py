@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from circuits.wiring.case import Case
 from interp.environment import versions
 from interp.errors import SchemaError, nearest
+from interp.patching.case import Case
 from interp.results.provenance import plain
 from interp.results.results import SCHEMA_VERSION
 

@@ -23,14 +23,14 @@ from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
 
-from circuits.attribution.quadrature import nodes as path_nodes
-from circuits.attribution.slot_gradients import at_end, judged, wide
-from circuits.graph.layout import Layout
-from circuits.wiring.case import Case
 from interp.edits import Replace
 from interp.errors import TaskError, nearest
-from interp.model import Model, Start
+from interp.model import Model, ModelInfo
+from interp.numerics import wide
+from interp.patching.case import Case
+from interp.patching.metric_gradients import metric_gradients
 from interp.patching.names import component_of
+from interp.patching.quadrature import points
 from interp.results.stats import bootstrap_mean
 from interp.sites import Site
 from interp.tasks import PromptTask
@@ -46,13 +46,14 @@ class NodeScores:
 
     Attributes:
         sites: the nodes; those of q, k, v and z name a head, those of k and v a key-value head.
+        components: whose they are: `L3H5` for z and q, `L3KV1` for shared k and v, `M3`, `L3` for the stream.
         prompts: score of each prompt and node, in the metric.
-        layout: the model's components. provenance: method, metric, task and model, as plain values.
+        provenance: method, metric, task and model, as plain values.
     """
 
     sites: tuple[Site, ...]
+    components: tuple[str, ...]
     prompts: Float[ndarray, "prompt node"]
-    layout: Layout
     provenance: Mapping[str, Any]
 
     @property
@@ -61,10 +62,9 @@ class NodeScores:
         return self.prompts.mean(0)
 
     def of(self, kind: str) -> dict[str, float]:
-        """Scores of one kind by component: `L3H5` for z and q, `L3KV1` for shared k and v, `M3`, `L3` (stream)."""
-        group = self.layout.group
-        scores = zip(self.sites, self.mean, strict=True)
-        return {component_of(s, group=group): float(v) for s, v in scores if s.kind == kind}
+        """Scores of one kind by component."""
+        rows = zip(self.sites, self.components, self.mean, strict=True)
+        return {component: float(value) for site, component, value in rows if site.kind == kind}
 
     def table(self, *, seed: int = 0) -> pd.DataFrame:
         """One row per node, strongest first, with standard error and bootstrap interval (95 %) over prompts."""
@@ -74,7 +74,7 @@ class NodeScores:
                 "site": [str(s) for s in self.sites],
                 "kind": [s.kind for s in self.sites],
                 "layer": [s.first for s in self.sites],
-                "component": [component_of(s, group=self.layout.group) for s in self.sites],
+                "component": list(self.components),
                 "score": found.mean,
                 "se": found.se,
                 "ci_low": found.low,
@@ -118,12 +118,11 @@ def node_attribution(
     case = Case.of(model, task, metric=metric)
     if case.metric == "kl" and method != "atp-ig":
         raise TaskError('kl is measured against the clean run, where its gradient is zero; take method="atp-ig"')
-    path = path_nodes("eap-ig-inputs" if method == "atp-ig" else "eap", steps=steps, rule=rule)
-    sites = _sites(case.layout)
+    path, sites = points(rule, steps), _sites(model)
     parts = []
     for part in case.batches(batch_size):
-        by_place = _scores(part, method, path, sites)
-        parts.append(torch.cat([by_place[site] for site in sites], 1).cpu().double().numpy())
+        by_site = _scores(part, method, path, sites)
+        parts.append(torch.cat([by_site[site] for site in sites], 1).cpu().double().numpy())
     told = {
         "method": method,
         "metric": case.metric,
@@ -132,22 +131,24 @@ def node_attribution(
         "model": model.info.as_dict(),
         "task": task.provenance(),
     }
-    named = tuple(node for site in sites for node in _nodes(site, case.layout))
-    return NodeScores(named, np.concatenate(parts), case.layout, told)
+    nodes = tuple(node for site in sites for node in _nodes(site, model.info))
+    group = model.info.n_heads // model.info.n_kv_heads
+    names = tuple(component_of(node, group=group) for node in nodes)
+    return NodeScores(nodes, names, np.concatenate(parts), told)
 
 
-def _sites(layout: Layout) -> list[Site]:
-    found = []
-    for kind in KINDS:
-        layers = [i for i in range(layout.n_layers) if kind not in HEADS or layout.has_heads(i)]
-        found += [Site(kind, i) for i in layers] if kind != "mlp_out" or layout.mlps else []
-    return found
+def _sites(model: Model) -> list[Site]:
+    """Every kind at the layers that have it."""
+    every = tuple(range(model.info.n_layers))
+    with_mlp = tuple(layer for layer in every if "mlp_out" not in model.reads(layer).missing)
+    layers: dict[str, tuple[int, ...]] = {**dict.fromkeys(HEADS, model.info.attention_layers), "mlp_out": with_mlp}
+    return [Site(kind, layer) for kind in KINDS for layer in layers.get(kind, every)]
 
 
-def _nodes(site: Site, layout: Layout) -> list[Site]:
+def _nodes(site: Site, info: ModelInfo) -> list[Site]:
     if site.kind not in HEADS:
         return [site]
-    n = layout.n_kv_heads if site.kind in ("k", "v") else layout.n_heads
+    n = info.n_kv_heads if site.kind in ("k", "v") else info.n_heads
     return [Site(site.kind, site.first, head=head) for head in range(n)]
 
 
@@ -156,44 +157,27 @@ def _scores(
 ) -> dict[Site, Float[Tensor, "batch node"]]:
     """Scores of one portion of prompts, by site."""
     embed = Site("resid_pre", 0)
-    last = case.layout.n_layers - 1
+    last = case.model.info.n_layers - 1
     if method == "hisp":
-        acts, grads = _gradients(case, sites)
-        return {site: _dot(acts[site], grads[site]).abs() for site in sites}
-    other = {s: wide(x) for s, x in case.model.run(case.task.corrupt, capture=sites, stop=last).acts.items()}
+        slopes = metric_gradients(case, sites)
+        return {site: _dot(wide(slopes.acts[site]), slopes.sites[site]).abs() for site in sites}
+    other = {s: wide(x.detach()) for s, x in case.model.run(case.task.corrupt, capture=sites, stop=last).acts.items()}
     if method == "atp-ig":
-        own = {s: wide(x) for s, x in case.model.run(case.task.clean, capture=sites, stop=last).acts.items()}
+        own = {s: wide(x.detach()) for s, x in case.model.run(case.task.clean, capture=sites, stop=last).acts.items()}
         grads = {site: torch.zeros_like(x) for site, x in own.items()}
         for node, weight in path:
             entry = own[embed] + node * (other[embed] - own[embed])
-            found = _gradients(case, sites, start=(0, entry))[1]
-            grads = {site: g + weight * found[site] for site, g in grads.items()}
+            slopes = metric_gradients(case, sites, start=(0, entry)).sites
+            grads = {site: g + weight * slopes[site] for site, g in grads.items()}
     else:
-        own, grads = _gradients(case, sites)
+        slopes = metric_gradients(case, sites)
+        own, grads = {site: wide(slopes.acts[site]) for site in sites}, slopes.sites
     scores = {site: _dot(other[site] - own[site], grads[site]) for site in sites}
     if method == "atp-qkfix":
         for layer in case.model.info.attention_layers:
             for port in ("q", "k"):
                 scores[Site(port, layer)] = _fixed(case, port, layer, own, other, grads)
     return scores
-
-
-def _gradients(
-    case: Case, sites: list[Site], *, start: Start | None = None
-) -> tuple[dict[Site, Tensor], dict[Site, Tensor]]:
-    """Activations and gradients of each prompt's metric at every site, from one pass."""
-    last = Site("resid_post", case.layout.n_layers - 1)
-    with case.model.frozen(), torch.enable_grad():
-        run = case.model.run(
-            case.task.clean, capture=[*sites, last], start=start, stop=case.layout.n_layers - 1, gradients=True
-        )
-        value = judged(case, at_end(case, run.acts[last]), gradients=True)
-        if not value.requires_grad:
-            raise TaskError(f"{case.metric} has no gradient: attribution needs a metric that follows the logits")
-        found = torch.autograd.grad(
-            value.sum(), [run.acts[s] for s in sites], allow_unused=True, materialize_grads=True
-        )
-    return {s: wide(run.acts[s]) for s in sites}, {s: wide(g) for s, g in zip(sites, found, strict=True)}
 
 
 @torch.no_grad()
@@ -206,8 +190,8 @@ def _fixed(
     run = case.model.run(
         case.task.clean, capture=[z], start=(layer, entry), stop=layer, edits=[Replace(site, other[site])]
     )
-    by_head = _dot(wide(run.acts[z]) - own[z], grads[z])
-    return by_head if port == "q" else by_head.unflatten(1, (-1, case.layout.group)).sum(2)
+    by_head, info = _dot(wide(run.acts[z]) - own[z], grads[z]), case.model.info
+    return by_head if port == "q" else by_head.unflatten(1, (info.n_kv_heads, -1)).sum(2)
 
 
 def _dot(a: Float[Tensor, "batch pos *rest"], b: Float[Tensor, "batch pos *rest"]) -> Float[Tensor, "batch node"]:

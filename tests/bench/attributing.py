@@ -61,7 +61,7 @@ def ours(n: int, tokens: int, *, method: str = "eap") -> Callable[[], Scores]:
 
 def points(n: int, tokens: int) -> Callable[[], Scores]:
     """Integrated gradients with five midpoints."""
-    return ours(n, tokens, method="eap-ig-inputs")
+    return ours(n, tokens, method="eap-ig")
 
 
 def first(n: int, tokens: int) -> Callable[[], Scores]:

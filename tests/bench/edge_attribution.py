@@ -3,7 +3,7 @@
 python tests/bench/edge_attribution.py [--quick] [--cases edges memory] [--rounds 5] [--out FILE]
 
 `edge_attribution`: random weights, 16 prompts of 18 tokens, gradients at the corrupted prompt as the peer takes them
-(`direction="denoising"`); the peer's scores are summed over positions; `eap-ig-inputs` with five midpoints beside one
+(`direction="denoising"`); the peer's scores are summed over positions; `eap-ig` with five midpoints beside one
 gradient; `first call` reads the weights of attention as well. `ratio_to_plain`: time over ours with one gradient, in
 the same round. Seconds are CPU time of the process. `edge_memory`: peak resident memory above the loaded models, each
 in a process of its own.

@@ -224,12 +224,12 @@ def test_scores_become_graphs_with_intervals():
 
 def test_a_plan_states_passes_and_memory(monkeypatch):
     model, task = tiny("llama"), pairs()
-    stated = {m: plan(model, task, method=m) for m in ("eap", "clean-corrupted", "eap-ig-inputs", "eap-ig-activations")}
+    stated = {m: plan(model, task, method=m) for m in ("eap", "clean-corrupted", "eap-ig", "eap-ig-activations")}
     passes = {m: (p.forwards, p.backwards) for m, p in stated.items()}
     assert passes == {
         "eap": (2, 1),
         "clean-corrupted": (2, 2),
-        "eap-ig-inputs": (7, 5),
+        "eap-ig": (7, 5),
         "eap-ig-activations": (22, 20),  # five of the embedding, of both parts of layer 0, and halves of those of 1
     }
     assert plan(model, task, steps=5, rule="left").forwards == 6
@@ -243,7 +243,7 @@ def test_a_plan_states_passes_and_memory(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"method": "eap-ig"}, "unknown method 'eap-ig'"),
+        ({"method": "eap-ig-inputs"}, "unknown method 'eap-ig-inputs'"),
         ({"rule": "middle"}, "unknown rule 'middle'"),
         ({"direction": "up"}, "unknown direction 'up'"),
         ({"steps": 0}, "0 steps"),

@@ -14,15 +14,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuits.wiring.case import Case
-from circuits.wiring.ports import Ports
 from interp.decompose.head import read_head
 from interp.decompose.stream import allowed
 from interp.edits import Apply
 from interp.errors import BackendError, TaskError
+from interp.model import Model
 from interp.numerics import wide
+from interp.patching.case import Case
 from interp.sites import Site
 from interp.tasks import metrics
+from interp.weights.norms import Norm
+from interp.weights.weights import Weights
 
 BY_COLUMNS = ("logit_diff", "logit_margin")
 """Metrics of the logits of a prompt's own answers."""
@@ -31,7 +33,10 @@ PROBED = 4
 AT_ONCE = 2**26
 """Logits made at one time."""
 
-_known: WeakKeyDictionary[Ports, tuple[float, float | None] | None] = WeakKeyDictionary()
+Head = tuple[float, float | None]
+"""Multiplier and soft-cap behind the unembedding."""
+
+_known: WeakKeyDictionary[Weights, tuple[Norm | None, Head | None]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,20 +44,24 @@ class Exit:
     """The way out of a model.
 
     Attributes:
-        case: the model with its ports.
+        model: whose it is. weights: its matrices. norm: the one before the unembedding.
         head: multiplier and soft-cap behind the unembedding; None where the logits are something else, and all of
             them are then computed by the model itself.
     """
 
-    case: Case
-    head: tuple[float, float | None] | None
+    model: Model
+    weights: Weights
+    norm: Norm | None
+    head: Head | None
 
     @classmethod
     def of(cls, case: Case, resid: Float[Tensor, "prompt d_model"]) -> Exit:
-        """Read once per model: `resid` are some streams behind its last layer."""
-        if case.ports not in _known:
-            _known[case.ports] = _head(case, resid[:PROBED])
-        return cls(case, _known[case.ports])
+        """Read once per copy of the weights: `resid` are some streams behind the last layer."""
+        weights = case.weights
+        if weights not in _known:
+            norm = weights.final_norm
+            _known[weights] = norm, _head(case.model, weights, norm, resid[:PROBED])
+        return cls(case.model, weights, *_known[weights])
 
     def values(
         self,
@@ -78,17 +87,16 @@ class Exit:
 
     def divisor(self, resid: Float[Tensor, "prompt d_model"]) -> Float[Tensor, "prompt 1"]:
         """What the final norm divides by; ones without a norm."""
-        norm = self.case.ports.final_norm
-        return torch.ones_like(resid[:, :1]) if norm is None else norm.divisor(wide(resid))
+        return torch.ones_like(resid[:, :1]) if self.norm is None else self.norm.divisor(wide(resid))
 
     def _by_columns(self, part: Case, sets: Tensor, divisor: Tensor | None) -> Float[Tensor, "set prompt"]:
         assert self.head is not None  # asked before
-        task, source = part.task, self.case.ports.weights.source
+        task, source = part.task, self.weights.source
         ids = torch.cat([task.answers, task.wrong], 1)
         at = ids.clamp(min=0)
         columns = source.columns(at.flatten().cpu()).unflatten(0, at.shape).to(sets.device)
         bias = source.b_u[at.cpu()].to(sets.device)
-        x, norm = wide(sets), self.case.ports.final_norm
+        x, norm = wide(sets), self.norm
         if norm is not None:
             norm = norm.to(sets.device)
             x = norm(x) if divisor is None else norm.linear(x) / divisor + norm.bias
@@ -101,22 +109,22 @@ class Exit:
         return torch.stack([metric(own, local) for own in logits])
 
     def _by_all(self, part: Case, sets: Tensor) -> Iterator[Float[Tensor, "set prompt"]]:
-        size = max(1, AT_ONCE // (self.case.model.info.d_vocab * sets.shape[1]))
+        size = max(1, AT_ONCE // (self.model.info.d_vocab * sets.shape[1]))
         for some in sets.split(size):
-            logits = unembedded(self.case, some.flatten(0, 1)).unflatten(0, some.shape[:2])
+            logits = unembedded(self.model, some.flatten(0, 1)).unflatten(0, some.shape[:2])
             yield torch.stack([part.value(own) for own in logits])
 
 
 def unembedded(
-    case: Case, resid: Float[Tensor, "row d_model"], *, gradients: bool = False
+    model: Model, resid: Float[Tensor, "row d_model"], *, gradients: bool = False
 ) -> Float[Tensor, "row d_vocab"]:
     """Logits as the model itself makes them: its last layer runs on one token per row and its outcome is replaced.
 
     With `gradients` they reach the streams given.
     """
-    last = case.model.info.n_layers - 1
+    last = model.info.n_layers - 1
     tokens = torch.zeros(len(resid), 1, dtype=torch.long)
-    run = case.model.run(
+    run = model.run(
         tokens,
         start=(last, resid.detach()[:, None]),
         edits=[Apply(Site("resid_post", last), resid[:, None].to)],
@@ -126,12 +134,23 @@ def unembedded(
     return run.logits[:, 0]
 
 
-def _head(case: Case, resid: Float[Tensor, "prompt d_model"]) -> tuple[float, float | None] | None:
-    weights, norm = case.ports.weights, case.ports.final_norm
+def at_end(case: Case, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch d_model"]:
+    """The stream at each prompt's END."""
+    return resid[torch.arange(len(resid), device=resid.device), case.task.end.to(resid.device)]
+
+
+def value_at_end(
+    case: Case, end: Float[Tensor, "batch d_model"], *, gradients: bool = False
+) -> Float[Tensor, " batch"]:
+    """The metric of each prompt whose stream ends in `end`: final norm, unembedding and cap are the model's own."""
+    return case.value(unembedded(case.model, end, gradients=gradients))
+
+
+def _head(model: Model, weights: Weights, norm: Norm | None, resid: Float[Tensor, "prompt d_model"]) -> Head | None:
     x = wide(resid).cpu()
     try:
         raw = weights.unembed(x if norm is None else norm.to("cpu")(x)) + weights.b_u
-        found = read_head(raw, unembedded(case, resid).float().cpu(), slack=2 * allowed(case.model))
+        found = read_head(raw, unembedded(model, resid).float().cpu(), slack=2 * allowed(model))
     except BackendError:
         return None
     return found.multiplier, found.softcap

@@ -1,0 +1,100 @@
+"""A model on a task: prompts in pairs and how an answer is judged, what patching and attribution both start from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.batch import Batch
+from interp.model import Model
+from interp.tasks import PromptTask, metrics
+from interp.weights.weights import Weights
+
+Own = TypeVar("Own", bound="Case")
+"""A case of the same class; `Self` is refused by beartype, which checks shapes in tests."""
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A model, the prompts of a task, and how an answer is judged.
+
+    Attributes:
+        model: any backend.
+        task: clean prompts and their corrupted twins, on the model's device.
+        metric: name of what is measured, one value per prompt (see `interp.tasks.metrics`).
+        reference: logits at END [batch d_vocab] that `kl` is measured against: the clean run's.
+    """
+
+    model: Model
+    task: PromptTask
+    metric: str
+    reference: Float[Tensor, "batch d_vocab"] | None = None
+
+    @classmethod
+    def of(cls: type[Own], model: Model, task: PromptTask, *, metric: str | None = None) -> Own:
+        """The task's own metric where none is named.
+
+        Raises:
+            TaskError: no such metric, or a prompt the model cannot take.
+        """
+        metrics.find(metric or task.metric)
+        here = task.to(model.batch(task.clean).ids.device)
+        case = cls(model, here, metric or task.metric)
+        if case.metric != "kl":
+            return case
+        with torch.no_grad():
+            logits = model.run(here.clean).logits
+        assert logits is not None  # no `stop`
+        return replace(case, reference=metrics.judged(logits, here))
+
+    def __len__(self) -> int:
+        return len(self.task)
+
+    def select(self: Own, rows: slice | list[int] | Tensor) -> Own:
+        """The same case on some of its prompts."""
+        part = self.task.select(rows)
+        kept = None if self.reference is None else self.reference[torch.arange(len(self))[rows]]
+        return replace(self, task=part, reference=kept)
+
+    def batches(self: Own, size: int) -> Iterator[Own]:
+        """The prompts in portions, in order: a value per prompt does not depend on the size."""
+        for first in range(0, len(self), size):
+            yield self.select(slice(first, first + size))
+
+    def repeated(self: Own, times: int) -> Own:
+        """Every prompt `times` over, one block after another, so that each block can carry edits of its own."""
+        return self.select(torch.arange(len(self)).repeat(times))
+
+    def value(self, logits: Float[Tensor, "..."] | None) -> Float[Tensor, " batch"]:
+        """The metric of each prompt, from logits [batch pos d_vocab] or [batch d_vocab]."""
+        assert logits is not None  # callers run to the end
+        if self.metric == "kl":
+            assert self.reference is not None  # set by `of`
+            return metrics.kl(logits, self.task, reference=self.reference)
+        return metrics.find(self.metric)(logits, self.task)
+
+    @torch.no_grad()
+    def measured(self, batch: Batch) -> Float[Tensor, " batch"]:
+        """The metric on prompts that stand in the place of the task's."""
+        return self.value(self.model.run(batch).logits)
+
+    @cached_property
+    def clean(self) -> Float[Tensor, " batch"]:
+        """m(clean), one value per prompt."""
+        return self.measured(self.task.clean)
+
+    @cached_property
+    def corrupt(self) -> Float[Tensor, " batch"]:
+        """m(corrupt), one value per prompt."""
+        return self.measured(self.task.corrupt)
+
+    @property
+    def weights(self) -> Weights:
+        """Matrices, each layer read when first asked for."""
+        return self.model.weights()
