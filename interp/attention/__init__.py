@@ -7,10 +7,10 @@ attention and its log-sum-exp in O(n) memory, `hook` puts either inside a transf
 The derivations are in README.md beside this file. Needs torch and transformers, nothing else.
 """
 
+from interp.attention._measure import METHODS, measure
 from interp.attention.call import Call
 from interp.attention.hook import Recorder, StopForward, intercept
 from interp.attention.masks import CausalMask
-from interp.attention.measure import METHODS, measure
 from interp.attention.statistics import (
     Distance,
     Entropy,

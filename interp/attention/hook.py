@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
+from interp.attention._measure import measure
 from interp.attention.call import Call
 from interp.attention.masks import CausalMask, lazy_mask
-from interp.attention.measure import measure
 from interp.attention.statistics import Statistic
 from interp.errors import BackendError
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from interp.results.files import atomic_write, writable_file
@@ -93,13 +91,3 @@ def report(
     )
     atomic_write(target, lambda p: p.write_text(page, encoding="utf-8", errors="backslashreplace"))
     return target
-
-
-class _Callable(ModuleType):
-    """`interp.report` is the function until someone imports this package, which then takes its name: so be both."""
-
-    def __call__(self, *args: Any, **options: Any) -> Path:
-        return report(*args, **options)
-
-
-sys.modules[__name__].__class__ = _Callable

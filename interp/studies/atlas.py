@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -235,13 +233,3 @@ def _spearman(a: pd.Series, b: pd.Series) -> float:
     joined = pd.concat([a, b], axis=1).dropna()
     x, y = (joined.iloc[:, i].rank() for i in (0, 1))
     return float(x.corr(y)) if len(joined) > 2 and x.nunique() > 1 and y.nunique() > 1 else np.nan
-
-
-class _Callable(ModuleType):
-    """`interp.atlas` is the function until someone imports this module, which then takes its name: so be both."""
-
-    def __call__(self, *args: Any, **options: Any) -> Atlas:
-        return atlas(*args, **options)
-
-
-sys.modules[__name__].__class__ = _Callable
