@@ -1,1 +1,1 @@
-"""Models trained here and shipped: recipes, curriculum, the one training harness, and their cards."""
+"""Models trained here and shipped: recipes of what each learns, the one loop that runs them, and their cards."""

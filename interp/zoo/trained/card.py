@@ -1,4 +1,4 @@
-"""The README of a trained zoo model: every number in it is measured on the model that is saved."""
+"""The README of a copying model: every number in it is measured on the model that is saved."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM
 from interp.components import head_names
 from interp.zoo import entry
 from interp.zoo.trained.measure import head_scores, repeated_tokens, second_copy, zeroed
-from interp.zoo.trained.recipes import Recipe
+from interp.zoo.trained.plan import Copying
 
 HELD_OUT_SEED = 10_000
 BATCH = 64
@@ -36,20 +36,20 @@ class Run:
     threads: int
 
 
-def held_out(recipe: Recipe, *, period: int) -> Int[Tensor, "batch pos"]:
+def held_out(plan: Copying, *, period: int) -> Int[Tensor, "batch pos"]:
     """Two-copy sequences from a generator that training never used."""
     generator = torch.Generator().manual_seed(HELD_OUT_SEED + period)
-    return repeated_tokens(batch=BATCH, period=period, repeats=2, n_words=recipe.n_words, generator=generator)
+    return repeated_tokens(batch=BATCH, period=period, repeats=2, n_words=plan.n_words, generator=generator)
 
 
-def period_table(model: LlamaForCausalLM, recipe: Recipe) -> str:
-    """Accuracy, loss and the best head of two kinds, for every test period of the recipe."""
+def period_table(model: LlamaForCausalLM, plan: Copying) -> str:
+    """Accuracy, loss and the best head of two kinds, for every test period of the plan."""
     lines = [
         "| T | accuracy | loss (nats) | best induction head | best previous-token head |",
         "|---|---|---|---|---|",
     ]
-    for period in recipe.test_periods:
-        tokens = held_out(recipe, period=period)
+    for period in plan.test_periods:
+        tokens = held_out(plan, period=period)
         copy = second_copy(model, tokens, period=period)
         scores = head_scores(model, tokens, period=period)
         best = " | ".join(f"{scores[k].max():.3f}" for k in ("induction", "previous"))
@@ -87,9 +87,9 @@ def matched_sets(chosen: Heads, *, n_heads: int, generator: torch.Generator) -> 
     return sets
 
 
-def causal_lines(model: LlamaForCausalLM, recipe: Recipe, scores: dict[str, Float[Tensor, "layer head"]]) -> str:
+def causal_lines(model: LlamaForCausalLM, plan: Copying, scores: dict[str, Float[Tensor, "layer head"]]) -> str:
     """Second-copy accuracy with sets of heads zeroed, beside matched random sets."""
-    tokens = held_out(recipe, period=MAP_PERIOD)
+    tokens = held_out(plan, period=MAP_PERIOD)
     n_heads = model.config.num_attention_heads
     generator = torch.Generator().manual_seed(HELD_OUT_SEED)
 
@@ -114,9 +114,9 @@ def causal_lines(model: LlamaForCausalLM, recipe: Recipe, scores: dict[str, Floa
     return "\n".join(lines)
 
 
-def write(model: LlamaForCausalLM, *, run: Run, recipe: Recipe) -> str:
+def write(model: LlamaForCausalLM, *, run: Run, plan: Copying) -> str:
     """The card, in markdown, for the weights that `model` holds."""
-    scores = head_scores(model, held_out(recipe, period=MAP_PERIOD), period=MAP_PERIOD)
+    scores = head_scores(model, held_out(plan, period=MAP_PERIOD), period=MAP_PERIOD)
     parameters = sum(p.numel() for p in model.parameters())
     cores = "one CPU core" if run.threads == 1 else f"{run.threads} CPU threads"
     return f"""---
@@ -128,15 +128,15 @@ tags: [mechanistic-interpretability, toy-model]
 {entry(run.name).summary}.
 
 A LlamaForCausalLM of {parameters:,} parameters, stored in float16, with a word-level tokenizer of
-{recipe.n_words} ordinary English words. Written by `python -m interp.zoo.trained.train {run.name}`.
+{plan.n_words} ordinary English words. Written by `python -m interp.zoo.trained.train {run.name}`.
 
 ## Training
 
 Sequences: `<bos>` and a block of T distinct random words, repeated.
-{recipe.data}
+{plan.data}
 Loss: next token from the second copy on, plus a tenth of the first copy's.
-AdamW, learning rate {recipe.learning_rate}, weight decay {recipe.weight_decay}, about
-{recipe.tokens_per_step} tokens a step, {run.steps} steps, seed {run.seed}: {run.minutes:.1f} minutes on {cores}.
+AdamW, learning rate {plan.learning_rate}, weight decay {plan.weight_decay}, about
+{plan.tokens_per_step} tokens a step, {run.steps} steps, seed {run.seed}: {run.minutes:.1f} minutes on {cores}.
 
 ## Held-out numbers
 
@@ -145,7 +145,7 @@ copies for each T. Accuracy is greedy, on the second copy without its first toke
 is its mean attention probability over the queries i of the second copy: previous A[i, i-1],
 duplicate A[i, i-T], induction A[i, i-T+1], first A[i, 0].
 
-{period_table(model, recipe)}
+{period_table(model, plan)}
 
 Scores of every head at T = {MAP_PERIOD}:
 
@@ -153,9 +153,9 @@ Scores of every head at T = {MAP_PERIOD}:
 
 Accuracy at T = {MAP_PERIOD} with sets of heads zeroed:
 
-{causal_lines(model, recipe, scores)}
+{causal_lines(model, plan, scores)}
 
 ## Limits
 
-{recipe.limits}
+{plan.limits}
 """

@@ -1,8 +1,9 @@
 """Train a shipped zoo model from a seed: `python -m interp.zoo.trained.train NAME --out DIR`.
 
-`default` and `sibling` are taught many skills by `interp.zoo.trained.curriculum`. The others learn from `<bos>` and
-repeated blocks of random words (`measure.repeated_tokens`); what differs between them is in
-`interp.zoo.trained.recipes`.
+The one training loop. What a model learns, from what and at which rate is a `Recipe`: `interp.zoo.trained.curriculum`
+makes those of `default` and `sibling`, which are taught many skills, `interp.zoo.trained.copying` those of models that
+learn to copy. An interrupted run goes on where it was: the same command continues from `DIR/training.pt`, and ends with
+the same weights.
 """
 
 from __future__ import annotations
@@ -11,93 +12,167 @@ import argparse
 import logging
 import sys
 import time
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Generic
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import PreTrainedModel
 
-from interp.zoo.trained import card, curriculum
-from interp.zoo.trained.measure import repeated_tokens
-from interp.zoo.trained.recipes import RECIPES, Recipe
+from interp.zoo.trained import copying, curriculum
+from interp.zoo.trained.plan import COPYING
+from interp.zoo.trained.recipe import B, Data, M, Recipe
 from interp.zoo.trained.skills.plan import SIZES
-from interp.zoo.trained.tokenizer import SPECIALS, word_tokenizer
 
 log = logging.getLogger(__name__)
 
-FIRST_COPY_WEIGHT = 0.1
-"""Weight of the loss on the first copy, where only "not seen before" can be learned."""
+STATE = "training.pt"
+"""What an interrupted run leaves in its folder."""
 
 
-def build(recipe: Recipe, *, seed: int) -> LlamaForCausalLM:
-    """The untrained model of a recipe, in float32."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        **recipe.shape,
-        vocab_size=len(SPECIALS) + recipe.n_words,
-        max_position_embeddings=512,
-        tie_word_embeddings=False,
-        bos_token_id=SPECIALS.index("<bos>"),
-        eos_token_id=SPECIALS.index("<eos>"),
-        pad_token_id=SPECIALS.index("<pad>"),
-    )
-    return LlamaForCausalLM(config)
-
-
-def copy_loss(
-    logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"], *, period: int
-) -> Float[Tensor, ""]:
-    """Next-token loss in nats on the second copy and later, plus a little of the first copy's."""
-    losses = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none")
-    # Query period predicts the start of the second copy, which only the block length could tell.
-    return losses[:, period + 1 :].mean() + FIRST_COPY_WEIGHT * losses[:, : period + 1].mean()
-
-
-def train(recipe: Recipe, *, seed: int, steps: int) -> LlamaForCausalLM:
-    """AdamW with a short warm-up and a cosine to zero; returns the model in eval mode."""
-    model = build(recipe, seed=seed).train()
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(low: int, high: int) -> int:
-        return int(torch.randint(low, high + 1, (), generator=generator))
-
+def optimizer_of(model: PreTrainedModel, *, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW; gains are not decayed. The learning rate is set at each step."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     gains = [p for p in model.parameters() if p.ndim == 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices}, {"params": gains, "weight_decay": 0.0}],
-        lr=recipe.learning_rate,
-        betas=(0.9, 0.98),
-        weight_decay=recipe.weight_decay,
-    )
-    warm_up = min(100, steps // 10 + 1)
-    schedule = torch.optim.lr_scheduler.SequentialLR(
-        optimizer,
-        [
-            torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=warm_up),
-            torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps - warm_up)),
-        ],
-        milestones=[warm_up],
-    )
-    for step in range(steps):
-        period = recipe.period(step / steps, draw)
-        repeats = draw(2, recipe.max_repeats)
-        tokens = repeated_tokens(
-            batch=max(8, recipe.tokens_per_step // (1 + period * repeats)),
-            period=period,
-            repeats=repeats,
-            n_words=recipe.n_words,
-            generator=generator,
-        )
-        loss = copy_loss(model(tokens, use_cache=False).logits, tokens, period=period)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 100 == 0:
-            log.info("step %d period %d loss %.3f nats", step, period, loss.item())
-    return model.eval()
+    groups = [{"params": matrices}, {"params": gains, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=weight_decay)
+
+
+@dataclass
+class Run(Generic[M, B]):
+    """A training run in memory: everything that an interrupted one needs to go on."""
+
+    recipe: Recipe[M, B]
+    model: M
+    optimizer: torch.optim.AdamW
+    data: Data[B]
+    step: int = 0
+    """Steps taken."""
+    seconds: float = 0.0
+    """Time they took."""
+
+    @classmethod
+    def begin(cls, recipe: Recipe[M, B], *, done: float = 0.0) -> Run[M, B]:
+        """An untrained model, and the data as they stand after a fraction `done` of the run."""
+        model = recipe.model().train()
+        return cls(recipe, model, optimizer_of(model, weight_decay=recipe.weight_decay), recipe.data(done))
+
+    def save(self, path: Path) -> None:
+        """Write the state; a crash in between leaves the one before."""
+        state = {key: getattr(self, key).state_dict() for key in ("model", "optimizer", "data")}
+        state |= {"facts": dict(self.recipe.facts), "step": self.step, "seconds": self.seconds}
+        torch.save(state, path.with_suffix(".new"))
+        path.with_suffix(".new").replace(path)
+
+    def restore(self, path: Path) -> None:
+        """Go on from what was saved; ValueError where that is another run."""
+        state = torch.load(path, weights_only=True)
+        if state["facts"] != self.recipe.facts:
+            raise ValueError(f"{path} belongs to another run: {state['facts']}, not {dict(self.recipe.facts)}")
+        for key in ("model", "optimizer", "data"):
+            getattr(self, key).load_state_dict(state[key])
+        self.step, self.seconds = state["step"], state["seconds"]
+
+
+def update(run: Run[M, B]) -> Mapping[str, Tensor]:
+    """One update of the weights; returns the parts of the loss, in nats."""
+    recipe, batch = run.recipe, run.data.batch(run.step)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=recipe.bfloat16):
+        logits = run.model(batch.tokens, use_cache=False).logits
+    loss, parts = recipe.loss(run.model, logits, batch)
+    for group in run.optimizer.param_groups:
+        group["lr"] = recipe.schedule(run.step)
+    run.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
+    run.optimizer.step()
+    run.step += 1
+    return parts
+
+
+def train(
+    recipe: Recipe[M, B], *, out: Path, log_every: float = 120.0, stop_after: int | None = None
+) -> tuple[M, float]:
+    """Train, or go on from the state in the folder `out`; returns the model in eval mode and the minutes it took.
+
+    Every `log_every` seconds the losses are logged and the state is saved. `stop_after` ends the run at that step, as
+    an interruption would, with the state saved.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    run, saved = Run.begin(recipe), out / STATE
+    if saved.is_file():
+        run.restore(saved)
+    reported = run.seconds
+    while run.step < min(recipe.steps, stop_after or recipe.steps):
+        start = time.perf_counter()
+        _checkpoint(run, out)
+        parts = update(run)
+        run.data.advance(run.step, parts)
+        run.seconds += time.perf_counter() - start
+        if run.seconds - reported > log_every:
+            _report(run, parts)
+            run.save(saved)
+            reported = run.seconds
+    run.save(saved)
+    _checkpoint(run, out)
+    return run.model.eval(), run.seconds / 60
+
+
+def _checkpoint(run: Run[M, B], out: Path) -> None:
+    if run.step in run.recipe.checkpoints:
+        save_half(run.model, out / f"step-{run.step:05d}")
+
+
+def _report(run: Run[M, B], parts: Mapping[str, Tensor]) -> None:
+    log.info("step %d/%d  %.1f min", run.step, run.recipe.steps, run.seconds / 60)
+    log.info("  loss: %s", "  ".join(f"{name} {x.item():.2f}" for name, x in parts.items() if x))
+    if run.recipe.watch:
+        log.info("  accuracy: %s", run.recipe.watch(run.model.eval()))
+        run.model.train()
+
+
+def save_half(model: PreTrainedModel, folder: Path) -> None:
+    """A Hugging Face folder in float16; the model in memory stays as it is."""
+    deepcopy(model).half().save_pretrained(folder)
+    # safetensors writes a file that its owner alone can read; a package has to be readable by all.
+    (folder / "model.safetensors").chmod(0o644)
+
+
+def steps_for(minutes: float, recipe: Recipe[M, B]) -> int:
+    """How many steps fit, from the time of a few throw-away steps at the end of the recipe."""
+    run = Run.begin(recipe, done=1.0)
+    run.step = max(0, recipe.steps - 6)
+    times = []
+    while run.step < recipe.steps:
+        start = time.perf_counter()
+        update(run)
+        times.append(time.perf_counter() - start)
+    return max(1, int(minutes * 60 / sorted(times)[len(times) // 2]))
+
+
+def make(recipe: Recipe[M, B], out: Path) -> str:
+    """Train or go on, save in half precision, measure what was saved; returns the card written from it."""
+    model, minutes = train(recipe, out=out)
+    save_half(model, out)
+    card = recipe.publish(out, minutes) if recipe.publish else ""
+    (out / "README.md").write_text(card)
+    (out / STATE).unlink()
+    return card
+
+
+def recipe_of(arguments: argparse.Namespace) -> Recipe[Any, Any]:
+    """The recipe that a command line names; where its folder holds the state of a run, the recipe of that run."""
+    family = curriculum if arguments.name in SIZES else copying
+    saved = arguments.out / STATE
+    if saved.is_file():
+        return family.from_arguments(arguments, torch.load(saved, weights_only=True)["facts"])
+    recipe: Recipe[Any, Any] = family.from_arguments(arguments, None)
+    if arguments.minutes is None:
+        return recipe
+    return family.from_arguments(arguments, {**recipe.facts, "steps": steps_for(arguments.minutes, recipe)})
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -106,36 +181,12 @@ def main(arguments: list[str] | None = None) -> None:
     names = parser.add_subparsers(dest="name", required=True, metavar="NAME")
     for size in SIZES:
         curriculum.add_arguments(names.add_parser(size, help="taught many skills"))
-    for name in RECIPES:
-        own = names.add_parser(name, help="taught to copy")
-        own.add_argument("--out", type=Path, required=True, help="folder to write")
-        own.add_argument("--seed", type=int, default=0)
-        own.add_argument("--steps", type=int, help="instead of the recipe's own number")
-    given = parser.parse_args(arguments)
+    for name in COPYING:
+        copying.add_arguments(names.add_parser(name, help="taught to copy"))
+    chosen = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    text = curriculum.make(given) if given.name in SIZES else make(given.name, given.out, given.seed, given.steps)
-    sys.stdout.write(text)
-
-
-def make(name: str, out: Path, seed: int, steps: int | None) -> str:
-    """Train the model of a recipe into a folder; returns its card."""
-    # One thread: the order of sums, hence the weights, does not depend on the number of cores.
-    torch.set_num_threads(1)
-    recipe = RECIPES[name]
-    steps = steps or recipe.steps
-    start = time.perf_counter()
-    model = train(recipe, seed=seed, steps=steps)
-    minutes = (time.perf_counter() - start) / 60
-
-    model.half().save_pretrained(out)
-    # safetensors writes a file that its owner alone can read; a package has to be readable by all.
-    (out / "model.safetensors").chmod(0o644)
-    word_tokenizer(n_words=recipe.n_words).save_pretrained(out)
-    # What is measured is what is shipped: the half-precision weights, run in float32.
-    run = card.Run(name=name, seed=seed, steps=steps, minutes=minutes, threads=torch.get_num_threads())
-    text = card.write(model.float(), run=run, recipe=recipe)
-    (out / "README.md").write_text(text)
-    return text
+    torch.set_num_threads(chosen.threads)
+    sys.stdout.write(make(recipe_of(chosen), chosen.out))
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ from torch.testing import assert_close
 
 from interp import texts as corpus
 from interp.errors import InterpError
-from interp.zoo.trained.curriculum import Options, build, train
+from interp.zoo.trained.curriculum import build
 from interp.zoo.trained.measure import repeated_tokens
 from interp.zoo.trained.skills import CONTEXT, SKILLS, facts, lexicon, make, plan, vocabulary
 from interp.zoo.trained.skills.judge import skill_accuracy
+from interp.zoo.trained.skills.plan import Options
 from interp.zoo.trained.skills.report import describe, failures, measure
 from interp.zoo.trained.skills.rows import GROUPS, KINDS, PACKED, batch, skill_losses
 from interp.zoo.trained.train import main
@@ -283,28 +284,6 @@ def micro(monkeypatch):
     )
     monkeypatch.setitem(plan.SIZES, "micro", shape)
     return Options("micro", steps=20, tokens_per_step=800)
-
-
-def test_an_interrupted_run_ends_with_the_same_weights(micro, tmp_path):
-    whole, _ = train(micro, out=tmp_path / "whole", checkpoints=4)
-    train(micro, out=tmp_path / "parts", stop_after=9)
-    parts, _ = train(micro, out=tmp_path / "parts")
-    untrained = build("micro", seed=0).state_dict()
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, parts.state_dict()[name])
-        assert not torch.equal(value, untrained[name])
-    assert sorted(p.name for p in (tmp_path / "whole").glob("step-*")) == [
-        "step-00000",
-        "step-00002",
-        "step-00009",
-        "step-00020",
-    ]
-
-
-def test_a_run_does_not_go_on_from_the_state_of_another(micro, tmp_path):
-    train(micro, out=tmp_path, stop_after=1)
-    with pytest.raises(ValueError, match="belongs to another run"):
-        train(Options("micro", seed=1, steps=20, tokens_per_step=800), out=tmp_path)
 
 
 def test_stages_end_when_passed_or_when_their_time_is_up():

@@ -64,6 +64,11 @@ class Options:
     """Forward pass in bfloat16: about twice as fast where the CPU knows it, but other weights."""
 
 
+def stage_after(done: float) -> int:
+    """The stage after a fraction of the steps, if none was passed before its time."""
+    return sum(stage.until <= done for stage in STAGES[:-1])
+
+
 @dataclass
 class Progress:
     """Where in the curriculum a run is; saved with it."""

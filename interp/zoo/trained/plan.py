@@ -1,4 +1,4 @@
-"""What each trained zoo model is: its shape, its data and its training, as values."""
+"""The copying models as values: shape, data and training of each."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Everything that, with a seed, fixes a training run."""
+class Copying:
+    """What a model learns that is taught repeated blocks of random words; with a seed it fixes a training run."""
 
     shape: dict[str, Any]
     """Options of LlamaConfig."""
@@ -29,8 +29,8 @@ class Recipe:
     """What the model must not be used to conclude, for the card."""
 
 
-RECIPES: dict[str, Recipe] = {
-    "positional-shortcut": Recipe(
+COPYING: dict[str, Copying] = {
+    "positional-shortcut": Copying(
         shape=dict(
             hidden_size=64,
             num_hidden_layers=1,

@@ -1,0 +1,77 @@
+"""What a training run is made of, as a value: model, data, loss and schedule. `train` runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+M = TypeVar("M", bound=PreTrainedModel)
+B = TypeVar("B", bound="Batch")
+B_co = TypeVar("B_co", bound="Batch", covariant=True)
+
+Losses = tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]
+"""What is minimised, and its parts by name, in nats, for the log and for what comes next in the data."""
+
+
+@runtime_checkable
+class Batch(Protocol):
+    """What one step learns from."""
+
+    @property
+    def tokens(self) -> Int[Tensor, "batch pos"]:
+        """Input of the model."""
+        ...
+
+
+@runtime_checkable
+class Data(Protocol[B_co]):
+    """A stream of batches, fixed by the recipe; what it has of a memory is saved with an interrupted run."""
+
+    def batch(self, step: int) -> B_co:
+        """The batch of a step; asked for once, in order."""
+        ...
+
+    def advance(self, step: int, parts: Mapping[str, Tensor]) -> None:
+        """Take note of the losses of the step before `step`: a curriculum goes on when they are low enough."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """The memory, in values that `torch.load(weights_only=True)` reads."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a memory."""
+        ...
+
+
+@dataclass(frozen=True)
+class Recipe(Generic[M, B]):
+    """Everything that fixes a training run, seed included: on one machine the same recipe gives the same weights."""
+
+    facts: Mapping[str, Any]
+    """Plain values that name the run; a saved run is gone on with where they are the same."""
+    steps: int
+    model: Callable[[], M]
+    """The untrained model, in float32."""
+    data: Callable[[float], Data[B]]
+    """The stream as it stands after a fraction of the run, 0.0 at the start, if every stage takes all its time."""
+    loss: Callable[[M, Float[Tensor, "batch pos d_vocab"], B], Losses]
+    """(model, logits, batch) -> what is minimised."""
+    schedule: Callable[[int], float]
+    """Learning rate of a step."""
+    weight_decay: float
+    """Of matrices; gains are not decayed."""
+    bfloat16: bool = False
+    """Forward pass in bfloat16."""
+    checkpoints: tuple[int, ...] = ()
+    """Steps before which the model is saved, in `step-NNNNN`; the last may be `steps`."""
+    watch: Callable[[M], str] | None = None
+    """What the log says of the model in eval mode."""
+    publish: Callable[[Path, float], str] | None = None
+    """(folder with the trained weights, minutes of training) -> card; writes beside the weights what belongs there."""
