@@ -10,7 +10,8 @@ from torch.testing import assert_close
 
 import interp
 from circuits.evaluation.truth import judge_nodes
-from circuits.search.cdt import contextual_decomposition
+from circuits.graph.layout import Layout
+from circuits.search.cdt import Relevance, contextual_decomposition
 from circuits.wiring.case import Case
 from interp.errors import SchemaError, TaskError
 from interp.tasks import planted_task
@@ -90,6 +91,51 @@ def test_the_batch_size_and_padding_change_nothing(name):
     alone = contextual_decomposition(model, task.select([1]), reference="resample")
     np.testing.assert_allclose(alone.to_logits[:, 0], many.to_logits[:, 1], atol=1e-5, rtol=1e-4)
     np.testing.assert_allclose(alone.to_slots[:, :, 0], many.to_slots[:, :, 1], atol=1e-5, rtol=1e-4)
+
+
+def test_attention_is_split_into_queries_keys_and_values_of_the_source():
+    """A source at one token, by hand: other queries see only zeros of it, and attend uniformly to what they see."""
+    model, task = tiny("llama"), pairs().select([0])
+    found = contextual_decomposition(model, task, sources=["embed@A"], reference="zero", normalise=False)
+    run, own, reads = model.run(task.clean, capture=["L0.resid_pre", "L0.resid_mid"]), *layer_of(model, task)
+    (x,), (middle,), at = run["L0.resid_pre"], run["L0.resid_mid"], 1
+    q, k, v = (torch.einsum("m,hmd->hd", reads.attn(x[at]), w) for w in (own.w_q, own.w_k, own.w_v))
+    k, v = k.repeat_interleave(own.group, 0), v.repeat_interleave(own.group, 0)
+    itself = (own.scale * (q * k).sum(-1)).exp()
+    beta = torch.zeros_like(x)
+    beta[at] = x[at]
+    for i in range(at, len(x)):
+        weight = itself / (itself + at) if i == at else torch.full_like(itself, 1 / (i + 1))
+        beta[i] += torch.einsum("h,hd,hdm->m", weight, v, own.w_o)
+    sizes = [reads.mlp.linear(part).abs().sum(-1) / reads.mlp.divisor(middle)[:, 0] for part in (beta, middle - beta)]
+    share = sizes[0].sum() / (sizes[0].sum() + sizes[1].sum())
+    assert 0.01 < share < 0.99
+    measured = found.to_slots[0, found.layout.slot_index["M0", "in"], 0]
+    np.testing.assert_allclose(measured, float(share), rtol=1e-3)
+
+
+def layer_of(model, task):
+    return model.weights()[0], Case.of(model, task).ports.reads[0]
+
+
+def test_the_search_ranks_within_layers_or_not():
+    """Of three layers the last has the three largest; as shares of their layer's largest every layer has a 1."""
+    layout = Layout(3, 4, 4)
+    to_logits = np.zeros((len(layout.senders), 1))
+    for name, value in {"L0H1": 0.1, "L0H2": 0.05, "L1H3": -1.0, "L2H0": 9.0, "L2H1": 8.0, "M1": 99.0}.items():
+        to_logits[layout.sender_index[name]] = value
+    found = Relevance(
+        layout.senders, layout, to_logits, np.ones(1), np.where(layout.exists, 0.5, np.nan)[..., None], {}
+    )
+
+    def kept(k, **options):
+        return {edge.sender for edge in found.search(k=k, depth=0, **options).edges}
+
+    assert kept(2) == {"L2H0", "L1H3"}
+    assert kept(3) == {"L2H0", "L1H3", "L0H1"}
+    assert kept(4) == {"L2H0", "L1H3", "L0H1", "L2H1"}
+    assert kept(2, per_layer=False) == {"L2H0", "L2H1"}
+    assert kept(1, heads=False) == {"M1"}
 
 
 def test_tables():

@@ -75,6 +75,24 @@ def test_terms_sum_to_the_score_and_senders_to_the_terms(name):
     assert set(found.contributions["sender"]) == {n for n in case.layout.senders if not n.startswith(("L1", "M1"))}
 
 
+@pytest.mark.parametrize("share", [0.5, 1.0])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_the_fewest_terms_that_reach_the_share_are_kept(name, share):
+    model, task = tiny(name), pairs()
+    found = trace_attention(model, task, ["L1H0", "L1H1", "L1H2"], least=0.1, share=share)
+    norm, own = Case.of(model, task).ports.reads[1].attn, model.weights()[1]
+    read = norm(model.run(task.clean, capture=["L1.resid_pre"])["L1.resid_pre"])
+    read = torch.cat([read, torch.ones_like(read[..., :1])], -1)
+    assert len(found.firings) >= 3
+    for row in found.firings.itertuples():
+        u, s, vh = extended_qk(model.weights(), 1, int(row.head[3:]), offset=row.query - row.key).svd()
+        terms = own.scale * (read[row.prompt, row.query] @ u) * s * (vh @ read[row.prompt, row.key])
+        reached = terms.sort(descending=True).values.cumsum(0)
+        fewest = int((reached < share * row.score - 1e-5).sum()) + 1
+        assert row.vectors == fewest < row.rank
+        assert row.kept == pytest.approx(float(reached[fewest - 1]), rel=1e-3, abs=1e-4)
+
+
 @pytest.mark.parametrize("architecture", ["llama", "llama-gqa", "gpt2"])
 def test_the_previous_token_head_is_found_behind_the_induction_head(architecture):
     built = factory.plant([factory.Induction()], architecture=architecture, seed=0)

@@ -16,8 +16,7 @@ from interp.errors import TaskError
 from interp.measurement.prompts import T0
 from interp.results.stats import p_above
 from probes.attention import temporal_context
-from probes.relevance import _flow as flow
-from probes.relevance import divergence_map, rollout
+from probes.relevance import divergence_map, flow, rollout
 from probes.relevance._divergence import jensen_shannon
 from probes.relevance._flow import max_flows, rolled_out
 

@@ -15,9 +15,7 @@ from interp.measurement.prompts import T0, visible_keys
 from interp.zoo.planted import factory
 from interp.zoo.planted.mechanisms import FirstTokenSink, Induction
 from probes.effects._undifferentiated import uniform_outputs
-from probes.relevance import _flow as flow
-from probes.relevance import _gradient_relevance as gradient_relevance
-from probes.relevance import divergence_map, rollout
+from probes.relevance import divergence_map, flow, gradient_relevance, rollout
 from probes.relevance._divergence import jensen_shannon
 from probes.relevance._flow import max_flows, rolled_out
 

@@ -13,8 +13,7 @@ from interp.zoo.planted import factory
 from interp.zoo.planted.mechanisms import DuplicateToken, FirstTokenSink, Induction, Retrieval
 from probes.attention import _text_induction as text_matching
 from probes.attention import spans
-from probes.relevance import _flow as flow
-from probes.relevance import agreement, divergence_map, occlusion, rollout
+from probes.relevance import agreement, divergence_map, flow, occlusion, rollout
 
 
 def test_heads_are_found_at_their_lags_and_offsets(planted):

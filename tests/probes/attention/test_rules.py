@@ -16,8 +16,7 @@ from interp.errors import NotApplicable, SchemaError, SiteError, TaskError
 from interp.measurement.registry import analyses
 from interp.plots import attention as plots_attention
 from interp.zoo.planted import factory
-from probes.relevance import _flow as flow
-from probes.relevance import agreement, divergence_map, rollout
+from probes.relevance import agreement, divergence_map, flow, rollout
 
 
 @pytest.mark.parametrize("name", HEADLINES)

@@ -88,6 +88,13 @@ def test_agreement_is_a_row_for_every_two_measures(found):
     assert rows["component"].isna().all()
 
 
+def test_the_gradient_by_layer_is_the_gradient_over_the_norm_of_its_layer(found):
+    rows, by_layer = of(found, "mask_gradient"), of(found, "mask_gradient_by_layer")
+    norms = rows["value"].pow(2).groupby(rows["layer"]).transform("sum").pow(0.5)
+    assert norms.nunique() == 2
+    assert_allclose(by_layer["value"], rows["value"] / norms, rtol=1e-9)
+
+
 def test_prompts_of_ones_own_of_different_lengths(planted):
     prompts = [[1, 5, 6, 7, 5, 6], [1, 8, 9, 8], [1, 4, 3, 2, 4, 3, 2], [1, 9, 9, 9]]
     result = interp.analyze(planted, "importance", prompts=prompts, how=("zero",), pruning=False)

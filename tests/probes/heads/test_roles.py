@@ -8,8 +8,10 @@ import transformers
 from numpy.testing import assert_allclose
 
 import interp
-from interp import tasks, zoo
+from interp import data, tasks, zoo
+from interp.edits import ForcePattern
 from interp.errors import NotApplicable, TaskError
+from interp.sites import Site
 from interp.zoo.planted import factory
 from interp.zoo.trained.skills import facts, vocabulary
 from probes.heads import ordinals as _ordinals
@@ -193,6 +195,23 @@ def test_planted_movers_and_their_sources():
     assert told.loc[f"L{layer}H{head}", "role"] == "subject"
 
 
+def test_a_head_is_of_the_subject_of_the_relation_or_mixed_by_where_its_logits_come_from():
+    """One planted head reads the subject: of the relation where another token has that name, mixed if none is pure."""
+    planted = factory.plant([factory.Fact()], architecture="gpt2", seed=3)
+    model = interp.load(planted.model, tokenizer=planted.tokenizer)
+    task = tasks.planted_task(planted, "fact", n=16)
+    ((layer, head),) = planted.truth.roles["fact_mover"]
+    for options, role in (
+        ({"subject": "SUBJECT"}, "subject"),
+        ({"subject": "END"}, "relation"),
+        ({"subject": "SUBJECT", "ratio": 1e9}, "mixed"),
+    ):
+        found = interp.analyze(model, "direct_attribution", task=task, **options)
+        rows = variant(found, "direct_attribution", "total")
+        assert rows.loc[f"L{layer}H{head}", "role"] == role
+        assert rows["role"].notna().sum() == rows["label"].sum() == 1
+
+
 def test_the_anti_copying_twin_of_a_mover_is_negative(default):
     """Right and wrong exchanged: every mover becomes a negative one, with the same size."""
     from dataclasses import replace
@@ -242,6 +261,42 @@ def test_a_planted_relation_is_read_off_the_weights_as_off_activations(architect
     assert rows.loc[f"L{layer}H{head}", "value"] == 1
     assert rows.drop(f"L{layer}H{head}")["value"].max() <= 0.2
     assert found.provenance["data"]["static_dynamic_pearson"]["fact"] >= 0.95
+
+
+def test_an_anti_copying_head_suppresses_what_it_reads():
+    planted = factory.plant([factory.Copy(), factory.AntiCopy()], architecture="gpt2", seed=1)
+    model = interp.load(planted.model, tokenizer=planted.tokenizer)
+    words = [planted.tokenizer.decode([i]) for i in planted.vocab.words[:12]]
+    found = interp.analyze(model, "relations", pairs={"copy": [(w, w) for w in words]}, dynamic=False)
+    names = {role: "L{}H{}".format(*planted.truth.roles[role][0]) for role in ("copy", "anti_copy")}
+    for of, role in (("static", "copy"), ("suppression", "anti_copy")):
+        values = variant(found, "relations", of)["value"]
+        assert values[names[role]] == 1
+        assert values.drop(names[role]).max() <= 0.5
+
+
+def test_dynamic_scores_are_those_of_a_head_made_to_look_at_the_word_in_every_context(default):
+    known = [(s, a) for (s, relation), a in facts.table().items() if relation == "colour"][:10]
+    found = interp.analyze(default, "relations", pairs={"colour": known})
+    rows = variant(found, "relations", "dynamic")
+    rows = rows[rows["relation"] == "colour"]
+    unknown = default.tokenizer.unk_token_id
+    templates = ["{source}", *data.read_json(data.path("relations", "relations.json"))["templates"]]
+    texts = [[t.format(source=s) for s, _ in known] for t in templates]
+    batches = [b for b in map(default.batch, texts) if not (b.ids == unknown).any()]
+    assert len(batches) == 5
+    target = torch.tensor([default.batch([a]).ids[0, -1] for _, a in known])
+    for layer, head in ((2, 6), (2, 11), (0, 9)):
+        hits = []
+        for batch in batches:
+            row = torch.nn.functional.one_hot(torch.tensor(batch.ids.shape[1] - 1), batch.ids.shape[1]).float()
+            edit = ForcePattern(Site("pattern", layer, head=head), row.expand(len(known), -1), positions=-1)
+            out = default.run(batch, edits=[edit], capture=[f"L{layer}.head_out"])[f"L{layer}.head_out"][:, -1, head]
+            logits = default.weights().unembed(out, fold_norm=True)
+            above = (logits > logits.gather(1, target[:, None])).sum(1)
+            hits.append((above < found.provenance["data"]["k"]).double())
+        assert rows.loc[f"L{layer}H{head}", "value"] == pytest.approx(float(torch.stack(hits).mean()))
+        assert rows.loc[f"L{layer}H{head}", "n"] == 50
 
 
 def test_facts_of_the_trained_model_are_behind_one_head(default):

@@ -16,8 +16,7 @@ from interp import tasks
 from interp.errors import SchemaError, TaskError
 from interp.zoo.planted import factory
 from interp.zoo.planted.mechanisms import FirstTokenSink, Induction
-from probes.relevance import _gradient_relevance as gradient_relevance
-from probes.relevance import occlusion, rollout
+from probes.relevance import gradient_relevance, occlusion, rollout
 from probes.relevance._perturbation import area, perturbation
 
 FEW = {"n_steps": 5, "n_random": 4, "n_draws": 1}
