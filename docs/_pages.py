@@ -51,7 +51,9 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "interp.measurement.rerun",
             "interp.measurement.head_effects",
             "interp.measurement.prompts",
-            "interp.measurement.stretches",
+            "interp.measurement.offsets",
+            "interp.measurement.declaration",
+            "interp.measurement.planted",
         ),
     ),
     "statistics": (
