@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tiny_models import ARCHITECTURES, SIDES, VARIANTS, WINDOWED, make_call, padding, questions, ragged, tiny
-from tolerance import DEPTH, assert_equal_to_rounding
+from tolerance import assert_equal_to_rounding
 from torch.testing import assert_close
 
 from interp.attention import fused, masks, measure
@@ -20,14 +20,13 @@ def model(request):
 
 
 def assert_methods_agree(model, batch):
-    asked, n = questions(batch), batch.ids.shape[1]
+    asked, depth = questions(batch), batch.ids.shape[1] * model.info.d_head  # a sum over keys, each score over d_head
     naive = model.attention(batch, asked, method="naive")
     ours = model.attention(batch, asked, method="fused")
     assert naive.layers == ours.layers == (0, 1)
     for name in STATISTICS:
         scale = 1.0 if name.startswith("top") else None  # (probability, key): keys are exact, and larger
-        close = {"depth": max(n, DEPTH), "scale": scale, "equal_nan": True}
-        assert_equal_to_rounding(ours[name], naive[name], **close, msg=name)
+        assert_equal_to_rounding(ours[name], naive[name], depth=depth, scale=scale, equal_nan=True, msg=name)
 
 
 @pytest.mark.parametrize("side", SIDES)
