@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +36,7 @@ from interp.edits import Edit, Replace
 from interp.errors import TaskError, nearest
 from interp.model import Model, Start
 from interp.patching.quadrature import Point
+from interp.results.provenance import recorded
 from interp.sites import Site
 from interp.tasks import PromptTask
 
@@ -45,6 +45,7 @@ OTHER = "other"
 """Role of tokens that have none."""
 
 
+@recorded
 def edge_attribution(
     model: Model,
     task: PromptTask,
@@ -111,9 +112,18 @@ def edge_attribution(
             break
         steps *= 2
         path = nodes(method, steps=steps, rule=rule)
-    told = _told(case, task, found, method=method, direction=direction, steps=steps, rule=rule)
-    told["residuals"] = tried
-    return EdgeScores(case.layout, found.mean, found.prompts, found.residual, told, found.roles)
+    along = method.startswith("eap-ig")
+    own = {
+        "method": method,
+        "metric": case.metric,
+        "direction": direction,
+        "steps": steps if along else None,
+        "rule": rule if along else None,
+        "residual": found.residual,
+        "residuals": tried,
+        "change": found.change,
+    }
+    return EdgeScores(case.layout, found.mean, found.prompts, found.residual, own, found.roles)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,24 +157,6 @@ class _Gathered:
         roles = dict(zip(names, total / len(case), strict=True)) if by_role else {}
         prompts = np.concatenate(kept) if keep else None
         return cls(mean, prompts, roles, change, left_over(case.layout, mean, change))
-
-
-def _told(
-    case: Case, task: PromptTask, found: _Gathered, *, method: str, direction: str, steps: int, rule: str
-) -> dict[str, Any]:
-    """Provenance: plain values."""
-    along = method.startswith("eap-ig")
-    return {
-        "method": method,
-        "metric": case.metric,
-        "direction": direction,
-        "steps": steps if along else None,
-        "rule": rule if along else None,
-        "residual": found.residual,
-        "change": found.change,
-        "model": case.model.info.as_dict(),
-        "task": task.provenance(),
-    }
 
 
 def _labels(case: Case) -> Int[Tensor, "batch pos"]:

@@ -70,7 +70,7 @@ class EdgeScores:
         residual: |sum of edges out of `embed` - change of the metric| / |change|, the change from the prompts where the
             path begins to those where it ends. For integrated gradients along the inputs the error of the
             quadrature; for one gradient, how far the metric is from linear. NaN where the metric does not change.
-        provenance: method, metric, task and model, as plain values.
+        provenance: of the call, with method, metric and residuals: plain values.
     """
 
     layout: Layout

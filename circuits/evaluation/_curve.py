@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from circuits.graph.graph import Graph
 from interp.errors import SchemaError, nearest
 from interp.model import Model
 from interp.plots.heads import template
+from interp.results.provenance import recorded
 from interp.tasks import PromptTask
 
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -27,10 +29,12 @@ class Curve:
 
     Attributes:
         fractions: edges asked for, as a fraction of the model's. verdict: the circuits and what they keep.
+        provenance: of the call: plain values.
     """
 
     fractions: tuple[float, ...]
     verdict: Verdict
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def actual(self) -> np.ndarray:
@@ -90,6 +94,7 @@ class Curve:
         return figure
 
 
+@recorded
 def curve(
     model: Model,
     task: PromptTask,
@@ -133,4 +138,4 @@ def curve(
     verdict = faithfulness(
         model, task, circuits, metric=metric, ablation=ablation, reference=reference, batch_size=batch_size
     )
-    return Curve(tuple(fractions), verdict)
+    return Curve(tuple(fractions), verdict, {"metric": verdict.metric})

@@ -8,8 +8,9 @@ it for comparison (Miller et al. 2024, arXiv 2407.08734, on how such choices cha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from circuits.wiring.case import Case
 from circuits.wiring.edges import Other, run_edges, sent
 from interp.errors import SchemaError, TaskError, nearest
 from interp.model import Model
+from interp.results.provenance import recorded
 from interp.tasks import PromptTask
 
 ABLATIONS = ("resample", "mean", "zero")
@@ -38,6 +40,7 @@ class Verdict:
         graphs: the circuits.
         values: m(C) of each circuit and prompt. full: m(M). empty: m(0), every edge removed.
         metric, ablation: what was measured, and what removed edges carried.
+        provenance: of the call: plain values.
     """
 
     graphs: tuple[Graph, ...]
@@ -46,6 +49,7 @@ class Verdict:
     empty: Float[ndarray, " prompt"]
     metric: str
     ablation: str
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def faithfulness(self) -> Float[ndarray, " circuit"]:
@@ -98,6 +102,7 @@ class Verdict:
         )
 
 
+@recorded
 def faithfulness(
     model: Model,
     task: PromptTask,
@@ -133,7 +138,7 @@ def faithfulness(
             f"{task.name}: {case.metric} is {full.mean():.3g} for the model and the same with every edge removed: "
             "there is nothing to explain"
         )
-    return Verdict(found, values[:-1], full, empty, case.metric, ablation)
+    return Verdict(found, values[:-1], full, empty, case.metric, ablation, {"metric": case.metric})
 
 
 @torch.no_grad()

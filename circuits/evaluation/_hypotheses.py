@@ -22,6 +22,7 @@ from circuits.wiring.case import Case
 from interp.components import EMBED, LOGITS
 from interp.errors import SchemaError
 from interp.model import Model
+from interp.results.provenance import recorded
 from interp.tasks import PromptTask
 
 SLACK = 0.1
@@ -30,6 +31,7 @@ SHARE = 0.9
 """Share of random circuits that a circuit is said to beat."""
 
 
+@recorded
 def hypotheses(
     model: Model,
     task: PromptTask,

@@ -12,6 +12,7 @@ from interp.components import EMBED, LOGITS
 from interp.errors import SchemaError, nearest
 from interp.model import Model
 from interp.results import stats
+from interp.results.provenance import recorded
 from interp.tasks import PromptTask
 
 PARTS = {"nodes": "component", "edges": "edge"}
@@ -38,6 +39,7 @@ def without(graph: Graph, part: str) -> Graph:
     return Graph(layout, graph.scores, mask, graph.provenance, graph.columns)
 
 
+@recorded
 def minimality(
     model: Model,
     task: PromptTask,
@@ -87,6 +89,7 @@ def minimality(
     return table.sort_values("share", key=lambda s: -s.abs(), kind="stable", ignore_index=True)
 
 
+@recorded
 def completeness(
     model: Model,
     task: PromptTask,

@@ -18,6 +18,7 @@ from interp.edits import ForcePattern
 from interp.errors import SchemaError, TaskError
 from interp.model import Model
 from interp.results import stats
+from interp.results.provenance import recorded
 from interp.sites import Site
 from interp.tasks import PromptTask, metrics
 
@@ -55,6 +56,7 @@ def overlap(
     return pd.DataFrame(rows)
 
 
+@recorded
 def cross_faithfulness(
     model: Model,
     tasks: Mapping[str, PromptTask],
@@ -77,6 +79,7 @@ def cross_faithfulness(
     return pd.DataFrame(found, index=list(circuits))
 
 
+@recorded
 @torch.no_grad()
 def repair(
     model: Model,

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -38,7 +39,7 @@ class Graph:
         layout: the model's components.
         scores: score of each edge, NaN where there is none.
         mask: which edges are in the circuit.
-        provenance: method, model, task, call: plain values, saved along.
+        provenance: where it came from: plain values, saved along.
         columns: further values per edge, as ci_low, ci_high, p, q.
     """
 
@@ -102,6 +103,12 @@ class Graph:
     def n_edges(self) -> int:
         """Edges in the circuit."""
         return int(self.mask.sum())
+
+    @property
+    def digest(self) -> str:
+        """A hash of layout, edges and scores: what a call that takes the graph is known by."""
+        content = repr(self.layout).encode() + self.mask.tobytes() + np.ascontiguousarray(self.scores).tobytes()
+        return hashlib.sha256(content).hexdigest()[:16]
 
     @property
     def fraction(self) -> float:

@@ -32,8 +32,9 @@ from circuits.wiring.case import Case
 from interp.components import LOGITS, Component, Kind, kind, parse_slot, slot_name
 from interp.errors import SchemaError, nearest
 from interp.model import Model
-from interp.patching.effect_table import COLUMNS, Mode, checked, effects, provenance
+from interp.patching.effect_table import COLUMNS, Mode, checked, effects
 from interp.patching.readout import Exit
+from interp.results.provenance import recorded
 from interp.results.results import Result, frame
 from interp.tasks import PromptTask
 
@@ -47,6 +48,7 @@ Senders = str | Sequence[str | tuple[str, ...]]
 Receivers = str | Sequence[str | tuple[str, str]]
 
 
+@recorded
 def path_patching(
     model: Model,
     task: PromptTask,
@@ -120,11 +122,10 @@ def path_patching(
         {"analysis": "path_patching", **_named(own), **about, **effect}
         for own, effect in zip(names, effects(*found, seed=seed), strict=True)
     ]
-    asked = {"senders": senders, "receivers": receivers, "mlps": mlps, "final_norm": final_norm, "mode": mode}
-    told = provenance(case, "path_patching", **asked, metric=metric, seed=seed)
-    return Result(frame(rows, extra=COLUMNS), told)
+    return Result(frame(rows, extra=COLUMNS), {"method": "path-patching", "metric": case.metric})
 
 
+@recorded
 def all_edges_exact(
     model: Model,
     task: PromptTask,
@@ -163,8 +164,8 @@ def all_edges_exact(
     for (u, w), effect in zip(places.tolist(), found, strict=True):
         for name, array in columns.items():
             array[u, w] = effect[name]
-    told = provenance(case, "all_edges_exact", mode=mode, metric=metric, seed=seed)
-    return Graph.full(layout, columns.pop("value"), provenance={"method": "exact", **told}, columns=columns)
+    own = {"method": "exact", "metric": case.metric}
+    return Graph.full(layout, columns.pop("value"), provenance=own, columns=columns)
 
 
 def swept(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,8 @@ from circuits.wiring.case import Case
 from interp.components import LOGITS, Port, kind
 from interp.errors import SchemaError, nearest
 from interp.model import Model
-from interp.patching.effect_table import Mode, checked, effects, provenance
+from interp.patching.effect_table import Mode, checked, effects
+from interp.results.provenance import recorded
 from interp.tasks import PromptTask
 
 QKV: tuple[Port, ...] = ("q", "k", "v")
@@ -33,6 +34,15 @@ class Traced:
 
     graph: Graph
     stages: pd.DataFrame
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """That of the graph."""
+        return self.graph.provenance
+
+    def with_provenance(self, provenance: Mapping[str, Any]) -> Traced:
+        """The same with another provenance."""
+        return replace(self, graph=replace(self.graph, provenance=provenance))
 
     def table(self) -> pd.DataFrame:
         """The senders that were kept, stage by stage, the strongest first."""
@@ -68,6 +78,7 @@ class Rule:
         return np.abs(normalised) >= (self.share or 0.0)
 
 
+@recorded
 def trace(
     model: Model,
     task: PromptTask,
@@ -128,20 +139,9 @@ def trace(
         taken = {slot for sweep in sweeps for slot in sweep.slots}
         further = _next(case.layout, [name for sweep in now for name in sweep.kept], followed, taken)
         waiting = [(port, slots) for port, slots in further if sets_of(case.layout, senders, slots)]
-    told = provenance(
-        case,
-        "trace",
-        k=k,
-        sd=sd,
-        share=share,
-        depth=depth,
-        ports=ports,
-        senders=senders,
-        mlps=mlps,
-        mode=mode,
-        seed=seed,
+    return Traced(
+        _graph(case.layout, sweeps, case.metric), pd.concat([sweep.table for sweep in sweeps], ignore_index=True)
     )
-    return Traced(_graph(case.layout, sweeps, told), pd.concat([sweep.table for sweep in sweeps], ignore_index=True))
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def _next(layout: Layout, kept: Sequence[str], ports: Sequence[Port], taken: set
     return [(port, sorted(slots)) for port, slots in wanted.items()]
 
 
-def _graph(layout: Layout, sweeps: Sequence[_Sweep], told: Mapping[str, Any]) -> Graph:
+def _graph(layout: Layout, sweeps: Sequence[_Sweep], metric: str) -> Graph:
     """Edges by what their sender's sweep gave; a sender is joined to those receivers that can hear it."""
     scores, mask = np.full(layout.exists.shape, np.nan), np.zeros(layout.exists.shape, dtype=bool)
     for sweep in sweeps:
@@ -203,4 +203,4 @@ def _graph(layout: Layout, sweeps: Sequence[_Sweep], told: Mapping[str, Any]) ->
             heard = [slot for slot in sweep.slots if layout.exists[row, slot]]
             scores[row, heard] = value
             mask[row, heard] |= kept
-    return Graph(layout, scores, mask, {"method": "trace", **told})
+    return Graph(layout, scores, mask, {"method": "trace", "metric": metric})

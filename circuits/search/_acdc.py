@@ -7,8 +7,8 @@ rises by less than the threshold. Slots of components that lead nowhere any more
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from circuits.search.incremental_run import Splice
 from circuits.wiring.case import Case
 from interp.errors import SchemaError, nearest
 from interp.model import Model
+from interp.results.provenance import recorded
 from interp.tasks import PromptTask
 
 Ordering = str | Float[ndarray, "sender some"]
@@ -33,6 +34,7 @@ LOW_IS_GOOD = ("kl", "loss_nats", "rank")
 """Metrics that are a loss; of the others the loss is the negative."""
 
 
+@recorded
 def acdc(
     model: Model,
     task: PromptTask,
@@ -83,7 +85,6 @@ def acdc(
         _order(case.layout, ordering, seed),
         _Rule(threshold, 1.0 if metric in LOW_IS_GOOD else -1.0, absolute),
         rows=max(1, batch_size // len(task)),
-        told={"ablation": ablation, "ordering": ordering if isinstance(ordering, str) else "scores", "seed": seed},
         progress=progress,
     )
 
@@ -94,15 +95,13 @@ class Sweep:
 
     thresholds: tuple[float, ...]
     graphs: tuple[Graph, ...]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def graph(self) -> Graph:
         """Every edge with the largest threshold at which it survives, 0 where it survives none: what is ranked."""
         survived = np.stack([g.mask * t for g, t in zip(self.graphs, self.thresholds, strict=True)]).max(0)
-        told = {**self.graphs[0].provenance, "thresholds": list(self.thresholds)}
-        for name in ("threshold", "metric_removed", "forwards", "tried"):
-            told.pop(name, None)
-        return Graph.full(self.graphs[0].layout, survived, provenance=told)
+        return Graph.full(self.graphs[0].layout, survived, provenance=self.provenance)
 
     def table(self) -> pd.DataFrame:
         """One row per threshold: edges left, the metric without the others, edges tried, cost in forward passes."""
@@ -115,6 +114,7 @@ class Sweep:
         )
 
 
+@recorded
 def acdc_sweep(
     model: Model,
     task: PromptTask,
@@ -127,7 +127,9 @@ def acdc_sweep(
     if not thresholds:
         raise SchemaError("no thresholds; at least one is needed")
     ordered = tuple(sorted(thresholds))
-    return Sweep(ordered, tuple(acdc(model, task, threshold=t, metric=metric, **options) for t in ordered))
+    graphs = tuple(acdc(model, task, threshold=t, metric=metric, **options) for t in ordered)
+    own = {"method": "acdc", "thresholds": list(ordered), "metric_full": graphs[0].provenance["metric_full"]}
+    return Sweep(ordered, graphs, own)
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,6 @@ def _searched(
     rule: _Rule,
     *,
     rows: int,
-    told: dict[str, Any],
     progress: Callable[[str], None] | None,
 ) -> Graph:
     layout, full = case.layout, splice.value
@@ -180,14 +181,10 @@ def _searched(
         "method": "acdc",
         "metric": case.metric,
         "threshold": rule.threshold,
-        "absolute": rule.absolute,
-        **told,
         "metric_full": full,
         "metric_removed": splice.value,
         "tried": tried,
         "forwards": splice.parts.cost / size,
-        "model": case.model.info.name,
-        **{k: v for k, v in case.task.provenance().items() if k != "metric"},
     }
     return replace(Graph.full(layout, scores, provenance=provenance), mask=splice.keep.copy())
 

@@ -32,6 +32,7 @@ from circuits.wiring.ports import QKV
 from interp.components import kind
 from interp.errors import SchemaError, nearest
 from interp.model import Model
+from interp.results.provenance import recorded
 from interp.tasks import PromptTask
 from interp.weights.norms import HeadNorm, Norm
 
@@ -49,7 +50,7 @@ class Relevance:
         whole: the same of the whole stream.
         to_slots: sum |beta| / (sum |beta| + sum |gamma|) over real tokens and channels of each q, k, v or MLP input;
             NaN for slots that are read before the source writes. The last column is the logits' stream at END.
-        provenance: method, model, task: plain values.
+        provenance: of the call: plain values.
     """
 
     sources: tuple[str, ...]
@@ -130,8 +131,8 @@ class Relevance:
                 break
             taken.update(slots)
             relevance = np.nan_to_num(scores[:, slots]).sum(1)
-        told = {**self.provenance, "search": {"k": k, "depth": depth, "heads": heads, "per_layer": per_layer}}
-        return Graph(layout, scores, mask, told)
+        own = {**self.provenance, "search": {"k": k, "depth": depth, "heads": heads, "per_layer": per_layer}}
+        return Graph(layout, scores, mask, own)
 
 
 def _first(
@@ -147,6 +148,7 @@ def _first(
     return [u for u in order.tolist() if relevance[u] > 0][:k]
 
 
+@recorded
 def contextual_decomposition(
     model: Model,
     task: PromptTask,
@@ -192,9 +194,8 @@ def contextual_decomposition(
         back = np.argsort(order)
         logits, slots = (torch.cat([f[i] for f in found])[back].double().cpu().numpy() for i in (0, 1))
         whole = split.answered(split.parts.last[None])[0].double().cpu().numpy()
-    told = {"method": "cdt", "reference": reference, "normalise": normalise, "model": model.info.name}
     labels = tuple(name if isinstance(name, str) else " + ".join(name) for name in names)
-    return Relevance(labels, case.layout, logits, whole, slots, {**told, **case.task.provenance()})
+    return Relevance(labels, case.layout, logits, whole, slots, {"method": "cdt"})
 
 
 class _Split:

@@ -20,11 +20,13 @@ from circuits.wiring.edges import run_edges
 from interp.components import LOGITS
 from interp.errors import SchemaError
 from interp.model import Model
+from interp.results.provenance import recorded
 from interp.tasks import PromptTask
 
 Progress = Callable[[int, float, float], None]
 
 
+@recorded
 def edge_pruning(
     model: Model,
     task: PromptTask,
@@ -94,10 +96,11 @@ def edge_pruning(
         score = torch.minimum(score, torch.cat([score.new_full((1,), torch.inf), opened[1]])[rows])
     scores = np.full(layout.exists.shape, np.nan)
     scores[rows, columns] = _probability(score)
-    told = {"method": "edge-pruning", "sparsity": 1 - kept / layout.n_edges, "node_sparsity": node_sparsity}
-    return training.rounded(scores, kept, {**told, "steps": done, "loss": loss, "closed": _closed(gates)})
+    own = {"method": "edge-pruning", "sparsity": 1 - kept / layout.n_edges, "node_sparsity": node_sparsity}
+    return training.rounded(scores, kept, {**own, "steps": done, "loss": loss, "closed": _closed(gates)})
 
 
+@recorded
 def subnetwork_probing(
     model: Model,
     task: PromptTask,
@@ -146,8 +149,8 @@ def subnetwork_probing(
     scores = np.where(layout.exists, np.minimum(opened[:, None], reads[None, :]), np.nan)
     chosen = np.sort(opened[1:])[::-1][nodes - 1]
     inside = np.where(layout.exists, scores, -1.0) >= chosen
-    told = {"method": "subnetwork-probing", "nodes": nodes, "steps": done, "loss": loss, "closed": _closed(gates)}
-    graph = training.rounded(scores, layout.n_edges, told)
+    own = {"method": "subnetwork-probing", "nodes": nodes, "steps": done, "loss": loss, "closed": _closed(gates)}
+    graph = training.rounded(scores, layout.n_edges, own)
     return replace(graph, mask=inside, provenance={**graph.provenance, "kl": training.measured(inside)})
 
 
@@ -157,7 +160,7 @@ class _Training:
     def __init__(self, case: Case, ablation: str, batch_size: int, seed: int) -> None:
         whole, other = next(portions(case, ablation, batch_size=len(case)))
         self.case, self.other = whole, other
-        self.size, self.told = batch_size, {"ablation": ablation, "seed": seed, "batch_size": batch_size}
+        self.size = batch_size
         self.generator = torch.Generator().manual_seed(seed)
         self.rows: list[int] = []
         self.device = whole.task.clean.ids.device
@@ -176,12 +179,11 @@ class _Training:
         run = run_edges(self.case.model, self.case.ports, self.case.task.clean, keep, self.other)
         return float(self.case.value(run.logits).double().mean())
 
-    def rounded(self, scores: Float[ndarray, "sender slot"], n: int, told: dict[str, Any]) -> Graph:
+    def rounded(self, scores: Float[ndarray, "sender slot"], n: int, own: dict[str, Any]) -> Graph:
         """The n most open edges, with the KL that they alone have."""
-        task = {k: v for k, v in self.case.task.provenance().items() if k != "metric"}
-        given = {**told, **self.told, "metric": "kl", "model": self.case.model.info.name, **task}
-        graph = Graph.full(self.case.layout, scores, provenance=given).top(n, absolute=False, prune=False)
-        return replace(graph, provenance={**given, "kl": self.measured(graph.mask)})
+        own = {**own, "metric": "kl"}
+        graph = Graph.full(self.case.layout, scores, provenance=own).top(n, absolute=False, prune=False)
+        return replace(graph, provenance={**own, "kl": self.measured(graph.mask)})
 
     def _batch(self) -> tuple[Case, Tensor]:
         if len(self.case) <= self.size:

@@ -24,6 +24,7 @@ from circuits.wiring.ports import QKV
 from interp.components import EMBED, Edge, head_name, kind, parse_head
 from interp.errors import SchemaError
 from interp.model import Model
+from interp.results.provenance import recorded
 from interp.sites import Site
 from interp.tasks import PromptTask
 from interp.weights.factored import FactoredMatrix
@@ -58,7 +59,7 @@ class Tracing:
         firings: one row per head, prompt, query and key that was explained: probability, score (what the terms of its
             singular vectors sum to), kept (the sum of those kept), vectors (how many), rank.
         contributions: one row per firing, side ("query", "key") and sender: what it adds to the kept terms.
-        layout: the model's components. provenance: method, model, task: plain values.
+        layout: the model's components. provenance: of the call: plain values.
     """
 
     firings: pd.DataFrame
@@ -95,6 +96,7 @@ class Tracing:
         return graph
 
 
+@recorded
 def trace_attention(
     model: Model,
     task: PromptTask,
@@ -150,8 +152,7 @@ def trace_attention(
                 for above, place in tracer.explain(where, new, upstream):
                     deeper.setdefault(above, []).append(place)
             asked = deeper
-    told = {"method": "sparse-attention", "heads": list(heads), "query": query, "least": least, "share": share}
-    return tracer.tracing({**told, "depth": depth, "model": model.info.name, **case.task.provenance()})
+    return tracer.tracing()
 
 
 class _Tracer:
@@ -215,13 +216,12 @@ class _Tracer:
             sides.append((frame, at))
         return sides
 
-    def tracing(self, told: dict[str, Any]) -> Tracing:
+    def tracing(self) -> Tracing:
         """What was found."""
         columns = ["firing", "head", "prompt", "query", "key", "probability", "score", "kept", "vectors", "rank"]
         sides = self.contributions or [pd.DataFrame(columns=["firing", "side", "sender", "value"])]
-        return Tracing(
-            pd.DataFrame(self.firings, columns=columns), pd.concat(sides, ignore_index=True), self.layout, told
-        )
+        firings = pd.DataFrame(self.firings, columns=columns)
+        return Tracing(firings, pd.concat(sides, ignore_index=True), self.layout, {"method": "sparse-attention"})
 
     def _vectors(self, layer: int, head: int, offset: int) -> tuple[Tensor, Tensor, Tensor]:
         if (layer, head, offset) not in self._found:

@@ -15,9 +15,10 @@ from interp.edits import Edit, Replace
 from interp.errors import SiteError, TaskError, nearest
 from interp.model import Model, ModelInfo
 from interp.patching.case import Case
-from interp.patching.effect_table import COLUMNS, MODES, Mode, checked, effects, provenance
+from interp.patching.effect_table import COLUMNS, MODES, Mode, checked, effects
 from interp.patching.names import component_of
 from interp.patching.readout import Exit
+from interp.results.provenance import recorded
 from interp.results.results import Result, frame
 from interp.sites import PER_HEAD, UNLAYERED, Site
 from interp.tasks import PromptTask
@@ -47,6 +48,7 @@ class _Where:
     position: int | None = None
 
 
+@recorded
 def activation_patching(
     model: Model,
     task: PromptTask | Sequence[PromptTask],
@@ -116,8 +118,7 @@ def activation_patching(
         for i, effect in enumerate(found):
             where = places[i % len(places)]
             rows.append({**_named(sites[i // len(places)], where, case), "mode": mode, **effect})
-    told = {"nodes": nodes, "positions": positions, "mode": mode, "metric": metric, "seed": seed}
-    return Result(frame(rows, extra=COLUMNS), provenance(cases, "activation_patching", **told))
+    return Result(frame(rows, extra=COLUMNS), {"method": "activation-patching", "metric": cases[0].metric})
 
 
 @torch.no_grad()

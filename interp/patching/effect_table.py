@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from interp.environment import versions
 from interp.errors import SchemaError, nearest
-from interp.patching.case import Case
-from interp.results.provenance import plain
-from interp.results.results import SCHEMA_VERSION
 
 Mode = Literal["noising", "denoising"]
 MODES: tuple[Mode, ...] = ("noising", "denoising")
@@ -103,18 +98,3 @@ def _groups(present: ndarray) -> dict[tuple[bool, ...], list[int]]:
     for i, row in enumerate(present):
         found.setdefault(tuple(row.tolist()), []).append(i)
     return found
-
-
-def provenance(cases: Case | Sequence[Case], call: str, **options: Any) -> dict[str, Any]:
-    """Plain values that fix a result: model, data, call, versions."""
-    several = (cases,) if isinstance(cases, Case) else tuple(cases)
-    data = [case.task.provenance() for case in several]
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "call": {"analysis": call, "passed": plain(options), "defaults": {}},
-        "model": several[0].model.info.as_dict(),
-        "backend": several[0].model.backend,
-        "data": data[0] if len(data) == 1 else {"tasks": data},
-        "metric": several[0].metric,
-        "packages": versions(),
-    }

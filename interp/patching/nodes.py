@@ -31,6 +31,7 @@ from interp.patching.case import Case
 from interp.patching.metric_gradients import metric_gradients
 from interp.patching.names import component_of
 from interp.patching.quadrature import points
+from interp.results.provenance import recorded
 from interp.results.stats import bootstrap_mean
 from interp.sites import Site
 from interp.tasks import PromptTask
@@ -48,7 +49,7 @@ class NodeScores:
         sites: the nodes; those of q, k, v and z name a head, those of k and v a key-value head.
         components: whose they are: `L3H5` for z and q, `L3KV1` for shared k and v, `M3`, `L3` for the stream.
         prompts: score of each prompt and node, in the metric.
-        provenance: method, metric, task and model, as plain values.
+        provenance: of the call, with method and metric: plain values.
     """
 
     sites: tuple[Site, ...]
@@ -85,6 +86,7 @@ class NodeScores:
         return frame.sort_values("score", key=lambda s: -s.abs(), kind="stable", ignore_index=True)
 
 
+@recorded
 def node_attribution(
     model: Model,
     task: PromptTask,
@@ -123,18 +125,16 @@ def node_attribution(
     for part in case.batches(batch_size):
         by_site = _scores(part, method, path, sites)
         parts.append(torch.cat([by_site[site] for site in sites], 1).cpu().double().numpy())
-    told = {
+    own = {
         "method": method,
         "metric": case.metric,
         "steps": steps if method == "atp-ig" else None,
         "rule": rule if method == "atp-ig" else None,
-        "model": model.info.as_dict(),
-        "task": task.provenance(),
     }
     nodes = tuple(node for site in sites for node in _nodes(site, model.info))
     group = model.info.n_heads // model.info.n_kv_heads
     names = tuple(component_of(node, group=group) for node in nodes)
-    return NodeScores(nodes, names, np.concatenate(parts), told)
+    return NodeScores(nodes, names, np.concatenate(parts), own)
 
 
 def _sites(model: Model) -> list[Site]:
