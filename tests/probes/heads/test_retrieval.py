@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import transformers
 from numpy.testing import assert_allclose
-from tiny_models import tiny
+from probe_cases import eager
+from tiny_models import WINDOW, tiny
 
 import interp
+from interp.edits import KnockOut
 from interp.errors import NotApplicable, TaskError
+from interp.measurement.rerun import Rerun
 from interp.tasks import needles
 from interp.tasks.haystacks import PAIRS, Format, dataset
 from interp.zoo.planted import factory
@@ -145,6 +150,35 @@ def test_chance_is_reproduced_by_a_random_model(random_gpt2):
     assert_allclose(measured.chance(hidden).mass, np.mean(2 / (rows + 1)))
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_scores_and_answers_are_those_of_dense_patterns_and_logits(name):
+    """Values of two tokens: a hit for each that its row looks at, mass a mean over rows, an answer right in both."""
+    model = tiny(name)
+    hidden = needles.hide(model, n=48, length=40, value_words=2, task=PAIRS, seed=1)
+    patterns, logits = eager(model, hidden.batch), model.run(hidden.batch).logits
+    expected = {"hits": [], "hits_nosink": [], "mass": []}
+    right, loss, either = [], [], []
+    for a in hidden.answers:
+        rows, value = patterns[:, a.prompt][..., list(a.rows), :], torch.tensor(hidden.value(a))  # layer head row key
+        free = rows.copy()
+        free[..., 0] = 0
+        for kind, contest in (("hits", rows), ("hits_nosink", free)):
+            expected[kind].append((contest.argmax(-1) == np.array(a.keys)).mean(-1))
+        expected["mass"].append(rows[..., list(a.keys)].sum(-1).mean(-1))
+        at = logits[a.prompt, list(a.rows)]
+        right.append(bool((at.argmax(-1) == value).all()))
+        either.append(bool((at.argmax(-1) == value).any()))
+        loss.append(torch.nn.functional.cross_entropy(at, value).item())
+    found = measured.teacher_forced(model, hidden)
+    for kind, values in expected.items():
+        assert_allclose(getattr(found, kind).mean(0), np.mean(values, 0), atol=1e-5, err_msg=kind)
+    assert (np.mean(expected["hits"], 0) != np.mean(expected["hits_nosink"], 0)).any()
+    ours = measured.each_answer(Rerun(model), hidden)
+    assert_allclose(ours[0], right)
+    assert_allclose(ours[1], loss, rtol=1e-4)
+    assert right != either
+
+
 def test_decoding_and_teacher_forcing_agree_where_the_model_answers(retriever):
     result = interp.analyze(retriever[0], "retrieval", causal=False, decoding=True, max_new_tokens=1)
     assert result.provenance["data"]["accuracy"] == 1
@@ -196,6 +230,15 @@ def test_layers_that_cannot_see_the_needle_have_no_score():
     assert not headline(result, "teacher_forced")["label"].any()
 
 
+def test_a_window_holds_the_query_itself():
+    """A window of w sees w - 1 keys before the query: a needle w back is out of reach."""
+    model = tiny("mistral")
+    hidden = needles.hide(model, n=1, length=40, n_needles=1, task=PAIRS)
+    for back, reached in ((WINDOW - 1, True), (WINDOW, False)):
+        far = hidden.answers[0]._replace(keys=(3,), rows=(3 + back,))
+        assert measured.reached(model, replace(hidden, answers=(far,))).tolist() == [reached, reached]
+
+
 def test_needles_by_depth_and_length(retriever):
     table = interp.analyze(retriever[0], "needle_grid", lengths=(24, 40, 10**6), n_depths=3, n_prompts=4).table
     accuracy = table[table["variant"] == "accuracy"]
@@ -203,6 +246,17 @@ def test_needles_by_depth_and_length(retriever):
     assert accuracy["length"].nunique() == 3
     assert (accuracy["value"] == 1).all()
     assert table["layer"].isna().all()
+    assert_allclose(table.loc[table["variant"] == "loss", "null"], np.log(retriever[0].info.d_vocab))
+
+
+def test_needles_at_the_beginning_are_lost_where_it_cannot_be_seen(retriever):
+    model, truth = retriever
+    ((layer, head),) = truth.roles["retrieval"]
+    with model.editing([KnockOut(f"L{layer}H{head}.pattern", keys=list(range(16)))]):
+        table = interp.analyze(model, "needle_grid", lengths=(40,), n_depths=2, n_prompts=4).table
+    accuracy = table[table["variant"] == "accuracy"].set_index("depth")["value"]
+    assert accuracy[0.0] < 0.5
+    assert accuracy[1.0] == 1
 
 
 @pytest.mark.parametrize("architecture", ["llama", "llama-gqa"])

@@ -6,11 +6,15 @@ import pytest
 import torch
 import transformers
 from numpy.testing import assert_allclose
+from scipy.stats import binom
+from scipy.stats import t as t_distribution
 
 import interp
 from interp import data, tasks, zoo
+from interp.decompose import attribute
 from interp.edits import ForcePattern
 from interp.errors import NotApplicable, TaskError
+from interp.results import stats
 from interp.sites import Site
 from interp.zoo.planted import factory
 from interp.zoo.trained.skills import facts, vocabulary
@@ -201,6 +205,9 @@ def test_a_head_is_of_the_subject_of_the_relation_or_mixed_by_where_its_logits_c
     model = interp.load(planted.model, tokenizer=planted.tokenizer)
     task = tasks.planted_task(planted, "fact", n=16)
     ((layer, head),) = planted.truth.roles["fact_mover"]
+    known = sorted(set(task.answers.flatten().tolist()))  # an answer is compared with the other prompts' answers
+    others = torch.tensor([[a for a in known if a != own] for own in task.answers.flatten().tolist()])
+    direct = attribute(model, task.clean, task.answers, wrong=others).heads
     for options, role in (
         ({"subject": "SUBJECT"}, "subject"),
         ({"subject": "END"}, "relation"),
@@ -209,6 +216,7 @@ def test_a_head_is_of_the_subject_of_the_relation_or_mixed_by_where_its_logits_c
         found = interp.analyze(model, "direct_attribution", task=task, **options)
         rows = variant(found, "direct_attribution", "total")
         assert rows.loc[f"L{layer}H{head}", "role"] == role
+        assert rows.loc[f"L{layer}H{head}", "value"] == pytest.approx(float(direct[layer, head].mean()), rel=1e-4)
         assert rows["role"].notna().sum() == rows["label"].sum() == 1
 
 
@@ -217,7 +225,11 @@ def test_the_anti_copying_twin_of_a_mover_is_negative(default):
     from dataclasses import replace
 
     task = tasks.task("ioi", default, n=16)
-    rows = variant(interp.analyze(default, "movers", task=task), "movers", "mover")
+    found = interp.analyze(default, "movers", task=task)
+    direct = attribute(default, task.clean, task.answers, wrong=task.wrong)
+    mlps = sum(v for c, v in zip(direct.components, direct.values, strict=True) if c.kind == "mlp")
+    assert found.provenance["data"]["mlp_share"] == pytest.approx(float(mlps.mean() / direct.logit.mean()), rel=1e-4)
+    rows = variant(found, "movers", "mover")
     assert set(rows.index[rows["label"]]) <= {"L3H3", "L3H4", "L3H6", "L3H7"}
     assert rows.loc["L3H6", "role"] == "mover"
     other = interp.analyze(default, "movers", task=replace(task, answers=task.wrong, wrong=task.answers))
@@ -239,6 +251,18 @@ def test_what_cannot_be_attributed_is_refused(default):
         interp.analyze(default, "movers", task="facts", n_prompts=8)
     with pytest.raises(TaskError, match="no role for a subject"):
         interp.analyze(default, "direct_attribution", task="greater_than", n_prompts=8)
+
+
+def test_the_test_against_exchanges_is_two_sided():
+    """Both ends of Student's prediction interval, and what is as far below is as sure as what is above."""
+    null = np.random.default_rng(0).normal(size=(6, 1, 3))
+    value = np.array([[4.0, -4.0, 0.0]]) + null.mean(0)
+    score = stats.Interval(value, *(np.zeros_like(value),) * 3, 10)
+    found = _attributed.tested(score, list(null[:, None]), answered=True)
+    t = np.abs(value - null.mean(0)) / (null.std(0, ddof=1) * np.sqrt(1 + 1 / 6))
+    assert_allclose(found["p"], 2 * t_distribution.sf(t, df=5), rtol=1e-9)
+    assert_allclose(found["null"], null.mean(0))
+    assert (_attributed.tested(score, list(null[:, None]), answered=False)["p"] == 1).all()
 
 
 def test_exchanges_leave_no_prompt_its_own_answer():
@@ -264,7 +288,7 @@ def test_a_planted_relation_is_read_off_the_weights_as_off_activations(architect
 
 
 def test_an_anti_copying_head_suppresses_what_it_reads():
-    planted = factory.plant([factory.Copy(), factory.AntiCopy()], architecture="gpt2", seed=1)
+    planted = factory.plant([factory.Copy(), factory.AntiCopy()], architecture="gpt2", seed=1, noise=0.0)
     model = interp.load(planted.model, tokenizer=planted.tokenizer)
     words = [planted.tokenizer.decode([i]) for i in planted.vocab.words[:12]]
     found = interp.analyze(model, "relations", pairs={"copy": [(w, w) for w in words]}, dynamic=False)
@@ -272,7 +296,9 @@ def test_an_anti_copying_head_suppresses_what_it_reads():
     for of, role in (("static", "copy"), ("suppression", "anti_copy")):
         values = variant(found, "relations", of)["value"]
         assert values[names[role]] == 1
-        assert values.drop(names[role]).max() <= 0.5
+        assert (values.drop(names[role]) == 0).all()  # most write nothing at all: a tie counts against the target
+    rows = variant(found, "relations", "static")
+    assert_allclose(rows["p"].to_numpy(float), binom.sf(np.rint(rows["value"] * 12) - 1, 12, rows["null"]), rtol=1e-9)
 
 
 def test_dynamic_scores_are_those_of_a_head_made_to_look_at_the_word_in_every_context(default):

@@ -24,6 +24,9 @@ def test_uniform_attention_has_the_closed_form_in_every_variant():
     assert_allclose(column(found, "strongest_elsewhere"), alpha[1:].max(), rtol=1e-5)
     assert_array_equal(column(found, "strongest_elsewhere", "position"), 1)
     assert not variant(found, "first_token")["label"].any()
+    assert (
+        column(found, "first_token", "p") > 0.99
+    ).all()  # no more over its uniform value than other keys over theirs
 
     batch = tasks.random_prompts(model, n=n, length=length, bos="default", seed=1)
     for layer in range(model.info.n_layers):
