@@ -17,7 +17,7 @@ from circuits.graph.graph import Graph
 from circuits.graph.layout import Layout
 from interp.components import EMBED
 from interp.errors import SchemaError, nearest
-from interp.results.stats import bootstrap_mean
+from interp.results.stats import bootstrap_mean, resample
 
 COLUMNS = 2048
 """Edges resampled at one time."""
@@ -122,8 +122,7 @@ class EdgeScores:
         if how not in CHOICES:
             raise SchemaError(f"unknown way of choosing edges {how!r}; {nearest(how, CHOICES)}")
         each = self._each()
-        weights = np.random.default_rng(seed).multinomial(len(each), np.full(len(each), 1 / len(each)), size=resamples)
-        drawn = (weights / len(each)) @ each.reshape(len(each), -1)
+        drawn = resample(len(each), seed=seed, n_resamples=resamples) @ each.reshape(len(each), -1)
 
         def chosen(scores: ndarray) -> Bool[ndarray, " edge"]:
             mask = CHOICES[how](scores.reshape(self.mean.shape), self.layout, n, absolute=absolute)

@@ -25,6 +25,7 @@ from circuits.wiring.edges import Other, run_edges, sent
 from interp.errors import SchemaError, TaskError, nearest
 from interp.model import Model
 from interp.results.provenance import recorded
+from interp.results.stats import bootstrap
 from interp.tasks import PromptTask
 
 ABLATIONS = ("resample", "mean", "zero")
@@ -65,10 +66,14 @@ class Verdict:
 
     def interval(self, *, seed: int = 0, level: float = 0.95, n: int = 1000) -> Float[ndarray, "circuit 2"]:
         """Percentile-bootstrap interval of the ratio of means: prompts are resampled, all three means together."""
-        prompts = len(self.full)
-        weights = np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), size=n) / prompts
-        drawn = _ratio(self.values @ weights.T, weights @ self.full, weights @ self.empty)
-        return np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=1).T
+        low, high, _ = bootstrap(
+            lambda w: _ratio(self.values @ w.T, w @ self.full, w @ self.empty).T,
+            len(self.full),
+            seed=seed,
+            n_resamples=n,
+            level=level,
+        )
+        return np.stack([low, high], 1)
 
     def table(self, *, seed: int = 0) -> pd.DataFrame:
         """One row per circuit: edges, metric, faithfulness with its interval, quantiles over prompts, error |1 - f|."""

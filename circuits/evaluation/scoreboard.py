@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 
 from circuits.evaluation._faithfulness import faithfulness
 from circuits.evaluation.truth import judge_edges, planted
@@ -19,6 +18,7 @@ from interp.errors import SchemaError, TaskError, nearest
 from interp.loading.load import load
 from interp.model import Model
 from interp.parallel import each
+from interp.results.stats import spearman
 from interp.studies.scoreboard import ROUNDING
 from interp.tasks import PromptTask, planted_task
 from interp.zoo.planted.factory import ALL, ARCHITECTURES, Planted, plant
@@ -130,9 +130,9 @@ def agreement(
         row: dict[str, float | str | int] = {
             "method": name,
             "edges": len(true),
-            "spearman": _spearman(found, target),
+            "spearman": spearman(found, target).rho,
             "pearson": float(np.corrcoef(found, target)[0, 1]),
-            "largest": _spearman(found[order[:LARGEST]], target[order[:LARGEST]]),
+            "largest": spearman(found[order[:LARGEST]], target[order[:LARGEST]]).rho,
         }
         mine = np.argsort(-np.abs(found), kind="stable")
         row |= {f"top_{n}": len(set(mine[:n].tolist()) & set(order[:n].tolist())) / n for n in k}
@@ -164,7 +164,3 @@ def _judged(made: Planted, mechanism: str, method: str, *, n: int, seed: int) ->
         "found": float(verdict[1]),
         "seconds": seconds,
     }
-
-
-def _spearman(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from interp.errors import SchemaError, nearest
+from interp.results.stats import bootstrap
 
 Mode = Literal["noising", "denoising"]
 MODES: tuple[Mode, ...] = ("noising", "denoising")
@@ -28,7 +29,6 @@ COLUMNS = {
 activations come from."""
 LEAST = 1e-9
 """A change of the metric from one run to the other below this is none, and nothing can be said relative to it."""
-RESAMPLES = 1000
 
 
 def checked(mode: str) -> Mode:
@@ -65,14 +65,16 @@ def effects(
             continue
         span = (other - base)[chosen]
         change = patched[members][:, chosen] - base[chosen]
-        weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES) / n
-        drawn, drawn_span = change @ weights.T, weights @ span
-        ends = [(1 - level) / 2, (1 + level) / 2]
-        low, high = np.quantile(drawn, ends, axis=1)
+        low, high, _ = bootstrap(lambda w: w @ change.T, n, seed=seed, level=level)  # noqa: B023  (used at once)
         whole = float(span.mean())
         spans = np.abs(whole) > LEAST
         with np.errstate(divide="ignore", invalid="ignore"):
-            share_low, share_high = np.quantile(drawn / drawn_span, ends, axis=1)
+            share_low, share_high, _ = bootstrap(
+                lambda w: (w @ change.T) / (w @ span)[:, None],  # noqa: B023  (used at once)
+                n,
+                seed=seed,
+                level=level,
+            )
         se = change.std(axis=1, ddof=1) / np.sqrt(n) if n > 1 else np.full(len(members), np.nan)
         for k, i in enumerate(members):
             mean = float(change[k].mean())

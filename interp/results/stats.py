@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from interp.errors import TaskError
@@ -62,6 +64,66 @@ def nan_mean(values: Float[np.ndarray, "*all"], *, axis: int) -> Float[np.ndarra
     return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
 
 
+def resample(n: int, *, seed: int | np.random.Generator, n_resamples: int = 1000) -> Float[np.ndarray, "draw unit"]:
+    """Weights of n units (prompts) in bootstrap resamples; each row sums to 1.
+
+    Drawing n units with replacement is weighting each by how often it is drawn, which is multinomial, over n: what is a
+    mean over units is then, for all resamples and components, one matrix product with these weights. A generator goes
+    on from where it is.
+    """
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_resamples) / n
+
+
+class Bootstrap(NamedTuple):
+    """A statistic of resampled units: the ends of its percentile interval, and each draw of it."""
+
+    low: Float[np.ndarray, "*component"]
+    high: Float[np.ndarray, "*component"]
+    draws: Float[np.ndarray, "draw *component"]
+
+    @property
+    def se(self) -> Float[np.ndarray, "*component"]:
+        """Standard deviation of the draws."""
+        return np.asarray(self.draws.std(axis=0, ddof=1))
+
+
+def bootstrap(
+    statistic: Callable[..., Float[np.ndarray, "draw *component"]],
+    *sizes: int,
+    seed: int | np.random.Generator,
+    n_resamples: int = 1000,
+    level: float = 0.95,
+    around: Any = None,
+    omit_nan: bool = False,
+) -> Bootstrap:
+    """Percentile bootstrap of any statistic of resampled units: quantiles (1 -+ level) / 2 of its draws.
+
+    Args:
+        statistic: of the weights [draw unit] that `resample` gives, one array per sample: `lambda w: w @ values` for a
+            mean, `lambda w: (w @ a) / (w @ b)` for a ratio of means, `lambda v, w: v @ a - w @ b` for a difference.
+        sizes: units of each sample; samples are resampled one after another, independently.
+        seed: an integer, or a generator that goes on from where it is. Statistics with the same seed and sizes see the
+            same resamples.
+        n_resamples: draws.
+        level: of the interval.
+        around: a value that the interval is widened to hold; with few units the quantiles of a biased statistic may
+            both lie on one side of it.
+        omit_nan: leave out resamples in which the statistic is not defined. Otherwise one makes the interval NaN.
+    """
+    rng = np.random.default_rng(seed)
+    draws = statistic(*(resample(n, seed=rng, n_resamples=n_resamples) for n in sizes))
+    ends = [(1 - level) / 2, (1 + level) / 2]
+    if omit_nan:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)  # such an interval is NaN, as it says
+            low, high = np.nanquantile(draws, ends, axis=0)
+    else:
+        low, high = np.quantile(draws, ends, axis=0)
+    if around is not None:
+        low, high = np.minimum(low, around), np.maximum(high, around)
+    return Bootstrap(np.asarray(low), np.asarray(high), draws)
+
+
 class Interval(NamedTuple):
     """Mean of n independent values, its standard error, and a percentile-bootstrap interval."""
 
@@ -75,19 +137,45 @@ class Interval(NamedTuple):
 def bootstrap_mean(
     values: Float[np.ndarray, "unit *component"], *, seed: int, level: float = 0.95, n_resamples: int = 1000
 ) -> Interval:
-    """Mean over units (prompts) with its 95 % percentile-bootstrap interval, resampling whole units.
-
-    Resampling n units with replacement is weighting them by multinomial counts, so all components and resamples are
-    one matrix product.
-    """
-    n = values.shape[0]
+    """Mean over units (prompts), its standard error s / sqrt(n) and `bootstrap` interval; whole units are resampled."""
+    n, shape = len(values), values.shape[1:]
     flat = values.reshape(n, -1)
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_resamples) / n
-    tails = np.quantile(counts @ flat, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    shape = values.shape[1:]
+    drawn = bootstrap(lambda w: w @ flat, n, seed=seed, n_resamples=n_resamples, level=level)
     se = flat.std(axis=0, ddof=1) / np.sqrt(n) if n > 1 else np.full(flat.shape[1], np.nan)
-    low, high = (t.reshape(shape) for t in tails)
-    return Interval(flat.mean(axis=0).reshape(shape), se.reshape(shape), low, high, n)
+    mean, se, low, high = (x.reshape(shape) for x in (flat.mean(axis=0), se, drawn.low, drawn.high))
+    return Interval(mean, se, low, high, n)
+
+
+class RankCorrelation(NamedTuple):
+    """Spearman's rho of pairs, and its two-sided p against no association."""
+
+    rho: float
+    p: float
+
+
+def spearman(a: ArrayLike, b: ArrayLike, *, least: int = 2) -> RankCorrelation:
+    """Spearman's rank correlation (scipy's) of pairs; a pair with a NaN is left out.
+
+    NaN, without a warning, where either side does not vary or fewer than `least` pairs are left. Two pairs always give
+    1 or -1, and no p.
+    """
+    x, y = (np.asarray(side, dtype=float).ravel() for side in (a, b))
+    known = ~(np.isnan(x) | np.isnan(y))
+    x, y = x[known], y[known]
+    if len(x) < max(least, 2) or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return RankCorrelation(np.nan, np.nan)
+    found: Any = stats.spearmanr(x, y)
+    return RankCorrelation(float(found.statistic), float(found.pvalue))
+
+
+def spearman_rows(
+    a: Float[np.ndarray, "draw component"], b: Float[np.ndarray, "draw component"]
+) -> Float[np.ndarray, " draw"]:
+    """`spearman` of each row of `a` with that of `b`, all at once; NaN where either row does not vary."""
+    x, y = (stats.rankdata(side, axis=1) for side in (a, b))
+    x, y = (side - side.mean(1, keepdims=True) for side in (x, y))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (x * y).sum(1) / np.sqrt((x**2).sum(1) * (y**2).sum(1))
 
 
 def benjamini_hochberg(p: Float[np.ndarray, "*component"]) -> Float[np.ndarray, "*component"]:

@@ -15,6 +15,7 @@ from interp.errors import SchemaError
 from interp.measurement.declaration import PATTERN, Stage
 from interp.measurement.registry import detect, find
 from interp.results.results import Result
+from interp.results.stats import spearman
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -72,8 +73,8 @@ class Atlas:
             both = self.table[[a, b]].dropna()
             top = [set(both[name].nlargest(k).index) for name in (a, b)]
             chance = k * k / len(both) if len(both) else np.nan
-            rows.append({"a": a, "b": b, "spearman": _spearman(both[a], both[b]), "overlap": len(top[0] & top[1])})
-            rows[-1]["chance"] = chance
+            rho = _rank_correlation(both[a], both[b])
+            rows.append({"a": a, "b": b, "spearman": rho, "overlap": len(top[0] & top[1]), "chance": chance})
         return pd.DataFrame(rows, columns=["a", "b", "spearman", "overlap", "chance"])
 
     def stability(self) -> pd.DataFrame:
@@ -84,7 +85,7 @@ class Atlas:
         rows = []
         for name in self.analyses:
             found = [r for r in (_headline(result, name) for result in self.results) if r is not None]
-            pairs = [_spearman(a["value"], b["value"]) for a, b in combinations(found, 2)]
+            pairs = [_rank_correlation(a["value"], b["value"]) for a, b in combinations(found, 2)]
             labels = pd.DataFrame([r["label"].fillna(False).astype(bool) for r in found if "label" in r])
             given = labels.any() if len(labels) else pd.Series(dtype=bool)
             rows.append(
@@ -228,8 +229,6 @@ def _headline(result: Result, name: str) -> pd.DataFrame | None:
     return rows.set_index("component")
 
 
-def _spearman(a: pd.Series, b: pd.Series) -> float:
-    """Rank correlation; NaN where either does not vary."""
-    joined = pd.concat([a, b], axis=1).dropna()
-    x, y = (joined.iloc[:, i].rank() for i in (0, 1))
-    return float(x.corr(y)) if len(joined) > 2 and x.nunique() > 1 and y.nunique() > 1 else np.nan
+def _rank_correlation(a: pd.Series, b: pd.Series) -> float:
+    """Spearman's, over the components of both."""
+    return spearman(*a.align(b, join="inner"), least=3).rho

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from interp import data
 from interp.errors import NotApplicable, SchemaError, nearest
 from interp.loading.load import load
 from interp.measurement.registry import analyze, find
 from interp.model import Model
+from interp.results.stats import spearman
 
 FOLDER = "published"
 TOP = 10
@@ -88,13 +88,13 @@ def compare(joined: pd.DataFrame, *, k: int = TOP) -> dict[str, float | int]:
     p is that of no association, two-sided. The overlap at random is k / heads. A tie at the border is cut by order.
     """
     both = joined.dropna(subset=["value", "published"])
-    rho: Any = stats.spearmanr(both["value"], both["published"])
+    rank = spearman(both["value"], both["published"])
     k = min(k, len(both))
     best = [set(both.nlargest(k, column)["component"]) for column in ("value", "published")]
     return {
         "heads": len(both),
-        "spearman": float(rho.statistic),
-        "p": float(rho.pvalue),
+        "spearman": rank.rho,
+        "p": rank.p,
         "k": k,
         "overlap": len(best[0] & best[1]) / k,
         "chance": k / len(both),

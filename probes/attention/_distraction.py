@@ -170,13 +170,16 @@ def _auroc_interval(
 ) -> dict[str, object]:
     """Columns value, se, ci_low, ci_high, n of P(calm > drawn) + P(equal) / 2, prompts of both kinds resampled."""
     wins = (calm[:, None] > drawn[None]) + 0.5 * (calm[:, None] == drawn[None])
-    n, m = len(calm), len(drawn)
-    rows, columns = (rng.multinomial(k, np.full(k, 1 / k), size=RESAMPLES) / k for k in (n, m))
-    resampled = np.einsum("sn,nmlh,sm->slh", rows, wins, columns, optimize=True)
-    value = wins.mean((0, 1))
-    low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
-    low, high = np.minimum(low, value), np.maximum(high, value)
-    return {"value": value, "se": resampled.std(0, ddof=1), "ci_low": low, "ci_high": high, "n": n + m}
+    n, m, value = len(calm), len(drawn), wins.mean((0, 1))
+    resampled = stats.bootstrap(
+        lambda v, w: np.einsum("sn,nmlh,sm->slh", v, wins, w, optimize=True),
+        n,
+        m,
+        seed=rng,
+        n_resamples=RESAMPLES,
+        around=value,
+    )
+    return {"value": value, "se": resampled.se, "ci_low": resampled.low, "ci_high": resampled.high, "n": n + m}
 
 
 def _detector(

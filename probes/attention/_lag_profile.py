@@ -189,21 +189,23 @@ def _fitted(
     mean = middle.mean(0).reshape(-1, 2 * reach + 1)
     fitted = temporal_context.fit(mean)
     rng = np.random.default_rng(seed)
-    weights = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES) / n
-    drawn = np.stack([temporal_context.distance(np.tensordot(w, middle, 1).reshape(mean.shape)) for w in weights])
+
+    def distances(weights: Float[np.ndarray, "draw prompt"]) -> Float[np.ndarray, "draw head"]:
+        return np.stack([temporal_context.distance(np.tensordot(w, middle, 1).reshape(mean.shape)) for w in weights])
+
+    drawn = stats.bootstrap(distances, n, seed=rng, n_resamples=RESAMPLES, around=fitted.distance)
     orders = [rng.permutation(2 * reach + 1) for _ in range(SHUFFLES)]
     shuffled = np.stack([temporal_context.distance(mean[:, order]) for order in orders])
     flat = np.isnan(fitted.distance)
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     p = (1 + (shuffled <= temporal_context.distance(mean)).sum(0)) / (1 + SHUFFLES)
     return head_rows(
         model,
         "cmr_distance",
         "fraction",
         value=fitted.distance.reshape(shape),
-        se=drawn.std(axis=0, ddof=1).reshape(shape),
-        ci_low=np.minimum(low, fitted.distance).reshape(shape),
-        ci_high=np.maximum(high, fitted.distance).reshape(shape),
+        se=drawn.se.reshape(shape),
+        ci_low=drawn.low.reshape(shape),
+        ci_high=drawn.high.reshape(shape),
         null=shuffled.mean(0).reshape(shape),
         p=np.where(flat, np.nan, p).reshape(shape),
         n=n,

@@ -189,8 +189,7 @@ def over_classes(
     if n < 2:
         return np.full(hits.shape[1:], np.nan), np.full(hits.shape[1:], np.nan)
     total = np.add.reduceat(hits.reshape(len(hits), -1), np.cumsum([0, *sizes[:-1]]))  # class component
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=1000)
-    low, high = np.quantile((counts @ total) / (counts @ np.array(sizes))[:, None], [0.025, 0.975], axis=0)
+    low, high, _ = stats.bootstrap(lambda w: (w @ total) / (w @ np.array(sizes))[:, None], n, seed=seed)
     return low.reshape(hits.shape[1:]), high.reshape(hits.shape[1:])
 
 

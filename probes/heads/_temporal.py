@@ -152,14 +152,10 @@ def _difference(
     a: Float[np.ndarray, "prompt layer head"], b: Float[np.ndarray, "other layer head"], seed: int
 ) -> dict[str, np.ndarray]:
     """Columns value, se, ci_low, ci_high, n of mean a - mean b, prompts of both resampled."""
-    rng = np.random.default_rng(seed)
-    drawn = [rng.multinomial(len(x), np.full(len(x), 1 / len(x)), size=1000) / len(x) for x in (a, b)]
-    resampled = np.tensordot(drawn[0], a, 1) - np.tensordot(drawn[1], b, 1)
-    value = a.mean(0) - b.mean(0)
-    low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
-    low, high = np.minimum(low, value), np.maximum(high, value)
-    n = np.full(value.shape, len(a) + len(b))
-    return {"value": value, "se": resampled.std(0, ddof=1), "ci_low": low, "ci_high": high, "n": n}
+    value, sizes = a.mean(0) - b.mean(0), (len(a), len(b))
+    drawn = stats.bootstrap(lambda v, w: np.tensordot(v, a, 1) - np.tensordot(w, b, 1), *sizes, seed=seed, around=value)
+    n = np.full(value.shape, sum(sizes))
+    return {"value": value, "se": drawn.se, "ci_low": drawn.low, "ci_high": drawn.high, "n": n}
 
 
 def _mean(model: Model, pair: PromptTask, edits: Sequence[Edit]) -> float:

@@ -15,6 +15,7 @@ from torch import Tensor
 from interp.batch import Batch, Prompts
 from interp.errors import TaskError
 from interp.model import Model
+from interp.results.stats import spearman
 from probes.relevance.caution import CAUTION
 
 
@@ -161,11 +162,10 @@ def agreement(a: Relevance, b: Relevance, *, n_permutations: int = 999, seed: in
         x, y = a.value[prompt, row], b.value[prompt, row]
         both = ~np.isnan(x) & ~np.isnan(y)
         x, y = distributions.rankdata(x[both]), distributions.rankdata(y[both])
+        rho = spearman(x, y).rho
         x, y = x - x.mean(), y - y.mean()
-        norm = np.linalg.norm(x) * np.linalg.norm(y)
-        rho = x @ y / norm if norm > 0 else np.nan
         drawn = np.array([rng.permutation(x) @ y for _ in range(n_permutations)])
-        p = (1 + (drawn >= x @ y - 1e-9).sum()) / (1 + n_permutations) if norm > 0 else np.nan
+        p = np.nan if np.isnan(rho) else (1 + (drawn >= x @ y - 1e-9).sum()) / (1 + n_permutations)
         found.append(
             {
                 "prompt": prompt,

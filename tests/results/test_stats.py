@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from numpy.testing import assert_allclose
 from scipy import stats as scipy_stats
 
 from interp.results import stats
+
+ROOT = Path(__file__).parents[2]
 
 
 def rng(seed=0):
@@ -52,6 +56,99 @@ def test_p_without_spread():
 def test_p_needs_three_draws():
     with pytest.raises(ValueError, match="2 null draws are too few; at least 3"):
         stats.p_against_nulls(np.zeros(4), np.zeros((2, 4)))
+
+
+def test_resampling_is_drawing_units_with_replacement():
+    """Each row holds counts over n; over many draws each unit comes up once on average, with variance 1 - 1/n."""
+    counts = stats.resample(8, seed=0, n_resamples=20_000) * 8
+    assert_allclose(counts, counts.round(), atol=1e-12)
+    assert_allclose(counts.sum(1), 8, rtol=1e-12)
+    assert_allclose(counts.mean(0), 1, atol=0.03)
+    assert_allclose(counts.var(0), 1 - 1 / 8, atol=0.04)
+    assert (stats.resample(8, seed=0) == stats.resample(8, seed=np.random.default_rng(0))).all()
+
+
+def test_bootstrap_of_a_ratio_is_the_quantiles_of_its_draws():
+    a, b = rng(1).normal(3, 1, size=(12, 5)), rng(2).normal(2, 0.3, size=12)
+    found = stats.bootstrap(lambda w: (w @ a) / (w @ b)[:, None], 12, seed=4, n_resamples=300, level=0.9)
+    weights = np.random.default_rng(4).multinomial(12, np.full(12, 1 / 12), size=300) / 12
+    expected = np.array([[(w @ column) / (w @ b) for column in a.T] for w in weights])
+    assert_allclose(found.draws, expected, rtol=1e-12)
+    assert_allclose([found.low, found.high], np.quantile(expected, [0.05, 0.95], axis=0), rtol=1e-12)
+    assert_allclose(found.se, expected.std(0, ddof=1), rtol=1e-12)
+
+
+def test_samples_are_resampled_one_after_another():
+    """Each by itself: the spread of a difference is that of both, and a generator goes on from where it is."""
+    a, b = rng(1).normal(size=400), rng(2).normal(0, 2, size=100)
+    found = stats.bootstrap(lambda v, w: v @ a - w @ b, 400, 100, seed=3, n_resamples=4000)
+    assert_allclose(found.se, np.sqrt(a.var() / 400 + b.var() / 100), rtol=0.06)
+    generator = np.random.default_rng(3)
+    again = stats.bootstrap(lambda v, w: v @ a - w @ b, 400, 100, seed=generator, n_resamples=4000)
+    assert_allclose(again.draws, found.draws, rtol=0)
+    further = stats.bootstrap(lambda v, w: v @ a - w @ b, 400, 100, seed=generator, n_resamples=4000)
+    assert not (further.draws == found.draws).any()
+
+
+def test_an_interval_around_a_value_holds_it_and_is_nan_without_one():
+    values = rng().normal(size=(20, 3))
+    plain, wide = (
+        stats.bootstrap(lambda w: w @ values, 20, seed=0, around=around)
+        for around in (None, np.array([-9.0, 9.0, np.nan]))
+    )
+    assert wide.low[0] == -9
+    assert wide.high[0] == plain.high[0]
+    assert wide.high[1] == 9
+    assert wide.low[1] == plain.low[1]
+    assert np.isnan([wide.low[2], wide.high[2]]).all()
+
+
+def test_draws_that_are_not_defined():
+    def undefined(w):
+        return np.stack([np.where(np.arange(len(w)) < 5, np.nan, w[:, 0]), np.full(len(w), np.nan)], 1)
+
+    assert np.isnan(stats.bootstrap(undefined, 6, seed=0)[:2]).all()
+    left = stats.bootstrap(undefined, 6, seed=0, omit_nan=True)
+    assert_allclose([left.low[0], left.high[0]], np.quantile(left.draws[5:, 0], [0.025, 0.975]))
+    assert np.isnan([left.low[1], left.high[1]]).all()
+
+
+def test_rank_correlation_is_scipys_over_known_pairs():
+    a, b = rng(0).normal(size=40).round(1), rng(1).normal(size=40).round(1)  # with ties
+    found, expected = stats.spearman(a, b), scipy_stats.spearmanr(a, b)
+    assert_allclose(found, [expected.statistic, expected.pvalue], rtol=1e-12)
+    a[3], b[7] = np.nan, np.nan
+    known = np.setdiff1d(np.arange(40), [3, 7])
+    assert_allclose(stats.spearman(a, b), stats.spearman(a[known], b[known]), rtol=0)
+
+
+def test_rank_correlation_of_what_does_not_vary_is_nan():
+    for a, b in (
+        ([1, 1, 1, 1], [1, 2, 3, 4]),
+        ([1, 2, 3], [5, 5, 5]),
+        ([1], [2]),
+        ([], []),
+        ([1, 2, np.nan], [3, 3, 4]),
+    ):
+        assert np.isnan(stats.spearman(a, b)).all()
+    assert stats.spearman([1, 2], [4, 3]).rho == pytest.approx(-1)
+    assert np.isnan(stats.spearman([1, 2], [4, 3], least=3).rho)
+
+
+def test_rank_correlations_of_rows():
+    a, b = rng(0).normal(size=(6, 15)).round(1), rng(1).normal(size=(6, 15)).round(1)
+    a[2] = 1.0
+    expected = [stats.spearman(x, y).rho for x, y in zip(a, b, strict=True)]
+    assert_allclose(stats.spearman_rows(a, b), expected, rtol=1e-12)
+    assert np.isnan(expected[2])
+
+
+def test_nothing_else_resamples_or_ranks():
+    """One bootstrap and one Spearman; `relevance.agreement` ranks once for its permutations."""
+    by_hand = re.compile(r"rng\.multinomial|\)\.multinomial|spearmanr|corrcoef\(.*rank|\.rank\(\).*corr")
+    files = [path for package in ("interp", "probes", "circuits") for path in (ROOT / package).rglob("*.py")]
+    found = {str(path.relative_to(ROOT)) for path in files if by_hand.search(path.read_text(encoding="utf-8"))}
+    assert found == {"interp/results/stats.py"}
 
 
 @pytest.mark.parametrize("n", [30, 64])
