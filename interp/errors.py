@@ -37,6 +37,10 @@ class SchemaError(InterpError):
     """A table, an option or a file that does not have the declared form."""
 
 
+class CheckError(InterpError):
+    """An extension that does not keep what is promised of all of its kind; says which promises, and how."""
+
+
 class BackendError(InterpError):
     """The model ran, but not in a way that can be measured."""
 

@@ -92,6 +92,7 @@ class Analysis:
         figures: variants that are drawn in another way.
         section: of the report. Every analysis has its part among "analyses"; "attention": its best labelled head is
             the one whose attention is shown first; "sinks": the model's attention sinks are read off its table.
+        quick: options with which a run is short and still says something, for the checks of all analyses.
         exemptions: demand of `interp.measurement.checks.check_analysis` that cannot apply to it -> why.
     """
 
@@ -113,6 +114,7 @@ class Analysis:
     figure: Draw = head_map
     figures: Mapping[str, Draw] = field(default_factory=dict)
     section: Section = "analyses"
+    quick: Mapping[str, Any] = field(default_factory=dict)
     exemptions: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -60,19 +60,20 @@ def prompt_set(
         least: tokens that every prompt must have.
 
     Raises:
-        TaskError: prompts shorter than `least` tokens.
+        NotApplicable: context and vocabulary leave no room for `least` tokens.
+        TaskError: prompts shorter than that.
     """
     start = 0 if tasks.bos_id(model, bos) is None else 1
     if prompts is None:
         length = min(length, model.info.context or length, len(tasks.ordinary_tokens(model)) + start)
-        _long_enough(length, least)
+        _long_enough(length, least, refuse=NotApplicable)
         batch = tasks.random_prompts(model, n=n_prompts, length=length, bos=bos, seed=seed)
         task = "random tokens"
     else:
         batch, task = model.batch(prompts).to("cpu"), "prompts given"
         first = tasks.bos_id(model, "default")
         start = int(first is not None and bool((batch.ids[range(len(batch.ids)), batch.first] == first).all()))
-        _long_enough(int(batch.mask.sum(1).min()), least)
+        _long_enough(int(batch.mask.sum(1).min()), least, refuse=TaskError)
     data: dict[str, object] = {"task": task, "n": len(batch.ids), "length": batch.ids.shape[1], "bos": bos}
     return PromptSet(batch, start, data | {"sha256": tasks.fingerprint([batch])})
 
@@ -119,7 +120,7 @@ def repeat_groups(
     """Repeated random blocks, [BOS] + T distinct tokens twice: `n_prompts` in all over `n_lengths` lengths T.
 
     Raises:
-        TaskError: the context or vocabulary leaves no room to vary T between `lengths`.
+        NotApplicable: the context or vocabulary leaves no room to vary T between `lengths`.
     """
     start = 0 if tasks.bos_id(model, bos) is None else 1
     low, high = lengths
@@ -148,9 +149,9 @@ def visible_keys(model: Model, batch: Batch) -> Float[np.ndarray, "layer batch q
     return np.stack([seen if w is None else np.minimum(seen, w) for w in model.info.windows])
 
 
-def _long_enough(length: int, least: int) -> None:
+def _long_enough(length: int, least: int, *, refuse: type[TaskError]) -> None:
     if length < least:
-        raise TaskError(f"prompts of {length} tokens are too short for this question; at least {least} are needed")
+        raise refuse(f"prompts of {length} tokens are too short for this question; at least {least} are needed")
 
 
 def _stretch(rows: Sequence[Sequence[int]], length: int, generator: torch.Generator) -> Int[Tensor, " pos"]:

@@ -65,6 +65,7 @@ def analysis(
     figure: Draw = head_map,
     figures: Mapping[str, Draw] | None = None,
     section: Section = "analyses",
+    quick: Mapping[str, Any] | None = None,
     exemptions: Mapping[str, str] | None = None,
 ) -> Callable[[Callable[Concatenate[Model, P], Findings]], Callable[Concatenate[Model, P], Result]]:
     """Register an analysis; the decorated function then returns a `Result` with provenance.
@@ -104,6 +105,7 @@ def analysis(
             figure=figure,
             figures=dict(figures or {}),
             section=section,
+            quick=dict(quick or {}),
             exemptions=dict(exemptions or {}),
         )
         return run

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from interp.batch import Batch
-from interp.errors import TaskError, nearest
+from interp.errors import NotApplicable, TaskError, nearest
 from interp.model import Model
 
 BOS_POLICIES = ("default", "forced", "none")
@@ -99,7 +99,7 @@ def repeat_lengths(model: Model, *, lowest: int, highest: int, n_lengths: int, s
     Varied on purpose: a model trained on one length can pass for having induction heads at that length.
 
     Raises:
-        TaskError: fewer than three lengths fit.
+        NotApplicable: fewer than three lengths fit.
     """
     longest = len(ordinary_tokens(model))
     if model.info.context is not None:
@@ -108,7 +108,7 @@ def repeat_lengths(model: Model, *, lowest: int, highest: int, n_lengths: int, s
     low = lowest if lowest + 2 <= high else max(4, high // 2)
     choices = list(range(low, high + 1))
     if len(choices) < 3:
-        raise TaskError(
+        raise NotApplicable(
             f"no room to vary the repeat length: at most {longest} tokens fit twice into a context of "
             f"{model.info.context} with {len(ordinary_tokens(model))} ordinary tokens; at least 6 are needed"
         )
@@ -141,11 +141,11 @@ def random_blocks(model: Model, *, n: int, length: int, generator: torch.Generat
     """Random ordinary tokens without replacement within a row.
 
     Raises:
-        TaskError: fewer ordinary tokens than `length`.
+        NotApplicable: fewer ordinary tokens than `length`.
     """
     tokens = ordinary_tokens(model)
     if len(tokens) < length:
-        raise TaskError(f"{length} distinct tokens asked for, but the vocabulary has {len(tokens)} ordinary ones")
+        raise NotApplicable(f"{length} distinct tokens asked for, but the vocabulary has {len(tokens)} ordinary ones")
     rows = [tokens[torch.randperm(len(tokens), generator=generator)[:length]] for _ in range(n)]
     return torch.stack(rows)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from interp import tasks
 from interp.attention import Mean, Pairs
 from interp.batch import Batch
-from interp.errors import TaskError
+from interp.errors import NotApplicable, TaskError
 from interp.measurement.declaration import Stage
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, MARGIN, head_rows, interval_columns
@@ -86,6 +86,7 @@ def distraction(
         seed: of prompts, halves, bootstrap and random sets.
 
     Raises:
+        NotApplicable: no room for an instruction and data.
         TaskError: one kind of prompts without the other, or fewer than eight of either.
 
     Reference: Hung et al. 2024 (arXiv 2411.00348). They choose up to five deviations away and score
@@ -212,7 +213,7 @@ def _default(model: Model, n: int, bos: str, seed: int) -> tuple[Spans, Spans]:
     room = min(len(tasks.ordinary_tokens(model)), (model.info.context or 4 * BLOCK) - start - 1)
     size = min(BLOCK, room // 2)
     if size < 4:
-        raise TaskError(f"{room} tokens leave no room for an instruction and data of at least 4 each")
+        raise NotApplicable(f"{room} tokens leave no room for an instruction and data of at least 4 each")
     generator = torch.Generator().manual_seed(seed)
     made = []
     for attacked in (False, True):

@@ -68,6 +68,7 @@ def entropy(
         seed: of prompts and bootstrap.
 
     Raises:
+        NotApplicable: no room for 16 tokens.
         TaskError: prompts of fewer than 16 tokens, or fewer than three of them.
 
     Reference: Clark et al. 2019 (arXiv 1906.04341), section 3.3, who plot nats. Normalisation and test are ours.

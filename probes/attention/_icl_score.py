@@ -32,6 +32,7 @@ BLOCK = 8  # texts per forward pass
     order=240,
     needs="text",
     figure=dots,
+    quick={"n_prompts": 8, "early": 30, "late": 120},
     exemptions={"planted": "text, of which planted models know none"},
     means="Loss falls along a text (negative score): what came before helps. `context_gain` says how much of that is "
     "the context and not that later tokens are easier.",

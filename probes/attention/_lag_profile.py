@@ -92,7 +92,7 @@ def lag_profile(
         seed: of prompts, permutations and bootstrap.
 
     Raises:
-        TaskError: the context or vocabulary leaves no room to vary T.
+        NotApplicable: the context or vocabulary leaves no room to vary T.
 
     Reference: Ji-An et al. 2024 (arXiv 2405.14992). They fit curves of finite lists on a grid; ours is the closed form
     for an endless list (see `probes.attention.temporal_context`) polished by L-BFGS-B, and the nulls are ours.

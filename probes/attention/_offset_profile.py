@@ -77,6 +77,7 @@ def offset_profile(
         seed: of prompts and bootstrap.
 
     Raises:
+        NotApplicable: no room for 16 tokens.
         TaskError: prompts of fewer than 16 tokens.
 
     Reference: Clark et al. 2019 (arXiv 1906.04341), section 3.1, offsets -1, 0, +1 in BERT. The test is ours.

@@ -34,6 +34,7 @@ _SPACES = "▁ĠĊĉčÂ \t\r\n"
     order=230,
     needs="text",
     stage=Stage("text induction", REASON),
+    quick={"n_prompts": 8, "length": 96},
     exemptions={"planted": "text, of which planted models know none"},
     columns={"label": "boolean"},
     means="On text, too, the head looks at what followed earlier occurrences of the current word, its other spellings "

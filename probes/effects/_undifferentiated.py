@@ -34,6 +34,7 @@ PERIOD = 20
     headline="ships",
     order=250,
     stage=Stage("undifferentiated"),
+    quick={"n_prompts": 4},
     exemptions={"planted": "too dear, a pass per head and way; tests/probes/attention/test_planted.py has it"},
     columns={"label": "boolean"},
     means="The answers to these prompts need the head's choice of where to look, more than answers to the control do. "

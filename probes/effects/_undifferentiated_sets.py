@@ -86,7 +86,11 @@ def _by_size(rows: pd.DataFrame) -> go.Figure:
     headline="uniform",
     order=255,
     figure=_by_size,
-    exemptions={"planted": "sets of heads; tests/probes/effects/test_undifferentiated_sets.py plants some"},
+    quick={"n_prompts": 8, "size": 1, "n_random": 4},
+    exemptions={
+        "planted": "sets of heads; tests/probes/effects/test_undifferentiated_sets.py plants some",
+        "significance": "p is of each size by itself: sets of several sizes hold one another, so there is no q",
+    },
     columns={"label": "boolean", "k": "Int64", "heads": "str", "matching": "str"},
     means="Together these heads hold the answers to these prompts: without their choice of where to look the answers "
     "change more than without any random set of as many heads. Heads that stand in for each other are found, too.",

@@ -47,10 +47,11 @@ def copy_suppression(model: Model, *, n_tokens: int = 256, seed: int = 0) -> Fin
     Reference: McDougall et al. 2023 (arXiv 2310.04625), section 3.1: there, tokens among the ten most suppressed of the
     whole vocabulary count (84.7 % for L10H7 of GPT-2 small). We sample, and count the lowest alone.
     """
-    parts = []
+    parts, data = [], {}
     for name, variant in (("own_bottom", "full"), ("own_bottom_mlp", "mlp")):
         found = _own.own(model, n_tokens=n_tokens, variant=variant, seed=seed)
         parts.append(_own.judged(model, found.bottom, name, seed=seed))
+        data = found.data
         if variant == "full":
             parts.append(head_rows(model, "effective_ratio", "fraction", value=found.ratio, null=0.0))
-    return Findings(pd.concat(parts, ignore_index=True), {"task": "single tokens", "n": n_tokens})
+    return Findings(pd.concat(parts, ignore_index=True), data)

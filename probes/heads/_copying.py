@@ -48,12 +48,13 @@ def copying(model: Model, *, n_tokens: int = 256, seed: int = 0) -> Findings:
     Reference: Elhage et al. 2021 for the ratio. The share is ours: eigenvalues weigh tokens by the size of what is
     written, so that a few large tokens decide; a share counts every token once and has an exact chance.
     """
-    parts = []
+    parts, data = [], {}
     for name, variant in (("own_top", "full"), ("own_top_mlp", "mlp")):
         found = _own.own(model, n_tokens=n_tokens, variant=variant, seed=seed)
         parts.append(_own.judged(model, found.top, name, seed=seed))
+        data = found.data
         if variant == "full":
             parts.append(head_rows(model, "effective_ratio", "fraction", value=found.ratio, null=0.0))
     ratio = weights.copying_ratio(model.ov_circuits()).double().numpy()
     parts.append(head_rows(model, "copying_ratio", "fraction", value=ratio, null=0.0))
-    return Findings(pd.concat(parts, ignore_index=True), {"task": "single tokens", "n": n_tokens})
+    return Findings(pd.concat(parts, ignore_index=True), data)

@@ -36,6 +36,7 @@ SHARE = 0.05
         "fact_mover",
         options=lambda planted, seed: {"task": planted_prompts(planted, "fact", seed=seed, corruption="minimal")},
     ),
+    quick={"n_draws": 6},
     columns={"label": "boolean", "role": "str"},
     means="How many logits the head adds at the end of the prompt to the right attribute, over the other "
     "attributes that are asked for in the task; apart from the words of the subject and from those of the "

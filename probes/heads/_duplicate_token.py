@@ -54,7 +54,7 @@ def duplicate_token(
         seed: of prompts and bootstrap.
 
     Raises:
-        TaskError: the context or vocabulary leaves no room to vary T.
+        NotApplicable: the context or vocabulary leaves no room to vary T.
 
     Reference: Wang et al. 2022 (arXiv 2211.00593), section 3. The wrong-offset test is ours.
     """

@@ -79,7 +79,7 @@ def induction(
         seed: of prompts, bootstrap and random sets.
 
     Raises:
-        TaskError: the context or vocabulary leaves no room to vary T.
+        NotApplicable: the context or vocabulary leaves no room to vary T.
 
     Reference: Olsson et al. 2022 (arXiv 2209.11895), prefix matching and copying. We repeat twice with varied T where
     they repeat four times at T = 25, and the wrong-offset test is ours.

@@ -31,6 +31,7 @@ SHARE = 0.05
     planted=PlantedTask(
         "name_mover", options=lambda planted, seed: {"task": planted_prompts(planted, "two_hop", seed=seed)}
     ),
+    quick={"n_draws": 6},
     columns={"label": "boolean", "role": "str"},
     means="At the end of a prompt that holds its own answer (indirect objects), the head attends to the answer "
     "and what it brings from there raises the answer over the wrong one. Negative values: it lowers it.",

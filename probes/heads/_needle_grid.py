@@ -36,6 +36,7 @@ def _depths(rows: pd.DataFrame) -> go.Figure:
     unit="model",
     order=55,
     figure=_depths,
+    quick={"lengths": (64,), "n_depths": 3, "n_prompts": 4},
     exemptions={
         "planted": "what a whole model does; tests/probes/heads/test_retrieval.py asks planted ones",
         "significance": "chance of a right answer is one in the vocabulary and less",

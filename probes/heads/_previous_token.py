@@ -6,7 +6,7 @@ import torch
 
 from interp import tasks
 from interp.attention import Mean, Offset
-from interp.errors import TaskError
+from interp.errors import NotApplicable
 from interp.measurement.declaration import IDENTIFY, PlantedTask, Stage
 from interp.measurement.offsets import offset_questions, offset_scores
 from interp.measurement.registry import Findings, analysis
@@ -48,14 +48,14 @@ def previous_token(
         seed: of prompts and bootstrap.
 
     Raises:
-        TaskError: no room for 24 distinct tokens.
+        NotApplicable: no room for 24 distinct tokens.
 
     Reference: Olsson et al. 2022 (arXiv 2209.11895). The wrong-offset test is ours.
     """
     start = 0 if tasks.bos_id(model, bos) is None else 1
     length = min(length, model.info.context or length, len(tasks.ordinary_tokens(model)) + start)
     if length < 24:
-        raise TaskError(f"prompts of {length} tokens are too short to tell offsets apart; at least 24 are needed")
+        raise NotApplicable(f"prompts of {length} tokens are too short to tell offsets apart; at least 24 are needed")
     batch = tasks.random_prompts(model, n=n_prompts, length=length, bos=bos, seed=seed)
     position = torch.arange(length)
     rows = (position >= max(T0, start + 1)).expand_as(batch.mask)

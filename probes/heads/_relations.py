@@ -42,7 +42,11 @@ Pairs = Int[Tensor, "pair 2"]
     needs="text",
     stage=Stage("relation", RECALL),
     figure=dots,
-    exemptions={"planted": "relations between words of a language, of which planted models have none"},
+    quick={"dynamic": False},
+    exemptions={
+        "sample": "every pair is read: the seed is of intervals",
+        "planted": "relations between words of a language, of which planted models have none",
+    },
     columns={"label": "boolean", "relation": "str"},
     means="Attending to a word, the head raises the word that stands in this relation to it (its capital, its "
     "plural) into the k most raised of the vocabulary.",
@@ -112,7 +116,8 @@ def relations(
     table["label"] = pd.Series(pd.NA, index=table.index, dtype="boolean")
     strong = (table.loc[static, "q"] < LEVEL) & (table.loc[static, "value"] >= THRESHOLD)
     table.loc[static, "label"] = strong.astype("boolean")
-    return Findings(table, {"task": "relations", "k": k, "coverage": coverage, "static_dynamic_pearson": agreement})
+    data = {"task": "relations", "k": k, "coverage": coverage, "static_dynamic_pearson": agreement}
+    return Findings(table, data | {"sha256": tasks.fingerprint([Batch.of(ids) for ids in found.values()])})
 
 
 def _found(

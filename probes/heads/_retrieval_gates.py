@@ -32,9 +32,12 @@ from interp.tasks.haystacks import Format
     order=65,
     stage=Stage("retrieval", IDENTIFY),
     figure=dots,
+    quick={"n_prompts": 2, "length": 96, "steps": 4},
     exemptions={
         "planted": "key-value heads, ranked and not labelled; tests/probes/heads/test_retrieval.py has them",
-        "significance": "a gate is learned once, with all others: it has a rank among them, no null and no interval",
+        "null": "a gate has a rank among the others, which are learned with it, and nothing to be expected of it",
+        "significance": "so it has no p either",
+        "interval": "gates are learned once, on all prompts together",
     },
     columns={"kv_head": "Int64", "rank": "Int64"},
     means="Of the key-value heads, those with the highest gates are the ones whose far keys the answers need most.",

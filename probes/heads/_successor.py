@@ -50,6 +50,7 @@ Chosen = dict[str, Int[np.ndarray, "layer head member"]]
     needs="text",
     stage=Stage("successor", REASON),
     planted=PlantedTask("successor"),
+    exemptions={"sample": "every member of every class is read: the seed is of intervals and lists"},
     columns={"label": "boolean", "class_low": "float64", "class_high": "float64"},
     means="Attending to an ordinal word (3, Monday, March), the head raises the word after it more than any other "
     "of its class. This is read from the weights; no prompt is run but each word alone.",
@@ -121,6 +122,7 @@ def successor(
         "classes": {c.name: list(c.words) if len(c.words) <= 30 else len(c.words) for c in found},
         "coverage": coverage,
         "bos": bos,
+        "sha256": tasks.fingerprint([Batch.of(c.ids[None]) for c in found]),
     }
     effects: list[dict[str, object]] = []
     if causal and labels["full"].any():

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from scipy.stats import binom
 
 from interp import tasks
+from interp.batch import Batch
 from interp.decompose.embeddings import effective_embedding
 from interp.measurement.scoring import LEVEL, THRESHOLD, head_rows, interval_columns
 from interp.model import Model
@@ -22,12 +23,13 @@ from interp.weights.factored import FactoredMatrix
 class Own:
     """Per sampled token and head, whether attending to it raises (lowers) its own logit most of the sample.
 
-    `ratio` is sum Re(lambda) / sum |lambda| of the map from sampled tokens to their logits.
+    `ratio` is sum Re(lambda) / sum |lambda| of the map from sampled tokens to their logits; `data` says what these are.
     """
 
     top: Float[np.ndarray, "token layer head"]
     bottom: Float[np.ndarray, "token layer head"]
     ratio: Float[np.ndarray, "layer head"]
+    data: dict[str, object]
 
 
 def own(model: Model, *, n_tokens: int, variant: str, seed: int) -> Own:
@@ -50,7 +52,12 @@ def own(model: Model, *, n_tokens: int, variant: str, seed: int) -> Own:
         top.append(torch.stack([(m.argmax(-1) == place) & _some(m) for m in found]))
         bottom.append(torch.stack([(m.argmin(-1) == place) & _some(m) for m in found]))
     tops, bottoms = (torch.stack(x).permute(2, 0, 1).double().numpy() for x in (top, bottom))
-    return Own(tops, bottoms, np.stack(ratio).astype(float))
+    data: dict[str, object] = {
+        "task": "single tokens",
+        "n": n_tokens,
+        "sha256": tasks.fingerprint([Batch.of(ids[None])]),
+    }
+    return Own(tops, bottoms, np.stack(ratio).astype(float), data)
 
 
 def _some(matrix: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from interp import tasks
 from interp.attention import Received
 from interp.batch import Batch
-from interp.errors import TaskError
+from interp.errors import NotApplicable
 from interp.measurement.declaration import PlantedTask, Stage
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, MARGIN, THRESHOLD, head_rows, interval_columns
@@ -62,14 +62,14 @@ def sink(
         seed: of prompts and bootstrap.
 
     Raises:
-        TaskError: no room for 16 distinct tokens.
+        NotApplicable: no room for 16 distinct tokens.
 
     Reference: Gu et al. 2024 (arXiv 2410.10781), section 3; T = 64 and epsilon = 0.3 as there. The test is ours.
     """
     first = tasks.bos_id(model, bos)
     length = min(length, model.info.context or length, len(tasks.ordinary_tokens(model)))
     if length < 16:
-        raise TaskError(f"prompts of {length} tokens are too short to speak of a sink; at least 16 are needed")
+        raise NotApplicable(f"prompts of {length} tokens are too short to speak of a sink; at least 16 are needed")
     with_bos = tasks.random_prompts(model, n=n_prompts, length=length, bos=bos, seed=seed)
     without = tasks.random_prompts(model, n=n_prompts, length=length, bos="none", seed=seed)
     alpha = received_share(model, with_bos, method=method)  # prompt layer head key

@@ -12,7 +12,8 @@ from sklearn.metrics import roc_auc_score
 import interp
 from interp import tasks
 from interp.errors import NotApplicable
-from interp.studies.scoreboard import questions
+from interp.measurement.planted import questions
+from interp.measurement.registry import find
 from interp.zoo.planted import factory
 
 ARCHITECTURES = ("llama", "llama-gqa", "gpt2")
@@ -26,7 +27,7 @@ def planted(*mechanisms, architecture="llama", seed=0, **options):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_told_and_the_known_answer_come_from_the_planted_heads(architecture):
     made, model = planted(factory.Fact(), factory.Told(), architecture=architecture, seed=1)
-    found = interp.analyze(model, "conflict", **questions("conflict", made), causal=False)
+    found = interp.analyze(model, "conflict", **questions(find("conflict"), made), causal=False)
     rows = variant(found, "direct")
     (context,), (memory,) = named(made, "told"), named(made, "fact_mover")
     assert roc_auc_score(rows.index.isin([context, memory]), rows["value"].abs()) == 1
@@ -41,7 +42,7 @@ def test_the_told_and_the_known_answer_come_from_the_planted_heads(architecture)
 
 def test_without_the_context_head_the_known_answer_is_said():
     made, model = planted(factory.Fact(), factory.Told(), seed=1)
-    sets = interp.analyze(model, "conflict", **questions("conflict", made), n_random=3).interventions
+    sets = interp.analyze(model, "conflict", **questions(find("conflict"), made), n_random=3).interventions
     off = sets[sets["set_id"].str.startswith("mean")].set_index("metric")
     assert off.loc["context_answers (context heads)", ["clean", "edited"]].tolist() == [1, 0]
     assert off.loc["memory_answers (context heads)", ["clean", "edited"]].tolist() == [0, 1]
@@ -52,7 +53,7 @@ def test_without_the_context_head_the_known_answer_is_said():
 def test_a_model_that_is_told_nothing_new_has_a_memory_head_alone():
     """The negative: it knows the facts and cannot read what is told."""
     made, model = planted(factory.Fact(), seed=1)
-    found = interp.analyze(model, "conflict", **questions("conflict", made), causal=False)
+    found = interp.analyze(model, "conflict", **questions(find("conflict"), made), causal=False)
     rows = variant(found, "direct")
     assert list(rows.index[rows["label"]]) == named(made, "fact_mover")
     assert rows["value"].max() <= 0.2
@@ -62,13 +63,13 @@ def test_a_model_that_is_told_nothing_new_has_a_memory_head_alone():
 def test_what_is_not_known_cannot_be_contradicted():
     made, model = planted(factory.Told())
     with pytest.raises(NotApplicable, match="knows 0 of 48 facts"):
-        interp.analyze(model, "conflict", **questions("conflict", made))
+        interp.analyze(model, "conflict", **questions(find("conflict"), made))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_planted_time_head_is_temporal_and_no_other(architecture):
     made, model = planted(factory.Dated(), factory.Fact(), architecture=architecture, seed=2)
-    found = interp.analyze(model, "temporal", **questions("temporal", made), causal=False)
+    found = interp.analyze(model, "temporal", **questions(find("temporal"), made), causal=False)
     rows = variant(found, "specific")
     (when,), (mover,) = named(made, "dated_time"), named(made, "fact_mover")
     assert roc_auc_score(rows.index == when, rows["value"]) == 1
@@ -81,7 +82,7 @@ def test_the_planted_time_head_is_temporal_and_no_other(architecture):
 
 def test_without_the_time_head_no_dated_fact_is_known_and_every_other_is():
     made, model = planted(factory.Dated(), factory.Fact(), seed=2)
-    sets = interp.analyze(model, "temporal", **questions("temporal", made), n_random=0).interventions
+    sets = interp.analyze(model, "temporal", **questions(find("temporal"), made), n_random=0).interventions
     lost = sets.set_index("metric")
     assert lost.loc["temporal_logit_diff", "edited"] < 0.1 * lost.loc["temporal_logit_diff", "clean"]
     assert lost.loc["timeless_logit_diff", "edited"] > 0.95 * lost.loc["timeless_logit_diff", "clean"]
@@ -90,7 +91,7 @@ def test_without_the_time_head_no_dated_fact_is_known_and_every_other_is():
 def test_the_same_table_asked_for_other_subjects_has_no_temporal_head():
     """The negative: the same model and heads, pairs that differ in whom and not in when."""
     made, model = planted(factory.Dated(), factory.Fact(), seed=2)
-    asked = questions("temporal", made)
+    asked = questions(find("temporal"), made)
     dated, table = asked["temporal_task"], factory.Dated().lookup(made.vocab)
     subjects = list(dict.fromkeys(subject for subject, _ in table))
     corrupt, wrong = dated.clean.ids.clone(), dated.wrong.clone()
@@ -110,15 +111,15 @@ def test_the_same_table_asked_for_other_subjects_has_no_temporal_head():
 def test_a_model_that_knows_no_times_is_refused():
     made, model = planted(factory.Fact())
     with pytest.raises(NotApplicable, match="does not tell temporal pairs apart"):
-        interp.analyze(model, "temporal", **questions("temporal", made))
+        interp.analyze(model, "temporal", **questions(find("temporal"), made))
 
 
 def test_movers_are_found_where_the_task_is_done_and_nowhere_else():
     made, model = planted(factory.TwoHop(), seed=1)
-    rows = variant(interp.analyze(model, "movers", **questions("movers", made)), "mover")
+    rows = variant(interp.analyze(model, "movers", **questions(find("movers"), made)), "mover")
     assert list(rows.index[rows["label"]]) == named(made, "name_mover")
     none, blank = planted(seed=1)
-    rows = variant(interp.analyze(blank, "movers", **questions("movers", none)), "mover")
+    rows = variant(interp.analyze(blank, "movers", **questions(find("movers"), none)), "mover")
     assert not rows["label"].any()
     assert (rows["q"] == 1).all()
 
@@ -134,7 +135,7 @@ def test_importance_finds_the_circuit_and_nothing_beside_it():
 
 def test_every_word_told_is_one_that_another_subject_has():
     made, _ = planted(factory.Fact(), factory.Told())
-    against = questions("conflict", made, seed=9)["prompts"]
+    against = questions(find("conflict"), made, seed=9)["prompts"]
     assert isinstance(against, tasks.Conflict)
     attributes = {made.vocab.word(a) for _, a in factory.Fact().facts}
     assert set(against.task.answers[:, 0].tolist()) <= attributes
