@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_allclose
 from probe_cases import named, variant
+from scipy import stats as distributions
 from sklearn.metrics import roc_auc_score
 
 import interp
 from interp import tasks
+from interp.decompose import attribute
 from interp.errors import NotApplicable
 from interp.measurement.planted import questions
 from interp.measurement.registry import find
 from interp.zoo.planted import factory
+from probes.heads._conflict import _exchanged
 
 ARCHITECTURES = ("llama", "llama-gqa", "gpt2")
 
@@ -38,6 +43,27 @@ def test_the_told_and_the_known_answer_come_from_the_planted_heads(architecture)
     assert rows.drop([context, memory])["value"].abs().max() <= 0.2
     assert found.provenance["data"]["known"] == 1
     assert found.provenance["data"]["context_answers"] == 1
+
+
+def test_the_null_is_of_the_same_relation_and_p_is_two_sided():
+    made, model = planted(factory.Fact(), factory.Told(), seed=1)
+    asked = questions("conflict", made)["prompts"].select(torch.arange(12))
+    with pytest.raises(NotApplicable, match="knows 12 of 12"):
+        interp.analyze(model, "conflict", prompts=asked)
+    asked = questions("conflict", made)["prompts"]
+    alone = replace(asked, group=torch.arange(len(asked.group)))  # no other prompt of any relation: its own answers
+    rows = variant(interp.analyze(model, "conflict", prompts=alone, causal=False), "direct")
+    assert_allclose(rows["null"].to_numpy(float), rows["value"].to_numpy(float), atol=1e-9)
+    rows = variant(interp.analyze(model, "conflict", prompts=asked, causal=False, n_null=5, seed=3), "direct")
+    generator, drawn = torch.Generator().manual_seed(3), []
+    for _ in range(5):
+        answers = _exchanged(asked, generator)
+        drawn.append(attribute(model, asked.task.clean, *answers).heads.mean(-1).flatten().double().numpy())
+    value, drawn = rows["value"].to_numpy(float), np.stack(drawn)
+    spread = drawn.std(0, ddof=1) * np.sqrt(1 + 1 / 5)
+    t = (np.abs(value - drawn.mean(0)) - 0.01 * np.abs(value).sum()) / spread
+    assert_allclose(rows["null"].to_numpy(float), drawn.mean(0), atol=1e-5)
+    assert_allclose(rows["p"].to_numpy(float), np.minimum(1, 2 * distributions.t.sf(t, df=4)), atol=1e-4)
 
 
 def test_without_the_context_head_the_known_answer_is_said():
@@ -78,6 +104,20 @@ def test_the_planted_time_head_is_temporal_and_no_other(architecture):
     assert rows.drop(when)["value"].max() <= 0.2
     assert variant(found, "timeless")["value"].idxmax() == mover
     assert rows.loc[mover, "value"] <= -0.9  # all of what has no time
+
+
+def test_both_ends_of_the_path_count_alike():
+    """Prompts and answers exchanged, the same change is gone through backwards: every share stays."""
+    made, model = planted(factory.Dated(), factory.Fact(), seed=2)
+    asked = questions("temporal", made)
+    task = asked["temporal_task"]
+    back = replace(task, clean=task.corrupt, corrupt=task.clean, answers=task.wrong, wrong=task.answers)
+    found = [
+        variant(interp.analyze(model, "temporal", **{**asked, "temporal_task": t}, causal=False), "temporal")["value"]
+        for t in (task, back)
+    ]
+    assert found[0].abs().max() > 0.9
+    assert_allclose(*found, atol=1e-4)
 
 
 def test_without_the_time_head_no_dated_fact_is_known_and_every_other_is():

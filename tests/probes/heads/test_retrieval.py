@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -13,12 +13,13 @@ from probe_cases import eager
 from tiny_models import WINDOW, tiny
 
 import interp
-from interp.edits import KnockOut
+from interp.edits import KnockOut, Replace, Scale
 from interp.errors import NotApplicable, TaskError
 from interp.measurement.rerun import Rerun
 from interp.tasks import needles
 from interp.tasks.haystacks import PAIRS, Format, dataset
 from interp.zoo.planted import factory
+from interp.zoo.planted.mechanisms.copying import MATCH_GAIN, SELF_PENALTY
 from interp.zoo.trained.skills.vocabulary import tokenizer
 from probes.heads import kv_budget
 from probes.heads import needle_hits as measured
@@ -188,6 +189,29 @@ def test_decoding_and_teacher_forcing_agree_where_the_model_answers(retriever):
         assert_allclose(headline(result, variant)["value"], forced, atol=1e-12)
 
 
+def test_each_decoded_token_is_looked_for_in_the_row_that_said_it():
+    """An induction head says both words of a value, one after the other, each while it looks at it."""
+    model, truth = planted(factory.Induction())
+    hidden = needles.hide(model, n=4, length=40, value_words=2, task=PAIRS)
+    ((layer, head),) = truth.roles["induction"]
+    said = measured.decode(model, hidden)
+    assert said.found.all()
+    assert_allclose(said.hits[:, layer, head], 1)
+
+
+def test_a_head_that_retrieves_now_and_then_is_sure_to_and_not_labelled(retriever):
+    """Whether a head is one of these is asked of the lower end of its interval, not of the test alone."""
+    model, truth = retriever
+    ((layer, head),) = truth.roles["retrieval"]
+    with model.editing([Scale(f"L{layer}H{head}.q", -1.0, rows=list(range(20)))]):  # looks anywhere else there
+        found = headline(interp.analyze(model, "retrieval", n_prompts=24, causal=False), "teacher_forced")
+    row = found.loc[f"L{layer}H{head}"]
+    assert row["value"] == pytest.approx(4 / 24)
+    assert row["q"] < 0.01
+    assert row["ci_low"] < 0.1
+    assert not row["label"]
+
+
 def test_a_needle_token_counts_once():
     best = np.array([[[5, 6, 7], [5, 5, 9]]])  # one layer, two heads, three rows
     assert_allclose(measured._hits(best, (5, 6, 7), (11, 12, 11)), [[1.0, 0.5]])
@@ -277,6 +301,32 @@ def test_echo_and_induction_heads_are_told_apart(architecture):
     assert by_rank["kept_whole"].item() == 1
 
 
+@dataclass(frozen=True, kw_only=True)
+class Both(factory.Induction):
+    """One head that looks at earlier copies of the current token and at what followed them."""
+
+    share: float
+
+    def write(self, sketch, places):
+        words = sketch.vocab.words
+        token, head = sketch.basis("token", words), sketch.head(places["induction"])
+        head.match(token, sketch.basis("previous", words) + self.share * token, gain=MATCH_GAIN)
+        head.offset(0, gain=-SELF_PENALTY)
+        head.park()
+        head.move(token, sketch.basis("copied"))
+
+
+@pytest.mark.parametrize(("share", "larger"), [(0.95, "induction"), (1.0, "echo")])
+def test_a_head_of_both_classes_is_of_the_larger_mass(share, larger):
+    model, truth = planted(Both(share=share))
+    result = interp.analyze(model, "echo_induction", n_prompts=8)
+    ((layer, head),) = truth.roles["induction"]
+    rows = {name: headline(result, name).loc[f"L{layer}H{head}"] for name in ("echo", "induction")}
+    assert all(row["label"] for row in rows.values())
+    assert max(rows, key=lambda name: rows[name]["value"]) == larger
+    assert {row["role"] for row in rows.values()} == {larger}
+
+
 def test_chance_of_echo_and_induction(random_gpt2):
     result = interp.analyze(random_gpt2, "echo_induction", n_prompts=12)
     for variant in ("echo", "induction"):
@@ -291,10 +341,35 @@ def test_chance_of_echo_and_induction(random_gpt2):
 def test_gates_rank_the_planted_head_first(retriever):
     model, truth = retriever
     ((layer, head),) = truth.roles["retrieval"]
-    gates = interp.analyze(model, "retrieval_gates", n_prompts=8, steps=20, lr=0.1).table.set_index("component")[
-        "value"
-    ]
+    table = interp.analyze(model, "retrieval_gates", n_prompts=8, steps=20, lr=0.1).table.set_index("component")
+    gates = table["value"]
+    assert table["rank"].idxmin() == gates.idxmax()
     assert gates.idxmax() == f"L{layer}H{head}"  # no other head shares its keys and values
     assert gates.max() > 0.5
     assert gates.drop(gates.idxmax()).max() < 0.1
     assert all(p.grad is None for p in model.torch_module.parameters())
+
+
+def test_with_every_gate_closed_heads_write_what_they_do_on_the_first_and_last_keys():
+    """One step so large that all gates are at 0 in the second: the distance is then that of streaming attention."""
+    model, sinks, recent = tiny("llama"), 2, 8
+    sizes = {"n_prompts": 3, "length": 40, "task": PAIRS, "sinks": sinks, "recent": recent}
+    found = interp.analyze(model, "retrieval_gates", **sizes, steps=2, lr=1.0, penalty=1e3)
+    assert_allclose(found.table["value"], 0)
+    hidden = needles.hide(model, n=3, length=40, n_needles=3, task=PAIRS)
+    i = torch.arange(hidden.batch.ids.shape[1])
+    lost = (i[:, None] - i >= recent) & (i >= sinks)
+    streams = [
+        Replace(
+            f"L{x}.z",
+            model.run(hidden.batch, edits=[KnockOut(f"L{x}.pattern", pairs=lost)], capture=[f"L{x}.z"])[f"L{x}.z"],
+        )
+        for x in range(2)
+    ]
+    whole, streaming = (
+        model.run(hidden.batch, edits=e, capture=["L1.resid_post"])["L1.resid_post"] for e in ((), streams)
+    )
+    far = [a for a in hidden.answers if min(a.rows) - max(a.keys) >= recent and min(a.keys) >= sinks]
+    rows = tuple(torch.tensor([(a.prompt, row) for a in far for row in a.rows]).T)
+    distance = (streaming[rows] - whole[rows]).square().sum(-1).mean() / whole[rows].square().sum(-1).mean()
+    assert found.provenance["data"]["distance"] == pytest.approx(float(distance), rel=1e-3)
