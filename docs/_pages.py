@@ -182,6 +182,7 @@ FOLDERS = {
     "tests/gpu": "what needs a CUDA device",
     "tests/large": "models that are spread over devices or processes, and bounds on memory",
     "tests/laws": "identities that hold for any model, on tiny models of many architectures",
+    "tests/mutations": "formulas broken one at a time, to see a test fail; run by `make slow`",
 }
 """Folders that are no package and have no card of their own, in one line each."""
 

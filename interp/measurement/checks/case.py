@@ -47,8 +47,14 @@ def tiny_model() -> Model:
     """A random model with a context and a vocabulary of eight tokens and no tokenizer."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = LlamaConfig(vocab_size=TINY, max_position_embeddings=TINY, **sizes)
+    config = LlamaConfig(
+        vocab_size=TINY,
+        max_position_embeddings=TINY,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+    )
     return load(LlamaForCausalLM(config).eval())
 
 
