@@ -1,7 +1,6 @@
 """Tiny random models of eleven architectures, hand-made attention calls, and every question to ask of them.
 
-Weights are scaled up, and gains, biases and sink logits drawn at random: patterns are far from uniform and no
-parameter is at a value that would hide it. Test modules get at this file through the fixtures of conftest.py.
+Test modules get at this file through the fixtures of conftest.py.
 """
 
 from __future__ import annotations
@@ -27,6 +26,8 @@ from interp.attention import (
     TopKeys,
 )
 from interp.batch import Batch
+from interp.measurement.checks.backend import random_module
+from interp.measurement.checks.laws.subject import Subject
 
 D_VOCAB, D_MODEL, N_HEADS, N_LAYERS, CONTEXT, WINDOW = 64, 64, 8, 2, 700, 17
 SIDES = ("unpadded", "right", "left")
@@ -78,24 +79,18 @@ WINDOWED = ("gemma2", "mistral", "gpt_oss")
 def build(name: str, *, seed: int = 0, scale: float = 6.0) -> transformers.PreTrainedModel:
     """A new model of one architecture, eager attention, eval mode."""
     config_class, options = CONFIGS[name]
-    config = getattr(transformers, config_class)(**options)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
-        model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-        for path, parameter in model.named_parameters():
-            if path.endswith("sinks"):
-                parameter.copy_(torch.linspace(-1, 3, parameter.numel()))
-            elif parameter.ndim == 1:
-                parameter.add_(0.3 * torch.randn_like(parameter))
-            else:
-                parameter.mul_(scale)
-    return model
+    return random_module(getattr(transformers, config_class)(**options), seed=seed, scale=scale)
 
 
 @cache
 def tiny(name: str) -> interp.Model:
     """The shared model of one architecture. Do not change it: `build` makes one of your own."""
     return interp.load(build(name))
+
+
+def subject(name: str, batch: Batch) -> Subject:
+    """The shared model of one architecture and prompts, for a law of `interp.measurement.checks`."""
+    return Subject(tiny(name), tiny(name).torch_module, batch)
 
 
 def ragged(n: int, side: str, *, lengths: tuple[int, ...] = (), seed: int = 0) -> Batch:

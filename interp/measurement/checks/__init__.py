@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from interp.measurement.checks.analysis import check_analysis as check_analysis
+    from interp.measurement.checks.backend import check_backend as check_backend
 
-_HOME = {"check_analysis": "interp.measurement.checks.analysis"}
+_HOME = {
+    "check_analysis": "interp.measurement.checks.analysis",
+    "check_backend": "interp.measurement.checks.backend",
+}
 
-__all__ = ["check_analysis"]
+__all__ = ["check_analysis", "check_backend"]
 
 
 def __getattr__(name: str) -> Any:
