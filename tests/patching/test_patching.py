@@ -15,6 +15,7 @@ from interp.batch import Batch
 from interp.edits import Replace
 from interp.errors import SchemaError, SiteError, TaskError
 from interp.patching.activations import activation_patching
+from interp.patching.effect_table import effects
 from interp.tasks import metrics, planted_task
 from interp.tasks.prompt import collate
 from interp.zoo.planted import factory
@@ -124,6 +125,16 @@ def test_other_metrics_are_of_all_logits(metric):
             continue
         expected = [naive(model, task, site, mode="noising", metric=metric) for site in table["site"]]
         assert_allclose(table["value"], expected, atol=3e-5, rtol=1e-4)
+
+
+def test_a_share_and_its_interval_are_of_both_runs_drawn_together():
+    """A node that moves every prompt the same share of its way moves every resample so."""
+    generator = torch.Generator().manual_seed(0)
+    base, other = (torch.randn(12, generator=generator, dtype=torch.float64).numpy() + shift for shift in (0, 3))
+    (row,) = effects((base + 0.4 * (other - base))[None], base, other, seed=0)
+    assert [row[k] for k in ("normalised", "normalised_low", "normalised_high")] == pytest.approx([0.4] * 3)
+    assert row["ci_low"] < row["value"] < row["ci_high"]
+    assert row["value"] == pytest.approx(0.4 * (other - base).mean())
 
 
 def test_several_corruptions_are_variants():

@@ -160,6 +160,8 @@ def test_bootstrap_interval_covers_and_se_is_right(n):
     assert_allclose(found.mean, values.mean(0), rtol=1e-12)
     assert_allclose(found.se, values.std(0, ddof=1) / np.sqrt(n), rtol=1e-12)
     assert found.n == n
+    width = stats.bootstrap_mean(rng(n).normal(size=(200, 200)), seed=0)  # that of a normal interval of 95 %
+    assert_allclose(((width.high - width.low) / width.se).mean(), 2 * 1.96, rtol=0.02)
     narrow = stats.bootstrap_mean(values, seed=0, level=0.5)
     assert ((narrow.high - narrow.low) < (found.high - found.low)).all()
 

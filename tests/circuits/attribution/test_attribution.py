@@ -15,6 +15,7 @@ from circuits.graph.graph import Graph
 from circuits.wiring.case import Case
 from circuits.wiring.edges import run_edges
 from interp.errors import BackendError, SchemaError, TaskError
+from interp.measurement.head_effects import Objective, first_order_effects
 from interp.patching.nodes import node_attribution
 from interp.tasks.prompt import collate
 
@@ -143,6 +144,14 @@ def test_the_fix_is_of_queries_and_keys_alone(model):
     table = fixed.table()
     assert (table["ci_low"] <= table["ci_high"]).all()
     assert set(table["n"]) == {2}
+
+
+def test_hisp_is_the_size_of_what_scaling_a_head_would_cost_to_first_order(model):
+    task = pairs()
+    found = node_attribution(model, task, method="hisp")
+    heads = [i for i, site in enumerate(found.sites) if site.kind == "z"]
+    expected = np.abs(first_order_effects(model, Objective.of_task(task))).reshape(len(task), -1)
+    close(found.prompts[:, heads], expected, 1e-4)
 
 
 def test_parts_by_role_sum_to_the_whole(model):

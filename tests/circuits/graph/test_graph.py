@@ -116,6 +116,16 @@ def test_pruning_a_chain_by_hand():
     assert Graph.of(SMALL, chain[:2]).pruned().n_edges == 0
 
 
+def test_growth_takes_the_strongest_edge_into_what_is_there():
+    into = {"embed": 1.0, "L0H0": 3.0, "M1": 2.0}
+    scores = {Edge(sender, LOGITS, "in"): value for sender, value in into.items()} | {Edge("embed", "L0H0", "v"): 9.0}
+    graph = Graph.of(SMALL, scores)
+    chosen = [set(graph.greedy(n, prune=False).edges) for n in (1, 2, 3)]
+    assert chosen[0] == {Edge("L0H0", LOGITS, "in")}
+    assert chosen[1] == {*chosen[0], Edge("embed", "L0H0", "v")}
+    assert chosen[2] == {*chosen[1], Edge("M1", LOGITS, "in")}
+
+
 def test_edges_without_a_score_are_never_chosen():
     graph = Graph.of(SMALL, {Edge("embed", LOGITS, "in"): -2.0, Edge("embed", "M0", "in"): 1.0})
     assert graph.top(9, prune=False).n_edges == 2

@@ -103,6 +103,8 @@ def test_rules_of_who_is_kept():
     assert Rule(sd=1.0).keeps(values, values).tolist() == [False, True, False, False]
     assert Rule(share=0.5).keeps(values, values / 3).tolist() == [False, True, False, False]
     assert not Rule(k=1).keeps(np.zeros(3), np.zeros(3)).any()
+    shifted = np.array([10.0, 10.0, 10.0, 13.0])  # deviations count from the mean of the sweep
+    assert Rule(sd=1.0).keeps(shifted, shifted).tolist() == [False, False, False, True]
     with pytest.raises(SchemaError, match="one of k, sd and share"):
         Rule()
     with pytest.raises(SchemaError, match="one of k, sd and share"):

@@ -67,6 +67,14 @@ def test_gates_that_cost_nothing_close_and_those_that_do_stay_open():
     assert done < 800  # ended early
 
 
+def test_a_target_is_missed_by_the_moment_of_the_warm_up():
+    """l1 (t - s) + l2 (t - s)^2 with t a growing part of the share, and the whole of it from the end of the warm-up."""
+    target = Target(0.8, torch.device("cpu"))
+    target.multipliers = torch.tensor([2.0, 5.0])
+    for progress, missing in ((0.5, 0.4 - 0.3), (1.0, 0.8 - 0.3), (1.7, 0.8 - 0.3)):
+        assert float(target.loss(torch.tensor(0.3), progress)) == pytest.approx(2 * missing + 5 * missing**2)
+
+
 @pytest.mark.parametrize("name", SPANNING)
 def test_runs_everywhere_and_gives_the_size_asked_for(name):
     model, task = tiny(name), pairs()
@@ -111,6 +119,29 @@ def test_nodes_have_gates_of_their_own_on_request():
     found = edge_pruning(model, task, sparsity=0.6, node_sparsity=0.3, ablation="mean", schedule=QUICK)
     assert found.provenance["node_sparsity"] == 0.3
     assert np.isfinite(found.scores[found.layout.exists]).all()
+
+
+def test_a_closed_node_closes_its_edges_and_the_right_ones_are_closed():
+    """No edge has to go, half of the nodes have to: an edge is then as open as its sender, and the task needs few."""
+    built = factory.plant([factory.Induction()], architecture="llama-gqa", seed=0, noise=0.0)
+    model = interp.load(built.model, tokenizer=built.tokenizer)
+    task = planted_task(built, "induction", n=4)
+    found = edge_pruning(model, task, sparsity=0.0, node_sparsity=0.6, schedule=Schedule(steps=30))
+    by_sender = dict(zip(found.layout.senders, np.nanmax(found.scores, 1), strict=True))
+    needed = {f"L{layer}H{head}" for role in ("induction", "previous_token") for layer, head in built.truth.roles[role]}
+    others = [value for name, value in by_sender.items() if name not in {*needed, "embed"}]
+    assert by_sender["embed"] > 0.9  # it has no gate of its own
+    assert np.median(others) < 0.5
+    assert min(by_sender[name] for name in needed) > np.quantile(others, 0.9)
+
+
+def test_subnetwork_probing_finds_the_planted_heads():
+    built = factory.plant([factory.Induction()], architecture="llama-gqa", seed=0, noise=0.0)
+    model = interp.load(built.model, tokenizer=built.tokenizer)
+    found = subnetwork_probing(model, planted_task(built, "induction", n=4), nodes=4, schedule=Schedule(steps=40))
+    needed = {f"L{layer}H{head}" for role in ("induction", "previous_token") for layer, head in built.truth.roles[role]}
+    assert needed <= set(found.nodes)
+    assert found.provenance["kl"] < 0.1
 
 
 def test_subnetwork_probing_keeps_nodes():
