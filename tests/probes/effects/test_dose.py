@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose
 from tiny_models import tiny
 
 import interp
-from interp.edits import ablate_heads
+from interp.edits import Apply, ablate_heads
 from interp.errors import SiteError, TaskError
 from probes.effects._dose import dose_response
 from probes.heads import ordinals as _ordinals
@@ -34,11 +34,24 @@ def test_lists_break_by_degrees_without_the_successor_heads_and_not_without_othe
 def test_the_ends_of_the_scale_are_the_model_and_mean_ablation(architecture):
     model, ids = tiny(architecture), torch.arange(60).reshape(6, 10)
     answers = torch.arange(6)
-    found = dose_response(model, ["L0H1", "L1H2"], ids, answers, doses=[0.0, 1.0], n_random=0).set_index(
+    found = dose_response(model, ["L0H1", "L1H2"], ids, answers, doses=[0.0, 0.5, 1.0], n_random=0).set_index(
         ["dose", "metric"]
     )
     heads = [(0, 1), (1, 2)]
-    for dose, edits in ((0, []), (1, ablate_heads(heads, how="mean", mean=model.mean(ids)))):
+    mean = model.mean(ids)
+
+    def half(layer, head):
+        """Half of what it was and half of its mean."""
+
+        def change(z):
+            new = z.clone()
+            new[:, :, head] = (z[:, :, head] + mean[layer, head]) / 2
+            return new
+
+        return Apply(f"L{layer}.z", change)
+
+    cases = {0: [], 0.5: [half(*head) for head in heads], 1: ablate_heads(heads, how="mean", mean=mean)}
+    for dose, edits in cases.items():
         logits = model.run(ids, edits=edits).logits[:, -1].float()
         loss = torch.nn.functional.cross_entropy(logits, answers)
         assert_allclose(found.loc[(dose, "loss_nats"), "edited"], float(loss), rtol=1e-4)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from numpy.testing import assert_allclose
+from scipy import stats as distributions
 
 import interp
 from interp import tasks, zoo
@@ -15,6 +18,8 @@ from interp.errors import SchemaError, TaskError
 from interp.measurement.head_effects import Objective, ablation_effects, first_order_effects, head_activations
 from interp.sites import Site
 from probes.effects import pruning_curve
+
+WAYS = ("mean", "zero", "resample", "mask_gradient")
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +77,8 @@ def test_pruning_by_importance_keeps_more_than_random_orders(found):
     area = found.table[found.table["variant"] == "area_by_mean"].iloc[0]
     assert area["value"] > area["null"] + 0.2
     assert area["p"] == pytest.approx(1 / 11)
+    kept = found.table.loc[found.table["variant"] == "pruned_by_mean", "value"].to_numpy(float)
+    assert area["value"] == pytest.approx((kept - kept[-1]).mean() / (kept[0] - kept[-1]), rel=1e-6)
     curve = found.table[found.table["variant"] == "pruned_by_mean"]
     assert curve["pruned"].tolist()[0] == 0
     assert curve["pruned"].tolist()[-1] == 16
@@ -84,7 +91,15 @@ def test_pruning_by_importance_keeps_more_than_random_orders(found):
 def test_agreement_is_a_row_for_every_two_measures(found):
     rows = found.table[found.table["variant"].str.startswith("agreement")]
     assert len(rows) == 6
-    assert rows["value"].between(-1, 1).all()
+    for row in rows.to_dict("records"):
+        a, b = (
+            name
+            for way in itertools.combinations(WAYS, 2)
+            if row["variant"] == "agreement_{}_{}".format(*way)
+            for name in way
+        )
+        rho, p = distributions.spearmanr(of(found, a)["value"], of(found, b)["value"])
+        assert_allclose([row["value"], row["p"]], [rho, p], rtol=1e-6, atol=1e-12)
     assert rows["component"].isna().all()
 
 

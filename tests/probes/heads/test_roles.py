@@ -20,7 +20,7 @@ from interp.zoo.planted import factory
 from interp.zoo.trained.skills import facts, vocabulary
 from probes.heads import ordinals as _ordinals
 from probes.heads import source_attribution as _attributed
-from probes.heads._successor import tail
+from probes.heads._successor import _profile, tail
 
 SIZES = (7, 12, 10, 20, 26)
 
@@ -139,6 +139,11 @@ def test_gaps_and_wrap_around_are_kept_apart(default):
     shipped = {c.name: c for c in _ordinals.find(default)[0]}
     assert shipped["days"].wraps.tolist() == [False] * 6 + [True]
     assert not shipped["numbers"].wraps.any()
+    # what heads would write that go on to the next word, and from the last to the first
+    chosen = {c.name: np.tile((c.rank + 1) % c.size, (4, 12, 1)) for c in shipped.values()}
+    frames = {r["variant"].iloc[0]: r["value"] for r in _profile(default, list(shipped.values()), chosen, seed=0)}
+    assert (frames["wrap"] == 1).all()
+    assert (frames["offset +1"] == 1).all()
     listed = _ordinals.lists(default, list(shipped.values()), n=24, bos="default", seed=0)
     assert listed is not None
     comma = vocabulary.index()[","]
