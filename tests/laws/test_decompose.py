@@ -173,6 +173,19 @@ def test_the_lens_at_the_last_layer_is_the_model(name, side):
     assert len(lens.table()) == N_LAYERS * int(real.sum())
 
 
+def test_the_lens_of_an_early_layer_by_definition():
+    """KL of the model's own prediction to the layer's; a rank counts the tokens that are likelier."""
+    model, batch = tiny("gpt2"), ragged(9, "unpadded", lengths=(9, 9))
+    run = model.run(batch, capture=["L0.resid_post"])
+    own, early = run.logits.log_softmax(-1), read_out(model, run["L0.resid_post"]).log_softmax(-1)
+    answer = torch.tensor([5, 40])
+    lens = logit_lens(model, batch, answer=answer, layers=[0])
+    assert_close(lens.kl[0], (own.exp() * (own - early)).sum(-1), atol=1e-4, rtol=1e-4)
+    at = early[torch.arange(2), :, answer]
+    assert_close(lens.p[0], at.exp(), atol=1e-6, rtol=1e-4)
+    assert torch.equal(lens.rank[0], (early > at[..., None]).sum(-1).float())
+
+
 def test_the_lens_at_chosen_layers_and_positions():
     model, batch = tiny("gpt2"), ragged(9, "left", lengths=(9, 6))
     whole, some = logit_lens(model, batch), logit_lens(model, batch, layers=[1], positions=[-1, 2])

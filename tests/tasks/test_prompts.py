@@ -265,6 +265,9 @@ def test_metrics_by_hand():
         assert_close(metrics.find(name)(logits, task), torch.tensor(expected))
     assert_close(task.value(logits), torch.tensor(values["logit_diff"]))
     assert_close(metrics.kl(logits, task, reference=logits), torch.zeros(2))
+    flat = torch.full((5,), 0.2)  # what is expected is the reference's
+    assert_close(metrics.kl(logits, task, reference=0 * logits), (flat * (flat / p).log()).sum(-1))
+    assert_close(metrics.kl(0 * logits, task, reference=logits), (p * (p / flat).log()).sum(-1))
     with pytest.raises(TaskError, match="did you mean 'logit_diff'"):
         metrics.find("logit_dif")
 

@@ -11,7 +11,9 @@ from tolerance import assert_equal_to_rounding
 import interp
 from circuits.attribution.cost import plan
 from circuits.attribution.edge_gradients import edge_attribution
+from circuits.attribution.edge_scores import left_over
 from circuits.graph.graph import Graph
+from circuits.graph.layout import Layout
 from circuits.wiring.case import Case
 from circuits.wiring.edges import run_edges
 from interp.errors import BackendError, SchemaError, TaskError
@@ -95,6 +97,15 @@ def test_gradients_along_the_inputs_sum_to_the_change_of_the_metric(smooth):
     change = float((case.corrupt - case.clean).double().mean())
     assert scores.provenance["change"] == pytest.approx(change, rel=1e-4)
     assert abs(scores.mean[0].sum() - change) < 0.02 * max(abs(change), np.abs(scores.mean).max())
+
+
+def test_the_residual_is_what_the_edges_of_the_embedding_miss_of_the_change():
+    layout = Layout(1, 2, 2)
+    mean = np.zeros(layout.exists.shape)
+    mean[layout.sender_index["embed"], :3] = 1.0
+    assert left_over(layout, mean, 4.0) == left_over(layout, -mean, -4.0) == pytest.approx(0.25)
+    assert left_over(layout, mean, 3.0) == 0
+    assert np.isnan(left_over(layout, mean, 0.0))
 
 
 def test_a_choice_of_experts_jumps_and_the_residual_says_so():

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 import interp
 from circuits.evaluation.truth import judge_nodes
 from circuits.graph.layout import Layout
-from circuits.search.cdt import Relevance, contextual_decomposition
+from circuits.search.cdt import Relevance, _shared, contextual_decomposition
 from circuits.wiring.case import Case
 from interp.errors import SchemaError, TaskError
 from interp.tasks import planted_task
@@ -93,11 +93,18 @@ def test_the_batch_size_and_padding_change_nothing(name):
     np.testing.assert_allclose(alone.to_slots[:, :, 0], many.to_slots[:, :, 1], atol=1e-5, rtol=1e-4)
 
 
-def test_attention_is_split_into_queries_keys_and_values_of_the_source():
-    """A source at one token, by hand: other queries see only zeros of it, and attend uniformly to what they see."""
+@pytest.mark.parametrize("normalise", [False, True])
+def test_attention_is_split_into_queries_keys_and_values_of_the_source(normalise):
+    """A source at one token, by hand: other queries see only zeros of it, and attend uniformly to what they see.
+
+    Where its part and the rest have opposite signs behind attention, the larger gets the sum.
+    """
     model, task = tiny("llama"), pairs().select([0])
-    found = contextual_decomposition(model, task, sources=["embed@A"], reference="zero", normalise=False)
-    run, own, reads = model.run(task.clean, capture=["L0.resid_pre", "L0.resid_mid"]), *layer_of(model, task)
+    found = contextual_decomposition(model, task, sources=["embed@A"], reference="zero", normalise=normalise)
+    run, own, reads = (
+        model.run(task.clean, capture=["L0.resid_pre", "L0.resid_mid", "L0.resid_post"]),
+        *layer_of(model, task),
+    )
     (x,), (middle,), at = run["L0.resid_pre"], run["L0.resid_mid"], 1
     q, k, v = (torch.einsum("m,hmd->hd", reads.attn(x[at]), w) for w in (own.w_q, own.w_k, own.w_v))
     k, v = k.repeat_interleave(own.group, 0), v.repeat_interleave(own.group, 0)
@@ -107,11 +114,36 @@ def test_attention_is_split_into_queries_keys_and_values_of_the_source():
     for i in range(at, len(x)):
         weight = itself / (itself + at) if i == at else torch.full_like(itself, 1 / (i + 1))
         beta[i] += torch.einsum("h,hd,hdm->m", weight, v, own.w_o)
-    sizes = [reads.mlp.linear(part).abs().sum(-1) / reads.mlp.divisor(middle)[:, 0] for part in (beta, middle - beta)]
-    share = sizes[0].sum() / (sizes[0].sum() + sizes[1].sum())
+    beta = settled(beta, middle) if normalise else beta
+    share = size_of(reads.mlp.linear(beta) / reads.mlp.divisor(middle), reads.mlp(middle))
     assert 0.01 < share < 0.99
-    measured = found.to_slots[0, found.layout.slot_index["M0", "in"], 0]
-    np.testing.assert_allclose(measured, float(share), rtol=1e-3)
+    slots = found.layout.slot_index
+    np.testing.assert_allclose(found.to_slots[0, slots["M0", "in"], 0], share, rtol=1e-3)
+    # the MLP: what it writes less what it would write of the rest; then what the values of the next layer read
+    rest = reads.mlp(middle) - reads.mlp.linear(beta) / reads.mlp.divisor(middle)
+    mlp, (after,) = model.torch_module.model.layers[0].mlp, run["L0.resid_post"]
+    beta = beta + (mlp(reads.mlp(middle)) - mlp(rest)).detach()
+    beta = settled(beta, after) if normalise else beta
+    above, values = Case.of(model, task).ports.reads[1].attn, model.weights()[1].w_v[0]
+    share = size_of(above.linear(beta) / above.divisor(after) @ values, above(after) @ values)
+    first = next(i for i, (name, port) in enumerate(found.layout.slots) if port == "v" and name.startswith("L1"))
+    np.testing.assert_allclose(found.to_slots[0, first, 0], share, rtol=1e-3)
+
+
+def settled(beta, x):
+    """Of two parts with opposite signs the larger gets the sum."""
+    gamma = x - beta
+    return torch.where(beta * gamma >= 0, beta, torch.where(beta.abs() >= gamma.abs(), x, 0.0))
+
+
+def size_of(beta, x):
+    """sum |beta| / (sum |beta| + sum |x - beta|)."""
+    return float(beta.abs().sum() / (beta.abs().sum() + (x - beta).abs().sum()))
+
+
+def test_a_bias_is_shared_out_by_size():
+    bias, beta, gamma = torch.tensor([6.0, 6.0, 6.0]), torch.tensor([1.0, -2.0, 0.0]), torch.tensor([-2.0, 4.0, 0.0])
+    assert_close(_shared(bias, beta, gamma), torch.tensor([2.0, 2.0, 0.0]))
 
 
 def layer_of(model, task):
