@@ -64,9 +64,9 @@ def gradients(
         if site.kind == "norm_scale":
             raise SiteError(f"{site}: the divisor of a norm is read off and not passed on, so there is no gradient")
     # what an edit has cut off from the logits is not used: its gradient is zero
-    found = torch.autograd.grad(value.sum(), list(run.acts.values()), allow_unused=True, materialize_grads=True)
+    grads = torch.autograd.grad(value.sum(), list(run.acts.values()), allow_unused=True, materialize_grads=True)
     acts = {site: x.detach() for site, x in run.acts.items()}
-    return Gradients(value.detach(), dict(zip(acts, found, strict=True)), acts)
+    return Gradients(value.detach(), dict(zip(acts, grads, strict=True)), acts)
 
 
 def pair_gradients(
@@ -83,14 +83,14 @@ def pair_gradients(
     The row for each layer with attention, or for each of `layers`. Exact as long as the pattern of these layers is not
     edited.
     """
-    asked = model.info.attention_layers if layers is None else tuple(layers)
-    sites = [Site(kind, layer) for layer in asked for kind in ("z", "v")]
+    layers = model.info.attention_layers if layers is None else tuple(layers)
+    sites = [Site(kind, layer) for layer in layers for kind in ("z", "v")]
     run = model.run(tokens, capture=sites, edits=edits, gradients=True)
     value = _value(metric, run.logits, len(model.batch(tokens).ids))
-    grads = torch.autograd.grad(value.sum(), [run.acts[Site("z", layer)] for layer in asked])
+    grads = torch.autograd.grad(value.sum(), [run.acts[Site("z", layer)] for layer in layers])
     group = model.info.n_heads // model.info.n_kv_heads
     rows = []
-    for layer, grad in zip(asked, grads, strict=True):
+    for layer, grad in zip(layers, grads, strict=True):
         b, i, j = (index.to(grad.device) for index in (pairs.batch, pairs.query, pairs.key))
         v = run.acts[Site("v", layer)].detach()[b, j].repeat_interleave(group, dim=1)  # pair head d
         rows.append((grad[b, i] * v).sum(-1).T)

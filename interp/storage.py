@@ -101,22 +101,22 @@ class Store:
         Raises:
             SiteError: a site that was not captured.
         """
-        return self._read(number, self._named(site))
+        return self._read(number, self._key(site))
 
     def batches(self, site: Site | str) -> Iterator[tuple[Batch, Tensor]]:
         """Each batch in turn, with a site's activation in it."""
-        name = self._named(site)
+        name = self._key(site)
         for number in range(len(self)):
             yield self.batch(number), self._read(number, name)
 
     def tokens(self, site: Site | str) -> Tensor:
         """A site's activation at every real token of every prompt, [token ...]; not for patterns or one position."""
-        key = Site.parse(self._named(site))
+        key = Site.parse(self._key(site))
         if key.kind == "pattern" or key.position is not None:
             raise SiteError(f"{key}: has no position axis to list tokens along; read it with `batches`")
         return torch.cat([x[batch.mask] for batch, x in self.batches(key)])
 
-    def _named(self, site: Site | str) -> str:
+    def _key(self, site: Site | str) -> str:
         name = str(Site.parse(site) if isinstance(site, str) else site)
         if name not in self.index["sites"]:
             raise SiteError(f"{name!r} was not captured; {nearest(name, self.index['sites'])}")
@@ -125,8 +125,8 @@ class Store:
     def _read(self, number: int, name: str) -> Tensor:
         for file in self.index["files"]:
             if number in file["batches"]:
-                with safe_open(self.folder / file["name"], framework="pt") as mapped:
-                    return mapped.get_tensor(f"{number}/{name}")
+                with safe_open(self.folder / file["name"], framework="pt") as archive:
+                    return archive.get_tensor(f"{number}/{name}")
         raise SchemaError(f"no batch {number}; {len(self)} are stored, numbered from 0")
 
 
@@ -161,14 +161,16 @@ def capture_to(
     ...     store.tokens("L1.z").shape[0]
     5
     """
-    named = [Site.parse(s) if isinstance(s, str) else s for s in ([sites] if isinstance(sites, str | Site) else sites)]
-    keys = [s if layer is None else s.at(layer) for s in named for layer in model.info.layers_of(s)]
+    site_list = [
+        Site.parse(s) if isinstance(s, str) else s for s in ([sites] if isinstance(sites, str | Site) else sites)
+    ]
+    keys = [s if layer is None else s.at(layer) for s in site_list for layer in model.info.layers_of(s)]
     if not keys:
         raise SiteError("no sites to capture")
     layers = [None if s.first is None and s.kind != "embed" else s.first or 0 for s in keys]
     stop = None if None in layers else max(layer for layer in layers if layer is not None)
     writer = _Writer(model, keys, Path(folder), dtype)
-    parts = (part for given in prompts for part in _parts(model, keys, model.batch(given), max_bytes))
+    parts = (part for tokens in prompts for part in _parts(model, keys, model.batch(tokens), max_bytes))
     for number, batch in enumerate(parts):
         if writer.holds(number, batch):
             continue
@@ -205,7 +207,7 @@ class _Writer:
 
     def __init__(self, model: Model, keys: Sequence[Site], folder: Path, dtype: torch.dtype | None) -> None:
         self.model, self.folder, self.dtype = model, folder, dtype
-        self.held: dict[str, Tensor] = {}
+        self.buffer: dict[str, Tensor] = {}
         self.numbers: list[int] = []
         self.hashes: list[str] = []
         about = {"model": model.info.as_dict(), "backend": model.backend, "dtype": str(dtype or "as the model's")}
@@ -229,7 +231,7 @@ class _Writer:
     @property
     def size(self) -> int:
         """Bytes held."""
-        return sum(x.nbytes for x in self.held.values())
+        return sum(x.nbytes for x in self.buffer.values())
 
     def _continue(self, before: dict[str, Any]) -> None:
         for what in ("model", "backend", "dtype"):
@@ -246,10 +248,10 @@ class _Writer:
         Raises:
             SchemaError: another batch of that number is.
         """
-        done = self.index["prompts_sha256"]
-        if number >= len(done):
+        hashes = self.index["prompts_sha256"]
+        if number >= len(hashes):
             return False
-        if done[number] != _sha256(batch):
+        if hashes[number] != _sha256(batch):
             raise SchemaError(
                 f"{str(self.folder)!r} holds other prompts (batch {number} differs); choose another folder"
             )
@@ -259,11 +261,11 @@ class _Writer:
         """Hold a batch until the next file is written."""
         things = {"ids": batch.ids.cpu(), "mask": batch.mask.cpu().to(torch.uint8)}
         things |= {name: x.detach().to(self.dtype or x.dtype) for name, x in acts.items()}
-        seen: set[int] = set()
+        pointers: set[int] = set()
         for name, x in things.items():  # one tensor may be two sites; in a file each has its own memory
-            own = x.clone() if x.data_ptr() in seen else _own(x)
-            seen.add(own.data_ptr())
-            self.held[f"{number}/{name}"] = own
+            own = x.clone() if x.data_ptr() in pointers else _own(x)
+            pointers.add(own.data_ptr())
+            self.buffer[f"{number}/{name}"] = own
         self.numbers.append(number)
         self.hashes.append(_sha256(batch))
 
@@ -271,10 +273,10 @@ class _Writer:
         """Write what is held to a new file, then the index."""
         if self.numbers:
             name = f"{len(self.index['files']):05d}.safetensors"
-            self._write(name, lambda path: save_file(self.held, path))
+            self._write(name, lambda path: save_file(self.buffer, path))
             self.index["files"].append({"name": name, "batches": self.numbers, "bytes": self.size})
             self.index["prompts_sha256"] += self.hashes
-            self.held, self.numbers, self.hashes = {}, [], []
+            self.buffer, self.numbers, self.hashes = {}, [], []
         self.index["complete"] = complete
         text = json.dumps(self.index, indent=1)
         self._write(INDEX, lambda path: path.write_text(text, encoding="utf-8"))

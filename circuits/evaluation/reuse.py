@@ -125,7 +125,7 @@ def repair(
             ]
             logits = model.run(part.task.clean, edits=edits).logits
             assert logits is not None  # the run goes to the end
-            values[name].append(metrics.find(metric)(logits, part.task).cpu().double().numpy())
+            values[name].append(metrics.by_name(metric)(logits, part.task).cpu().double().numpy())
     joined = {name: np.concatenate(found) for name, found in values.items()}
     return pd.DataFrame(
         [

@@ -1,4 +1,4 @@
-"""One door to the implementations, and the check that what went in and came out are numbers."""
+"""`measure`: attention output and statistics by either implementation, checked to be finite."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from interp.attention.call import Call
 from interp.attention.statistics import Statistic
 from interp.errors import BackendError, nearest
 
-METHODS = {"fused": fused.measure, "naive": naive.measure}
+METHODS = {"fused": fused.answer_all, "naive": naive.answer_all}
 
 
 def measure(

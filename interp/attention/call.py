@@ -1,4 +1,4 @@
-"""One layer's attention, as a model asks for it."""
+"""`Call`: the inputs of one layer's attention."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores in plain sight, for a few heads of a few batch rows at a time: where a pattern is captured or edited.
+"""Dense scores of a few heads of a few batch rows at a time, where a pattern is captured or edited.
 
 A pair is one head of one batch row; nothing is computed for the others.
 """
@@ -16,7 +16,7 @@ from interp.shapes import Bool, Float, Int
 TILE = 1 << 24  # scores held at a time
 
 
-def spans(call: Call, pairs: int) -> Iterator[slice]:
+def query_spans(call: Call, pairs: int) -> Iterator[slice]:
     """Query rows in pieces whose scores for so many pairs fit in a tile."""
     step = max(1, TILE // max(1, pairs * call.mask.n_key))
     for first in range(0, call.mask.n_query, step):
@@ -29,9 +29,9 @@ def pair_scores(
     """s_ij of some pairs and query rows in float32 or wider, -inf where not visible, and what is visible."""
     wide = torch.promote_types(call.query.dtype, torch.float32)
     query, key = call.query[rows, heads, span].to(wide), call.key[rows, heads // call.group].to(wide)
-    seen = call.mask.tile(rows, span, slice(0, call.mask.n_key))
+    visible = call.mask.tile(rows, span, slice(0, call.mask.n_key))
     score = call.cap(call.scale * query @ key.mT)
-    return score.masked_fill(~seen, -torch.inf), seen
+    return score.masked_fill(~visible, -torch.inf), visible
 
 
 def pair_values(call: Call, rows: Int[Tensor, " pair"], heads: Int[Tensor, " pair"]) -> Float[Tensor, "pair key d"]:

@@ -39,18 +39,18 @@ NEVER = -1e30  # log of zero weight that survives arithmetic in the kernel; exp 
 
 
 @dataclass(frozen=True)
-class Pass:
+class Forward:
     """A finished forward pass of one call in float32: what every answer starts from."""
 
     call: Call
     lse: Float[Tensor, "batch head query"]
 
 
-def measure(call: Call, questions: Mapping[str, Statistic]) -> tuple[Tensor, dict[str, Tensor]]:
+def answer_all(call: Call, questions: Mapping[str, Statistic]) -> tuple[Tensor, dict[str, Tensor]]:
     """Attention output in the call's dtype, and the answer to each question in float32."""
     output, lse = attend(call)
-    done = Pass(call.float(), lse.to(torch.promote_types(lse.dtype, torch.float32)))
-    return output, {name: answer(question, done) for name, question in questions.items()}
+    forward = Forward(call.float(), lse.to(torch.promote_types(lse.dtype, torch.float32)))
+    return output, {name: answer(question, forward) for name, question in questions.items()}
 
 
 def attend(
@@ -97,13 +97,13 @@ def _attend_segments(call: Call, v: Tensor) -> tuple[Tensor, Tensor]:
 def _attend_tiles(call: Call, v: Tensor, segment: Segment, output: Tensor, lse: Tensor) -> None:
     for a, b, low in segment.blocks:
         high = b + call.mask.offset
-        seen = call.mask.tile(segment.rows[:1], slice(a, b), slice(low, high))[:, None]
+        visible = call.mask.tile(segment.rows[:1], slice(a, b), slice(low, high))[:, None]
         q, k, x = call.query[segment.rows, :, a:b], call.key[segment.rows, :, low:high], v[segment.rows, :, low:high]
         if call.softcap is None:
-            bias = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill(~seen, -torch.inf)
+            bias = torch.zeros(visible.shape, dtype=q.dtype, device=q.device).masked_fill(~visible, -torch.inf)
             out, part = flash(q, k, x, scale=call.scale, bias=bias.expand(len(q), -1, -1, -1))
         else:
-            score = _scores(call, q, k).masked_fill(~seen, -torch.inf)
+            score = _scores(call, q, k).masked_fill(~visible, -torch.inf)
             part = score.logsumexp(-1)
             out = _by_group((score - part[..., None]).exp().to(x.dtype), x)
         output[segment.rows, :, a:b] = out
@@ -123,45 +123,45 @@ def _by_group(x: Float[Tensor, "rows head query inner"], y: Float[Tensor, "rows 
     return (x.reshape(rows, kv, (head // kv) * n, inner) @ y).reshape(rows, head, n, y.shape[-1])
 
 
-def _tiles(done: Pass) -> Iterator[tuple[Tensor, slice, slice, Tensor, Tensor]]:
+def _tiles(forward: Forward) -> Iterator[tuple[Tensor, slice, slice, Tensor, Tensor]]:
     """Each tile's batch rows, queries, keys, capped scores (-inf where unseen) and probabilities."""
-    call = done.call
+    call = forward.call
     for segment in call.mask.segments:
         for a, b, low in segment.blocks:
             high = b + call.mask.offset
-            seen = call.mask.tile(segment.rows[:1], slice(a, b), slice(low, high))[:, None]
+            visible = call.mask.tile(segment.rows[:1], slice(a, b), slice(low, high))[:, None]
             score = _scores(call, call.query[segment.rows, :, a:b], call.key[segment.rows, :, low:high])
-            score = score.masked_fill(~seen, -torch.inf)
-            p = (score - done.lse[segment.rows, :, a:b, None]).exp()
+            score = score.masked_fill(~visible, -torch.inf)
+            p = (score - forward.lse[segment.rows, :, a:b, None]).exp()
             yield segment.rows, slice(a, b), slice(low, high), score, p
 
 
-def _unanswered(done: Pass) -> Float[Tensor, "batch head query"]:
-    return torch.full_like(done.lse, torch.nan)
+def _nan_rows(forward: Forward) -> Float[Tensor, "batch head query"]:
+    return torch.full_like(forward.lse, torch.nan)
 
 
-def _real_only(value: Tensor, done: Pass) -> Tensor:
-    return value.masked_fill(~done.call.mask.real()[:, None], torch.nan)
+def _real_only(value: Tensor, forward: Forward) -> Tensor:
+    return value.masked_fill(~forward.call.mask.real()[:, None], torch.nan)
 
 
 @singledispatch
-def answer(question: Statistic, done: Pass) -> Tensor:
+def answer(question: Statistic, forward: Forward) -> Tensor:
     """One statistic, from the forward pass already done."""
     raise TypeError(f"no fused answer for {type(question).__name__}")
 
 
 @answer.register
-def _(question: Mean, done: Pass) -> Tensor:
-    value = answer(question.of, done)
+def _(question: Mean, forward: Forward) -> Tensor:
+    value = answer(question.of, forward)
     if question.rows is not None:
         value = value.masked_fill(~question.rows.to(value.device)[:, None], torch.nan)
     return value.nanmean(-1)
 
 
 @answer.register
-def _(question: Offset, done: Pass) -> Tensor:
-    call, back = done.call, question.distance
-    result = _unanswered(done)
+def _(question: Offset, forward: Forward) -> Tensor:
+    call, back = forward.call, question.distance
+    result = _nan_rows(forward)
     first = max(0, back - call.mask.offset)  # first query that has a key so far back
     n = call.mask.n_query
     if first >= n:
@@ -171,175 +171,177 @@ def _(question: Offset, done: Pass) -> Tensor:
     key = call.shared(call.key[:, :, j[0] : j[-1] + 1])
     score = call.cap(call.scale * (call.query[:, :, first:] * key).sum(-1))
     rows = torch.arange(call.mask.batch, device=result.device)[:, None]
-    seen = call.mask.visible(rows, i[None], j[None]) & call.mask.real()[:, first:]
-    result[:, :, first:] = (score - done.lse[:, :, first:]).exp().masked_fill(~seen[:, None], torch.nan)
+    visible = call.mask.visible(rows, i[None], j[None]) & call.mask.real()[:, first:]
+    result[:, :, first:] = (score - forward.lse[:, :, first:]).exp().masked_fill(~visible[:, None], torch.nan)
     return result
 
 
 @answer.register
-def _(question: Pairs, done: Pass) -> Tensor:
-    call = done.call
-    n_batch, n_head, n_query = done.lse.shape
-    total = torch.zeros(n_batch * n_query, n_head, dtype=done.lse.dtype, device=done.lse.device)
-    answered = torch.zeros(n_batch * n_query, dtype=torch.bool, device=done.lse.device)
+def _(question: Pairs, forward: Forward) -> Tensor:
+    call = forward.call
+    n_batch, n_head, n_query = forward.lse.shape
+    total = torch.zeros(n_batch * n_query, n_head, dtype=forward.lse.dtype, device=forward.lse.device)
+    has_pair = torch.zeros(n_batch * n_query, dtype=torch.bool, device=forward.lse.device)
     chunk = max(1, PAIR_CHUNK // (n_head * call.query.shape[-1]))
-    pairs = torch.stack([question.batch, question.query, question.key]).to(done.lse.device)
+    pairs = torch.stack([question.batch, question.query, question.key]).to(forward.lse.device)
     for part in pairs.split(chunk, dim=1):
         b, i, j = part
         b, i, j = part[:, call.mask.visible(b, i, j) & call.mask.real()[b, i]]
         key = call.key[b, :, j].repeat_interleave(call.group, dim=1)  # pairs head d_head
         score = call.cap(call.scale * (call.query[b, :, i] * key).sum(-1))
         row = b * n_query + i
-        total.index_add_(0, row, (score - done.lse[b, :, i]).exp())
-        answered[row] = True
-    total[~answered] = torch.nan
+        total.index_add_(0, row, (score - forward.lse[b, :, i]).exp())
+        has_pair[row] = True
+    total[~has_pair] = torch.nan
     return total.view(n_batch, n_query, n_head).transpose(1, 2)
 
 
-def _readout(done: Pass, columns: Float[Tensor, "batch key column"]) -> Float[Tensor, "batch head query column"]:
+def _readout(forward: Forward, columns: Float[Tensor, "batch key column"]) -> Float[Tensor, "batch head query column"]:
     """sum_j p_ij x_jc: a fused call whose values are the columns, the same for every head."""
-    value = columns[:, None].expand(-1, done.call.key.shape[1], -1, -1).to(done.call.key.dtype)
-    return attend(done.call, value)[0]
+    value = columns[:, None].expand(-1, forward.call.key.shape[1], -1, -1).to(forward.call.key.dtype)
+    return attend(forward.call, value)[0]
 
 
 @answer.register
-def _(question: KeyMass, done: Pass) -> Tensor:
-    mask, readout = done.call.mask, question.readout.to(done.lse)
+def _(question: KeyMass, forward: Forward) -> Tensor:
+    mask, readout = forward.call.mask, question.readout.to(forward.lse)
     inside = (readout != 0) if mask.padding is None else (readout != 0) & mask.padding
     batch, key = inside.nonzero(as_tuple=True)
-    few = len(key) <= done.call.query.shape[-1] * mask.batch  # then pairs cost no more than a fused call
-    result = _few_keys(done, batch, key, readout) if few else _readout(done, readout[..., None])[..., 0]
-    has_key = _sees_any(done, inside)
+    few = len(key) <= forward.call.query.shape[-1] * mask.batch  # then pairs cost no more than a fused call
+    result = _few_keys(forward, batch, key, readout) if few else _readout(forward, readout[..., None])[..., 0]
+    has_key = _sees_any(forward, inside)
     return result.masked_fill(~has_key[:, None], torch.nan)
 
 
-def _few_keys(done: Pass, batch: Tensor, key: Tensor, readout: Tensor) -> Tensor:
-    call = done.call
-    total = torch.zeros_like(done.lse)
+def _few_keys(forward: Forward, batch: Tensor, key: Tensor, readout: Tensor) -> Tensor:
+    call = forward.call
+    total = torch.zeros_like(forward.lse)
     i = torch.arange(call.mask.n_query, device=total.device)
     for b, j in zip(batch.tolist(), key.tolist(), strict=True):
         k = call.shared(call.key[b : b + 1, :, j : j + 1])[0]  # head 1 d_head
         score = call.cap(call.scale * (call.query[b] @ k.mT)[..., 0])
         rows = torch.full_like(i, b)
-        seen = call.mask.visible(rows, i, torch.full_like(i, j)) & call.mask.real()[b]
-        total[b] += readout[b, j] * (score - done.lse[b]).exp().masked_fill(~seen, 0.0)
+        visible = call.mask.visible(rows, i, torch.full_like(i, j)) & call.mask.real()[b]
+        total[b] += readout[b, j] * (score - forward.lse[b]).exp().masked_fill(~visible, 0.0)
     return total
 
 
-def _sees_any(done: Pass, inside: Tensor) -> Tensor:
+def _sees_any(forward: Forward, inside: Tensor) -> Tensor:
     """[batch, query]: whether some key of the set is visible to a row."""
-    mask = done.call.mask
-    answered = torch.zeros(mask.batch, mask.n_query, dtype=torch.bool, device=inside.device)
+    mask = forward.call.mask
+    has_key = torch.zeros(mask.batch, mask.n_query, dtype=torch.bool, device=inside.device)
     for segment in mask.segments:
         if segment.full:
             span = slice(segment.start, segment.stop)
-            answered[segment.rows, span] = inside[segment.rows, span].cumsum(-1) > 0
+            has_key[segment.rows, span] = inside[segment.rows, span].cumsum(-1) > 0
             continue
         for a, b, low in segment.blocks:
             keys = slice(low, b + mask.offset)
-            seen = mask.tile(segment.rows[:1], slice(a, b), keys)
-            answered[segment.rows, a:b] = (seen & inside[segment.rows, None, keys]).any(-1)
-    return answered
+            visible = mask.tile(segment.rows[:1], slice(a, b), keys)
+            has_key[segment.rows, a:b] = (visible & inside[segment.rows, None, keys]).any(-1)
+    return has_key
 
 
 @answer.register
-def _(question: Distance, done: Pass) -> Tensor:
-    mask = done.call.mask
-    j = torch.arange(mask.n_key, device=done.lse.device, dtype=done.lse.dtype)
-    i = torch.arange(mask.n_query, device=done.lse.device, dtype=done.lse.dtype) + mask.offset
+def _(question: Distance, forward: Forward) -> Tensor:
+    mask = forward.call.mask
+    j = torch.arange(mask.n_key, device=forward.lse.device, dtype=forward.lse.dtype)
+    i = torch.arange(mask.n_query, device=forward.lse.device, dtype=forward.lse.dtype) + mask.offset
     middle = mask.n_key / 2  # positions centred, so that rounding grows with half the length
-    mean_key = _readout(done, (j - middle)[None, :, None].expand(mask.batch, -1, -1))[..., 0]
-    total = 1.0 if done.call.sinks is None else 1.0 - (done.call.sinks[None, :, None] - done.lse).exp()
-    return _real_only((i - middle) * total - mean_key, done)
+    mean_key = _readout(forward, (j - middle)[None, :, None].expand(mask.batch, -1, -1))[..., 0]
+    total = 1.0 if forward.call.sinks is None else 1.0 - (forward.call.sinks[None, :, None] - forward.lse).exp()
+    return _real_only((i - middle) * total - mean_key, forward)
 
 
 @answer.register
-def _(question: Entropy, done: Pass) -> Tensor:
-    call = done.call
+def _(question: Entropy, forward: Forward) -> Tensor:
+    call = forward.call
     if call.softcap is None:
         mean_key = attend(call, call.key)[0]
         mean_score = call.scale * (call.query * mean_key).sum(-1)
     else:
-        mean_score = torch.zeros_like(done.lse)
-        for rows, queries, _, score, p in _tiles(done):
+        mean_score = torch.zeros_like(forward.lse)
+        for rows, queries, _, score, p in _tiles(forward):
             mean_score[rows, :, queries] = (p * score.masked_fill(score == -torch.inf, 0.0)).sum(-1)
     if call.sinks is not None:
         slot = call.sinks[None, :, None]
-        mean_score = mean_score + (slot - done.lse).exp() * slot
-    return _real_only(done.lse - mean_score, done)
+        mean_score = mean_score + (slot - forward.lse).exp() * slot
+    return _real_only(forward.lse - mean_score, forward)
 
 
 @answer.register
-def _(question: SumSquares, done: Pass) -> Tensor:
-    total = _unanswered(done)
-    for rows, queries, _, _, p in _tiles(done):
+def _(question: SumSquares, forward: Forward) -> Tensor:
+    total = _nan_rows(forward)
+    for rows, queries, _, _, p in _tiles(forward):
         total[rows, :, queries] = p.square().sum(-1)
     return total
 
 
 @answer.register
-def _(question: Received, done: Pass) -> Tensor:
-    call, mask = done.call, done.call.mask
-    weight = mask.real().to(done.lse.dtype)
+def _(question: Received, forward: Forward) -> Tensor:
+    call, mask = forward.call, forward.call.mask
+    weight = mask.real().to(forward.lse.dtype)
     if question.weight is not None:
         weight = weight * question.weight.to(weight)
-    total = torch.full((mask.batch, done.lse.shape[1], mask.n_key), torch.nan, device=weight.device, dtype=weight.dtype)
+    total = torch.full(
+        (mask.batch, forward.lse.shape[1], mask.n_key), torch.nan, device=weight.device, dtype=weight.dtype
+    )
     if call.softcap is None and all(segment.full for segment in mask.segments):
         for segment in mask.segments:
-            total[segment.rows, :, segment.start : segment.stop] = _received_swapped(done, weight, segment)
+            total[segment.rows, :, segment.start : segment.stop] = _received_swapped(forward, weight, segment)
         return total
     for segment in mask.segments:
         total[segment.rows, :, segment.start : segment.stop] = 0.0
-    for rows, queries, keys, _, p in _tiles(done):
+    for rows, queries, keys, _, p in _tiles(forward):
         part = (p * weight[rows, None, queries, None]).sum(-2)
         total[rows, :, keys] = total[rows, :, keys] + part
     return total
 
 
-def _received_swapped(done: Pass, weight: Tensor, segment: Segment) -> Tensor:
+def _received_swapped(forward: Forward, weight: Tensor, segment: Segment) -> Tensor:
     """log sum_i w_i p_ij is the log-sum-exp of attention with the roles of queries and keys exchanged."""
-    call, span = done.call, slice(segment.start, segment.stop)
+    call, span = forward.call, slice(segment.start, segment.stop)
     log_weight = weight[segment.rows, span].log().clamp(min=NEVER)
-    bias = (log_weight[:, None] - done.lse[segment.rows, :, span])[..., None]
-    asked = torch.cat([call.scale * call.query[segment.rows, :, span], bias], dim=-1).flip(2)
-    asking = call.shared(call.key[segment.rows, :, span])
-    asking = torch.cat([asking, torch.ones_like(asking[..., :1])], dim=-1)
+    bias = (log_weight[:, None] - forward.lse[segment.rows, :, span])[..., None]
+    queries = torch.cat([call.scale * call.query[segment.rows, :, span], bias], dim=-1).flip(2)
+    keys = call.shared(call.key[segment.rows, :, span])
+    keys = torch.cat([keys, torch.ones_like(keys[..., :1])], dim=-1)
     # a key is seen by later queries: reversed in time, that is causal
-    _, lse = flash(asking.flip(2), asked, asked, scale=1.0, causal=True)
+    _, lse = flash(keys.flip(2), queries, queries, scale=1.0, causal=True)
     return lse.flip(2).exp()
 
 
-def _chosen(done: Pass, wanted: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+def _full_rows(forward: Forward, positions: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
     """Full rows of chosen queries, a few at a time: which of them, probabilities, visibility, reality."""
-    call, mask = done.call, done.call.mask
-    wanted = wanted.to(done.lse.device)
-    batch = torch.arange(mask.batch, device=wanted.device)[:, None, None]
-    key = torch.arange(mask.n_key, device=wanted.device)[None, None]
-    step = max(1, PAIR_CHUNK // (mask.batch * done.lse.shape[1] * mask.n_key))
-    for first in range(0, wanted.shape[1], step):
-        part = slice(first, min(first + step, wanted.shape[1]))
-        i = wanted[:, part].clamp(min=0)
-        index = i[:, None, :, None].expand(-1, done.lse.shape[1], -1, 1)
+    call, mask = forward.call, forward.call.mask
+    positions = positions.to(forward.lse.device)
+    batch = torch.arange(mask.batch, device=positions.device)[:, None, None]
+    key = torch.arange(mask.n_key, device=positions.device)[None, None]
+    step = max(1, PAIR_CHUNK // (mask.batch * forward.lse.shape[1] * mask.n_key))
+    for first in range(0, positions.shape[1], step):
+        part = slice(first, min(first + step, positions.shape[1]))
+        i = positions[:, part].clamp(min=0)
+        index = i[:, None, :, None].expand(-1, forward.lse.shape[1], -1, 1)
         q = call.query.gather(2, index.expand(-1, -1, -1, call.query.shape[-1]))
-        seen = mask.visible(batch, i[..., None], key).expand(mask.batch, i.shape[1], mask.n_key)
-        real = mask.real().gather(1, i) & (wanted[:, part] >= 0)
-        p = (_scores(call, q, call.key) - done.lse[..., None].gather(2, index)).exp()
-        yield part, p.masked_fill(~seen[:, None], 0.0), seen, real
+        visible = mask.visible(batch, i[..., None], key).expand(mask.batch, i.shape[1], mask.n_key)
+        real = mask.real().gather(1, i) & (positions[:, part] >= 0)
+        p = (_scores(call, q, call.key) - forward.lse[..., None].gather(2, index)).exp()
+        yield part, p.masked_fill(~visible[:, None], 0.0), visible, real
 
 
 @answer.register
-def _(question: Rows, done: Pass) -> Tensor:
-    parts = [p.masked_fill(~real[:, None, :, None], torch.nan) for _, p, _, real in _chosen(done, question.rows)]
+def _(question: Rows, forward: Forward) -> Tensor:
+    parts = [p.masked_fill(~real[:, None, :, None], torch.nan) for _, p, _, real in _full_rows(forward, question.rows)]
     return torch.cat(parts, dim=2)
 
 
 @answer.register
-def _(question: TopKeys, done: Pass) -> Tensor:
+def _(question: TopKeys, forward: Forward) -> Tensor:
     parts = []
-    for _, p, seen, real in _chosen(done, question.rows):
-        allowed = seen & real[..., None]
+    for _, p, visible, real in _full_rows(forward, question.rows):
+        allowed = visible & real[..., None]
         if question.exclude is not None:
-            allowed = allowed & ~question.exclude.to(seen.device)[:, None]
+            allowed = allowed & ~question.exclude.to(visible.device)[:, None]
         contest = pad(p.masked_fill(~allowed[:, None], -1.0), (0, max(0, question.k - p.shape[-1])), value=-1.0)
         top = contest.topk(question.k, dim=-1)
         missing = top.values < 0

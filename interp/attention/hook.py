@@ -1,4 +1,4 @@
-"""The hook: one attention function that transformers calls in place of its own, for every architecture at once.
+"""`Recorder`: one attention function that transformers calls in place of its own, for every architecture.
 
 `intercept(model, recorder)` switches the model to our attention and mask functions, hands each layer's `Call` to the
 recorder, and puts back every setting it touched, also after an exception.
@@ -67,19 +67,19 @@ class Recorder:
 
     def __call__(self, module: nn.Module, call: Call) -> Tensor:
         """Attention output z [batch, query, head, d_value] for one layer, with everything asked for done on the way."""
-        given = getattr(module, "layer_idx", None)
-        layer = given if isinstance(given, int) else len(self.modules)
+        index = getattr(module, "layer_idx", None)
+        layer = index if isinstance(index, int) else len(self.modules)
         self.modules[layer] = module
         if self.watch is not None:
             self.watch(layer, call)
         if self.change is not None:
             call = self.change(layer, call)
-        asked = self.questions if self.layers is None or layer in self.layers else {}
+        questions = self.questions if self.layers is None or layer in self.layers else {}
         try:
-            output, answers = measure(call, asked, method=self.method)
+            output, answers = measure(call, questions, method=self.method)
         except BackendError as error:
             raise BackendError(f"layer {layer}: {error}") from error
-        if asked:
+        if questions:
             self.answers[layer] = answers
         z = output.transpose(1, 2).contiguous()
         if self.mix is not None:
@@ -114,14 +114,14 @@ def attention(
 
 
 def _mask(
-    module: nn.Module, query: Tensor, key: Tensor, given: CausalMask | Tensor | None, recorder: Recorder, causal: object
+    module: nn.Module, query: Tensor, key: Tensor, mask: CausalMask | Tensor | None, recorder: Recorder, causal: object
 ) -> CausalMask:
-    if isinstance(given, CausalMask):
-        return given
+    if isinstance(mask, CausalMask):
+        return mask
     name = type(module).__name__
-    if given is not None:
+    if mask is not None:
         raise BackendError(
-            f"{name} was handed a dense mask of shape {tuple(given.shape)}; pass padding masks [batch, pos]"
+            f"{name} was handed a dense mask of shape {tuple(mask.shape)}; pass padding masks [batch, pos]"
         )
     is_causal = getattr(module, "is_causal", True) if causal is None else causal
     if not is_causal:

@@ -1,4 +1,4 @@
-"""Which keys a query may see: causal, windowed or chunked, padded on either side, never as an n x n matrix.
+"""`CausalMask`: keys that a query may see, causal, windowed or chunked, padded on either side, never n x n.
 
 transformers builds masks by calling the mask function registered under the attention implementation's name.
 Ours returns a `CausalMask`, which keeps transformers' own index predicate and evaluates it in tiles on demand.
@@ -72,15 +72,15 @@ class CausalMask:
     def visible(self, rows: Tensor, query: Tensor, key: Tensor) -> Bool[Tensor, "..."]:
         """The predicate at integer index tensors that broadcast together, padding included."""
         head = torch.zeros((), dtype=torch.long, device=self.device)
-        seen = self.predicate(rows, head, query + self.offset, key)
-        return seen if self.padding is None else seen & self.padding[rows, key]
+        result = self.predicate(rows, head, query + self.offset, key)
+        return result if self.padding is None else result & self.padding[rows, key]
 
     def tile(self, rows: Int[Tensor, " rows"], query: slice, key: slice) -> Bool[Tensor, "rows query key"]:
         """Visibility of a rectangle of queries and keys for some batch rows."""
         i = torch.arange(query.start, query.stop, device=self.device)[None, :, None]
         j = torch.arange(key.start, key.stop, device=self.device)[None, None, :]
-        seen = self.visible(rows[:, None, None], i, j)
-        return seen.expand(len(rows), query.stop - query.start, key.stop - key.start)
+        visible = self.visible(rows[:, None, None], i, j)
+        return visible.expand(len(rows), query.stop - query.start, key.stop - key.start)
 
     def real(self) -> Bool[Tensor, "batch query"]:
         """True where a query is a real token (padding rows attend to nothing that means anything)."""
@@ -134,8 +134,8 @@ class CausalMask:
         j = torch.arange(self.n_key, device=self.device)[None, None, :]
         lows = []
         for i in queries:
-            seen = self.visible(row[:, None, None], torch.tensor([[[i]]], device=self.device), j)
-            where = seen.expand(1, 1, self.n_key)[0, 0].nonzero()[:, 0]
+            visible = self.visible(row[:, None, None], torch.tensor([[[i]]], device=self.device), j)
+            where = visible.expand(1, 1, self.n_key)[0, 0].nonzero()[:, 0]
             position = i + self.offset
             if len(where) and int(where[-1]) > position:
                 raise BackendError(

@@ -1,4 +1,4 @@
-"""The oracle: the whole pattern, in plain sight, and every statistic by its definition. O(n^2) memory.
+"""Statistics from the whole pattern, each by its definition: the oracle. O(n^2) memory.
 
 Slow and obvious on purpose. `fused` must agree with it to 1e-4 in float32.
 """
@@ -40,18 +40,18 @@ def dense_pattern(call: Call) -> tuple[Pattern, Float[Tensor, "batch head query"
     """p_ij and L_i. Rows sum to one, less the sink slot's share in models with sink logits."""
     score = call.cap(call.scale * call.query @ call.shared(call.key).mT)
     rows = torch.arange(call.mask.batch, device=call.mask.device)
-    seen = call.mask.tile(rows, slice(0, call.mask.n_query), slice(0, call.mask.n_key))[:, None]
-    score = score.masked_fill(~seen, -torch.inf)
+    visible = call.mask.tile(rows, slice(0, call.mask.n_query), slice(0, call.mask.n_key))[:, None]
+    score = score.masked_fill(~visible, -torch.inf)
     if call.sinks is not None:
         slot = call.sinks[None, :, None, None].expand(*score.shape[:3], 1)
         score = torch.cat([score, slot], dim=-1)
     lse = score.logsumexp(-1)
     pattern = (score - lse[..., None]).exp()
     pattern = pattern if call.sinks is None else pattern[..., :-1]
-    return pattern.masked_fill(~seen, 0.0), lse  # a row that sees no key is 0, not exp(-inf + inf)
+    return pattern.masked_fill(~visible, 0.0), lse  # a row that sees no key is 0, not exp(-inf + inf)
 
 
-def measure(call: Call, questions: Mapping[str, Statistic]) -> tuple[Tensor, dict[str, Tensor]]:
+def answer_all(call: Call, questions: Mapping[str, Statistic]) -> tuple[Tensor, dict[str, Tensor]]:
     """Attention output in the call's dtype, and the answer to each question."""
     exact = call.float()
     pattern, lse = dense_pattern(exact)
@@ -68,25 +68,25 @@ def answer(question: Statistic, pattern: Pattern, call: Call, lse: Tensor) -> Te
 def _visible(call: Call) -> Tensor:
     mask = call.mask
     rows = torch.arange(mask.batch, device=mask.device)
-    seen = mask.tile(rows, slice(0, mask.n_query), slice(0, mask.n_key))
-    return seen & mask.real()[:, :, None]
+    visible = mask.tile(rows, slice(0, mask.n_query), slice(0, mask.n_key))
+    return visible & mask.real()[:, :, None]
 
 
-def _where(value: Tensor, answered: Tensor) -> Tensor:
-    """NaN where no answer exists; `answered` is [batch, query]."""
-    return value.masked_fill(~answered[:, None], torch.nan)
+def _where(value: Tensor, has_answer: Tensor) -> Tensor:
+    """NaN where no answer exists; `has_answer` is [batch, query]."""
+    return value.masked_fill(~has_answer[:, None], torch.nan)
 
 
-def _masked_sum(pattern: Tensor, chosen: Tensor) -> Tensor:
-    return _where((pattern * chosen[:, None]).sum(-1), chosen.any(-1))
+def _masked_sum(pattern: Tensor, selection: Tensor) -> Tensor:
+    return _where((pattern * selection[:, None]).sum(-1), selection.any(-1))
 
 
 @answer.register
 def _(question: Offset, pattern: Pattern, call: Call, lse: Tensor) -> Tensor:
-    chosen = torch.ones_like(pattern[0, 0], dtype=torch.bool)
+    selection = torch.ones_like(pattern[0, 0], dtype=torch.bool)
     shift = call.mask.offset - question.distance
-    chosen = chosen.triu(shift) & chosen.tril(shift)
-    return _masked_sum(pattern, chosen[None] & _visible(call))
+    selection = selection.triu(shift) & selection.tril(shift)
+    return _masked_sum(pattern, selection[None] & _visible(call))
 
 
 @answer.register

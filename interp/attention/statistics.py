@@ -1,4 +1,4 @@
-"""What can be asked of an attention pattern. Each question is a value; nothing here computes.
+"""Statistics of an attention pattern, as values: each is a question; nothing here computes.
 
 With p_ij the probability query i gives key j, and "row" a query row. Per-row answers have shape
 [batch, head, query] and are NaN where the question has no answer: padding, or no key of the kind asked for

@@ -1,4 +1,4 @@
-"""What backends that run a torch module have alike: all of `interp.model.Model` that needs no pass of its own."""
+"""`ModuleModel`: the part of `interp.model.Model` that all backends of a torch module share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.backends.plan.validate import checked
+from interp.backends.plan.validate import check_batch
 from interp.batch import Batch, Prompts
 from interp.edits import Edit
 from interp.model import Capture, ModelInfo, Run, Start
@@ -96,18 +96,18 @@ class ModuleModel(ABC):
         Raises:
             TaskError: empty, longer than the model's context, or ids outside its vocabulary.
         """
-        return checked(Batch.of(tokens, self.tokenizer).to(self.device), self.info)
+        return check_batch(Batch.of(tokens, self.tokenizer).to(self.device), self.info)
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
         """Context in which no parameter takes a gradient; each is as it was afterwards."""
-        held = [p for p in self.torch_module.parameters() if p.requires_grad]
-        for parameter in held:
+        trainable = [p for p in self.torch_module.parameters() if p.requires_grad]
+        for parameter in trainable:
             parameter.requires_grad = False
         try:
             yield
         finally:
-            for parameter in held:
+            for parameter in trainable:
                 parameter.requires_grad = True
 
     def fingerprint(self) -> Hashable:

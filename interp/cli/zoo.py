@@ -166,7 +166,7 @@ def _verify_skills(name: str, *, items: int) -> None:
             "that `python -m interp.zoo.trained.train` wrote. For the planted models, leave NAME out"
         )
     model, tokenizer = cast(LlamaForCausalLM, found.model), cast(PreTrainedTokenizerFast, found.tokenizer)
-    measured = report.measure(model, tokenizer, n=items)
+    measured = report.skill_scores(model, tokenizer, n=items)
     sys.stdout.write(report.skill_table(measured) + "\n")
     missed = report.failures(measured)
     for line in missed:

@@ -1,4 +1,4 @@
-"""Answers as token ids."""
+"""Answers as token ids, and means over them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from interp.model import Model
 Answers = int | str | Sequence[int | str] | Tensor
 
 
-def token_ids(model: Model, given: Answers, size: int) -> Int[Tensor, "batch k"]:
+def token_ids(model: Model, answers: Answers, size: int) -> Int[Tensor, "batch k"]:
     """Ids of one answer per prompt, or of k where a tensor [batch k] gives so many (-1 fills up).
 
     Raises:
         TaskError: a text that is not one token, an id outside the vocabulary, or not one answer per prompt.
     """
-    if isinstance(given, Tensor):
-        ids = given.cpu().long()
-    elif isinstance(given, int | str):
-        ids = torch.tensor([_id(model, given)] * size)
+    if isinstance(answers, Tensor):
+        ids = answers.cpu().long()
+    elif isinstance(answers, int | str):
+        ids = torch.tensor([_id(model, answers)] * size)
     else:
-        ids = torch.tensor([_id(model, x) for x in given])
+        ids = torch.tensor([_id(model, x) for x in answers])
     ids = ids.expand(size) if ids.ndim == 0 else ids
     ids = ids[:, None] if ids.ndim == 1 else ids
     if ids.ndim != 2 or len(ids) != size:
@@ -39,25 +39,25 @@ def token_ids(model: Model, given: Answers, size: int) -> Int[Tensor, "batch k"]
 
 def mean_over(of: Callable[[Tensor], Tensor], ids: Int[Tensor, "batch k"]) -> Float[Tensor, "batch ..."]:
     """Mean of a quantity per token over each prompt's ids."""
-    known = ids >= 0
+    real = ids >= 0
     values = of(ids.clamp(min=0).flatten()).unflatten(0, ids.shape)
-    weight = (known / known.sum(1, keepdim=True)).to(values)
+    weight = (real / real.sum(1, keepdim=True)).to(values)
     return (values * weight.view(*weight.shape, *(1,) * (values.ndim - 2))).sum(1)
 
 
-def _id(model: Model, given: int | str) -> int:
-    if isinstance(given, int):
-        return given
+def _id(model: Model, answer: int | str) -> int:
+    if isinstance(answer, int):
+        return answer
     if model.tokenizer is None:
-        raise TaskError(f"answer {given!r}: this checkpoint has no tokenizer; give a token id instead of text")
-    ids: list[int] = model.tokenizer(given, add_special_tokens=False)["input_ids"]  # type: ignore[assignment]
+        raise TaskError(f"answer {answer!r}: this checkpoint has no tokenizer; give a token id instead of text")
+    ids: list[int] = model.tokenizer(answer, add_special_tokens=False)["input_ids"]  # type: ignore[assignment]
     if len(ids) != 1:
         parts = " + ".join(repr(token) for token in model.tokenizer.convert_ids_to_tokens(ids))
-        told = f": {parts}" if ids else ""
-        raise TaskError(f"answer {given!r} is {len(ids)} tokens{told}; one is needed (is a leading space missing?)")
+        pieces = f": {parts}" if ids else ""
+        raise TaskError(f"answer {answer!r} is {len(ids)} tokens{pieces}; one is needed (is a leading space missing?)")
     unknown = getattr(model.tokenizer, "unk_token_id", None)
-    if unknown is not None and ids[0] == unknown and given != model.tokenizer.unk_token:
+    if unknown is not None and ids[0] == unknown and answer != model.tokenizer.unk_token:
         raise TaskError(
-            f"answer {given!r} is not in this model's vocabulary: it is read as {model.tokenizer.unk_token}"
+            f"answer {answer!r} is not in this model's vocabulary: it is read as {model.tokenizer.unk_token}"
         )
     return int(ids[0])

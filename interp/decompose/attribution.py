@@ -14,7 +14,7 @@ from interp.batch import Prompts
 from interp.decompose.answers import Answers, mean_over, token_ids
 from interp.decompose.head import LogitHead, read_head
 from interp.decompose.stream import allowed, check, collect
-from interp.decompose.taken import Taken, take
+from interp.decompose.stream_run import StreamRun, run_stream
 from interp.decompose.terms import Term, place
 from interp.errors import BackendError
 from interp.model import Model
@@ -48,12 +48,12 @@ class Attribution:
     @property
     def heads(self) -> Float[Tensor, "layer head batch"]:
         """Of every head, sources summed; zeros where a layer has none."""
-        own = [(i, c.layer, c.head) for i, c in enumerate(self.terms) if c.layer is not None and c.head is not None]
+        places = [(i, c.layer, c.head) for i, c in enumerate(self.terms) if c.layer is not None and c.head is not None]
         n_layers = 1 + max((c.layer for c in self.terms if c.layer is not None), default=-1)
-        found = torch.zeros(n_layers, 1 + max((head for _, _, head in own), default=-1), self.values.shape[1])
-        for i, layer, head in own:
-            found[layer, head] += self.values[i]
-        return found
+        totals = torch.zeros(n_layers, 1 + max((head for _, _, head in places), default=-1), self.values.shape[1])
+        for i, layer, head in places:
+            totals[layer, head] += self.values[i]
+        return totals
 
     def table(self) -> pd.DataFrame:
         """One row per component and prompt, `value` in logits."""
@@ -111,15 +111,15 @@ def attribute(
     """
     right = token_ids(model, answer, len(model.batch(tokens).ids))
     against = None if wrong is None else token_ids(model, wrong, len(right))
-    taken = take(
+    stream = run_stream(
         model, tokens, layer=None, position=position, heads=heads, sources=sources, neurons=neurons, logits=True
     )
-    weights, resid = model.weights(), taken.at("resid_post", taken.last).cpu()
-    head = _head(taken, weights, resid[:, 0])
+    weights, resid = model.weights(), stream.at("resid_post", stream.last).cpu()
+    head = _head(stream, weights, resid[:, 0])
     w = _contrast(weights.source.columns, right, against) * head.multiplier
     norm = weights.final_norm
     direction = w[:, None] if norm is None else norm.transpose(w)[:, None] / norm.divisor(resid)
-    components, values, errors = collect(taken, direction, heads=heads, neurons=neurons)
+    components, values, errors = collect(stream, direction, heads=heads, neurons=neurons)
     scale = head.before.abs().amax(1)
     check((errors[..., 0] / scale).amax(1), model, tolerance, what="logits")
     unembed = _contrast(lambda ids: weights.b_u[ids], right, against) * head.multiplier
@@ -127,7 +127,7 @@ def attribute(
     ends = {name: x for name, x in ends.items() if bool(x.any())}
     components += [Term(name, "bias") for name in ends]
     parts = torch.cat([values[:, :, 0, 0], *(x[None].float() for x in ends.values())])
-    logit, capped = (_picked(x, right, against) for x in (head.before, head.given))
+    logit, capped = (_mean_logit(x, right, against) for x in (head.before, head.logits))
     error = float(((parts.double().sum(0) - logit).abs() / scale).max())
     limit = allowed(model) if tolerance is None else tolerance
     if not error <= limit:
@@ -137,28 +137,28 @@ def attribute(
     return Attribution(tuple(components), parts, logit, capped, head.softcap, error)
 
 
-def _head(taken: Taken, weights: Weights, resid: Float[Tensor, "batch d_model"]) -> LogitHead:
+def _head(stream: StreamRun, weights: Weights, resid: Float[Tensor, "batch d_model"]) -> LogitHead:
     """Logits before and after what the model does to them behind the unembedding."""
-    assert taken.run.logits is not None  # the run had no `stop`
+    assert stream.run.logits is not None  # the run had no `stop`
     rows = torch.arange(len(resid))
-    given = taken.run.logits[rows, taken.columns[:, 0].to(taken.run.logits.device)].float().cpu()
-    normed = resid if weights.final_norm is None else weights.final_norm(resid)
-    return read_head(weights.unembed(normed) + weights.b_u, given, slack=2 * allowed(taken.model))
+    logits = stream.run.logits[rows, stream.columns[:, 0].to(stream.run.logits.device)].float().cpu()
+    final = resid if weights.final_norm is None else weights.final_norm(resid)
+    return read_head(weights.unembed(final) + weights.b_u, logits, slack=2 * allowed(stream.model))
 
 
 def _contrast(
     columns: Callable[[Tensor], Tensor], right: Int[Tensor, "batch k"], wrong: Int[Tensor, "batch m"] | None
 ) -> Float[Tensor, "batch ..."]:
     """Mean of something per token over the right answers, less that over the wrong ones."""
-    found = mean_over(columns, right)
-    return found if wrong is None else found - mean_over(columns, wrong)
+    mean = mean_over(columns, right)
+    return mean if wrong is None else mean - mean_over(columns, wrong)
 
 
-def _picked(
+def _mean_logit(
     logits: Float[Tensor, "batch d_vocab"], right: Int[Tensor, "batch k"], wrong: Int[Tensor, "batch m"] | None
 ) -> Float[Tensor, " batch"]:
     def of(ids: Int[Tensor, "batch k"]) -> Tensor:
-        known = ids >= 0
-        return (logits.gather(1, ids.clamp(min=0)) * known).sum(1) / known.sum(1)
+        real = ids >= 0
+        return (logits.gather(1, ids.clamp(min=0)) * real).sum(1) / real.sum(1)
 
     return of(right) if wrong is None else of(right) - of(wrong)

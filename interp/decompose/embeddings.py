@@ -1,4 +1,4 @@
-"""What a token is by the time heads read it: embeddings through the first layers, one token at a time."""
+"""Effective embeddings: single tokens through the first layers, as later heads read them."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def effective_embedding(
     site = Site("embed") if variant == "embed" else Site("resid_post", layer)
     silent = [Site("attn_out", a) for a in model.info.attention_layers if a <= layer and variant == "mlp"]
     edits = [Ablate(s, "zero") for s in silent]
-    found = []
+    parts = []
     for part in ids.split(per_pass):
         rows = part[:, None] if bos is None else torch.stack([torch.full_like(part, bos), part], dim=1)
         stop = 0 if variant == "embed" else layer
         run = model.run(Batch.of(rows), capture={site: lambda x: x[:, -1].float().cpu()}, edits=edits, stop=stop)
-        found.append(run[site])
-    return torch.cat(found)
+        parts.append(run[site])
+    return torch.cat(parts)

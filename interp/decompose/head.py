@@ -1,4 +1,4 @@
-"""What a model does to its logits behind the unembedding, found by comparing: nothing, a multiplier, or a soft-cap."""
+"""`LogitHead`: multiplier or soft-cap behind the unembedding, fitted to the logits."""
 
 from __future__ import annotations
 
@@ -24,46 +24,48 @@ class LogitHead:
     """
 
     before: Float[Tensor, "batch d_vocab"]
-    given: Float[Tensor, "batch d_vocab"]
+    logits: Float[Tensor, "batch d_vocab"]
     multiplier: float = 1.0
     softcap: float | None = None
 
 
-def read_head(raw: Float[Tensor, "batch d_vocab"], given: Float[Tensor, "batch d_vocab"], *, slack: float) -> LogitHead:
+def read_head(
+    raw: Float[Tensor, "batch d_vocab"], logits: Float[Tensor, "batch d_vocab"], *, slack: float
+) -> LogitHead:
     """The first of these that fits the logits of all tokens to `slack` of the largest.
 
     Raises:
         BackendError: none does.
     """
-    size = float(given.abs().max())
+    size = float(logits.abs().max())
 
     def misses(ours: Tensor) -> float:
-        return float((ours - given).abs().max()) / size
+        return float((ours - logits).abs().max()) / size
 
     if misses(raw) <= slack:
-        return LogitHead(raw, given)
-    a = float((raw.double() * given).sum() / raw.double().square().sum())
+        return LogitHead(raw, logits)
+    a = float((raw.double() * logits).sum() / raw.double().square().sum())
     if misses(raw * a) <= slack:
-        return LogitHead(raw * a, given, multiplier=a)
-    for cap in _caps(raw, given):
+        return LogitHead(raw * a, logits, multiplier=a)
+    for cap in _caps(raw, logits):
         if misses(cap * torch.tanh(raw / cap)) <= 5 * slack:  # the slope of tanh takes part in the rounding
-            return LogitHead(raw, given, softcap=cap)
+            return LogitHead(raw, logits, softcap=cap)
     raise BackendError(
         "the logits are not norm, unembedding and at most a multiplier or a soft-cap: nothing else can be attributed "
         f"(without: {misses(raw):.1e} of the largest logit, with a multiplier {a:.3g}: {misses(raw * a):.1e})"
     )
 
 
-def _caps(raw: Tensor, given: Tensor) -> Iterator[float]:
+def _caps(raw: Tensor, logits: Tensor) -> Iterator[float]:
     """c with c tanh(x / c) = y at the largest logit x, as short a decimal as can be first."""
     where = int(raw.abs().argmax())
-    x, y = abs(float(raw.flatten()[where])), abs(float(given.flatten()[where]))
+    x, y = abs(float(raw.flatten()[where])), abs(float(logits.flatten()[where]))
     if not 0 < y < x:
         return
     low, high = y, 1e4 * x
     for _ in range(STEPS):
         middle = (low * high) ** 0.5
-        reached = middle * float(torch.tanh(torch.tensor(x / middle, dtype=torch.float64)))
-        low, high = (middle, high) if reached < y else (low, middle)
+        y_middle = middle * float(torch.tanh(torch.tensor(x / middle, dtype=torch.float64)))
+        low, high = (middle, high) if y_middle < y else (low, middle)
     for digits in range(1, 7):
         yield float(f"{low:.{digits}g}")

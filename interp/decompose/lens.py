@@ -1,4 +1,4 @@
-"""The logit lens: what the model would say if it stopped after each layer."""
+"""`LogitLens`: logits from the residual stream after each layer, as if the model ended there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from interp.batch import Batch, Prompts
 from interp.decompose.answers import Answers, token_ids
-from interp.decompose.taken import columns
+from interp.decompose.stream_run import columns
 from interp.edits import Replace
 from interp.errors import SiteError
 from interp.model import Model
@@ -74,8 +74,8 @@ class LogitLens:
                 token = int(self.top_ids[n, b, i, 0])
                 at = {"layer": layer, "prompt": b, "position": int(self.columns[b, i])}
                 first = {"token": token, "text": self.texts.get(token), "token_p": float(self.top_p[n, b, i, 0])}
-                judged = {"kl": self.kl[n, b, i], "p": self.p[n, b, i], "rank": self.rank[n, b, i]}
-                rows.append({**at, **first, **{name: float(x) for name, x in judged.items()}})
+                scores = {"kl": self.kl[n, b, i], "p": self.p[n, b, i], "rank": self.rank[n, b, i]}
+                rows.append({**at, **first, **{name: float(x) for name, x in scores.items()}})
         return pd.DataFrame(rows)
 
 
@@ -106,19 +106,19 @@ def logit_lens(
         SiteError: a layer or position out of range.
     """
     batch = model.batch(tokens)
-    asked = range(model.info.n_layers) if layers is None else layers
+    layers = range(model.info.n_layers) if layers is None else layers
     at = _columns(batch, positions)
     rows = torch.arange(len(at), device=at.device)[:, None]
-    sites = [Site("resid_post", i) for i in asked]
+    sites = [Site("resid_post", i) for i in layers]
     run = model.run(batch, capture=dict.fromkeys(sites, lambda x: x[rows.to(x.device), at.to(x.device)]))
     assert run.logits is not None  # the run has no `stop`
     final = run.logits[rows, at].float().log_softmax(-1)
     ids = None if answer is None else token_ids(model, answer, len(at))[:, :1].to(at.device)
-    found = [_read(model, run.acts[site], final, ids, min(top, model.info.d_vocab)) for site in sites]
-    top_ids, top_p, kl, p, rank = (torch.stack(x).cpu() for x in zip(*found, strict=True))
-    seen = top_ids.unique().tolist() if model.tokenizer is not None else []
-    texts = {i: str(model.tokenizer.decode([i])) for i in seen} if model.tokenizer is not None else {}
-    return LogitLens(tuple(asked), at.cpu(), batch.mask.gather(1, at).cpu(), top_ids, top_p, kl, p, rank, texts)
+    readings = [_read(model, run.acts[site], final, ids, min(top, model.info.d_vocab)) for site in sites]
+    top_ids, top_p, kl, p, rank = (torch.stack(x).cpu() for x in zip(*readings, strict=True))
+    top_tokens = top_ids.unique().tolist() if model.tokenizer is not None else []
+    texts = {i: str(model.tokenizer.decode([i])) for i in top_tokens} if model.tokenizer is not None else {}
+    return LogitLens(tuple(layers), at.cpu(), batch.mask.gather(1, at).cpu(), top_ids, top_p, kl, p, rank, texts)
 
 
 def _read(model: Model, resid: Tensor, final: Tensor, ids: Tensor | None, top: int) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""Residual stream = embedding + what each head, MLP and bias wrote, with the error of that sum asserted."""
+"""`Decomposition`: residual stream = embedding + what each head, MLP and bias wrote; the sum is checked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interp.batch import Batch, Prompts
-from interp.decompose.taken import Taken, take
+from interp.decompose.stream_run import StreamRun, run_stream
 from interp.decompose.terms import Term, attention_of, embed, heads_of, mlp_of, neurons_of, place, sources_of
 from interp.errors import BackendError
 from interp.model import Model
@@ -102,15 +102,15 @@ def decompose(
         InterpError: the sum misses the residual; says at which layer.
         SiteError: a layer or position out of range, or neurons of a layer that has no one set of them.
     """
-    taken = take(model, tokens, layer=layer, position=position, heads=heads, sources=sources, neurons=neurons)
-    terms, vectors, errors = collect(taken, None, heads=heads, neurons=neurons)
-    scale = torch.stack([taken.at("resid_post", i).cpu().norm(dim=-1) for i in range(taken.last + 1)])
-    relative = (errors / scale).masked_fill(~taken.mask.cpu(), 0.0).flatten(1).amax(1)
+    stream = run_stream(model, tokens, layer=layer, position=position, heads=heads, sources=sources, neurons=neurons)
+    terms, vectors, errors = collect(stream, None, heads=heads, neurons=neurons)
+    scale = torch.stack([stream.at("resid_post", i).cpu().norm(dim=-1) for i in range(stream.last + 1)])
+    relative = (errors / scale).masked_fill(~stream.mask.cpu(), 0.0).flatten(1).amax(1)
     check(relative, model, tolerance)
-    residual, mask = taken.at("resid_post", taken.last).cpu(), taken.mask.cpu()
+    residual, mask = stream.at("resid_post", stream.last).cpu(), stream.mask.cpu()
     if position is not None:
         vectors, residual, mask = vectors[:, :, 0], residual[:, 0], mask[:, 0]
-    return Decomposition(tuple(terms), vectors, residual, mask, taken.last, float(relative[-1]))
+    return Decomposition(tuple(terms), vectors, residual, mask, stream.last, float(relative[-1]))
 
 
 def check(
@@ -138,42 +138,42 @@ def allowed(model: Model) -> float:
 
 
 def collect(
-    taken: Taken, direction: Direction, *, heads: bool, neurons: Sequence[int]
+    stream: StreamRun, direction: Direction, *, heads: bool, neurons: Sequence[int]
 ) -> tuple[list[Term], Float[Tensor, "component batch pos out"], Float[Tensor, "layer batch pos"]]:
     """Components, what they wrote (along `direction`), and after each layer the length by which the sum misses."""
     components, parts, errors = [], [], []
-    written = embedding(taken, direction)
+    contributions = embedding(stream, direction)
     total = torch.zeros(())
-    for layer in range(taken.last + 1):
-        for found, x in [*written, *_layer(taken, layer, direction, heads, layer in neurons)]:
+    for layer in range(stream.last + 1):
+        for terms, x in [*contributions, *_layer(stream, layer, direction, heads, layer in neurons)]:
             values = x.cpu()
-            components += found
+            components += terms
             parts.append(values)
             total = total + values.double().sum(0)
-        written = []
-        errors.append((total - along(taken.at("resid_post", layer), direction).cpu()).norm(dim=-1).float())
+        contributions = []
+        errors.append((total - along(stream.at("resid_post", layer), direction).cpu()).norm(dim=-1).float())
     return components, torch.cat(parts).float(), torch.stack(errors)
 
 
-Written = tuple[list[Term], Float[Tensor, "component batch pos out"]]
+Contribution = tuple[list[Term], Float[Tensor, "component batch pos out"]]
 
 
-def embedding(taken: Taken, direction: Direction) -> list[Written]:
+def embedding(stream: StreamRun, direction: Direction) -> list[Contribution]:
     """What enters the first layer: token embedding and, where the model adds learned positions, those apart.
 
     Positions are told by what they do: what is left of the input when the tokens' rows of W_E are taken off must not
     change with the tokens. Where it does (an embedding norm, a multiplier), the input stays in one piece.
     """
-    model, full = taken.model, taken.at("embed")
+    model, full = stream.model, stream.at("embed")
     whole = [([embed()], along(full, direction)[None])]
-    rest = _rest(model, taken.ids, full)
+    rest = _rest(model, stream.ids, full)
     if rest is None or not bool((rest.abs() > 1e-6 * full.abs().max()).any()):
         return whole
-    other = Batch((taken.batch.ids[:1] + 1) % model.info.d_vocab, taken.batch.mask[:1])
-    site = Site("embed", position=taken.position)
+    other = Batch((stream.batch.ids[:1] + 1) % model.info.d_vocab, stream.batch.mask[:1])
+    site = Site("embed", position=stream.position)
     acts = model.run(other, capture=[site], stop=0).acts[site].to(full)
-    again = _rest(model, (taken.ids[:1] + 1) % model.info.d_vocab, acts if taken.position is None else acts[:, None])
-    if again is None or float(((again - rest[:1])[taken.mask[:1]]).abs().max()) > 1e-5 * float(full.abs().max()):
+    again = _rest(model, (stream.ids[:1] + 1) % model.info.d_vocab, acts if stream.position is None else acts[:, None])
+    if again is None or float(((again - rest[:1])[stream.mask[:1]]).abs().max()) > 1e-5 * float(full.abs().max()):
         return whole
     tokens = along(full - rest, direction)[None]
     return [([embed()], tokens), ([Term("pos", "pos")], along(rest, direction)[None])]
@@ -185,60 +185,60 @@ def _rest(model: Model, ids: Tensor, full: Tensor) -> Tensor | None:
     return full - rows if rows.shape == full.shape else None
 
 
-def _layer(taken: Taken, layer: int, direction: Direction, heads: bool, neurons: bool) -> Iterator[Written]:
+def _layer(stream: StreamRun, layer: int, direction: Direction, heads: bool, neurons: bool) -> Iterator[Contribution]:
     """Everything a layer writes."""
-    w = taken.writes[layer]
+    w = stream.writes[layer]
     if "attn_out" in w.missing:
-        whole = taken.at("resid_post", layer) - taken.at("resid_pre", layer)
+        whole = stream.at("resid_post", layer) - stream.at("resid_pre", layer)
         yield [Term(f"B{layer}", "block", layer)], along(whole, direction)[None]
         return
-    yield from _attention(taken, layer, direction, heads)
+    yield from _attention(stream, layer, direction, heads)
     if "mlp_out" in w.missing:
         return
-    out = taken.at("mlp_out", layer)
+    out = stream.at("mlp_out", layer)
     bias = torch.zeros_like(out)
     if w.mlp is not None:
-        a = taken.at("mlp_post", layer).reshape(*out.shape[:2], -1)
+        a = stream.at("mlp_post", layer).reshape(*out.shape[:2], -1)
         divisor = w.mlp.divisor(a)
         bias = w.mlp.bias(a.shape[-1], divisor).to(out)
         if neurons:
             matrix = w.mlp.matrix(a.shape[-1])[:, None]
-            yield neurons_of(layer, a.shape[-1]), _written((a / divisor)[..., None], matrix, direction)
+            yield neurons_of(layer, a.shape[-1]), _head_writes((a / divisor)[..., None], matrix, direction)
     if not neurons:
         yield [mlp_of(layer)], along(out - bias, direction)[None]
     yield from _bias(f"b_mlp{layer}", layer, bias, direction)
 
 
-def _attention(taken: Taken, layer: int, direction: Direction, heads: bool) -> Iterator[Written]:
+def _attention(stream: StreamRun, layer: int, direction: Direction, heads: bool) -> Iterator[Contribution]:
     """Heads, or their sources, and the bias; attention in one piece where heads cannot be told apart."""
-    out, write = taken.at("attn_out", layer), taken.writes[layer].attn
+    out, write = stream.at("attn_out", layer), stream.writes[layer].attn
     if write is None:
         yield [attention_of(layer)], along(out, direction)[None]
         return
-    z = taken.at("z", layer)
+    z = stream.at("z", layer)
     divisor = write.divisor(z.flatten(2))
     bias = write.bias(z.shape[2] * z.shape[3], divisor).to(out)
     if not heads:
         yield [attention_of(layer)], along(out - bias, direction)[None]
-    elif layer in taken.patterns:
-        yield _sources(taken, layer, write, divisor, direction)
+    elif layer in stream.patterns:
+        yield _sources(stream, layer, write, divisor, direction)
     else:
         matrix = write.matrix(z.shape[2] * z.shape[3]).unflatten(0, z.shape[2:])
-        yield heads_of(layer, z.shape[2]), _written(z / divisor[..., None], matrix, direction)
+        yield heads_of(layer, z.shape[2]), _head_writes(z / divisor[..., None], matrix, direction)
     yield from _bias(f"b_attn{layer}", layer, bias, direction)
 
 
-def _sources(taken: Taken, layer: int, write: Write, divisor: Tensor, direction: Direction) -> Written:
+def _sources(stream: StreamRun, layer: int, write: Write, divisor: Tensor, direction: Direction) -> Contribution:
     """p_ij v_j W_O[h] of one query: keys stand where positions otherwise do."""
-    v = taken.values(layer)
-    p = taken.patterns[layer].to(v).transpose(1, 2)[..., None]  # batch key head 1
+    v = stream.values(layer)
+    p = stream.patterns[layer].to(v).transpose(1, 2)[..., None]  # batch key head 1
     n, n_heads, width = v.shape[1:]
     matrix = write.matrix(n_heads * width).unflatten(0, (n_heads, width))
-    written = _written(p * v / divisor[..., None], matrix, direction)  # head batch key out
-    return sources_of(layer, n_heads, n), written.transpose(1, 2).flatten(0, 1)[:, :, None]
+    writes = _head_writes(p * v / divisor[..., None], matrix, direction)  # head batch key out
+    return sources_of(layer, n_heads, n), writes.transpose(1, 2).flatten(0, 1)[:, :, None]
 
 
-def _bias(name: str, layer: int, bias: Tensor, direction: Direction) -> Iterator[Written]:
+def _bias(name: str, layer: int, bias: Tensor, direction: Direction) -> Iterator[Contribution]:
     if bool(bias.any()):
         yield [Term(name, "bias", layer)], along(bias, direction)[None]
 
@@ -248,14 +248,14 @@ def along(x: Float[Tensor, "batch pos d_model"], direction: Direction) -> Float[
     return x if direction is None else (x * direction.to(x)).sum(-1, keepdim=True)
 
 
-def _written(
+def _head_writes(
     x: Float[Tensor, "batch pos k width"], matrix: Float[Tensor, "k width d_model"], direction: Direction
 ) -> Float[Tensor, "k batch pos out"]:
     """x_k matrix_k for each k; with a direction the matrices are projected first and no vector is made."""
     if direction is None:
         return torch.einsum("bpkw,kwd->kbpd", x, matrix.to(x))
-    reads = torch.einsum("kwd,bpd->bpkw", matrix.to(x), direction.to(x))
-    return (x * reads).sum(-1).movedim(2, 0)[..., None]
+    projection = torch.einsum("kwd,bpd->bpkw", matrix.to(x), direction.to(x))
+    return (x * projection).sum(-1).movedim(2, 0)[..., None]
 
 
 def _mean(x: Tensor, mask: Tensor) -> float:

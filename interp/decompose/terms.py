@@ -1,4 +1,4 @@
-"""Terms of the sum that is the residual stream, and their names."""
+"""`Term`: one summand of the residual stream, with its name."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def apply_edits(
     own, pending = False, []
     for edit in edits:
         if isinstance(edit, Apply):
-            x, own, pending = _applied(_commit(x, pending, own) if pending else x, edit), False, []
+            x, own, pending = _apply_function(_commit(x, pending, own) if pending else x, edit), False, []
             continue
         write = _write(x, edit, layer, mask, offset)
         if write is None:
@@ -118,11 +118,11 @@ def _(edit: Noise, shape: tuple[int, ...], layer: int | None, offset: int) -> tu
         return torch.randn(sizes, generator=torch.Generator().manual_seed(seed))
 
     if offset and not single(edit.positions, edit.site):  # generated tokens: each its own, one at a time or together
-        drawn = torch.cat([draw(offset + i, shape[0], 1, *shape[2:]) for i in range(shape[1])], dim=1)
+        noise = torch.cat([draw(offset + i, shape[0], 1, *shape[2:]) for i in range(shape[1])], dim=1)
     else:
-        drawn = draw(0, *shape)
+        noise = draw(0, *shape)
     sd = edit.sd if isinstance(edit.sd, Tensor) else float(edit.sd)
-    return "add", drawn * (sd.cpu() if isinstance(sd, Tensor) else sd)
+    return "add", noise * (sd.cpu() if isinstance(sd, Tensor) else sd)
 
 
 def _of_layer(value: Tensor, site: Site, layer: int | None) -> Tensor:
@@ -146,17 +146,17 @@ def broadcast(value: Tensor, shape: Sequence[int], edit: Edit) -> Tensor:
 
 
 def _write(x: Tensor, edit: Edit, layer: int | None, mask: Tensor, offset: int) -> _Write | None:
-    named = edit.rows is not None or edit.positions is not None or edit.site.position is not None
-    if named and len(mask) != len(x):
+    is_narrowed = edit.rows is not None or edit.positions is not None or edit.site.position is not None
+    if is_narrowed and len(mask) != len(x):
         raise SiteError(f"{edit.site}: the edit is for a batch of {len(mask)} rows; this pass has {len(x)}")
     rows = row_index(edit.rows, len(x), edit.site, x.device)
-    rest = x.shape[2:] if edit.site.head is None else x.shape[3:]
-    full, narrow = (len(rows), x.shape[1], *rest), (len(rows), *rest)
+    tail = x.shape[2:] if edit.site.head is None else x.shape[3:]
+    full, narrow = (len(rows), x.shape[1], *tail), (len(rows), *tail)
     one = single(edit.positions, edit.site)
     verb, value = change(edit, narrow if one else full, layer, offset)
     value = value.to(x) if isinstance(value, Tensor) else value
-    along = isinstance(value, Tensor) and value.ndim > len(rest) and not (one and value.ndim < len(full))
-    if along and offset and not isinstance(edit, Noise) and value.shape[-len(rest) - 1] != 1:  # type: ignore[union-attr]
+    along = isinstance(value, Tensor) and value.ndim > len(tail) and not (one and value.ndim < len(full))
+    if along and offset and not isinstance(edit, Noise) and value.shape[-len(tail) - 1] != 1:  # type: ignore[union-attr]
         return None  # a value for each token of the prompt says nothing about the tokens generated after it
     if edit.positions is None and edit.site.position is None:
         value = broadcast(value, full, edit) if isinstance(value, Tensor) else value
@@ -182,8 +182,8 @@ def _at_points(
         here = (column >= 0) & (column < x.shape[1])
         local, column = local[here], column[here]
     else:
-        chosen = column_mask(edit.positions, edit.site, mask, rows)[:, offset : offset + x.shape[1]]
-        local, column = chosen.nonzero(as_tuple=True)
+        selection = column_mask(edit.positions, edit.site, mask, rows)[:, offset : offset + x.shape[1]]
+        local, column = selection.nonzero(as_tuple=True)
     if not len(local):
         return None
     if isinstance(value, Tensor):
@@ -194,7 +194,7 @@ def _at_points(
     return _Write(verb, rows[local], column, edit.site.head, value, False)
 
 
-def _applied(x: Tensor, edit: Apply) -> Tensor:
+def _apply_function(x: Tensor, edit: Apply) -> Tensor:
     """What the function makes of it, or an error that names both shapes."""
     new = edit.function(x)
     if new.shape != x.shape:
@@ -213,7 +213,7 @@ def _joins(pending: Sequence[_Write], write: _Write) -> bool:
 def _commit(x: Tensor, writes: Sequence[_Write], own: bool) -> Tensor:
     first = writes[0]
     if first.whole:
-        return _changed(x, first.verb, first.value)
+        return _combine(x, first.verb, first.value)
     rows = torch.cat([w.rows for w in writes])
     index: tuple = (rows,) if first.columns is None else (rows, torch.cat([w.columns for w in writes]))  # type: ignore[misc]
     if first.head is not None:
@@ -221,11 +221,11 @@ def _commit(x: Tensor, writes: Sequence[_Write], own: bool) -> Tensor:
         index = (rows, slice(None), heads) if first.columns is None else (*index, heads)
     value = first.value if isinstance(first.value, float) else torch.cat([w.value for w in writes])  # type: ignore[misc]
     x = x if own else x.clone()
-    x[index] = value if first.verb == "set" else _changed(x[index], first.verb, value)
+    x[index] = value if first.verb == "set" else _combine(x[index], first.verb, value)
     return x
 
 
-def _changed(old: Tensor, verb: str, value: Value) -> Tensor:
+def _combine(old: Tensor, verb: str, value: Value) -> Tensor:
     if verb == "scale":
         return old * value
     if verb == "add":

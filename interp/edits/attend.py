@@ -69,15 +69,15 @@ def edit_scores(
 ) -> Float[Tensor, "pair query key"]:
     """Scores (-inf where not visible) after the edits that act before the softmax."""
     for edit in filter(edits_scores, edits):
-        chosen, local = _chosen(edit, tile)
-        if not len(chosen):
+        hits, local = _hits(edit, tile)
+        if not len(hits):
             continue
         if isinstance(edit, KnockOut):
-            changed = scores[chosen].masked_fill(_knocked(edit, tile, chosen, local), -torch.inf)
+            result = scores[hits].masked_fill(_knock_out_mask(edit, tile, hits, local), -torch.inf)
         else:
-            bias = _value(edit.bias, edit, tile, chosen, local) if isinstance(edit, AttentionBias) else 0.0
-            changed = torch.where(_queries(edit, tile, chosen)[..., None], scores[chosen] + bias, scores[chosen])
-        scores = scores.index_copy(0, chosen, changed.to(scores.dtype))
+            bias = _value(edit.bias, edit, tile, hits, local) if isinstance(edit, AttentionBias) else 0.0
+            result = torch.where(_queries(edit, tile, hits)[..., None], scores[hits] + bias, scores[hits])
+        scores = scores.index_copy(0, hits, result.to(scores.dtype))
     return scores
 
 
@@ -88,14 +88,14 @@ def edit_pattern(
     for edit in edits:
         if edits_scores(edit):
             continue
-        chosen, local = _chosen(edit, tile)
-        if not len(chosen):
+        hits, local = _hits(edit, tile)
+        if not len(hits):
             continue
-        old = pattern[chosen]
-        changed = _probabilities(old, edit, tile, chosen, local, layer)
-        if changed is not old:
-            changed = torch.where(_queries(edit, tile, chosen)[..., None], changed, old).to(pattern.dtype)
-            pattern = pattern.index_copy(0, chosen, changed)
+        old = pattern[hits]
+        result = _probabilities(old, edit, tile, hits, local, layer)
+        if result is not old:
+            result = torch.where(_queries(edit, tile, hits)[..., None], result, old).to(pattern.dtype)
+            pattern = pattern.index_copy(0, hits, result)
     return pattern
 
 
@@ -111,52 +111,52 @@ def softmax(
     return torch.cat([scores, slot], -1).softmax(-1)[..., :-1].masked_fill(empty, 0.0)
 
 
-def _probabilities(old: Tensor, edit: Edit, tile: Tile, chosen: Tensor, local: Tensor, layer: int | None) -> Tensor:
+def _probabilities(old: Tensor, edit: Edit, tile: Tile, hits: Tensor, local: Tensor, layer: int | None) -> Tensor:
     if isinstance(edit, KnockOut):
-        return old.masked_fill(_knocked(edit, tile, chosen, local), 0.0)
+        return old.masked_fill(_knock_out_mask(edit, tile, hits, local), 0.0)
     if isinstance(edit, Uniform):
-        seen = tile.visible[chosen].to(old.dtype)
-        return seen / seen.sum(-1, keepdim=True).clamp(min=1.0)
+        visible = tile.visible[hits].to(old.dtype)
+        return visible / visible.sum(-1, keepdim=True).clamp(min=1.0)
     if isinstance(edit, ForcePattern):
-        return _value(edit.pattern, edit, tile, chosen, local)
+        return _value(edit.pattern, edit, tile, hits, local)
     if isinstance(edit, AttentionEdit):
         raise SiteError(f"{edit.site}: no rule for {type(edit).__name__}")
     verb, value = change(edit, _shape(edit, tile, narrow=single(edit.positions, edit.site)), layer, tile.offset)
-    value = _value(value, edit, tile, chosen, local)
+    value = _value(value, edit, tile, hits, local)
     if verb == "set":
         return value.expand_as(old)
     return old * value if verb == "scale" else old + value
 
 
-def _chosen(edit: Edit, tile: Tile) -> tuple[Tensor, Tensor]:
+def _hits(edit: Edit, tile: Tile) -> tuple[Tensor, Tensor]:
     """The pairs an edit means, and the place of each pair's batch row among the edit's rows."""
     rows = row_index(edit.rows, len(tile.mask), edit.site, tile.rows.device)
     place = torch.full((len(tile.mask),), -1, device=rows.device)
     place[rows] = torch.arange(len(rows), device=rows.device)
-    meant = place[tile.rows] >= 0
+    is_hit = place[tile.rows] >= 0
     if edit.site.head is not None:
-        meant = meant & (tile.heads == edit.site.head)
-    chosen = meant.nonzero()[:, 0]
-    return chosen, place[tile.rows[chosen]]
+        is_hit = is_hit & (tile.heads == edit.site.head)
+    hits = is_hit.nonzero()[:, 0]
+    return hits, place[tile.rows[hits]]
 
 
-def _queries(edit: Edit, tile: Tile, chosen: Tensor) -> Bool[Tensor, "chosen query"]:
+def _queries(edit: Edit, tile: Tile, hits: Tensor) -> Bool[Tensor, "chosen query"]:
     """True at the query rows an edit means."""
-    rows = tile.rows[chosen]
-    meant = torch.ones(len(rows), tile.visible.shape[1], dtype=torch.bool, device=rows.device)
-    asked = [(edit.positions, edit.positions is not None or edit.site.position is not None)]
+    rows = tile.rows[hits]
+    mask = torch.ones(len(rows), tile.visible.shape[1], dtype=torch.bool, device=rows.device)
+    limits = [(edit.positions, edit.positions is not None or edit.site.position is not None)]
     if isinstance(edit, KnockOut | Uniform):
-        asked.append((edit.queries, edit.queries is not None))
-    for positions, given in asked:
-        if given:
+        limits.append((edit.queries, edit.queries is not None))
+    for positions, applies in limits:
+        if applies:
             columns = column_mask(positions, edit.site, tile.mask, rows)
-            meant = meant & _fit(columns, tile.columns.stop)[:, tile.columns]
-    return meant
+            mask = mask & _fit(columns, tile.columns.stop)[:, tile.columns]
+    return mask
 
 
-def _knocked(edit: KnockOut, tile: Tile, chosen: Tensor, local: Tensor) -> Bool[Tensor, "chosen query key"]:
-    rows, n_key = tile.rows[chosen], tile.visible.shape[-1]
-    queries = _queries(edit, tile, chosen)
+def _knock_out_mask(edit: KnockOut, tile: Tile, hits: Tensor, local: Tensor) -> Bool[Tensor, "chosen query key"]:
+    rows, n_key = tile.rows[hits], tile.visible.shape[-1]
+    queries = _queries(edit, tile, hits)
     if edit.pairs is not None:
         pairs = pair_mask(edit.pairs, edit.site, tile.mask, rows)
         width = max(n_key, tile.columns.stop)
@@ -180,7 +180,7 @@ def _shape(edit: Edit, tile: Tile, *, narrow: bool) -> tuple[int, ...]:
     return (rows, *heads, *queries, tile.visible.shape[-1])
 
 
-def _value(value: float | Tensor, edit: Edit, tile: Tile, chosen: Tensor, local: Tensor) -> Tensor:
+def _value(value: float | Tensor, edit: Edit, tile: Tile, hits: Tensor, local: Tensor) -> Tensor:
     """The value at the chosen pairs and the tile's queries, [chosen query key]."""
     if not isinstance(value, Tensor):
         return torch.tensor(value, device=tile.rows.device)
@@ -188,5 +188,5 @@ def _value(value: float | Tensor, edit: Edit, tile: Tile, chosen: Tensor, local:
     narrow = single(edit.positions, edit.site) and value.ndim < len(full)
     value = value.to(tile.rows.device)
     wide = broadcast(value, _shape(edit, tile, narrow=narrow), edit)
-    wide = wide[local] if edit.site.head is not None else wide[local, tile.heads[chosen]]
+    wide = wide[local] if edit.site.head is not None else wide[local, tile.heads[hits]]
     return wide[:, None] if narrow else wide[:, tile.first : tile.first + tile.visible.shape[1]]

@@ -1,4 +1,4 @@
-"""Which rows and columns of a batch an edit or a capture means, as indices."""
+"""Indices of the batch rows and columns that an edit or a capture names."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def one_column(
     positions: Any, site: Site, mask: Bool[Tensor, "batch pos"], rows: Int[Tensor, " rows"]
 ) -> Int[Tensor, " rows"]:
     """Column of the one position meant in each of `rows`; see `single`."""
-    wanted = torch.as_tensor(site.position if positions is None else positions, device=mask.device)
-    if wanted.ndim == 0:
-        wanted = wanted.expand(len(mask))
-    if wanted.shape != (len(mask),):
-        raise SiteError(f"{site}: positions of shape {tuple(wanted.shape)}; expected one per row, ({len(mask)},)")
-    return _columns(wanted[rows], site, mask[rows])
+    place = torch.as_tensor(site.position if positions is None else positions, device=mask.device)
+    if place.ndim == 0:
+        place = place.expand(len(mask))
+    if place.shape != (len(mask),):
+        raise SiteError(f"{site}: positions of shape {tuple(place.shape)}; expected one per row, ({len(mask)},)")
+    return _columns(place[rows], site, mask[rows])
 
 
 def column_mask(
@@ -62,13 +62,13 @@ def column_mask(
             raise SiteError(f"{site}: a mask of positions has shape {shapes}")
         return positions.to(mask.device)[rows]
     if positions is None or single(positions, site):
-        chosen = [one_column(positions, site, mask, rows)]
+        columns = [one_column(positions, site, mask, rows)]
     else:
-        chosen = [one_column(int(p), site, mask, rows) for p in positions]
-    found = torch.zeros_like(mask[rows])
-    for column in chosen:
-        found[torch.arange(len(rows), device=mask.device), column] = True
-    return found
+        columns = [one_column(int(p), site, mask, rows) for p in positions]
+    result = torch.zeros_like(mask[rows])
+    for column in columns:
+        result[torch.arange(len(rows), device=mask.device), column] = True
+    return result
 
 
 def pair_mask(
@@ -78,28 +78,28 @@ def pair_mask(
     batch, n = mask.shape
     if isinstance(pairs, Tensor):
         if pairs.dtype != torch.bool or tuple(pairs.shape) not in {(n, n), (batch, n, n)}:
-            given = f"{str(pairs.dtype).removeprefix('torch.')} of shape {tuple(pairs.shape)}"
-            raise SiteError(f"{site}: pairs are {given}; expected a bool mask [query key] = ({n}, {n}), or with batch")
+            kind = f"{str(pairs.dtype).removeprefix('torch.')} of shape {tuple(pairs.shape)}"
+            raise SiteError(f"{site}: pairs are {kind}; expected a bool mask [query key] = ({n}, {n}), or with batch")
         return pairs.to(mask.device).expand(batch, n, n)[rows]
-    found = torch.zeros(len(rows), n, n, dtype=torch.bool, device=mask.device)
+    result = torch.zeros(len(rows), n, n, dtype=torch.bool, device=mask.device)
     local = torch.arange(len(rows), device=mask.device)
     for query, key in pairs:
-        found[local, one_column(int(query), site, mask, rows), one_column(int(key), site, mask, rows)] = True
-    return found
+        result[local, one_column(int(query), site, mask, rows), one_column(int(key), site, mask, rows)] = True
+    return result
 
 
-def heads_of(site: Site, heads: int) -> Sequence[int]:
+def site_heads(site: Site, heads: int) -> Sequence[int]:
     """Heads a site means."""
     return range(heads) if site.head is None else (site.head,)
 
 
-def _columns(wanted: Tensor, site: Site, mask: Tensor) -> Tensor:
+def _columns(places: Tensor, site: Site, mask: Tensor) -> Tensor:
     """Columns of positions counted over real tokens; padding stands on one side only."""
     length = mask.sum(1)
-    bad = (wanted >= length) | (wanted < -length)
+    bad = (places >= length) | (places < -length)
     if bool(bad.any()):
         row = int(bad.nonzero()[0, 0])
         raise SiteError(
-            f"{site}: position {int(wanted[row])} is out of range; the prompt has {int(length[row])} tokens"
+            f"{site}: position {int(places[row])} is out of range; the prompt has {int(length[row])} tokens"
         )
-    return mask.long().argmax(1) + torch.where(wanted < 0, wanted + length, wanted)
+    return mask.long().argmax(1) + torch.where(places < 0, places + length, places)

@@ -1,4 +1,4 @@
-"""From what the user typed or holds to a transformers model and its tokenizer; every failure says what was wrong."""
+"""Checkpoints: a transformers model and its tokenizer from a hub id, folder, zoo name or model; failures say why."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ def read(
     name = os.fspath(source)
     if name.startswith("zoo:"):
         bare = name.removeprefix("zoo:")
-        model, found = zoo.load(bare, revision=revision)
+        model, own_tokenizer = zoo.load(bare, revision=revision)
         folder = zoo.folder(bare) if revision is None else zoo.at_step(bare, revision)
-        model = _placed(model.to(dtype=_dtype(dtype)), device)  # type: ignore[call-arg]  # pyright: wrapped .to
-        return Checkpoint(name, model, tokenizer or found, None, None if folder is None else _sha256(folder))
+        model = _to_device(model.to(dtype=_dtype(dtype)), device)  # type: ignore[call-arg]  # pyright: wrapped .to
+        return Checkpoint(name, model, tokenizer or own_tokenizer, None, None if folder is None else _sha256(folder))
     folder = _folder(name)
     config = _config(name, folder, revision)
-    more = _spread(config) if tensor_parallel else {"device_map": device_map}
+    more = _tensor_parallel_options(config) if tensor_parallel else {"device_map": device_map}
     model = _weights(name, folder, config, revision=revision, dtype=_dtype(dtype), **more)
-    found = tokenizer or _tokenizer(name, folder, revision)
+    tokenizer = tokenizer or _tokenizer(name, folder, revision)
     sha = None if folder is None else _sha256(folder)
-    model = model if device_map is not None or tensor_parallel else _placed(model, device)
-    return Checkpoint(name, model, found, getattr(config, "_commit_hash", None), sha)
+    model = model if device_map is not None or tensor_parallel else _to_device(model, device)
+    return Checkpoint(name, model, tokenizer, getattr(config, "_commit_hash", None), sha)
 
 
 def _folder(name: str) -> Path | None:
@@ -80,10 +80,10 @@ def _folder(name: str) -> Path | None:
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:
-    found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype), None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+    torch_dtype = dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype), None)
+    if not isinstance(torch_dtype, torch.dtype) or not torch_dtype.is_floating_point:
         raise ModelLoadError(f"unknown dtype {dtype!r}; use float32, bfloat16, float16 or float64")
-    return found
+    return torch_dtype
 
 
 def _config(name: str, folder: Path | None, revision: str | None) -> PretrainedConfig:
@@ -116,7 +116,7 @@ def _weights(name: str, folder: Path | None, config: PretrainedConfig, **options
         raise ModelLoadError(f"{name!r} has no weights: no *.safetensors in the folder")
     try:
         with _quiet():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            model_and_report: Any = AutoModelForCausalLM.from_pretrained(
                 folder or name,
                 config=config,
                 use_safetensors=True,
@@ -128,18 +128,18 @@ def _weights(name: str, folder: Path | None, config: PretrainedConfig, **options
         raise ModelLoadError(f"corrupt weights in {name!r}: {_first_line(error)}") from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelLoadError(f"cannot load {name!r}: {_first_line(error)}") from error
-    model, report = loaded
+    model, report = model_and_report
     missing = sorted(report["missing_keys"])
     if missing:
-        saved = (config.architectures or ["a model without a name"])[0]
+        architecture = (config.architectures or ["a model without a name"])[0]
         raise ModelLoadError(
-            f"{name!r} was saved as {saved} and lacks {len(missing)} weights of {type(model).__name__}, "
+            f"{name!r} was saved as {architecture} and lacks {len(missing)} weights of {type(model).__name__}, "
             f"which would be random: {missing[0]}"
         )
     return model.eval()
 
 
-def _spread(config: PretrainedConfig) -> dict[str, Any]:
+def _tensor_parallel_options(config: PretrainedConfig) -> dict[str, Any]:
     """Options that spread a model over the processes of torchrun."""
     from transformers.distributed.configuration_utils import DistributedConfig
 
@@ -174,7 +174,7 @@ def _tokenizer(name: str, folder: Path | None, revision: str | None) -> PreTrain
         raise ModelLoadError(f"cannot read the tokenizer in {name!r}: {_first_line(error)}") from error
 
 
-def _placed(model: PreTrainedModel, device: str | None) -> PreTrainedModel:
+def _to_device(model: PreTrainedModel, device: str | None) -> PreTrainedModel:
     if device is None:
         return model
     try:

@@ -1,4 +1,4 @@
-"""Which backend runs a source: backends join through entry points of the group `interp.backends`."""
+"""Backends by name, from entry points of the group `interp.backends`, and the choice of one for a source."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger("interp")
 @functools.cache
 def backends() -> dict[str, Backend]:
     """Every backend by name, those of other packages included; one that cannot be had is left out with a warning."""
-    known: dict[str, Backend] = {}
+    by_name: dict[str, Backend] = {}
     for entry in metadata.entry_points(group=GROUP):
         try:
             backend = entry.load()
@@ -27,11 +27,11 @@ def backends() -> dict[str, Backend]:
             continue
         if not isinstance(backend, Backend):
             log.warning("backend %s is left out: %s is no interp.backends.Backend", entry.name, entry.value)
-        elif backend.name in known:
+        elif backend.name in by_name:
             log.warning("backend %s is left out: there is another of the name %r", entry.value, backend.name)
         else:
-            known[backend.name] = backend
-    return known
+            by_name[backend.name] = backend
+    return by_name
 
 
 def owner(source: Any) -> Backend | None:
@@ -43,7 +43,7 @@ def owner(source: Any) -> Backend | None:
     return next((b for b in backends().values() if b.owns(source)), None)
 
 
-def choose(source: Any, backend: str | None = None, *, remote: bool | str = False) -> Backend:
+def backend_for(source: Any, backend: str | None = None, *, remote: bool | str = False) -> Backend:
     """Backend to use for a source: the object's own, or the one asked for, "hf" by default.
 
     Raises:
@@ -70,5 +70,5 @@ def _choices(name: str) -> str:
 def _elsewhere(source: Any) -> str:
     """Which backends run models elsewhere, that this is not one, and what would be."""
     able = {b.name: b.remote for b in backends().values() if b.remote}
-    given = repr(source) if isinstance(source, str) else f"a {type(source).__name__}"
-    return f"{' or '.join(able)} runs elsewhere, not for {given}; pass {' or '.join(able.values())}"
+    text = repr(source) if isinstance(source, str) else f"a {type(source).__name__}"
+    return f"{' or '.join(able)} runs elsewhere, not for {text}; pass {' or '.join(able.values())}"

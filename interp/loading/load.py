@@ -1,4 +1,4 @@
-"""`load`: a `Model` of whatever the user holds."""
+"""`load`: a `Model` from a hub id, folder, zoo name or model in memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interp.errors import BackendError, ModelLoadError
-from interp.loading.choose import choose
+from interp.loading.choose import backend_for
 from interp.model import Model
 
 if TYPE_CHECKING:
@@ -50,10 +50,10 @@ def load(
     """
     from interp.loading.checkpoints import read  # transformers and torch: only once there is something to read
 
-    chosen = choose(source, backend, remote=remote)
-    if chosen.adopt is not None and chosen.owns(source):
+    runner = backend_for(source, backend, remote=remote)
+    if runner.adopt is not None and runner.owns(source):
         try:
-            model = chosen.adopt(source, remote=remote)
+            model = runner.adopt(source, remote=remote)
         except BackendError as error:
             raise ModelLoadError(f"{type(source).__name__}: {error}") from error
         model.tokenizer = tokenizer or model.tokenizer
@@ -68,6 +68,6 @@ def load(
         tensor_parallel=tensor_parallel,
     )
     try:
-        return chosen.make(checkpoint, ours=checkpoint.model is not source)
+        return runner.make(checkpoint, ours=checkpoint.model is not source)
     except BackendError as error:
         raise ModelLoadError(f"{checkpoint.name}: {error}") from error

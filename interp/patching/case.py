@@ -43,7 +43,7 @@ class Case:
         Raises:
             TaskError: no such metric, or a prompt the model cannot take.
         """
-        metrics.find(metric or task.metric)
+        metrics.by_name(metric or task.metric)
         here = task.to(model.batch(task.clean).ids.device)
         case = cls(model, here, metric or task.metric)
         if case.metric != "kl":
@@ -51,7 +51,7 @@ class Case:
         with torch.no_grad():
             logits = model.run(here.clean).logits
         assert logits is not None  # no `stop`
-        return replace(case, reference=metrics.judged(logits, here))
+        return replace(case, reference=metrics.answer_logits(logits, here))
 
     def __len__(self) -> int:
         return len(self.task)
@@ -77,7 +77,7 @@ class Case:
         if self.metric == "kl":
             assert self.reference is not None  # set by `of`
             return metrics.kl(logits, self.task, reference=self.reference)
-        return metrics.find(self.metric)(logits, self.task)
+        return metrics.by_name(self.metric)(logits, self.task)
 
     @torch.no_grad()
     def measured(self, batch: Batch) -> Float[Tensor, " batch"]:

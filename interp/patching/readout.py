@@ -105,7 +105,7 @@ class Exit:
         if cap is not None and divisor is None:
             logits = cap * torch.tanh(logits / cap)
         answers, wrong = _numbered(ids, task.answers.shape[1])
-        local, metric = replace(task, answers=answers, wrong=wrong), metrics.find(part.metric)
+        local, metric = replace(task, answers=answers, wrong=wrong), metrics.by_name(part.metric)
         return torch.stack([metric(own, local) for own in logits])
 
     def _by_all(self, part: Case, sets: Tensor) -> Iterator[Float[Tensor, "set prompt"]]:

@@ -15,10 +15,10 @@ from interp import data
 from interp.batch import Batch
 from interp.errors import NotApplicable, SchemaError, TaskError, nearest
 from interp.model import Model
-from interp.tasks.build import TRIES, fitted
+from interp.tasks.build import TRIES, fit_words
 from interp.tasks.prompt import PromptTask, collate
-from interp.tasks.source import Document, Template, document, own, shipped
-from interp.tasks.spell import Encoded, Example, Speller
+from interp.tasks.source import Document, Template, checkpoint_tasks, document, shipped_tasks
+from interp.tasks.spell import EncodedPair, Example, Speller
 
 BASES = ("facts", "capital_country")
 """Lookup tasks asked for, the checkpoint's own first."""
@@ -41,20 +41,20 @@ class Conflict:
     Attributes:
         task: clean prompts whose context contradicts memory; `answers` is what the context says, `wrong` what the model
             knows, the corrupt twin's context agrees with memory. Roles: TOLD, and the subject's slot.
-        asked: prompt i's fact alone, so that one can see whether it is known.
+        questions: prompt i's fact alone, so that one can see whether it is known.
         frame: number of each prompt's frame in `frames`. group: of its relation.
     """
 
     task: PromptTask
-    asked: Batch
+    questions: Batch
     frames: tuple[Frame, ...]
     frame: Int[Tensor, " batch"]
     group: Int[Tensor, " batch"]
 
     def select(self, rows: Tensor) -> Conflict:
         """Some of the prompts."""
-        asked = Batch(self.asked.ids[rows], self.asked.mask[rows])
-        return Conflict(self.task.select(rows), asked, self.frames, self.frame[rows], self.group[rows])
+        questions = Batch(self.questions.ids[rows], self.questions.mask[rows])
+        return Conflict(self.task.select(rows), questions, self.frames, self.frame[rows], self.group[rows])
 
 
 def frames() -> tuple[Frame, ...]:
@@ -86,38 +86,38 @@ def conflict(
         NotApplicable: no tokenizer, or too few prompts that it can write.
     """
     speller = Speller(model, bos=bos)
-    facts, coverage = fitted(_base(model, base), speller)
+    facts, coverage = fit_words(_base(model, base), speller)
     groups = sorted({str(row.get("group")) for row in facts.rows})
     cores = {g: _shortest([t for t in facts.templates if str(t.group) in (g, "None")]) for g in groups}
-    chosen = tuple(frames() if wordings is None else wordings)
+    wordings = tuple(frames() if wordings is None else wordings)
     rng = Random(f"conflict {facts.name} {seed}")
-    found: dict[tuple[int, ...], tuple[Encoded, int, str, list[int]]] = {}
+    prompts: dict[tuple[int, ...], tuple[EncodedPair, int, str, list[int]]] = {}
     for i in range(TRIES * (n + 10)):
-        frame = chosen[i % len(chosen)]
+        frame = wordings[i % len(wordings)]
         row = rng.choice(facts.rows)
         group = str(row.get("group"))
-        told = rng.choice([r["answers"][0] for r in facts.rows if str(r.get("group")) == group])
-        if told not in row["answers"]:
-            pair = speller.encode(_example(frame, cores[group], row, told))
+        attribute = rng.choice([r["answers"][0] for r in facts.rows if str(r.get("group")) == group])
+        if attribute not in row["answers"]:
+            pair = speller.encode(_example(frame, cores[group], row, attribute))
             if pair is not None:
                 alone, _ = cores[group].fill(row["slots"], {})
-                asked = [*speller.start, *speller.ids([alone])[0]]
-                found.setdefault(tuple(pair.clean), (pair, i % len(chosen), group, asked))
-        if len(found) == n:
-            return _collated(found, facts, chosen, groups, {"coverage": coverage, "seed": seed, "bos": bos})
-    raise NotApplicable(f"only {len(found)} of the {n} prompts asked for can be written with this tokenizer")
+                question = [*speller.start, *speller.ids([alone])[0]]
+                prompts.setdefault(tuple(pair.clean), (pair, i % len(wordings), group, question))
+        if len(prompts) == n:
+            return _as_conflict(prompts, facts, wordings, groups, {"coverage": coverage, "seed": seed, "bos": bos})
+    raise NotApplicable(f"only {len(prompts)} of the {n} prompts asked for can be written with this tokenizer")
 
 
 def _base(model: Model, name: str | None) -> Document:
-    mine = own(model)
-    known = {*shipped(), *mine}
-    chosen = next(b for b in BASES if b in known) if name is None else name
-    if chosen not in known:
-        raise TaskError(f"unknown task {chosen!r}; {nearest(chosen, known)}")
-    found = mine[chosen] if chosen in mine else document(chosen)
-    if found.family != "lookup":
-        raise TaskError(f"{chosen!r} is no lookup task; {nearest(chosen, BASES)}")
-    return found
+    mine = checkpoint_tasks(model)
+    names = {*shipped_tasks(), *mine}
+    base = next(b for b in BASES if b in names) if name is None else name
+    if base not in names:
+        raise TaskError(f"unknown task {base!r}; {nearest(base, names)}")
+    facts = mine[base] if base in mine else document(base)
+    if facts.family != "lookup":
+        raise TaskError(f"{base!r} is no lookup task; {nearest(base, BASES)}")
+    return facts
 
 
 def _shortest(templates: Sequence[Template]) -> Template:
@@ -127,27 +127,27 @@ def _shortest(templates: Sequence[Template]) -> Template:
     return min(templates, key=lambda t: len(t.text))
 
 
-def _example(frame: Frame, core: Template, row: Any, told: str) -> Example:
+def _example(frame: Frame, core: Template, row: Any, attribute: str) -> Example:
     text = frame.text.replace("{told}", "{told@TOLD}").replace("{core}", core.text)
     return Example(
         replace(core, text=text, name=frame.name),
-        clean={**row["slots"], "told": told},
+        clean={**row["slots"], "told": attribute},
         corrupt={**row["slots"], "told": row["answers"][0]},
-        answers=(told,),
+        answers=(attribute,),
         wrong=(row["answers"][0],),
         key="",
         variant=str(row.get("group") or ""),
     )
 
 
-def _collated(
-    found: dict[tuple[int, ...], tuple[Encoded, int, str, list[int]]],
+def _as_conflict(
+    prompts: dict[tuple[int, ...], tuple[EncodedPair, int, str, list[int]]],
     facts: Document,
-    chosen: tuple[Frame, ...],
+    wordings: tuple[Frame, ...],
     groups: list[str],
     record: dict[str, Any],
 ) -> Conflict:
-    pairs = [pair for pair, *_ in found.values()]
+    pairs = [pair for pair, *_ in prompts.values()]
     task = collate(
         f"conflict over {facts.name}",
         [(e.clean, e.corrupt) for e in pairs],
@@ -159,6 +159,6 @@ def _collated(
         metric="logit_diff",
         record={"source": facts.source, "source_sha256": facts.sha256, **record},
     )
-    frame = torch.tensor([i for _, i, *_ in found.values()])
-    group = torch.tensor([groups.index(g) for _, _, g, _ in found.values()])
-    return Conflict(task, Batch.of([asked for *_, asked in found.values()]), chosen, frame, group)
+    frame = torch.tensor([i for _, i, *_ in prompts.values()])
+    group = torch.tensor([groups.index(g) for _, _, g, _ in prompts.values()])
+    return Conflict(task, Batch.of([question for *_, question in prompts.values()]), wordings, frame, group)

@@ -19,9 +19,9 @@ def draw(rng: Random, document: Document, corruption: str) -> Example:
     nouns = list(zip(document.words["singular noun"], document.words["plural noun"], strict=True))
     subject, other = rng.sample(nouns, 2)
     number, distraction = rng.randrange(2), rng.randrange(2)
-    changed = 1 - distraction if corruption == "all_numbers" else distraction
+    other_number = 1 - distraction if corruption == "all_numbers" else distraction
     clean = {"subject": subject[number], "other": other[distraction]}
-    corrupt = {"subject": subject[1 - number], "other": other[changed]}
+    corrupt = {"subject": subject[1 - number], "other": other[other_number]}
     return Example(
         template,
         clean={slot: clean[slot] for slot in template.slots},

@@ -22,30 +22,30 @@ def draw(rng: Random, document: Document, corruption: str) -> Example:
     values = document.words["y" if template.group is None else f"y {template.group}"]
     xs, ys = rng.sample(document.words["x"], 2 * pairs), rng.sample(values, 2 * pairs)
     new_xs, new_ys = xs[pairs:], ys[pairs:]
-    asked, rival = rng.sample(range(pairs), 2)
+    target, rival = rng.sample(range(pairs), 2)
     pair_slots = [*(f"x{i + 1}" for i in range(pairs)), *(f"y{i + 1}" for i in range(pairs)), "asked"]
-    rest = {slot: rng.choice(document.words[slot]) for slot in template.slots if slot not in pair_slots}
-    said = ys[:pairs]
-    exchanged = [said[{asked: rival, rival: asked}.get(i, i)] for i in range(pairs)]
+    fillers = {slot: rng.choice(document.words[slot]) for slot in template.slots if slot not in pair_slots}
+    clean_ys = ys[:pairs]
+    swapped_ys = [clean_ys[{target: rival, rival: target}.get(i, i)] for i in range(pairs)]
     twins = {
-        "asked": [*xs[:pairs], *said, xs[rival]],
-        "swapped": [*xs[:pairs], *exchanged, xs[asked]],
-        "random": [*new_xs, *new_ys, new_xs[asked]],
+        "asked": [*xs[:pairs], *clean_ys, xs[rival]],
+        "swapped": [*xs[:pairs], *swapped_ys, xs[target]],
+        "random": [*new_xs, *new_ys, new_xs[target]],
     }
     key = document.key or "{asked} {answer}"
     return Example(
         template,
-        clean={**dict(zip(pair_slots, [*xs[:pairs], *said, xs[asked]], strict=True)), **rest},
-        corrupt={**dict(zip(pair_slots, twins[corruption], strict=True)), **rest},
-        answers=(said[asked],),
-        wrong=tuple(y for i, y in enumerate(said) if i != asked),
-        key=key.format(asked=xs[asked], answer=said[asked]),
+        clean={**dict(zip(pair_slots, [*xs[:pairs], *clean_ys, xs[target]], strict=True)), **fillers},
+        corrupt={**dict(zip(pair_slots, twins[corruption], strict=True)), **fillers},
+        answers=(clean_ys[target],),
+        wrong=tuple(y for i, y in enumerate(clean_ys) if i != target),
+        key=key.format(asked=xs[target], answer=clean_ys[target]),
         roles={
-            f"x{asked + 1}": "X",
-            f"y{asked + 1}": "Y",
+            f"x{target + 1}": "X",
+            f"y{target + 1}": "Y",
             f"x{rival + 1}": "other X",
             f"y{rival + 1}": "other Y",
             "asked": "ASKED",
         },
-        variant=f"{asked + 1} of {pairs}",
+        variant=f"{target + 1} of {pairs}",
     )

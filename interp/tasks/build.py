@@ -25,8 +25,8 @@ from interp.tasks import (
     planted,
 )
 from interp.tasks.prompt import PromptTask, collate
-from interp.tasks.source import Document, document, own, shipped
-from interp.tasks.spell import Encoded, Example, Speller
+from interp.tasks.source import Document, checkpoint_tasks, document, shipped_tasks
+from interp.tasks.spell import EncodedPair, Example, Speller
 
 SPLITS = ("train", "held-out")
 LEAST = 5
@@ -58,8 +58,8 @@ FAMILIES: Mapping[str, Family] = {
 
 def task_names(model: Model | None = None) -> tuple[str, ...]:
     """Tasks there are: shipped ones, `induction`, and those that the model's checkpoint brings along."""
-    mine = () if model is None else (*own(model), *planted.names(model))
-    return tuple(sorted({*shipped(), "induction", *mine}))
+    mine = () if model is None else (*checkpoint_tasks(model), *planted.names(model))
+    return tuple(sorted({*shipped_tasks(), "induction", *mine}))
 
 
 def task(
@@ -95,57 +95,57 @@ def task(
         raise TaskError(f"{n} prompts asked for; at least 1 is needed")
     if source is None and planted.knows(model, name):
         return planted.of_zoo(model, name, n=n, seed=seed, split=split, corruption=corruption)
-    documents = own(model, None if source is None else Path(source).expanduser())
+    documents = checkpoint_tasks(model, None if source is None else Path(source).expanduser())
     if name not in documents and name == "induction":
-        return induction.build(model, n=n, seed=seed, split=split, corruption=corruption, bos=bos)
-    if name not in documents and name not in shipped():
+        return induction.induction_task(model, n=n, seed=seed, split=split, corruption=corruption, bos=bos)
+    if name not in documents and name not in shipped_tasks():
         raise TaskError(f"unknown task {name!r}; {nearest(name, {*task_names(), *documents})}")
-    found = documents[name] if name in documents else document(name)
-    return _sampled(found, Speller(model, bos=bos), n=n, seed=seed, split=split, corruption=corruption, bos=bos)
+    doc = documents[name] if name in documents else document(name)
+    return _sample(doc, Speller(model, bos=bos), n=n, seed=seed, split=split, corruption=corruption, bos=bos)
 
 
-def _sampled(
-    found: Document, speller: Speller, *, n: int, seed: int, split: str, corruption: str | None, bos: str
+def _sample(
+    doc: Document, speller: Speller, *, n: int, seed: int, split: str, corruption: str | None, bos: str
 ) -> PromptTask:
-    if found.family not in FAMILIES:
-        raise SchemaError(f"{found.source}: unknown family {found.family!r}; {nearest(found.family, FAMILIES)}")
-    family = FAMILIES[found.family]
-    corruptions = found.corruptions or family.corruptions
-    chosen = corruption or corruptions[0]
-    if chosen not in corruptions:
-        raise TaskError(f"{found.name} has no corruption {chosen!r}; {nearest(chosen, corruptions)}")
-    templates = tuple(t for t in found.templates if t.split in (None, split))
-    words, coverage = fitted(replace(found, templates=templates), speller)
-    rng = Random(f"{found.name} {split} {seed} {chosen}")
-    pairs: dict[tuple[int, ...], Encoded] = {}
+    if doc.family not in FAMILIES:
+        raise SchemaError(f"{doc.source}: unknown family {doc.family!r}; {nearest(doc.family, FAMILIES)}")
+    family = FAMILIES[doc.family]
+    corruptions = doc.corruptions or family.corruptions
+    kind = corruption or corruptions[0]
+    if kind not in corruptions:
+        raise TaskError(f"{doc.name} has no corruption {kind!r}; {nearest(kind, corruptions)}")
+    templates = tuple(t for t in doc.templates if t.split in (None, split))
+    words, coverage = fit_words(replace(doc, templates=templates), speller)
+    rng = Random(f"{doc.name} {split} {seed} {kind}")
+    pairs: dict[tuple[int, ...], EncodedPair] = {}
     for _ in range(TRIES * (n + 10)):
-        example = family.draw(rng, words, chosen)
-        if example is not None and _belongs(example.key, split, found):
-            encoded = speller.encode(example, first_token=found.answer == "first token")
-            if encoded is not None:
-                pairs.setdefault(tuple(encoded.clean), encoded)
+        example = family.draw(rng, words, kind)
+        if example is not None and _in_split(example.key, split, doc):
+            pair = speller.encode(example, first_token=doc.answer == "first token")
+            if pair is not None:
+                pairs.setdefault(tuple(pair.clean), pair)
         if len(pairs) == n:
             break
     if len(pairs) < n:
         raise NotApplicable(
-            f"{found.name}: only {len(pairs)} of the {n} prompts asked for can be written with this tokenizer; "
-            f"words of one token: {_told(coverage)}"
+            f"{doc.name}: only {len(pairs)} of the {n} prompts asked for can be written with this tokenizer; "
+            f"words of one token: {_coverage_text(coverage)}"
         )
-    encoded = list(pairs.values())
+    encodings = list(pairs.values())
     return collate(
-        found.name,
-        [(e.clean, e.corrupt) for e in encoded],
-        answers=[e.answers for e in encoded],
-        wrong=[e.wrong for e in encoded],
-        roles=[e.roles for e in encoded],
-        templates=[e.template for e in encoded],
-        corruption=chosen,
-        metric=found.metric or family.metric,
+        doc.name,
+        [(e.clean, e.corrupt) for e in encodings],
+        answers=[e.answers for e in encodings],
+        wrong=[e.wrong for e in encodings],
+        roles=[e.roles for e in encodings],
+        templates=[e.template for e in encodings],
+        corruption=kind,
+        metric=doc.metric or family.metric,
         split=split,
         record={
-            "source": found.source,
-            "source_sha256": found.sha256,
-            "answer_rule": found.answer,
+            "source": doc.source,
+            "source_sha256": doc.sha256,
+            "answer_rule": doc.answer,
             "coverage": coverage,
             "bos": bos,
             "seed": seed,
@@ -153,44 +153,44 @@ def _sampled(
     )
 
 
-def _belongs(key: str, split: str, found: Document) -> bool:
+def _in_split(key: str, split: str, doc: Document) -> bool:
     """Whether the key is of this split, decided by its text alone; an empty key is of both (templates are held out)."""
-    held_out = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) % found.one_in == 0
-    return not key or held_out is (split == "held-out")
+    is_held_out = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) % doc.one_in == 0
+    return not key or is_held_out is (split == "held-out")
 
 
-def fitted(found: Document, speller: Speller) -> tuple[Document, dict[str, list[int]]]:
+def fit_words(doc: Document, speller: Speller) -> tuple[Document, dict[str, list[int]]]:
     """The document with the words that are one token of this tokenizer, and [left, all] of each list.
 
     Raises:
         NotApplicable: too few are left.
     """
-    words = {k: v if k in found.many else speller.single(v) for k, v in found.words.items()}
-    paired = [k for k in words if k.endswith(" noun")]  # singular and plural stand side by side: both or neither
-    if paired:
-        kept = [all(found.words[k][i] in words[k] for k in paired) for i in range(len(found.words[paired[0]]))]
-        words |= {k: tuple(w for w, keep in zip(found.words[k], kept, strict=True) if keep) for k in paired}
-    rows = tuple(row for row in (_row(row, found, speller) for row in found.rows) if row is not None)
-    coverage = {k: [len(words[k]), len(found.words[k])] for k in found.words}
-    if found.rows:
-        coverage["rows"] = [len(rows), len(found.rows)]
-    short = [k for k, (left, of) in coverage.items() if left < min(LEAST, of)]
+    words = {k: v if k in doc.many else speller.single(v) for k, v in doc.words.items()}
+    noun_lists = [k for k in words if k.endswith(" noun")]  # singular and plural stand side by side: both or neither
+    if noun_lists:
+        is_whole = [all(doc.words[k][i] in words[k] for k in noun_lists) for i in range(len(doc.words[noun_lists[0]]))]
+        words |= {k: tuple(w for w, keep in zip(doc.words[k], is_whole, strict=True) if keep) for k in noun_lists}
+    rows = tuple(row for row in (_row(row, doc, speller) for row in doc.rows) if row is not None)
+    coverage = {k: [len(words[k]), len(doc.words[k])] for k in doc.words}
+    if doc.rows:
+        coverage["rows"] = [len(rows), len(doc.rows)]
+    short = [k for k, (n_single, of) in coverage.items() if n_single < min(LEAST, of)]
     if short:
         raise NotApplicable(
-            f"{found.name} cannot be asked with this tokenizer: of its {short[0]!r} list {coverage[short[0]][0]} of "
+            f"{doc.name} cannot be asked with this tokenizer: of its {short[0]!r} list {coverage[short[0]][0]} of "
             f"{coverage[short[0]][1]} words are one token, and {min(LEAST, coverage[short[0]][1])} are needed"
         )
-    return replace(found, words=words, rows=rows), coverage
+    return replace(doc, words=words, rows=rows), coverage
 
 
-def _row(row: Mapping[str, Any], found: Document, speller: Speller) -> Mapping[str, Any] | None:
+def _row(row: Mapping[str, Any], doc: Document, speller: Speller) -> Mapping[str, Any] | None:
     """The row with those of its answers that are one token; None without any, or where a slot is several."""
-    slots = [word for slot, word in row["slots"].items() if slot not in found.many]
+    slots = [word for slot, word in row["slots"].items() if slot not in doc.many]
     if len(speller.single(slots)) < len(slots):
         return None
-    answers = row["answers"] if found.answer == "first token" else speller.single(row["answers"])
+    answers = row["answers"] if doc.answer == "first token" else speller.single(row["answers"])
     return {**row, "answers": tuple(answers)} if answers else None
 
 
-def _told(coverage: Mapping[str, list[int]]) -> str:
-    return ", ".join(f"{left} of {of} {name}" for name, (left, of) in coverage.items()) or "no lists"
+def _coverage_text(coverage: Mapping[str, list[int]]) -> str:
+    return ", ".join(f"{n_single} of {of} {name}" for name, (n_single, of) in coverage.items()) or "no lists"

@@ -20,10 +20,10 @@ def draw(rng: Random, document: Document, corruption: str) -> Example:
     a, b, c, *new = names[:8]
     padding = dict(zip(parameters, names[8:], strict=True))
     words = [slot for slot in template.slots if slot.startswith("w")]
-    rest = {**padding, **dict(zip(words, rng.sample(document.words["word"], len(words)), strict=True))}
-    rest["function"] = rng.choice(document.words["function"])
+    fillers = {**padding, **dict(zip(words, rng.sample(document.words["word"], len(words)), strict=True))}
+    fillers["function"] = rng.choice(document.words["function"])
     signature, docstring = {"A": a, "B": b, "C": c}, {"A2": a, "B2": b}
-    clean = {**rest, **signature, **docstring}
+    clean = {**fillers, **signature, **docstring}
     corrupt = dict(clean)
     if corruption != "random_doc":
         corrupt |= dict(zip(("A", "B", "C"), new[:3], strict=True))

@@ -1,4 +1,4 @@
-"""What needles are hidden in and how they are written: formats, sentences and random tokens, in a model's own ids."""
+"""Haystacks and needle formats: sentences or random tokens, in a model's own ids."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def dataset() -> Mapping[str, Any]:
     return data.read_json(data.path("needles", "needles.json"))
 
 
-class Told(NamedTuple):
+class Statement(NamedTuple):
     """A needle or a question in tokens, and where the value begins and ends in it (for a question: at its end)."""
 
     ids: list[int]
@@ -76,7 +76,7 @@ class Writer:
         """Different keys and values."""
         raise NotImplementedError
 
-    def tell(self, text: str, key: Any, value: Sequence[Any]) -> Told:
+    def tell(self, text: str, key: Any, value: Sequence[Any]) -> Statement:
         """A text with its slots filled."""
         raise NotImplementedError
 
@@ -85,15 +85,15 @@ class Writer:
         raise NotImplementedError
 
 
-def writer_for(model: Model, chosen: Format, *, length: int, bos: str) -> Writer:
+def writer_for(model: Model, form: Format, *, length: int, bos: str) -> Writer:
     """Who writes this format for a model, in prompts of at most `length` tokens; NotApplicable where nobody can."""
     first = tasks.bos_id(model, bos)
-    if chosen.haystack == "prose":
+    if form.haystack == "prose":
         if model.tokenizer is None:
             raise NotApplicable("needles in prose need a tokenizer, and this checkpoint has none")
-        return _Prose(chosen, length, first, model.tokenizer)
+        return _Prose(form, length, first, model.tokenizer)
     pool = tasks.ordinary_tokens(model).tolist()
-    return _Tokens(chosen, min(length, len(pool)), first, model.tokenizer, pool)
+    return _Tokens(form, min(length, len(pool)), first, model.tokenizer, pool)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +107,7 @@ class _Tokens(Writer):
             raise NotApplicable(f"{count + LEAST} distinct tokens are needed; the vocabulary has {len(self.pool)}")
         return rng.sample(self.pool, count)
 
-    def tell(self, text: str, key: int, value: Sequence[int]) -> Told:
+    def tell(self, text: str, key: int, value: Sequence[int]) -> Statement:
         ids: list[int] = []
         where = slice(0, 0)
         for literal, slot, _, _ in Formatter().parse(text):
@@ -120,11 +120,11 @@ class _Tokens(Writer):
                 ids += value
             elif slot == "key":
                 ids.append(key)
-        return Told(ids, where)
+        return Statement(ids, where)
 
     def haystack(self, rng: Random, room: int, *, avoid: Sequence[int]) -> list[list[int]]:
-        left = [token for token in self.pool if token not in set(avoid)]
-        return [[token] for token in rng.sample(left, min(room, len(left)))]
+        candidates = [token for token in self.pool if token not in set(avoid)]
+        return [[token] for token in rng.sample(candidates, min(room, len(candidates)))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +134,7 @@ class _Prose(Writer):
     def draw(self, rng: Random, count: int) -> list[str]:
         return rng.sample(dataset()["words"], count)
 
-    def tell(self, text: str, key: str, value: Sequence[str]) -> Told:
+    def tell(self, text: str, key: str, value: Sequence[str]) -> Statement:
         # A question ends before its value, without the space: tokens of most vocabularies begin with theirs.
         text = (
             text if text.endswith(" {value}") or not text.endswith("{value}") else text[: -len("{value}")] + " {value}"
@@ -147,17 +147,17 @@ class _Prose(Writer):
         )
         whole = self._encode(text.format(key=key, value=" ".join(value)))
         # A tokenizer that merges the value's end with what follows would hide where it ends: then it is cut there.
-        rest = whole[len(upto) :] if whole[: len(upto)] == upto else self._encode(text.partition("{value}")[2])
-        return Told([*upto, *rest], slice(start, len(upto)))
+        tail = whole[len(upto) :] if whole[: len(upto)] == upto else self._encode(text.partition("{value}")[2])
+        return Statement([*upto, *tail], slice(start, len(upto)))
 
     def haystack(self, rng: Random, room: int, *, avoid: Sequence[str]) -> list[list[int]]:
-        filled: list[list[int]] = []
+        pieces: list[list[int]] = []
         for piece in self._pieces(rng):
-            filled.append(piece[:room])
-            room -= len(filled[-1])
+            pieces.append(piece[:room])
+            room -= len(pieces[-1])
             if room <= 0:
                 break
-        return filled
+        return pieces
 
     def _pieces(self, rng: Random) -> Iterator[list[int]]:
         """Sentences for ever: the caller's from a random line on, over and over, or new ones of the data set."""
@@ -177,9 +177,9 @@ class _Prose(Writer):
 
 
 def _sentence(rng: Random) -> str:
-    known = dataset()
-    filled = []
-    for literal, slot, _, _ in Formatter().parse(rng.choice(known["sentences"])):
-        said = "" if slot is None else rng.choice(known["slots"][slot.lower()])
-        filled.append(literal + (said[:1].upper() + said[1:] if slot and slot[0].isupper() else said))
-    return "".join(filled)
+    lists = dataset()
+    parts = []
+    for literal, slot, _, _ in Formatter().parse(rng.choice(lists["sentences"])):
+        word = "" if slot is None else rng.choice(lists["slots"][slot.lower()])
+        parts.append(literal + (word[:1].upper() + word[1:] if slot and slot[0].isupper() else word))
+    return "".join(parts)

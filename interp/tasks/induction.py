@@ -16,7 +16,7 @@ the block; that one's successor is the wrong answer."""
 LENGTHS = (12, 32)
 
 
-def build(
+def induction_task(
     model: Model, *, n: int, seed: int, split: str, corruption: str | None, bos: str, n_lengths: int = 4
 ) -> PromptTask:
     """[BOS] + block + the block's first k + 1 tokens; right is what followed the last of them.
@@ -24,9 +24,9 @@ def build(
     Block lengths vary, so that no fixed distance answers. Roles: A1 and B1, the earlier place of the last token and of
     the answer; C1 and D1, the rival's; END. The splits differ by their random streams alone.
     """
-    chosen = corruption or CORRUPTIONS[0]
-    if chosen not in CORRUPTIONS:
-        raise TaskError(f"induction has no corruption {chosen!r}; {nearest(chosen, CORRUPTIONS)}")
+    kind = corruption or CORRUPTIONS[0]
+    if kind not in CORRUPTIONS:
+        raise TaskError(f"induction has no corruption {kind!r}; {nearest(kind, CORRUPTIONS)}")
     first = bos_id(model, bos)
     start = [] if first is None else [first]
     stream = 2 * seed + (split == "held-out")
@@ -37,23 +37,23 @@ def build(
     pairs, answers, wrong, roles = [], [], [], []
     for i in range(n):
         length = lengths[i % len(lengths)]
-        drawn = random_blocks(model, n=1, length=length, generator=generator)[0].tolist()
+        block = random_blocks(model, n=1, length=length, generator=generator)[0].tolist()
         # The rival stands behind what is said again, and neither pair overlaps the other.
-        asked = int(torch.randint(length // 2 - 1, (), generator=generator))
-        rival = int(torch.randint(asked + 2, length - 1, (), generator=generator))
-        prompt = [*start, *drawn, *drawn[: asked + 1]]
+        target = int(torch.randint(length // 2 - 1, (), generator=generator))
+        rival = int(torch.randint(target + 2, length - 1, (), generator=generator))
+        prompt = [*start, *block, *block[: target + 1]]
         other = list(prompt)
-        a, c = len(start) + asked, len(start) + rival
-        if chosen == "exchanged":
+        a, c = len(start) + target, len(start) + rival
+        if kind == "exchanged":
             other[a], other[c] = other[c], other[a]
-        elif chosen == "other_query":
-            other[-1] = drawn[rival]
+        elif kind == "other_query":
+            other[-1] = block[rival]
         else:
             new = random_blocks(model, n=1, length=length, generator=generator)[0].tolist()
             other[len(start) : len(start) + length] = new
         pairs.append((prompt, other))
-        answers.append([drawn[asked + 1]])
-        wrong.append([drawn[rival + 1]])
+        answers.append([block[target + 1]])
+        wrong.append([block[rival + 1]])
         roles.append({"A1": a, "B1": a + 1, "C1": c, "D1": c + 1})
     return collate(
         "induction",
@@ -62,7 +62,7 @@ def build(
         wrong=wrong,
         roles=roles,
         templates=["block"] * n,
-        corruption=chosen,
+        corruption=kind,
         metric="logit_diff",
         split=split,
         record={"source": "random ordinary tokens", "lengths": lengths, "bos": bos, "seed": seed},

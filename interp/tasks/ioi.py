@@ -19,7 +19,7 @@ def draw(rng: Random, document: Document, corruption: str) -> Example:
     io, s, *others = rng.sample(document.words["name"], 5)
     abba = rng.random() < 0.5
     first, second = (io, s) if abba else (s, io)
-    rest = {slot: rng.choice(document.words[slot]) for slot in template.slots if slot not in ("A", "B", "S2")}
+    fillers = {slot: rng.choice(document.words[slot]) for slot in template.slots if slot not in ("A", "B", "S2")}
     twins = {
         "abc": tuple(others),
         "counterfactual": (first, second, io),
@@ -29,8 +29,8 @@ def draw(rng: Random, document: Document, corruption: str) -> Example:
     low, high = sorted((io, s))
     return Example(
         template,
-        clean={"A": first, "B": second, "S2": s, **rest},
-        corrupt={**dict(zip(("A", "B", "S2"), twins[corruption], strict=True)), **rest},
+        clean={"A": first, "B": second, "S2": s, **fillers},
+        corrupt={**dict(zip(("A", "B", "S2"), twins[corruption], strict=True)), **fillers},
         answers=(io,),
         wrong=(s,),
         key=(document.key or "ioi {low} {high}").format(low=low, high=high),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from interp.tasks.source import Document, choose
+from interp.tasks.source import Document, templates_for
 from interp.tasks.spell import Example
 
 CORRUPTIONS = ("other",)
@@ -16,7 +16,7 @@ def draw(rng: Random, document: Document, corruption: str) -> Example | None:
     """A row fills the template's slots; rows and templates of a group go together. None: no row has another answer."""
     del corruption
     row = rng.choice(document.rows)
-    template = rng.choice(choose(document.templates, group=row.get("group")))
+    template = rng.choice(templates_for(document.templates, group=row.get("group")))
     others = [
         r for r in document.rows if r.get("group") == row.get("group") and not set(r["answers"]) & set(row["answers"])
     ]

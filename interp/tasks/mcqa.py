@@ -23,18 +23,18 @@ def draw(rng: Random, document: Document, corruption: str) -> Example:
     new_colours = [colours[i] for i in exchange] if corruption == "position" else colours
     new_letters = [letters[i] for i in exchange] if corruption == "symbols" else letters
     thing = rng.choice(document.words["object"])
-    said = {"object": thing, "colour": colours[right]}
+    slots = {"object": thing, "colour": colours[right]}
 
     def listed(words: list[str], marks: list[str]) -> dict[str, str]:
         return {f"c{i + 1}": w for i, w in enumerate(words)} | {f"l{i + 1}": m for i, m in enumerate(marks)}
 
     return Example(
         template,
-        clean={**said, **listed(colours, letters)},
-        corrupt={**said, **listed(new_colours, new_letters)},
+        clean={**slots, **listed(colours, letters)},
+        corrupt={**slots, **listed(new_colours, new_letters)},
         answers=(letters[right],),
         wrong=tuple(letter for i, letter in enumerate(letters) if i != right),
-        key=(document.key or "{object} {colour}").format(**said),
+        key=(document.key or "{object} {colour}").format(**slots),
         roles={f"c{right + 1}": "CHOICE", f"l{right + 1}": "LETTER", "colour": "COLOUR"},
         variant=f"choice {right + 1}",
     )

@@ -1,4 +1,4 @@
-"""How well a prompt is answered: (logits, task) -> one value per prompt, differentiable unless said otherwise.
+"""Metrics of answers: (logits, task) -> one value per prompt, differentiable unless said otherwise.
 
 Logits are [batch pos d_vocab], judged at each prompt's END, or [batch d_vocab], already taken there. No metric averages
 over prompts: what is computed from one batch does not depend on how prompts were batched.
@@ -18,7 +18,7 @@ from interp.errors import TaskError, nearest
 
 
 @runtime_checkable
-class Answered(Protocol):
+class AnswerKey(Protocol):
     """Prompts with their answers, as metrics need them; `interp.tasks.PromptTask` is one.
 
     Attributes:
@@ -38,7 +38,7 @@ Metric = Callable[..., Tensor]
 """(logits, task) -> value per prompt."""
 
 
-def judged(logits: Float[Tensor, "..."], task: Answered) -> Float[Tensor, "batch d_vocab"]:
+def answer_logits(logits: Float[Tensor, "..."], task: AnswerKey) -> Float[Tensor, "batch d_vocab"]:
     """Logits at each prompt's END; what is 2-dimensional already is given back."""
     if logits.ndim == 2:
         return logits
@@ -46,52 +46,52 @@ def judged(logits: Float[Tensor, "..."], task: Answered) -> Float[Tensor, "batch
     return logits[rows, task.end.to(logits.device)]
 
 
-def logit_diff(logits: Float[Tensor, "..."], task: Answered) -> Float[Tensor, " batch"]:
+def logit_diff(logits: Float[Tensor, "..."], task: AnswerKey) -> Float[Tensor, " batch"]:
     """l[answer] - l[wrong], each a mean where there are several; in logits. NaN where a prompt has no wrong answer."""
-    at = judged(logits, task)
+    at = answer_logits(logits, task)
     return _mean(at, task.answers) - _mean(at, task.wrong)
 
 
-def logit_margin(logits: Float[Tensor, "..."], task: Answered) -> Float[Tensor, " batch"]:
+def logit_margin(logits: Float[Tensor, "..."], task: AnswerKey) -> Float[Tensor, " batch"]:
     """l[answer] - max l[wrong]: positive where the answer beats every wrong one; in logits."""
-    at = judged(logits, task)
-    values, known = _of(at, task.wrong)
-    return _mean(at, task.answers) - values.masked_fill(~known, -math.inf).amax(1)
+    at = answer_logits(logits, task)
+    values, real = _of(at, task.wrong)
+    return _mean(at, task.answers) - values.masked_fill(~real, -math.inf).amax(1)
 
 
-def prob_diff(logits: Float[Tensor, "..."], task: Answered) -> Float[Tensor, " batch"]:
+def prob_diff(logits: Float[Tensor, "..."], task: AnswerKey) -> Float[Tensor, " batch"]:
     """sum p[answers] - sum p[wrong], from -1 to 1: greater-than's own metric."""
-    p = judged(logits, task).softmax(-1)
+    p = answer_logits(logits, task).softmax(-1)
     return _sum(p, task.answers) - _sum(p, task.wrong)
 
 
-def prob(logits: Float[Tensor, "..."], task: Answered) -> Float[Tensor, " batch"]:
+def prob(logits: Float[Tensor, "..."], task: AnswerKey) -> Float[Tensor, " batch"]:
     """sum p[answers]: probability of a right answer."""
-    return _sum(judged(logits, task).softmax(-1), task.answers)
+    return _sum(answer_logits(logits, task).softmax(-1), task.answers)
 
 
-def loss_nats(logits: Float[Tensor, "..."], task: Answered) -> Float[Tensor, " batch"]:
+def loss_nats(logits: Float[Tensor, "..."], task: AnswerKey) -> Float[Tensor, " batch"]:
     """-log sum p[answers], in nats: low is good."""
-    log_p, known = _of(judged(logits, task).log_softmax(-1), task.answers)
-    return -log_p.masked_fill(~known, -math.inf).logsumexp(1)
+    log_p, real = _of(answer_logits(logits, task).log_softmax(-1), task.answers)
+    return -log_p.masked_fill(~real, -math.inf).logsumexp(1)
 
 
-def kl(logits: Float[Tensor, "..."], task: Answered, *, reference: Float[Tensor, "..."]) -> Float[Tensor, " batch"]:
+def kl(logits: Float[Tensor, "..."], task: AnswerKey, *, reference: Float[Tensor, "..."]) -> Float[Tensor, " batch"]:
     """KL(p_reference || p) at END, in nats; `reference` are logits of the same form. Its gradient at p = p_ref is 0."""
-    log_p = judged(logits, task).log_softmax(-1)
-    log_reference = judged(reference, task).detach().log_softmax(-1)
+    log_p = answer_logits(logits, task).log_softmax(-1)
+    log_reference = answer_logits(reference, task).detach().log_softmax(-1)
     return (log_reference.exp() * (log_reference - log_p)).sum(-1)
 
 
-def rank(logits: Float[Tensor, "..."], task: Answered) -> Float[Tensor, " batch"]:
+def rank(logits: Float[Tensor, "..."], task: AnswerKey) -> Float[Tensor, " batch"]:
     """Tokens whose logit is above that of the best right answer: 0 is first place. Not differentiable."""
-    at = judged(logits, task)
-    values, known = _of(at, task.answers)
-    best = values.masked_fill(~known, -math.inf).amax(1, keepdim=True)
+    at = answer_logits(logits, task)
+    values, real = _of(at, task.answers)
+    best = values.masked_fill(~real, -math.inf).amax(1, keepdim=True)
     return (at > best).sum(1).to(at.dtype)
 
 
-def accuracy(logits: Float[Tensor, "..."], task: Answered) -> Float[Tensor, " batch"]:
+def accuracy(logits: Float[Tensor, "..."], task: AnswerKey) -> Float[Tensor, " batch"]:
     """1 where a right answer has the largest logit of all, else 0. Not differentiable."""
     return (rank(logits, task) == 0).to(logits.dtype)
 
@@ -102,7 +102,7 @@ METRICS: Mapping[str, Metric] = {
 """By name. `kl` needs `reference` as well."""
 
 
-def find(name: str) -> Metric:
+def by_name(name: str) -> Metric:
     """Metric by name.
 
     Raises:
@@ -120,8 +120,8 @@ def _of(values: Float[Tensor, "batch d_vocab"], ids: Int[Tensor, "batch k"]) -> 
 
 
 def _sum(values: Float[Tensor, "batch d_vocab"], ids: Int[Tensor, "batch k"]) -> Float[Tensor, " batch"]:
-    found, known = _of(values, ids)
-    return found.masked_fill(~known, 0.0).sum(1)
+    entries, real = _of(values, ids)
+    return entries.masked_fill(~real, 0.0).sum(1)
 
 
 def _mean(values: Float[Tensor, "batch d_vocab"], ids: Int[Tensor, "batch k"]) -> Float[Tensor, " batch"]:

@@ -70,17 +70,17 @@ class Needles:
     def first(self, n: int) -> Needles:
         """The first `n` prompts."""
         batch = Batch(self.batch.ids[:n], self.batch.mask[:n])
-        kept = tuple(a for a in self.answers if a.prompt < n)
-        return Needles(batch, kept, self.context[:n], self.hay[:n], self.format, self.source)
+        answers = tuple(a for a in self.answers if a.prompt < n)
+        return Needles(batch, answers, self.context[:n], self.hay[:n], self.format, self.source)
 
     def describe(self) -> dict[str, Any]:
         """What was run on, for provenance."""
-        told = {k: v for k, v in asdict(self.format).items() if k != "text"}
-        told["haystack"] = "the caller's text" if self.format.text is not None else self.format.haystack
+        record = {k: v for k, v in asdict(self.format).items() if k != "text"}
+        record["haystack"] = "the caller's text" if self.format.text is not None else self.format.haystack
         names = {"text": "needles in text", "pairs": "key-value pairs among random tokens (proxy)"}
         return {
             "task": names.get(self.source, f"needles, in the {self.source}'s format"),
-            **told,
+            **record,
             "n": len(self.batch.ids),
             "questions": len(self.answers),
             "length": int(self.batch.mask.sum(1).max()),
@@ -88,20 +88,20 @@ class Needles:
         }
 
 
-def choose(model: Model, given: Format | None = None) -> tuple[Format, str]:
+def format_for(model: Model, task: Format | None = None) -> tuple[Format, str]:
     """The format to use on a model and where it comes from.
 
     The caller's; or the tokenizer's own (`needle_format` in tokenizer_config.json); or sentences, where the tokenizer
     writes them without unknown tokens; or key-value pairs.
     """
-    if given is not None:
-        return given, "caller"
+    if task is not None:
+        return task, "caller"
     tokenizer: Any = model.tokenizer
     if tokenizer is None:
         return PAIRS, "pairs"
-    offered = tokenizer.init_kwargs.get(OFFERED)
-    if offered is not None:
-        return Format(**offered), "tokenizer"
+    options = tokenizer.init_kwargs.get(OFFERED)
+    if options is not None:
+        return Format(**options), "tokenizer"
     data = dataset()
     sample = "\n".join([*data["sentences"][:4], *data["words"][:20], data["needle"]])
     ids = tokenizer(sample, add_special_tokens=False)["input_ids"]
@@ -142,42 +142,42 @@ def hide(
     Raises:
         NotApplicable: no room for `LEAST` tokens of haystack, or too few distinct tokens.
     """
-    chosen, source = choose(model, task)
-    n_needles = n_needles if "{key}" in chosen.needle else 1
+    form, source = format_for(model, task)
+    n_needles = n_needles if "{key}" in form.needle else 1
     if depths is not None and len(depths) != n_needles:
         raise TaskError(f"{len(depths)} depths for {n_needles} needles; give one for each")
-    writer = writer_for(model, chosen, length=min(length, model.info.context or length), bos=bos)
+    writer = writer_for(model, form, length=min(length, model.info.context or length), bos=bos)
     rng = Random(seed)
     order = rng.sample(range(n * n_needles), n * n_needles)
-    spread = [(k + 0.5) / len(order) for k in order]
-    written = []
+    even = [(k + 0.5) / len(order) for k in order]
+    prompts = []
     for b in range(n):
-        at = sorted(depths if depths is not None else spread[b * n_needles : (b + 1) * n_needles])
-        written.append(_prompt(writer, rng, prompt=b, depths=at, value_words=value_words))
-    batch = Batch.of([w.ids for w in written])
+        at = sorted(depths if depths is not None else even[b * n_needles : (b + 1) * n_needles])
+        prompts.append(_prompt(writer, rng, prompt=b, depths=at, value_words=value_words))
+    batch = Batch.of([w.ids for w in prompts])
     hay = torch.zeros_like(batch.mask)
-    for b, w in enumerate(written):
+    for b, w in enumerate(prompts):
         hay[b, w.hay] = True
-    answers = tuple(answer for w in written for answer in w.answers)
-    return Needles(batch, answers, tuple(w.context for w in written), hay, chosen, source)
+    answers = tuple(answer for w in prompts for answer in w.answers)
+    return Needles(batch, answers, tuple(w.context for w in prompts), hay, form, source)
 
 
-class _Written(NamedTuple):
+class _HayPrompt(NamedTuple):
     ids: list[int]
     hay: list[int]
     context: int
     answers: list[Answer]
 
 
-def _prompt(writer: Writer, rng: Random, *, prompt: int, depths: Sequence[float], value_words: int) -> _Written:
+def _prompt(writer: Writer, rng: Random, *, prompt: int, depths: Sequence[float], value_words: int) -> _HayPrompt:
     """One prompt: haystack with needles, then questions with answers."""
     words = writer.draw(rng, len(depths) * (1 + value_words))
     step = 1 + value_words
     pairs = [(words[i * step], words[i * step + 1 : (i + 1) * step]) for i in range(len(depths))]
     needles = [writer.tell(writer.format.needle, key, value) for key, value in pairs]
-    asked = [writer.tell(writer.format.question + "{value}", key, value) for key, value in pairs]
+    questions = [writer.tell(writer.format.question + "{value}", key, value) for key, value in pairs]
     start = 0 if writer.bos is None else 1
-    room = writer.length - start - sum(len(t.ids) for t in (*needles, *asked))
+    room = writer.length - start - sum(len(t.ids) for t in (*needles, *questions))
     if room < LEAST:
         raise NotApplicable(
             f"needles need {LEAST} tokens of haystack; {len(depths)} needles and their questions leave {room} of "
@@ -192,19 +192,19 @@ def _prompt(writer: Writer, rng: Random, *, prompt: int, depths: Sequence[float]
     ids = [] if writer.bos is None else [writer.bos]
     hay: list[int] = []
     keys: list[tuple[int, ...]] = []
-    for begin, end, told in zip([0, *cuts], [*cuts, len(flat)], [*needles, None], strict=True):
+    for begin, end, statement in zip([0, *cuts], [*cuts, len(flat)], [*needles, None], strict=True):
         hay += range(len(ids), len(ids) + end - begin)
         ids += flat[begin:end]
-        if told is not None:
-            keys.append(tuple(range(len(ids) + told.value.start, len(ids) + told.value.stop)))
-            ids += told.ids
+        if statement is not None:
+            keys.append(tuple(range(len(ids) + statement.value.start, len(ids) + statement.value.stop)))
+            ids += statement.ids
     context = len(ids)
     answers = []
     for i in rng.sample(range(len(depths)), len(depths)):
-        begin, told = len(ids), asked[i]
-        first = begin + told.value.start
+        begin, statement = len(ids), questions[i]
+        first = begin + statement.value.start
         # the value is written as in the needle, also where the tokenizer would have merged it with what follows there
-        ids += [*told.ids[: told.value.start], *needles[i].ids[needles[i].value]]
+        ids += [*statement.ids[: statement.value.start], *needles[i].ids[needles[i].value]]
         rows = tuple(range(first - 1, first - 1 + len(keys[i])))
         answers.append(Answer(prompt, keys[i], rows, (begin, first), cuts[i] / max(1, len(flat))))
-    return _Written(ids, hay, context, answers)
+    return _HayPrompt(ids, hay, context, answers)

@@ -40,9 +40,9 @@ def of(planted: Planted, name: str, *, n: int = 64, seed: int = 0, corruption: s
     mechanism = next((m for m in planted.mechanisms if m.name == name), None)
     if mechanism is None or name not in with_task:
         raise TaskError(f"no task for {name!r} is planted; {nearest(name, with_task)}")
-    offered = CORRUPTIONS if name in _MINIMAL else CORRUPTIONS[:1]
-    if corruption not in offered:
-        raise TaskError(f"{name} has no corruption {corruption!r}; {nearest(corruption, offered)}")
+    corruptions = CORRUPTIONS if name in _MINIMAL else CORRUPTIONS[:1]
+    if corruption not in corruptions:
+        raise TaskError(f"{name} has no corruption {corruption!r}; {nearest(corruption, corruptions)}")
     task, vocab = planted.task(name, seed=seed, n=n), planted.vocab
     generator = torch.Generator().manual_seed(seed + 1)
     pairs, wrong, roles = [], [], []
@@ -52,10 +52,10 @@ def of(planted: Planted, name: str, *, n: int = 64, seed: int = 0, corruption: s
             clean, other, rival, at = _MINIMAL[name](tokens, mechanism, vocab, generator)
         else:
             choices = vocab.words if task.choices is None else task.choices[row].tolist()
-            rival = _drawn([w for w in choices if w != answer], generator)
+            rival = _draw([w for w in choices if w != answer], generator)
             clean, other, at = tokens, tokens, {}
         if corruption == "random":
-            other = _resampled(clean, vocab, generator)
+            other = _resample(clean, vocab, generator)
         pairs.append((clean, other))
         wrong.append([rival])
         roles.append(at)
@@ -78,13 +78,13 @@ def names_of(planted: Planted) -> tuple[str, ...]:
 
 
 @cache
-def _built(name: str) -> Planted | None:
-    return zoo.built(name)
+def _planted_model(name: str) -> Planted | None:
+    return zoo.planted_model(name)
 
 
 def _zoo(model: Model) -> Planted | None:
     name = model.info.name
-    return _built(name.removeprefix("zoo:")) if name.startswith("zoo:") else None
+    return _planted_model(name.removeprefix("zoo:")) if name.startswith("zoo:") else None
 
 
 def names(model: Model) -> tuple[str, ...]:
@@ -107,43 +107,43 @@ def of_zoo(model: Model, name: str, *, n: int, seed: int, split: str, corruption
     return of(planted, ALIASES.get(name, name), n=n, seed=stream, corruption=corruption or CORRUPTIONS[0])
 
 
-def _drawn(choices: list[int], generator: torch.Generator) -> int:
+def _draw(choices: list[int], generator: torch.Generator) -> int:
     return choices[int(torch.randint(len(choices), (), generator=generator))]
 
 
-def _resampled(tokens: list[int], vocab: Vocabulary, generator: torch.Generator) -> list[int]:
+def _resample(tokens: list[int], vocab: Vocabulary, generator: torch.Generator) -> list[int]:
     """Random distinct words in the place of every token but a leading `<bos>`, none equal to what stood there."""
-    kept = tokens[:1] if tokens[0] == vocab.bos else []
-    rest = torch.tensor(tokens[len(kept) :])
+    start = tokens[:1] if tokens[0] == vocab.bos else []
+    words = torch.tensor(tokens[len(start) :])
     while True:
-        new: Tensor = vocab.draw(1, len(rest), generator=generator)[0]
-        new = torch.where(new == rest, new.roll(1), new)
-        if bool((new != rest).all()):
-            return [*kept, *new.tolist()]
+        new: Tensor = vocab.draw(1, len(words), generator=generator)[0]
+        new = torch.where(new == words, new.roll(1), new)
+        if bool((new != words).all()):
+            return [*start, *new.tolist()]
 
 
-def _exchanged(tokens: list[int], i: int, j: int) -> list[int]:
+def _exchange(tokens: list[int], i: int, j: int) -> list[int]:
     other = list(tokens)
     other[i], other[j] = other[j], other[i]
     return other
 
 
-def _replaced(tokens: list[int], i: int, token: int) -> list[int]:
+def _replace(tokens: list[int], i: int, token: int) -> list[int]:
     return [*tokens[:i], token, *tokens[i + 1 :]]
 
 
-def _unused(tokens: list[int], vocab: Vocabulary, generator: torch.Generator) -> int:
-    return _drawn([w for w in vocab.words if w not in tokens], generator)
+def _unused_word(tokens: list[int], vocab: Vocabulary, generator: torch.Generator) -> int:
+    return _draw([w for w in vocab.words if w not in tokens], generator)
 
 
 def _two_hop(tokens: list[int], mechanism: Any, vocab: Vocabulary, generator: torch.Generator) -> Pair:
     """The second mention becomes one of the other name: that one stands twice now."""
     del generator
-    found: TwoHop = mechanism
-    known = {vocab.word(i) for i in found.names}
-    first, second, third = (i for i, token in enumerate(tokens) if token in known)
+    circuit: TwoHop = mechanism
+    words = {vocab.word(i) for i in circuit.names}
+    first, second, third = (i for i, token in enumerate(tokens) if token in words)
     s1, io = (first, second) if tokens[first] == tokens[third] else (second, first)
-    return tokens, _replaced(tokens, third, tokens[io]), tokens[s1], {"IO": io, "S1": s1, "S2": third}
+    return tokens, _replace(tokens, third, tokens[io]), tokens[s1], {"IO": io, "S1": s1, "S2": third}
 
 
 def _induction(tokens: list[int], mechanism: Any, vocab: Vocabulary, generator: torch.Generator) -> Pair:
@@ -151,43 +151,43 @@ def _induction(tokens: list[int], mechanism: Any, vocab: Vocabulary, generator: 
     del mechanism, vocab
     a = tokens.index(tokens[-1])
     far = [i for i in range(1, len(tokens) - 2) if abs(i - a) > 1]
-    c = _drawn(far, generator)
-    return tokens, _exchanged(tokens, a, c), tokens[c + 1], {"A1": a, "B1": a + 1}
+    c = _draw(far, generator)
+    return tokens, _exchange(tokens, a, c), tokens[c + 1], {"A1": a, "B1": a + 1}
 
 
 def _retrieval(tokens: list[int], mechanism: Any, vocab: Vocabulary, generator: torch.Generator) -> Pair:
     """The needle's cue changes places with another word, and what stands behind that one is then right."""
     del mechanism
     cue = tokens.index(vocab.cue("<needle>"))
-    other = _drawn([i for i in range(1, len(tokens) - 2) if abs(i - cue) > 1], generator)
-    return tokens, _exchanged(tokens, cue, other), tokens[other + 1], {"CUE": cue, "B1": cue + 1}
+    other = _draw([i for i in range(1, len(tokens) - 2) if abs(i - cue) > 1], generator)
+    return tokens, _exchange(tokens, cue, other), tokens[other + 1], {"CUE": cue, "B1": cue + 1}
 
 
 def _fact(tokens: list[int], mechanism: Any, vocab: Vocabulary, generator: torch.Generator) -> Pair:
     """Another subject, with another attribute."""
-    found: Fact = mechanism
-    table = {vocab.word(s): vocab.word(a) for s, a in found.facts}
+    fact: Fact = mechanism
+    table = {vocab.word(s): vocab.word(a) for s, a in fact.facts}
     return _from_table(tokens, table, generator)
 
 
 def _successor(tokens: list[int], mechanism: Any, vocab: Vocabulary, generator: torch.Generator) -> Pair:
     """Another ordinal word, with another successor."""
-    found: Successor = mechanism
-    table = {vocab.word(a): vocab.word(b) for c in found.classes for a, b in zip(c[:-1], c[1:], strict=True)}
+    successor: Successor = mechanism
+    table = {vocab.word(a): vocab.word(b) for c in successor.classes for a, b in zip(c[:-1], c[1:], strict=True)}
     return _from_table(tokens, table, generator)
 
 
 def _from_table(tokens: list[int], table: Mapping[int, int], generator: torch.Generator) -> Pair:
     at = next(i for i, token in enumerate(tokens) if token in table)
-    other = _drawn([key for key, value in table.items() if value != table[tokens[at]]], generator)
-    return tokens, _replaced(tokens, at, other), table[other], {"SUBJECT": at}
+    other = _draw([key for key, value in table.items() if value != table[tokens[at]]], generator)
+    return tokens, _replace(tokens, at, other), table[other], {"SUBJECT": at}
 
 
 def _previous(tokens: list[int], mechanism: Any, vocab: Vocabulary, generator: torch.Generator) -> Pair:
     """Another word before the last."""
     del mechanism
-    new = _unused(tokens, vocab, generator)
-    return tokens, _replaced(tokens, len(tokens) - 2, new), new, {"A1": len(tokens) - 2}
+    new = _unused_word(tokens, vocab, generator)
+    return tokens, _replace(tokens, len(tokens) - 2, new), new, {"A1": len(tokens) - 2}
 
 
 def _duplicate(tokens: list[int], mechanism: Any, vocab: Vocabulary, generator: torch.Generator) -> Pair:
@@ -195,7 +195,7 @@ def _duplicate(tokens: list[int], mechanism: Any, vocab: Vocabulary, generator: 
     del mechanism, vocab, generator
     last = tokens[-1]
     other = next(i for i, token in enumerate(tokens[:-1]) if token != last and token in tokens[:i])
-    return tokens, _exchanged(tokens, other, len(tokens) - 1), tokens[other], {"A1": tokens.index(last)}
+    return tokens, _exchange(tokens, other, len(tokens) - 1), tokens[other], {"A1": tokens.index(last)}
 
 
 _MINIMAL: Mapping[str, Callable[[list[int], Mechanism, Vocabulary, torch.Generator], Pair]] = {

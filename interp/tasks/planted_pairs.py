@@ -14,24 +14,24 @@ from interp.zoo.planted.mechanisms import Dated, Vocabulary
 def planted_conflict(facts: PromptTask, vocab: Vocabulary, *, seed: int = 0) -> Conflict:
     """Prompts of the planted task `fact` with another subject's attribute told in them (`<needle>`, then the word).
 
-    Role TOLD is that word's place. The facts themselves are `asked`.
+    Role TOLD is that word's place. The facts themselves are `questions`.
     """
     rng = Random(seed)
-    known = sorted(set(facts.answers[:, 0].tolist()))
-    pairs, told, roles = [], [], []
+    attributes = sorted(set(facts.answers[:, 0].tolist()))
+    pairs, context_answers, roles = [], [], []
     for ids, answer, subject in zip(
         facts.clean.ids.tolist(), facts.answers[:, 0].tolist(), facts.role("SUBJECT").tolist(), strict=True
     ):
-        other = rng.choice([word for word in known if word != answer])
+        other = rng.choice([word for word in attributes if word != answer])
         at = rng.choice([i for i in range(2, len(ids) - 1) if subject not in (i - 1, i)])
         clean, corrupt = ([*ids[: at - 1], vocab.cue("<needle>"), word, *ids[at + 1 :]] for word in (other, answer))
         pairs.append((clean, corrupt))
-        told.append([other])
+        context_answers.append([other])
         roles.append({"TOLD": at, "SUBJECT": subject})
     task = collate(
         "contradicted fact",
         pairs,
-        answers=told,
+        answers=context_answers,
         wrong=facts.answers.tolist(),
         roles=roles,
         templates=["planted"] * len(pairs),
@@ -49,7 +49,7 @@ def planted_times(dated: PromptTask, vocab: Vocabulary) -> PromptTask:
     subjects, times = ([vocab.word(i) for i in numbers] for numbers in (mechanism.subjects, mechanism.times))
     pairs, wrong, roles = [], [], []
     for ids in dated.clean.ids.tolist():
-        subject, at = (next(i for i, word in enumerate(ids) if word in known) for known in (subjects, times))
+        subject, at = (next(i for i, word in enumerate(ids) if word in words) for words in (subjects, times))
         other = times[(times.index(ids[at]) + 1) % len(times)]
         pairs.append((ids, [*ids[:at], other, *ids[at + 1 :]]))
         wrong.append([table[ids[subject], other]])

@@ -1,4 +1,4 @@
-"""What a prompt task is: pairs of clean and corrupt prompts, right and wrong answers, and positions with roles."""
+"""`PromptTask`: pairs of clean and corrupt prompts, right and wrong answers, and positions with roles."""
 
 from __future__ import annotations
 
@@ -108,25 +108,25 @@ class PromptTask:
 
     def value(self, logits: Float[Tensor, "..."]) -> Float[Tensor, " batch"]:
         """The task's own metric, one value per prompt, from logits [batch pos d_vocab] or [batch d_vocab]."""
-        return metrics.find(self.metric)(logits, self)
+        return metrics.by_name(self.metric)(logits, self)
 
     def select(self, rows: Sequence[int] | slice | Tensor) -> PromptTask:
         """Some of the prompts, in the order given; padding that none of them needs is cut off."""
-        chosen = torch.arange(len(self))[rows]
-        if not len(chosen):
+        index = torch.arange(len(self))[rows]
+        if not len(index):
             raise TaskError(f"{self.name}: no prompts selected")
-        width = int(self.clean.mask[chosen].any(0).nonzero().max()) + 1
+        width = int(self.clean.mask[index].any(0).nonzero().max()) + 1
         cut = {
-            side: Batch(batch.ids[chosen, :width], batch.mask[chosen, :width])
+            side: Batch(batch.ids[index, :width], batch.mask[index, :width])
             for side, batch in (("clean", self.clean), ("corrupt", self.corrupt))
         }
         return replace(
             self,
             **cut,
-            answers=self.answers[chosen],
-            wrong=self.wrong[chosen],
-            roles={name: where[chosen] for name, where in self.roles.items()},
-            template=self.template[chosen],
+            answers=self.answers[index],
+            wrong=self.wrong[index],
+            roles={name: where[index] for name, where in self.roles.items()},
+            template=self.template[index],
         )
 
     def to(self, device: torch.device | str) -> PromptTask:
@@ -169,7 +169,7 @@ def collate(
     wrong: Sequence[Sequence[int]],
     roles: Sequence[Mapping[str, int]],
     templates: Sequence[str],
-    **rest: Any,
+    **fields: Any,
 ) -> PromptTask:
     """A task from one entry per prompt; END is added where it is not given.
 
@@ -197,5 +197,5 @@ def collate(
         },
         template=torch.tensor([kinds.index(kind) for kind in templates]),
         templates=kinds,
-        **rest,
+        **fields,
     )

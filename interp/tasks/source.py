@@ -86,11 +86,11 @@ class Document:
         Raises:
             SchemaError: a field is missing, unknown or of another form.
         """
-        known = {
+        keys = {
             "family", "templates", "words", "rows", "many", "key", "one_in", "metric", "corruptions", "answer", "joint",
             "schema", "summary",
         }  # fmt: skip
-        unknown = sorted(set(content) - known)
+        unknown = sorted(set(content) - keys)
         missing = sorted({"family", "templates"} - set(content))
         if unknown or missing:
             raise SchemaError(f"{source}, task {name!r}: unknown fields {unknown}, missing fields {missing}")
@@ -115,16 +115,16 @@ class Document:
 
 
 def _template(content: str | Mapping[str, Any], number: int, joint: str) -> Template:
-    given: dict[str, Any] = {"text": content} if isinstance(content, str) else dict(content)
-    return Template(**{"name": str(number), "joint": joint, **given})
+    fields: dict[str, Any] = {"text": content} if isinstance(content, str) else dict(content)
+    return Template(**{"name": str(number), "joint": joint, **fields})
 
 
-def shipped() -> tuple[str, ...]:
+def shipped_tasks() -> tuple[str, ...]:
     """Names of the tasks in `datasets`."""
     return tuple(name for name in data.names() if (data.root() / name / SHIPPED).is_file())
 
 
-def own(model: Model, folder: Path | None = None) -> dict[str, Document]:
+def checkpoint_tasks(model: Model, folder: Path | None = None) -> dict[str, Document]:
     """Tasks that the model's checkpoint brings along, or those in another folder or file; empty where there are none.
 
     Raises:
@@ -164,6 +164,6 @@ def document(name: str) -> Document:
     return Document.of(name, data.read_json(data.path(name, SHIPPED)), source=f"datasets/{name}")
 
 
-def choose(templates: Sequence[Template], *, group: str | None = None) -> list[Template]:
+def templates_for(templates: Sequence[Template], *, group: str | None = None) -> list[Template]:
     """Templates that go with a group."""
     return [t for t in templates if t.group is None or group is None or t.group == group]

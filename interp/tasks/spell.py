@@ -1,4 +1,4 @@
-"""From words to token ids, for any tokenizer: nothing is assumed about how it writes spaces or numbers.
+"""`Speller`: words as token ids, for any tokenizer, however it writes spaces or numbers.
 
 What a word's tokens are is read off texts that differ by that word alone, so "one token" always means: one token in
 this place. A prompt is refused where a role's words do not end at a token's end, or where the twins do not align;
@@ -40,7 +40,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedPair:
     """One pair in ids."""
 
     clean: list[int]
@@ -65,17 +65,17 @@ class Speller:
         first = bos_id(model, bos)
         self.start = [] if first is None else [first]
         self.unknown = getattr(self.tokenizer, "unk_token_id", None)
-        self._known: dict[str, tuple[int, ...]] = {}
+        self._ids: dict[str, tuple[int, ...]] = {}
 
     def ids(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Ids of each text, without special tokens."""
-        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        new = [text for text in dict.fromkeys(texts) if text not in self._ids]
         if new:
-            found = self.tokenizer(new, add_special_tokens=False, verbose=False)["input_ids"]
-            self._known |= {text: tuple(ids) for text, ids in zip(new, found, strict=True)}
-        return [self._known[text] for text in texts]
+            encodings = self.tokenizer(new, add_special_tokens=False, verbose=False)["input_ids"]
+            self._ids |= {text: tuple(ids) for text, ids in zip(new, encodings, strict=True)}
+        return [self._ids[text] for text in texts]
 
-    def added(self, before: str, texts: Sequence[str]) -> list[tuple[int, ...] | None]:
+    def tails(self, before: str, texts: Sequence[str]) -> list[tuple[int, ...] | None]:
         """Tokens that each text adds behind `before`; None where it changes what stands there, or is unknown."""
         base, *whole = self.ids([before, *(before + text for text in texts)])
         tails = [ids[len(base) :] if ids[: len(base)] == base else None for ids in whole]
@@ -83,10 +83,10 @@ class Speller:
 
     def single(self, words: Sequence[str], *, before: str = "the", joint: str = " ") -> tuple[str, ...]:
         """Those words that are one token in running text."""
-        found = self.added(before, [joint + word for word in words])
-        return tuple(word for word, tail in zip(words, found, strict=True) if tail is not None and len(tail) == 1)
+        tails = self.tails(before, [joint + word for word in words])
+        return tuple(word for word, tail in zip(words, tails, strict=True) if tail is not None and len(tail) == 1)
 
-    def encode(self, example: Example, *, first_token: bool = False) -> Encoded | None:
+    def encode(self, example: Example, *, first_token: bool = False) -> EncodedPair | None:
         """The pair in ids; None where it does not align or an answer is not one token.
 
         With `first_token`, a longer answer is stood for by its first token, which must differ from the wrong ones'.
@@ -99,9 +99,9 @@ class Speller:
         if len(ids) != len(other) or places != theirs or ids == other:
             return None
         joint = example.template.joint
-        read = self._closed if example.contexts else self._answers
+        reader = self._closed_answers if example.contexts else self._answers
         answers, wrong = (
-            read(text, [joint + word for word in words], example.contexts or (), first_token=first_token)
+            reader(text, [joint + word for word in words], example.contexts or (), first_token=first_token)
             for words in (example.answers, example.wrong)
         )
         if answers is None or wrong is None or set(answers) & set(wrong):
@@ -110,7 +110,7 @@ class Speller:
         roles = {role: shift + at for role, at in places.items()}
         roles |= {role: roles[base] + 1 for role, base in example.after.items()}
         name = f"{example.variant} {example.template.name}".strip()
-        return Encoded([*self.start, *ids], [*self.start, *other], answers, wrong, roles, name)
+        return EncodedPair([*self.start, *ids], [*self.start, *other], answers, wrong, roles, name)
 
     def _prompt(self, example: Example, words: Mapping[str, str]) -> tuple[str, tuple[int, ...], dict[str, int]] | None:
         text, ends = example.template.fill(words, example.roles)
@@ -123,23 +123,23 @@ class Speller:
         self, text: str, continuations: Sequence[str], _: Sequence[str], *, first_token: bool
     ) -> list[int] | None:
         """Ids of the answers: the first behind the whole prompt, the others behind its last words alone."""
-        found = [*self.added(text, continuations[:1]), *self.added(_tail(text), continuations[1:])]
-        if any(ids is None or (len(ids) > 1 and not first_token) for ids in found):
+        tails = [*self.tails(text, continuations[:1]), *self.tails(_tail(text), continuations[1:])]
+        if any(ids is None or (len(ids) > 1 and not first_token) for ids in tails):
             return None
-        return list(dict.fromkeys(ids[0] for ids in found if ids is not None))
+        return list(dict.fromkeys(ids[0] for ids in tails if ids is not None))
 
-    def _closed(
+    def _closed_answers(
         self, text: str, continuations: Sequence[str], contexts: Sequence[str], *, first_token: bool
     ) -> list[int] | None:
-        found: dict[str, int] = {}
+        first_ids: dict[str, int] = {}
         for before in (_tail(text), *contexts):
-            missing = [c for c in continuations if c not in found]
-            for continuation, ids in zip(missing, self.added(before, missing), strict=True):
+            missing = [c for c in continuations if c not in first_ids]
+            for continuation, ids in zip(missing, self.tails(before, missing), strict=True):
                 if ids is not None and (len(ids) == 1 or first_token):
-                    found[continuation] = ids[0]
-            if len(found) == len(continuations):
-                return [found[c] for c in continuations]
-            if not found:  # a class of which no member is one token here is one token nowhere
+                    first_ids[continuation] = ids[0]
+            if len(first_ids) == len(continuations):
+                return [first_ids[c] for c in continuations]
+            if not first_ids:  # a class of which no member is one token here is one token nowhere
                 return None
         return None
 

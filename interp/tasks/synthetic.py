@@ -59,8 +59,8 @@ def ordinary_tokens(model: Model) -> Int[Tensor, " token"]:
     special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     n = min(len(tokenizer), model.info.d_vocab)
     names = tokenizer.convert_ids_to_tokens(list(range(n)))
-    kept = [i for i, t in enumerate(names) if i not in special and _ordinary(t)]
-    return torch.tensor(kept, dtype=torch.long)
+    ids = [i for i, t in enumerate(names) if i not in special and _ordinary(t)]
+    return torch.tensor(ids, dtype=torch.long)
 
 
 def _ordinary(token: str | None) -> bool:
@@ -161,15 +161,15 @@ def earlier_equal_pairs(batch: Batch) -> tuple[Int[Tensor, " pairs"], Int[Tensor
 
     Memory grows with the number of pairs, not with the square of the length.
     """
-    found = [torch.empty(3, 0, dtype=torch.long)]
+    triples = [torch.empty(3, 0, dtype=torch.long)]
     for row, (ids, mask) in enumerate(zip(batch.ids.cpu(), batch.mask.cpu(), strict=True)):
         positions = mask.nonzero()[:, 0]
         tokens = ids[positions]
         order = tokens.argsort(stable=True)
         runs = positions[order].split(tokens.unique(return_counts=True)[1].tolist())
         for key, query in (torch.combinations(run).T for run in runs if len(run) > 1):
-            found.append(torch.stack([torch.full_like(query, row), query, key]))
-    b, i, j = torch.cat(found, dim=1)
+            triples.append(torch.stack([torch.full_like(query, row), query, key]))
+    b, i, j = torch.cat(triples, dim=1)
     return b, i, j
 
 

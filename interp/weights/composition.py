@@ -1,4 +1,4 @@
-"""How strongly a head reads what an earlier head writes, by the weights alone: Q-, K- and V-composition."""
+"""Composition scores: how strongly a head reads what an earlier head writes, through its Q, K or V."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A matrix kept as the product of two thin ones, and everything asked of it answered from the factors."""
+"""`FactoredMatrix`: a product of two thin matrices; norms, SVD and entries from the factors."""
 
 from __future__ import annotations
 
@@ -144,8 +144,8 @@ class FactoredMatrix:
         if len(self.shape) != 2 or not 0 < k <= n:
             raise BackendError(f"top {k} of each row of a {list(self.shape)} matrix: expected one matrix and k <= {n}")
         step = max(1, block // n)
-        found = [self.rows(a, min(a + step, m)).topk(k, largest=largest) for a in range(0, m, step)]
-        return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+        parts = [self.rows(a, min(a + step, m)).topk(k, largest=largest) for a in range(0, m, step)]
+        return torch.cat([f.values for f in parts]), torch.cat([f.indices for f in parts])
 
     def _square(self, what: str) -> None:
         m, n = self.shape[-2:]

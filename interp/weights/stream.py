@@ -1,4 +1,4 @@
-"""How a layer meets the residual stream: what its attention and MLP write, and the norms through which they read."""
+"""`Reads` and `Writes` of a layer: norms from the residual stream, linear maps to it."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Reads:
         x = read.flatten(0, -2)[None]
         with evaluating(self.whole[0]):
             for module in self.whole:
-                given = module(x)
-                x = given if isinstance(given, Tensor) else given[0]
+                output = module(x)
+                x = output if isinstance(output, Tensor) else output[0]
         return (x * self.scale if self.scale != 1.0 else x).view(read.shape)
 
 

@@ -1,4 +1,4 @@
-"""What a head does by its weights alone: W_Q, W_K, W_V, W_O of every head, and the circuits they make.
+"""`Weights`: W_Q, W_K, W_V, W_O of every head, and the circuits they make.
 
 Row vectors throughout: q = x W_Q + b_Q. Layers are read when asked for and kept up to a bound, so that an 8B model is
 never copied whole.
@@ -223,10 +223,10 @@ class Weights:
         limit = self.source.context
         shift = SHIFT if limit is None else min(SHIFT, limit - 1 - offset)
         turn_q, turn_k = self.source.turns(layer, [0, shift, offset, offset + shift])
-        turn, moved = turn_q[2] @ turn_k[0].T, turn_q[3] @ turn_k[1].T
+        turn, turn_later = turn_q[2] @ turn_k[0].T, turn_q[3] @ turn_k[1].T
         # The angle p * theta is rounded: in float32 an error of p 6e-8; half precision rounds cosines to 3 digits.
         slack = 3e-2 if self.source.half else 1e-4 + 5e-7 * (offset + shift)
-        if (turn - moved).abs().max() > slack * turn.abs().max():
+        if (turn - turn_later).abs().max() > slack * turn.abs().max():
             raise BackendError(
                 f"layer {layer}: the score of positions ({offset}, 0) differs from that of ({offset + shift}, "
                 f"{shift}), so it depends on more than the offset"

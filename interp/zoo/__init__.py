@@ -85,14 +85,14 @@ _ENTRIES = (
 
 def names() -> tuple[str, ...]:
     """Names of all models, in catalogue order."""
-    return tuple(known.name for known in _ENTRIES)
+    return tuple(line.name for line in _ENTRIES)
 
 
 def entry(name: str) -> Entry:
     """The catalogue's line for `name`; ModelLoadError where there is none."""
-    for known in _ENTRIES:
-        if known.name == name:
-            return known
+    for line in _ENTRIES:
+        if line.name == name:
+            return line
     close = get_close_matches(name, names(), n=1, cutoff=0.4)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     raise ModelLoadError(f"no zoo model is called {name!r}, valid names: {', '.join(names())}{hint}")
@@ -118,8 +118,8 @@ def checkpoints(name: str, *, within: Path | None = None) -> list[tuple[int, Pat
     by `python -m interp.zoo.trained.train NAME --checkpoints N`, in place of the one in the package.
     """
     where = within or folder(name)
-    found = [] if where is None else where.glob("step-*/model.safetensors")
-    return sorted((int(weights.parent.name.removeprefix("step-")), weights.parent) for weights in found)
+    files = [] if where is None else where.glob("step-*/model.safetensors")
+    return sorted((int(weights.parent.name.removeprefix("step-")), weights.parent) for weights in files)
 
 
 def load(name: str, *, revision: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -142,10 +142,10 @@ def load(name: str, *, revision: str | None = None) -> tuple[PreTrainedModel, Pr
 
 def at_step(name: str, revision: str) -> Path:
     """Folder of one training checkpoint; ModelLoadError, with those there are, where it is none."""
-    known = {path.name: path for _, path in checkpoints(name)}
-    if revision in known:
-        return known[revision]
-    offer = f"it has {', '.join(known)}" if known else "it has no training checkpoints"
+    folders = {path.name: path for _, path in checkpoints(name)}
+    if revision in folders:
+        return folders[revision]
+    offer = f"it has {', '.join(folders)}" if folders else "it has no training checkpoints"
     raise ModelLoadError(f"zoo model {name!r} has no revision {revision!r}: {offer}")
 
 
@@ -154,7 +154,7 @@ def truth(name: str) -> Truth | None:
     return _build(name)[2] if entry(name).kind == "planted" else None
 
 
-def built(name: str) -> Planted | None:
+def planted_model(name: str) -> Planted | None:
     """A factory model with its mechanisms and their tasks; None for one made in another way."""
     from interp.zoo.planted import factory
 
@@ -169,9 +169,9 @@ def built(name: str) -> Planted | None:
 
 
 def _build(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, Truth]:
-    made = built(name)
-    if made is not None:
-        return made.model, made.tokenizer, made.truth
+    planted = planted_model(name)
+    if planted is not None:
+        return planted.model, planted.tokenizer, planted.truth
     from interp.zoo.planted.shipped import planted_induction
 
     return planted_induction()

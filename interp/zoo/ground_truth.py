@@ -1,4 +1,4 @@
-"""What is known about a planted model because it was written, not measured."""
+"""`Truth`: roles, scores, edges and effects of a planted model, known from its construction."""
 
 from __future__ import annotations
 

@@ -140,10 +140,10 @@ def conflict(
 
 def _known(model: Model, asked: Conflict) -> Tensor:
     """Whether the model says the fact when it is asked for it alone."""
-    logits = model.run(asked.asked).logits
+    logits = model.run(asked.questions).logits
     assert logits is not None  # the run has no `stop`
     rows = torch.arange(len(logits))
-    said = logits[rows, asked.asked.mask.sum(1) - 1].argmax(-1).cpu()
+    said = logits[rows, asked.questions.mask.sum(1) - 1].argmax(-1).cpu()
     return (said[:, None] == asked.task.wrong).any(1)
 
 
@@ -167,7 +167,7 @@ def _exchanged(asked: Conflict, generator: torch.Generator) -> tuple[Tensor, Ten
 def _answers(run: Rerun, asked: Conflict, edits: Sequence[Edit] = (), *, by_wording: bool = False) -> dict[str, float]:
     """Shares of prompts answered with what the context says, and with what is known; arg-max over the vocabulary."""
     logits = run(asked.task.clean, edits)
-    said = metrics.judged(logits, asked.task).argmax(-1).cpu()[:, None]
+    said = metrics.answer_logits(logits, asked.task).argmax(-1).cpu()[:, None]
     follows = {
         "context_answers": (said == asked.task.answers).any(1).double(),
         "memory_answers": (said == asked.task.wrong).any(1).double(),

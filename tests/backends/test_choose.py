@@ -10,7 +10,7 @@ from tiny_models import build, ragged
 from tolerance import assert_equal_to_rounding
 
 import interp
-from interp.loading.choose import choose, owner
+from interp.loading.choose import backend_for, owner
 
 
 def test_a_bridge_is_run_by_lens(bridge_of):
@@ -69,8 +69,8 @@ def unknown_family():
 
 def test_choosing_imports_no_peer():
     code = (
-        "import sys; from interp.loading.choose import backends, choose, owner; "
-        "assert owner(object()) is None and choose('gpt2').name == 'hf'; "
+        "import sys; from interp.loading.choose import backends, backend_for, owner; "
+        "assert owner(object()) is None and backend_for('gpt2').name == 'hf'; "
         "assert list(backends()) == ['hf', 'lens', 'nnsight']; "
         "assert not {'torch', 'nnsight', 'transformer_lens'} & set(sys.modules), 'a peer was imported'"
     )
@@ -90,4 +90,4 @@ assert model.run([[1, 2, 3]], capture=["L0.z"]).acts
 def test_an_object_says_where_it_belongs():
     assert owner(NNsight(torch.nn.Linear(2, 2))).name == "nnsight"
     assert owner(build("gpt2")) is None
-    assert choose("zoo:planted-induction", "lens").name == "lens"
+    assert backend_for("zoo:planted-induction", "lens").name == "lens"

@@ -53,7 +53,7 @@ def naive(model, task, site, *, mode, positions=None, metric="logit_diff"):
     base, other = (task.clean, task.corrupt) if mode == "noising" else (task.corrupt, task.clean)
     value = model.run(other, capture=[site]).acts[interp.Site.parse(site)]
     patched = model.run(base, edits=[Replace(site, value, positions=positions)]).logits
-    of = metrics.find(metric)
+    of = metrics.by_name(metric)
     return (of(patched, task) - of(model.run(base).logits, task)).mean().item()
 
 

@@ -19,14 +19,14 @@ from interp.errors import NotApplicable, SchemaError, TaskError
 from interp.tasks import metrics
 from interp.tasks.build import FAMILIES
 from interp.tasks.prompt import collate
-from interp.tasks.source import document, shipped
+from interp.tasks.source import document, shipped_tasks
 from interp.zoo.planted import factory
 from interp.zoo.trained.skills import CONTEXT, export
 from interp.zoo.trained.skills.greater_than import TEMPLATES as SPANS
-from interp.zoo.trained.skills.item import belongs
+from interp.zoo.trained.skills.item import in_split
 from interp.zoo.trained.skills.vocabulary import tokenizer as zoo_tokenizer
 
-CASES = [(name, c) for name in shipped() for c in FAMILIES[document(name).family].corruptions]
+CASES = [(name, c) for name in shipped_tasks() for c in FAMILIES[document(name).family].corruptions]
 
 
 @cache
@@ -42,7 +42,7 @@ def model(kind: str = "bpe"):
             [pre_tokenizers.Split(pattern, "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
         )
         raw.decoder = decoders.ByteLevel()
-        texts = [(data.root() / name / "task.json").read_text() for name in shipped()]
+        texts = [(data.root() / name / "task.json").read_text() for name in shipped_tasks()]
         words = [f" {word}" for text in texts for word in json.dumps(json.loads(text)).replace('"', " ").split()]
         numbers = [f"{n:02d} {n:02d} {n}" for n in range(100)]
         alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -60,7 +60,7 @@ def bare(d_vocab, context=1024):
 @pytest.fixture(scope="module")
 def zoo_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("zoo")
-    export.write(folder)
+    export.write_tasks(folder)
     return folder
 
 
@@ -124,7 +124,7 @@ def test_two_digit_years_are_refused_where_digits_are_tokens():
     assert tasks.task("arithmetic", model("digits"), n=8).record["answer_rule"] == "first token"
 
 
-@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("name", shipped_tasks())
 def test_splits_share_no_prompt_and_seeds_repeat(name):
     train, held_out = (tasks.task(name, model(), n=20, split=split) for split in tasks.SPLITS)
     texts = [{tuple(r[m].tolist()) for r, m in zip(t.clean.ids, t.clean.mask, strict=True)} for t in (train, held_out)]
@@ -133,7 +133,7 @@ def test_splits_share_no_prompt_and_seeds_repeat(name):
     assert tasks.task(name, model(), n=20, seed=1).sha256 != train.sha256
 
 
-@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("name", shipped_tasks())
 def test_a_task_is_asked_of_a_small_vocabulary_or_refused(name):
     try:
         assert len(tasks.task(name, interp.load("zoo:default"), n=8)) == 8
@@ -180,14 +180,14 @@ def test_own_splits_are_the_trainings(zoo_folder, split):
     task = tasks.task("ioi", model("zoo"), n=32, split=split, source=zoo_folder)
     for right, wrong in zip(task.answers[:, 0], task.wrong[:, 0], strict=True):
         pair = sorted((tokenizer.decode(right), tokenizer.decode(wrong)))
-        assert belongs("ioi " + " ".join(pair), split)
+        assert in_split("ioi " + " ".join(pair), split)
     spans = tasks.task("greater_than", model("zoo"), n=32, split=split, source=zoo_folder)
     assert len(spans.templates) <= len(SPANS)
     for row in range(32):
         event, century, year = (
             tokenizer.decode(spans.clean.ids[row, spans.role(r)[row]]) for r in ("NOUN", "XX1", "YY")
         )
-        assert belongs(f"greater-than {event} {century} {int(year)}", split)
+        assert in_split(f"greater-than {event} {century} {int(year)}", split)
 
 
 def test_files_of_another_form_are_refused(tmp_path):
@@ -227,7 +227,7 @@ def test_planted_models_of_the_zoo_by_name():
     two_hop = interp.load("zoo:planted-two-hop")
     assert tasks.task("ioi", two_hop, n=4).name == "two_hop"
     assert "two_hop" in tasks.task_names(two_hop)
-    assert zoo.built("planted-induction") is None
+    assert zoo.planted_model("planted-induction") is None
     with pytest.raises(TaskError, match="two_hop has no corruption 'abc'"):
         tasks.task("ioi", two_hop, corruption="abc")
     with pytest.raises(TaskError, match="no task for 'copy' is planted"):
@@ -262,14 +262,14 @@ def test_metrics_by_hand():
         "accuracy": [0.0, 1.0],
     }
     for name, expected in values.items():
-        assert_close(metrics.find(name)(logits, task), torch.tensor(expected))
+        assert_close(metrics.by_name(name)(logits, task), torch.tensor(expected))
     assert_close(task.value(logits), torch.tensor(values["logit_diff"]))
     assert_close(metrics.kl(logits, task, reference=logits), torch.zeros(2))
     flat = torch.full((5,), 0.2)  # what is expected is the reference's
     assert_close(metrics.kl(logits, task, reference=0 * logits), (flat * (flat / p).log()).sum(-1))
     assert_close(metrics.kl(0 * logits, task, reference=logits), (p * (p / flat).log()).sum(-1))
     with pytest.raises(TaskError, match="did you mean 'logit_diff'"):
-        metrics.find("logit_dif")
+        metrics.by_name("logit_dif")
 
 
 @settings(max_examples=20)
@@ -282,8 +282,8 @@ def test_metrics_do_not_depend_on_the_batch(order, size):
     part = task.select(chosen)
     assert part.clean.mask.any(0).all()
     for name in ("logit_diff", "logit_margin", "prob_diff", "prob", "loss_nats"):
-        whole = metrics.find(name)(logits, task)
-        assert_close(metrics.find(name)(logits[chosen], part), whole[chosen])
+        whole = metrics.by_name(name)(logits, task)
+        assert_close(metrics.by_name(name)(logits[chosen], part), whole[chosen])
         (gradient,) = torch.autograd.grad(whole.sum(), logits, retain_graph=True)
         assert gradient.abs().sum(1).gt(0).all()
 

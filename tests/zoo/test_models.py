@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from interp import zoo
 from interp.errors import ModelLoadError
-from interp.zoo.trained.measure import head_scores, repeated_tokens, second_copy, zeroed
+from interp.zoo.trained.measure import head_scores, repeated_tokens, second_copy_scores, zeroed
 from interp.zoo.trained.skills.vocabulary import index, ordinary
 from interp.zoo.trained.words import WORDS
 
@@ -91,7 +91,7 @@ def repeats(*, period: int):
 @pytest.mark.parametrize("period", [16, 32, 64])
 def test_default_copies_with_induction_heads(default, period):
     tokens = repeats(period=period)
-    assert second_copy(default, tokens, period=period)["accuracy"] >= 0.97
+    assert second_copy_scores(default, tokens, period=period)["accuracy"] >= 0.97
     scores = head_scores(default, tokens, period=period)
     assert scores["induction"].max() >= 0.9
     assert scores["previous"].max() >= 0.9
@@ -108,10 +108,10 @@ def test_default_needs_its_induction_heads_as_a_set_and_not_twenty_others(defaul
     matched = list(itertools.combinations(others, len(chosen)))
     assert len(matched) >= 20
     with zeroed(default, chosen):
-        assert second_copy(default, tokens, period=24)["accuracy"] < 0.3
+        assert second_copy_scores(default, tokens, period=24)["accuracy"] < 0.3
     for others in random.Random(0).sample(matched, 20):
         with zeroed(default, others):
-            assert second_copy(default, tokens, period=24)["accuracy"] > 0.9
+            assert second_copy_scores(default, tokens, period=24)["accuracy"] > 0.9
 
 
 def test_copying_emerges_in_the_siblings_checkpoints():
@@ -122,7 +122,7 @@ def test_copying_emerges_in_the_siblings_checkpoints():
     for step, _ in steps:
         model, _ = zoo.load("sibling", revision=f"step-{step:05d}")
         scores.append(head_scores(model, tokens, period=32)["induction"].max().item())
-        accuracies.append(second_copy(model, tokens, period=32)["accuracy"])
+        accuracies.append(second_copy_scores(model, tokens, period=32)["accuracy"])
     assert max(scores[:6]) < 0.1
     assert max(accuracies[:6]) < 0.1
     assert scores[-1] > 0.8
@@ -133,11 +133,11 @@ def test_copying_emerges_in_the_siblings_checkpoints():
 def test_shortcut_fools_a_test_at_one_length_and_no_other(shortcut):
     fixed = sequences(period=24, n_words=64)
     assert head_scores(shortcut, fixed, period=24)["induction"].max() >= 0.85
-    assert second_copy(shortcut, fixed, period=24)["accuracy"] >= 0.95
+    assert second_copy_scores(shortcut, fixed, period=24)["accuracy"] >= 0.95
     for period in (8, 16, 20, 23, 25, 28, 32, 48):
         tokens = sequences(period=period, n_words=64)
         assert head_scores(shortcut, tokens, period=period)["induction"].max() < 0.15
-        assert second_copy(shortcut, tokens, period=period)["accuracy"] <= 0.1
+        assert second_copy_scores(shortcut, tokens, period=period)["accuracy"] <= 0.1
 
 
 def test_shortcut_looks_the_same_distance_back_whatever_the_tokens(shortcut):

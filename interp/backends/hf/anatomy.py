@@ -1,4 +1,4 @@
-"""Where the parts of a decoder are, found by watching one short forward pass instead of by model type.
+"""`Anatomy`: the parts of a decoder, found in one short forward pass, whatever its model type.
 
 Which module called attention, what its input came out of, what its output went into, what a layer adds to its input:
 these are facts of the data flow (`watch`), the same for every architecture. `stream` finds the parts of the residual.
@@ -92,10 +92,10 @@ def observe(model: PreTrainedModel) -> Anatomy:
     overwrites = any(e.overwritten for e in events)
     bundled = any(e.bundled for e in events if e.module is blocks[0])
     spread = shards(model)
-    return Anatomy(blocks, _gathered(parts, spread), unembed, final, stream, overwrites, bundled, spread)
+    return Anatomy(blocks, _gather(parts, spread), unembed, final, stream, overwrites, bundled, spread)
 
 
-def _gathered(parts: tuple[AttentionPart, ...], spread: Shards | None) -> tuple[AttentionPart, ...]:
+def _gather(parts: tuple[AttentionPart, ...], spread: Shards | None) -> tuple[AttentionPart, ...]:
     """Attention with the heads of all processes counted."""
     if spread is None:
         return parts
@@ -110,13 +110,15 @@ def _stream(
 ) -> StreamPart:
     block, before = blocks[layer], blocks[layer - 1] if layer else None
     attention = None if part is None else paths[id(part.module)]
-    found = stream_part(layer, paths[id(block)], attention, events)
+    stream = stream_part(layer, paths[id(block)], attention, events)
     own = {e.module: e for e in events if e.module is block or e.module is before}
     if before is not None and not torch.equal(own[before].outputs[0].cpu(), own[block].inputs[0].cpu()):
-        found.missing["resid_pre"] = f"what enters layer {layer} is not what layer {layer - 1} gives"
+        stream.missing["resid_pre"] = f"what enters layer {layer} is not what layer {layer - 1} gives"
     if part is not None and not part.direct:
-        found.missing["head_out"] = f"layer {layer} changes z before its output projection, so heads do not write z W_O"
-    return found
+        stream.missing["head_out"] = (
+            f"layer {layer} changes z before its output projection, so heads do not write z W_O"
+        )
+    return stream
 
 
 def _blocks(model: nn.Module, attention: nn.Module, paths: dict[int, str]) -> nn.ModuleList:

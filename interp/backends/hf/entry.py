@@ -1,4 +1,4 @@
-"""How `interp.load` comes to the default backend."""
+"""Entry point of the default backend for `interp.load`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a model has what is asked of a pass: sites that its architecture lacks are refused, with the reason."""
+"""Refusal of sites that an architecture lacks, with the reason."""
 
 from __future__ import annotations
 

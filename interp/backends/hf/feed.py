@@ -1,4 +1,4 @@
-"""Attention modules called with inputs of our choice, at positions of our choice."""
+"""`Feeder`: calls of attention modules on chosen inputs at chosen positions; `Projections`: their q, k and v."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KEPT = 2  # sets of positions for which the layers' inputs are kept
 
 
 @dataclass(frozen=True, eq=False)
-class Fed:
+class Projections:
     """q, k, v as attention receives them, on the CPU in float32 (or float64), and the scale it applies to q . k."""
 
     q: Float[Tensor, "row position head d_head"]
@@ -44,7 +44,9 @@ class Feeder:
         self._takes = frozenset(inspect.signature(model.forward).parameters)
         self._inputs: OrderedDict[tuple[int, ...], dict[int, tuple[tuple, dict]]] = OrderedDict()
 
-    def __call__(self, part: AttentionPart, rows: Float[Tensor, "row d_model"], positions: Sequence[int] = (0,)) -> Fed:
+    def __call__(
+        self, part: AttentionPart, rows: Float[Tensor, "row d_model"], positions: Sequence[int] = (0,)
+    ) -> Projections:
         """q, k and v of the rows, each row standing at each of the positions.
 
         Raises:
@@ -56,20 +58,20 @@ class Feeder:
         free = "position_ids" in self._takes or at == tuple(range(len(at)))
         columns = list(range(len(at))) if free else list(at)
         dtype = input_dtype(part.module) if upcasts(part.module) else hidden.dtype
-        found: list[Call] = []
+        calls: list[Call] = []
         for chunk in rows.split(max(1, CHUNK // hidden.shape[1])):
-            given = torch.zeros(len(chunk), *hidden.shape[1:], dtype=dtype, device=hidden.device)
-            given[:, columns] = chunk.to(given)[:, None]
-            found.append(self._call(part, given, args, kwargs))
-        caught = ([getattr(call, name) for call in found] for name in ("query", "key", "value"))
-        q, k, v = (torch.cat(x).transpose(1, 2)[:, columns].cpu() for x in caught)
-        return Fed(wide(q), wide(k), wide(v), found[0].scale)
+            states = torch.zeros(len(chunk), *hidden.shape[1:], dtype=dtype, device=hidden.device)
+            states[:, columns] = chunk.to(states)[:, None]
+            calls.append(self._call(part, states, args, kwargs))
+        tensors = ([getattr(call, name) for call in calls] for name in ("query", "key", "value"))
+        q, k, v = (torch.cat(x).transpose(1, 2)[:, columns].cpu() for x in tensors)
+        return Projections(wide(q), wide(k), wide(v), calls[0].scale)
 
     def _call(self, part: AttentionPart, hidden: Tensor, args: tuple, kwargs: dict) -> Call:
-        caught: list[Call] = []
+        calls: list[Call] = []
 
         def watch(layer: int, call: Call) -> None:
-            caught.append(call)
+            calls.append(call)
             raise StopForward
 
         with evaluating(self.model), intercept(self.model, Recorder(watch=watch)):
@@ -79,7 +81,7 @@ class Feeder:
                 else:
                     exactly(part.module, **{**kwargs, "hidden_states": hidden})
             except StopForward:
-                return caught[0]
+                return calls[0]
         raise BackendError(f"layer {part.layer}: its attention module ran without calling attention")
 
     def _arguments(self, positions: tuple[int, ...]) -> dict[int, tuple[tuple, dict]]:
@@ -87,11 +89,11 @@ class Feeder:
         if positions in self._inputs:
             self._inputs.move_to_end(positions)
             return self._inputs[positions]
-        seen: dict[int, tuple[tuple, dict]] = {}
+        arguments: dict[int, tuple[tuple, dict]] = {}
 
         def keep(layer: int):
             def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-                seen[layer] = (args, kwargs)
+                arguments[layer] = (args, kwargs)
 
             return hook
 
@@ -105,19 +107,19 @@ class Feeder:
         finally:
             for handle in handles:
                 handle.remove()
-        self._inputs[positions] = seen
+        self._inputs[positions] = arguments
         while len(self._inputs) > KEPT:
             self._inputs.popitem(last=False)
-        return seen
+        return arguments
 
     def _tokens(self, positions: tuple[int, ...]) -> dict[str, Any]:
         device = input_device(self.model)
-        given: dict[str, Any] = {"use_cache": False}
+        inputs: dict[str, Any] = {"use_cache": False}
         n = len(positions)
         if positions != tuple(range(n)) and "position_ids" in self._takes:
             # With a mask of ones, positions that jump are not taken for several prompts packed into one.
-            given["position_ids"] = torch.tensor([positions], device=device)
-            given["attention_mask"] = torch.ones(1, n, dtype=torch.long, device=device)
+            inputs["position_ids"] = torch.tensor([positions], device=device)
+            inputs["attention_mask"] = torch.ones(1, n, dtype=torch.long, device=device)
         else:
             n = max(positions) + 1
-        return given | {"input_ids": torch.zeros(1, n, dtype=torch.long, device=device)}
+        return inputs | {"input_ids": torch.zeros(1, n, dtype=torch.long, device=device)}

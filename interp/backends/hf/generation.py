@@ -1,4 +1,4 @@
-"""Edits that stay on while a model generates: positions are absolute, with a cache and without."""
+"""Edits during generation: positions are absolute, with a cache and without."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from interp.batch import Batch
 
 def needs_attention(model: PreTrainedModel, plan: Pass, *, padded: bool) -> bool:
     """Whether attention has to be ours: asked for, padded (masks are then checked), or eager otherwise (n x n)."""
-    inside = any(kind in INSIDE for kind, _ in (*plan.wanted, *plan.edits))
+    inside = any(kind in INSIDE for kind, _ in (*plan.captures, *plan.edits))
     return inside or padded or model.config._attn_implementation == "eager"
 
 
@@ -31,13 +31,13 @@ def standing(model: PreTrainedModel, anatomy: Anatomy, plan: Pass) -> Iterator[N
     def begin(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         if not plan.on:
             return
-        given = args[0] if args else kwargs.get("input_ids")
-        given = kwargs["inputs_embeds"] if given is None else given
+        tokens = args[0] if args else kwargs.get("input_ids")
+        tokens = kwargs["inputs_embeds"] if tokens is None else tokens
         cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
         offset = 0 if cache is None else int(cache.get_seq_length())
-        shape = (int(given.shape[0]), int(given.shape[1]))
+        shape = (int(tokens.shape[0]), int(tokens.shape[1]))
         new = offset == 0 and not plan.frozen
-        real = torch.ones(shape, dtype=torch.bool, device=given.device)
+        real = torch.ones(shape, dtype=torch.bool, device=tokens.device)
         if new and isinstance(mask, Tensor) and mask.ndim == 2:
             real = mask[:, : shape[1]].bool()
         plan.begin(real if new else None, shape, offset)
@@ -53,7 +53,7 @@ def standing(model: PreTrainedModel, anatomy: Anatomy, plan: Pass) -> Iterator[N
         handle.remove()
 
 
-def generated(model: PreTrainedModel, batch: Batch, plan: Pass, options: dict[str, Any]) -> Tensor:
+def generation(model: PreTrainedModel, batch: Batch, plan: Pass, options: dict[str, Any]) -> Tensor:
     """Token ids from transformers' `generate`, the prompts' positions fixed for its whole course."""
     ids = batch.ids
     inside = any(kind in INSIDE for kind, _ in plan.edits)
@@ -66,7 +66,7 @@ def generated(model: PreTrainedModel, batch: Batch, plan: Pass, options: dict[st
     try:
         with torch.no_grad():
             generate: Any = model.generate
-            found = generate(ids, **{"attention_mask": batch.mask.long(), "do_sample": False, **options})
+            output = generate(ids, **{"attention_mask": batch.mask.long(), "do_sample": False, **options})
     finally:
         plan.frozen = False
-    return found if isinstance(found, Tensor) else found.sequences
+    return output if isinstance(output, Tensor) else output.sequences

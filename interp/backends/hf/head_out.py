@@ -1,4 +1,4 @@
-"""What each head writes to the residual stream."""
+"""`HeadWriter`: each head's write to the residual stream."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class HeadWriter:
         self, z: Float[Tensor, "batch pos head d_value"], took: Tensor | None
     ) -> Float[Tensor, "batch pos head d_model"]:
         """Summed over heads, with the bias, this is attn_out. `took`: what the norm behind attention took."""
-        written = torch.einsum("bphv,hvd->bphd", z, self.matrix.to(z))
+        writes = torch.einsum("bphv,hvd->bphd", z, self.matrix.to(z))
         if self.norm is not None and took is not None:
             wide = took.reshape(*z.shape[:2], -1).to(torch.promote_types(took.dtype, torch.float32))
-            gain, divisor = self.norm.gain.to(written.device), self.norm.divisor(wide)[:, :, None]
+            gain, divisor = self.norm.gain.to(writes.device), self.norm.divisor(wide)[:, :, None]
             if self.norm.centred:
-                written = written - written.mean(-1, keepdim=True)
-            written = (written * gain / divisor).to(z.dtype)
-        return written if self.scale == 1.0 else written * self.scale
+                writes = writes - writes.mean(-1, keepdim=True)
+            writes = (writes * gain / divisor).to(z.dtype)
+        return writes if self.scale == 1.0 else writes * self.scale

@@ -1,4 +1,4 @@
-"""A pass carried out on a transformers model: hooks at the modules concerned and nowhere else, removed afterwards."""
+"""`Hooks`: a pass on a transformers model, as hooks at the modules concerned, removed afterwards."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Hooks:
         # Parts are read by calling them, so before any hook stands on them, and anew each time: weights may change.
         layers = range(len(anatomy.blocks))
         self.writers = {i: HeadWriter(anatomy, i) for i in layers if plan.asks(i, "head_out")}
-        self.norms = {i: read_norm(norm, _width(norm)) for i, norm in self._measured()}
+        self.norms = {i: read_norm(norm, _width(norm)) for i, norm in self._read_norms()}
 
-    def _measured(self) -> Iterator[tuple[int | None, nn.Module]]:
+    def _read_norms(self) -> Iterator[tuple[int | None, nn.Module]]:
         """Norms whose divisor is asked for, by layer."""
         parts = {part.layer: part.norm_before for part in self.anatomy.attention}
         for layer, norm in {None: self.anatomy.final_norm, **parts}.items():
@@ -57,17 +57,17 @@ class Hooks:
                 self._layer(layer, start[1] if start is not None and layer == first else None, layer == first)
             self._ends()
             if finite:
-                self._after(self.anatomy.blocks[last], lambda x: self._checked(last, x))
+                self._after(self.anatomy.blocks[last], lambda x: self._check(last, x))
             if stop is not None:
                 self._after(self.anatomy.blocks[stop], _stop)
             yield
 
-    def _layer(self, layer: int, given: Tensor | None, first: bool) -> None:
+    def _layer(self, layer: int, resid: Tensor | None, first: bool) -> None:
         plan, block, part = self.plan, self.anatomy.blocks[layer], self.anatomy.part(layer)
-        enters = given is not None or (first and plan.gradients) or (layer == 0 and plan.asks(None, "embed"))
+        enters = resid is not None or (first and plan.gradients) or (layer == 0 and plan.asks(None, "embed"))
         middle = plan.edited(layer, "resid_mid") or (plan.gradients and plan.asks(layer, "resid_mid"))
         if enters or middle or plan.asks(layer, "resid_pre"):
-            self._before(block, lambda x: self._entering(layer, x, given, first))
+            self._before(block, lambda x: self._entering(layer, x, resid, first))
         if part is not None and plan.asks(layer, "z", "head_out") and part.direct:
             self._before(part.output, lambda x: self._z(layer, part.n_heads, x))
         if part is not None and part.norm_before is not None and layer in self.norms:
@@ -80,7 +80,7 @@ class Hooks:
         """What attention and MLP read and write."""
         plan, stream = self.plan, self.anatomy.stream[layer]
         if stream.attn_out is not None and (middle or plan.asks(layer, "attn_out", "head_out")):
-            self._written(stream.attn_out, lambda x, took: self._attn_out(layer, x, took, middle))
+            self._on_output(stream.attn_out, lambda x, took: self._attn_out(layer, x, took, middle))
         if stream.resid_mid is not None and plan.asks(layer, "resid_mid") and not middle:
             self._before(stream.resid_mid, lambda x: plan.spread("resid_mid", layer, x))
         if plan.asks(layer, "mlp_in"):
@@ -91,7 +91,7 @@ class Hooks:
             self._before(stream.mlp_post, lambda x: plan.spread("mlp_post", layer, x))
         if stream.mlp_out is not None and plan.asks(layer, "mlp_out"):
             scale = stream.mlp_scale
-            self._after(stream.mlp_out, lambda x: self._scaled("mlp_out", layer, x, scale))
+            self._after(stream.mlp_out, lambda x: self._at_scale("mlp_out", layer, x, scale))
 
     def _ends(self) -> None:
         if self.anatomy.final_norm is not None and None in self.norms:
@@ -104,36 +104,36 @@ class Hooks:
 
             self._register(self.model.register_forward_hook(logits))
 
-    def _entering(self, layer: int, x: Tensor, given: Tensor | None, first: bool) -> Tensor:
+    def _entering(self, layer: int, x: Tensor, resid: Tensor | None, first: bool) -> Tensor:
         plan = self.plan
-        x = x if given is None else given.to(x)
+        x = x if resid is None else resid.to(x)
         if first and plan.gradients and not x.requires_grad:
             x = x.detach().requires_grad_()
-        if layer == 0 and given is None:
+        if layer == 0 and resid is None:
             x = plan.visit("embed", None, x)
         self.resid[layer] = x = plan.visit("resid_pre", layer, x)
         return x
 
-    def _checked(self, layer: int, x: Tensor) -> Tensor:
+    def _check(self, layer: int, x: Tensor) -> Tensor:
         check_finite(x, self.plan.mask, layer)
         return x
 
     def _z(self, layer: int, n_heads: int, x: Tensor) -> Tensor:
         z = x.reshape(*self.plan.shape, n_heads, -1)
-        changed = self.z[layer] = self.plan.visit("z", layer, z)
-        return x if changed is z and not self.plan.gradients else changed.reshape(x.shape)
+        result = self.z[layer] = self.plan.visit("z", layer, z)
+        return x if result is z and not self.plan.gradients else result.reshape(x.shape)
 
     def _attn_out(self, layer: int, x: Tensor, took: Tensor | None, middle: bool) -> Tensor:
         plan, scale = self.plan, self.anatomy.stream[layer].attn_scale
-        given = x if x.shape[:2] == plan.shape else x.reshape(*plan.shape, -1)
-        out = given if scale == 1.0 else given * scale
+        output = x if x.shape[:2] == plan.shape else x.reshape(*plan.shape, -1)
+        out = output if scale == 1.0 else output * scale
         if layer in self.writers:
             out = self._head_out(layer, out, took)
         out = plan.visit("attn_out", layer, out)
         if middle:
             stream = self.resid[layer] + out
-            changed = plan.visit("resid_mid", layer, stream)
-            out = changed - self.resid[layer] if plan.gradients else out + (changed - stream)
+            result = plan.visit("resid_mid", layer, stream)
+            out = result - self.resid[layer] if plan.gradients else out + (result - stream)
         return (out if scale == 1.0 else out / scale).reshape(x.shape)
 
     def _head_out(self, layer: int, out: Tensor, took: Tensor | None) -> Tensor:
@@ -142,12 +142,12 @@ class Hooks:
         new = self.plan.visit("head_out", layer, old.clone() if self.plan.gradients else old)
         return out if new is old else out + (new - old).sum(2)
 
-    def _scaled(self, kind: str, layer: int, x: Tensor, scale: float) -> Tensor:
+    def _at_scale(self, kind: str, layer: int, x: Tensor, scale: float) -> Tensor:
         if scale == 1.0:
             return self.plan.spread(kind, layer, x)
-        seen = x * scale
-        changed = self.plan.spread(kind, layer, seen)
-        return x if changed is seen and not self.plan.gradients else changed / scale
+        value = x * scale
+        result = self.plan.spread(kind, layer, value)
+        return x if result is value and not self.plan.gradients else result / scale
 
     def _norm(self, norm: nn.Module, layer: int | None) -> None:
         def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
@@ -160,8 +160,8 @@ class Hooks:
     def _before(self, module: nn.Module, change: Visit) -> None:
         spread = self.anatomy.shards
         if spread is not None and takes_part(module):
-            seen = change
-            change = lambda x: spread.local(seen(spread.gather(x, -1)), -1)  # noqa: E731
+            inner = change
+            change = lambda x: spread.local(inner(spread.gather(x, -1)), -1)  # noqa: E731
 
         def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
             if not self.plan.on:
@@ -174,9 +174,9 @@ class Hooks:
         self._register(module.register_forward_pre_hook(hook, with_kwargs=True))
 
     def _after(self, module: nn.Module, change: Visit) -> None:
-        self._written(module, lambda x, _: change(x))
+        self._on_output(module, lambda x, _: change(x))
 
-    def _written(self, module: nn.Module, change: Callable[[Tensor, Tensor | None], Tensor]) -> None:
+    def _on_output(self, module: nn.Module, change: Callable[[Tensor, Tensor | None], Tensor]) -> None:
         def hook(_: nn.Module, args: tuple, output: Any) -> Any:
             if not self.plan.on:
                 return None
@@ -197,12 +197,12 @@ def _width(norm: nn.Module) -> int:
 
 def _once(visit: Visit) -> Visit:
     """The same visit for several modules that take one tensor: it happens once."""
-    seen: list[tuple[Tensor, Tensor]] = []
+    memory: list[tuple[Tensor, Tensor]] = []
 
     def change(x: Tensor) -> Tensor:
-        if not seen or seen[0][0] is not x:
-            seen[:] = [(x, visit(x))]
-        return seen[0][1]
+        if not memory or memory[0][0] is not x:
+            memory[:] = [(x, visit(x))]
+        return memory[0][1]
 
     return change
 

@@ -1,4 +1,4 @@
-"""Norms inside attention, between its input and the softmax: found, let through, and read off by what they do."""
+"""Norms of q, k and v inside attention, fitted to what they do to random inputs."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def bypassed(norms: Sequence[nn.Module]) -> Iterator[None]:
 def inner_norms(feeder: Feeder, part: AttentionPart, width: int) -> tuple[nn.Module, ...]:
     """Leaves that run inside the attention module before its attention call, keep the shape, and forget the scale."""
     norms: list[nn.Module] = []
-    for leaf, (given, shape) in _watched(feeder, part, _leaves(part.module), width).items():
-        same = shape == given.shape and given.is_floating_point()
-        if same and _forgets_scale(leaf, given.shape):
+    for leaf, (entry, shape) in _leaf_inputs(feeder, part, _leaves(part.module), width).items():
+        same = shape == entry.shape and entry.is_floating_point()
+        if same and _forgets_scale(leaf, entry.shape):
             norms.append(leaf)
     return tuple(norms)
 
@@ -52,23 +52,23 @@ def read_inner(
     if not norms:
         return None, None, None
     rows = torch.randn(ROWS, width, generator=torch.Generator().manual_seed(1))
-    seen = _watched(feeder, part, norms, width)
+    records = _leaf_inputs(feeder, part, norms, width)
     with bypassed(norms):
         raw = _qkv(feeder, part, rows)
     full = _qkv(feeder, part, rows)
     later = _after_rotary(feeder, part, norms, width)
-    found: list[HeadNorm | None] = [None, None, None]
+    fits: list[HeadNorm | None] = [None, None, None]
     for i, name in enumerate(("queries", "keys", "values")):
         acting = [n for n in norms if not torch.equal(raw[i], _alone(feeder, part, norms, n, rows)[i])]
         if acting:
-            eps = read_eps(acting[0], tuple(seen[acting[0]][0].shape[1:]))
-            found[i] = _fit(raw[i], full[i], eps, acting[0] in later, f"layer {part.layer}: norm of {name}")
-    return found[0], found[1], found[2]
+            eps = read_eps(acting[0], tuple(records[acting[0]][0].shape[1:]))
+            fits[i] = _fit(raw[i], full[i], eps, acting[0] in later, f"layer {part.layer}: norm of {name}")
+    return fits[0], fits[1], fits[2]
 
 
 def _qkv(feeder: Feeder, part: AttentionPart, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    fed = feeder(part, rows)
-    return fed.q[:, 0], fed.k[:, 0], fed.v[:, 0]
+    call = feeder(part, rows)
+    return call.q[:, 0], call.k[:, 0], call.v[:, 0]
 
 
 def _alone(
@@ -83,15 +83,15 @@ def _leaves(module: nn.Module) -> list[nn.Module]:
     return [m for m in module.modules() if m is not module and next(m.children(), None) is None]
 
 
-def _watched(
+def _leaf_inputs(
     feeder: Feeder, part: AttentionPart, leaves: Sequence[nn.Module], width: int, position: int = 0
 ) -> dict[nn.Module, tuple[Tensor, torch.Size]]:
     """Input and shape of the output of each leaf that runs before attention, for one random token."""
-    seen: dict[nn.Module, tuple[Tensor, torch.Size]] = {}
+    records: dict[nn.Module, tuple[Tensor, torch.Size]] = {}
 
     def hook(module: nn.Module, args: tuple, output: object) -> None:
         if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
-            seen[module] = (args[0], output.shape)
+            records[module] = (args[0], output.shape)
 
     handles = [leaf.register_forward_hook(hook) for leaf in leaves]
     try:
@@ -99,14 +99,14 @@ def _watched(
     finally:
         for handle in handles:
             handle.remove()
-    return seen
+    return records
 
 
 def _after_rotary(feeder: Feeder, part: AttentionPart, norms: Sequence[nn.Module], width: int) -> frozenset[nn.Module]:
     """Norms whose input changes with the position of the token."""
     if feeder.context is not None and feeder.context <= LATER:
         return frozenset()
-    first, later = (_watched(feeder, part, norms, width, position) for position in (0, LATER))
+    first, later = (_leaf_inputs(feeder, part, norms, width, position) for position in (0, LATER))
     return frozenset(n for n in norms if not torch.allclose(first[n][0], later[n][0][: len(first[n][0])]))
 
 
@@ -119,18 +119,18 @@ def _forgets_scale(leaf: nn.Module, shape: torch.Size) -> bool:
 
 
 def _fit(
-    raw: Float[Tensor, "row head d"], normed: Float[Tensor, "row head d"], eps: float, after_rotary: bool, what: str
+    raw: Float[Tensor, "row head d"], after: Float[Tensor, "row head d"], eps: float, after_rotary: bool, what: str
 ) -> HeadNorm:
-    """The norm that takes `raw` to `normed`: per head or whole, centred or not, whichever form fits."""
+    """The norm that takes `raw` to `after`: per head or whole, centred or not, whichever form fits."""
     best: tuple[float, HeadNorm] | None = None
-    target = normed.double()
+    target = after.double()
     for whole in (False, True):
         for centred in (False, True):
             plain = HeadNorm.plain(raw.shape[1:], eps, centred=centred, whole=whole, after_rotary=after_rotary)
             unit = plain(raw.double())
-            spread = unit - unit.mean(0)
-            variance = spread.square().sum(0)
-            gain = (spread * target).sum(0) / variance.where(variance > 0, torch.ones_like(variance))
+            deviation = unit - unit.mean(0)
+            variance = deviation.square().sum(0)
+            gain = (deviation * target).sum(0) / variance.where(variance > 0, torch.ones_like(variance))
             gain = gain.where(variance > 0, torch.ones_like(gain))
             bias = target.mean(0) - gain * unit.mean(0)
             error = float((gain * unit + bias - target).norm() / target.norm().clamp(min=1e-30))

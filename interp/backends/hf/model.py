@@ -1,4 +1,4 @@
-"""The default backend: a transformers model, its attention interface, and nothing else. The model is left untouched."""
+"""`HFModel`, the default backend: a transformers model run through its attention interface, left untouched."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from interp.backends.base import ModuleModel, sliding_window
 from interp.backends.checkpoint import Checkpoint
 from interp.backends.hf.anatomy import observe
 from interp.backends.hf.existence import check_exists
-from interp.backends.hf.generation import generated, needs_attention, standing
+from interp.backends.hf.generation import generation, needs_attention, standing
 from interp.backends.hf.hooks import Hooks
 from interp.backends.hf.read_reads import read_reads
 from interp.backends.hf.read_weights import read_weights
@@ -122,7 +122,7 @@ class HFModel(ModuleModel):
         plan = self._plan(capture, edits, gradients=gradients)
         check_reached(plan, self.info.n_layers, start=start, stop=stop, shape=(*batch.ids.shape, self.info.d_model))
         rows, n = batch.ids.shape
-        check_memory(plan.wanted, self.info, (rows, n), self.device, d_mlp=self._d_mlp, logits=stop is None)
+        check_memory(plan.captures, self.info, (rows, n), self.device, d_mlp=self._d_mlp, logits=stop is None)
         logits = self._forward(batch, plan, start=start, stop=stop)
         return Run(logits, plan.acts)
 
@@ -137,24 +137,24 @@ class HFModel(ModuleModel):
     ) -> AttentionRun:
         """Answers to `statistics`, each [layer batch head ...]; the pass ends after the last layer asked for."""
         batch = self.batch(tokens)
-        asked = self.info.attention_layers if layers is None else tuple(layers)
-        if not asked:
+        layers = self.info.attention_layers if layers is None else tuple(layers)
+        if not layers:
             raise SiteError("no layers asked for; leave `layers` out for all of them")
-        unknown = sorted(set(asked) - set(self.info.attention_layers))
+        unknown = sorted(set(layers) - set(self.info.attention_layers))
         if unknown:
             raise SiteError(f"layer {unknown[0]} has no attention; layers with attention: {self.info.attention_layers}")
         plan = self._plan((), edits)
-        for layer in asked:
+        for layer in layers:
             if plan.edited(layer, "pattern"):
                 raise refuse(plan.edits["pattern", layer][0], PATTERN_STATISTICS)
-        recorder = Recorder(statistics, asked, method, last=max(asked), padded=batch.padded)
+        recorder = Recorder(statistics, layers, method, last=max(layers), padded=batch.padded)
         self._forward(batch, plan, recorder=recorder)
         spread = self.anatomy.shards
         if spread is not None:
             for answers in recorder.answers.values():
                 answers.update({name: spread.gather(x, 1) for name, x in answers.items()})
-        values = {name: torch.stack([recorder.answers[layer][name].cpu() for layer in asked]) for name in statistics}
-        return AttentionRun(asked, values)
+        values = {name: torch.stack([recorder.answers[layer][name].cpu() for layer in layers]) for name in statistics}
+        return AttentionRun(layers, values)
 
     def generate(self, prompts: Prompts, *, edits: Sequence[Edit] = (), **options: Any) -> Tensor:
         """Token ids [batch pos], prompts included (padded on the left), from transformers' own `generate`.
@@ -165,7 +165,7 @@ class HFModel(ModuleModel):
         rows = Batch.of(prompts, self.tokenizer, side="left")
         batch = self.batch(rows)
         with self.editing(edits):
-            return generated(self.torch_module, batch, self._standing[-1], options)
+            return generation(self.torch_module, batch, self._standing[-1], options)
 
     @contextlib.contextmanager
     def editing(self, edits: Sequence[Edit]) -> Iterator[None]:
@@ -185,11 +185,13 @@ class HFModel(ModuleModel):
 
     def _plan(self, capture: Capture, edits: Sequence[Edit], *, gradients: bool = False) -> Pass:
         """What a run has to do, the edits of a context around it first; places that do not exist are refused."""
-        wanted = captures(capture, self.info)
-        changed = changes(edits, self.info)
+        by_place = captures(capture, self.info)
+        edits_by_place = changes(edits, self.info)
         for plan in self._standing[-1:]:
-            changed = {p: [*plan.edits.get(p, ()), *changed.get(p, ())] for p in {**plan.edits, **changed}}
-        plan = Pass(wanted, changed, gradients=gradients, clones=self.anatomy.overwrites)
+            edits_by_place = {
+                p: [*plan.edits.get(p, ()), *edits_by_place.get(p, ())] for p in {**plan.edits, **edits_by_place}
+            }
+        plan = Pass(by_place, edits_by_place, gradients=gradients, clones=self.anatomy.overwrites)
         check_exists(plan, self.anatomy)
         return plan
 

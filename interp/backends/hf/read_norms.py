@@ -1,4 +1,4 @@
-"""What a norm computes, read off by what it does rather than from a parameter's name."""
+"""Norms as values: kind, gain, bias and eps from outputs, not from parameter names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a layer reads the stream: the norms before its attention and its MLP, and which stream the MLP takes."""
+"""`Reads` of a layer: the norms before its attention and its MLP, and which stream the MLP takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The matrices of attention, read off the modules by feeding them a basis.
+"""Matrices of attention, from the outputs of its modules on a basis.
 
 Fused projections, interleaved layouts, transposed weights, quantised layers: whatever the module computes is the
 matrix. q, k and v at position 0 are affine in the attention input once the norms inside attention are let through, so
@@ -76,9 +76,9 @@ class _Reader:
         test = torch.randn(1, self.width, generator=torch.Generator().manual_seed(0))
         rows = torch.cat([torch.zeros(1, self.width), torch.eye(self.width), test])
         with bypassed(self.inner(part)):
-            fed = self.feeder(part, rows)
-        found = []
-        for name, x in (("queries", fed.q[:, 0]), ("keys", fed.k[:, 0]), ("values", fed.v[:, 0])):
+            call = self.feeder(part, rows)
+        matrices = []
+        for name, x in (("queries", call.q[:, 0]), ("keys", call.k[:, 0]), ("values", call.v[:, 0])):
             bias, matrix, want = x[0], x[1:-1] - x[0], x[-1]
             ours = torch.einsum("m,mhd->hd", test[0].to(x), matrix) + bias
             if not torch.allclose(ours, want, rtol=1e-3, atol=1e-3 * float(want.abs().max())):
@@ -86,8 +86,8 @@ class _Reader:
                     f"layer {part.layer}: {name} are not affine in the attention input, so there is no matrix; norms "
                     f"let through: {len(self.inner(part))}"
                 )
-            found.append((matrix.transpose(0, 1), bias))
-        return found
+            matrices.append((matrix.transpose(0, 1), bias))
+        return matrices
 
     def turns(
         self, part: AttentionPart, positions: Sequence[int]
@@ -96,11 +96,11 @@ class _Reader:
         at = sorted({0, *positions})
         rows = torch.randn(max(64, 2 * part.d_head), self.width, generator=torch.Generator().manual_seed(4))
         with bypassed(self.inner(part)):
-            fed = self.feeder(part, rows, at)
+            call = self.feeder(part, rows, at)
         index = [at.index(p) for p in positions]
         q, k = (
             torch.stack([_turn(x[:, at.index(0)], x[:, i], f"layer {part.layer}, position {at[i]}") for i in index])
-            for x in (fed.q, fed.k)
+            for x in (call.q, call.k)
         )
         return q, k
 

@@ -1,4 +1,4 @@
-"""What attention and MLP write to the stream, as one linear map each: projection, norm behind it, multiplier."""
+"""`Writes` of a layer: attention and MLP as one linear map each, of projection, norm behind it and multiplier."""
 
 from __future__ import annotations
 

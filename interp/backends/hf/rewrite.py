@@ -1,4 +1,4 @@
-"""Inside the attention function: edits of q, k, v; patterns captured or edited, and z made of them."""
+"""Edits and captures inside attention: q, k and v changed, patterns captured or edited, z made of them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from interp.attention import Call, Recorder
-from interp.attention.dense import pair_scores, pair_values, spans
+from interp.attention.dense import pair_scores, pair_values, query_spans
 from interp.backends.hf.shards import Shards
 from interp.backends.plan.capture import Pass
-from interp.backends.plan.places import Wanted, narrow
+from interp.backends.plan.places import SiteCapture, narrow
 from interp.edits import Edit, Tile, edit_pattern, edit_scores, softmax
-from interp.edits.where import heads_of, row_index
+from interp.edits.where import row_index, site_heads
 from interp.sites import Site
 
 INSIDE = ("q", "k", "v", "pattern")  # kinds that exist only inside the attention function
@@ -37,18 +37,18 @@ def connect(recorder: Recorder, plan: Pass, spread: Shards | None = None) -> Rec
         if not plan.on or not plan.asks(layer, "pattern"):
             return z
         if spread is None:
-            return mixed(layer, call, z)
-        return spread.local(mixed(layer, spread.whole(call), spread.gather(z, 2)), 2)
+            return mix_heads(layer, call, z)
+        return spread.local(mix_heads(layer, spread.whole(call), spread.gather(z, 2)), 2)
 
-    def mixed(layer: int, call: Call, z: Tensor) -> Tensor:
+    def mix_heads(layer: int, call: Call, z: Tensor) -> Tensor:
         place = ("pattern", layer)
-        edits, wanted = plan.edits.get(place, ()), plan.wanted.get(place, ())
-        whole = sorted({h for w in wanted for h in heads_of(w.site, call.query.shape[1])})
+        edits, captures = plan.edits.get(place, ()), plan.captures.get(place, ())
+        whole = sorted({h for w in captures for h in site_heads(w.site, call.query.shape[1])})
         if edits:
-            touched = _touched(call, edits)
-            touched[:, whole] = False
-            z = _edited_pairs(plan, layer, call, z, edits, touched)
-        return _captured(plan, layer, call, z, edits, wanted, whole) if wanted else z
+            hits = _hits(call, edits)
+            hits[:, whole] = False
+            z = _edit_pairs(plan, layer, call, z, edits, hits)
+        return _capture(plan, layer, call, z, edits, captures, whole) if captures else z
 
     recorder.change, recorder.mix = change, mix
     return recorder
@@ -59,55 +59,61 @@ def pattern(
 ) -> Tensor:
     """p_ij of some pairs and query rows, [pair query key], after the edits."""
     rows, heads = pairs
-    scores, seen = pair_scores(call, rows, heads, span)
-    tile = Tile(rows, heads, seen, plan.mask, call.query.shape[1], call.mask.n_query, span.start, call.mask.offset)
+    scores, visible = pair_scores(call, rows, heads, span)
+    tile = Tile(rows, heads, visible, plan.mask, call.query.shape[1], call.mask.n_query, span.start, call.mask.offset)
     scores = edit_scores(scores, tile, edits)
     p = softmax(scores, None if call.sinks is None else call.sinks[heads])
     return edit_pattern(p, tile, edits, layer=layer)
 
 
-def _touched(call: Call, edits: Sequence[Edit]) -> Bool[Tensor, "batch head"]:
+def _hits(call: Call, edits: Sequence[Edit]) -> Bool[Tensor, "batch head"]:
     """Heads of batch rows whose pattern some edit means."""
     n_heads = call.query.shape[1]
-    touched = torch.zeros(call.query.shape[:2], dtype=torch.bool, device=call.query.device)
+    hits = torch.zeros(call.query.shape[:2], dtype=torch.bool, device=call.query.device)
     for edit in edits:
-        rows = row_index(edit.rows, len(touched), edit.site, touched.device)
-        touched[rows[:, None], torch.tensor(heads_of(edit.site, n_heads), device=touched.device)] = True
-    return touched
+        rows = row_index(edit.rows, len(hits), edit.site, hits.device)
+        hits[rows[:, None], torch.tensor(site_heads(edit.site, n_heads), device=hits.device)] = True
+    return hits
 
 
-def _edited_pairs(
-    plan: Pass, layer: int, call: Call, z: Tensor, edits: Sequence[Edit], touched: Bool[Tensor, "batch head"]
+def _edit_pairs(
+    plan: Pass, layer: int, call: Call, z: Tensor, edits: Sequence[Edit], hits: Bool[Tensor, "batch head"]
 ) -> Tensor:
     """z with the touched heads computed anew, a tile of query rows at a time."""
-    rows, heads = touched.nonzero(as_tuple=True)
+    rows, heads = hits.nonzero(as_tuple=True)
     if not len(rows):
         return z
     values = pair_values(call, rows, heads)
     parts = [
         (pattern(plan, layer, call, (rows, heads), span, edits).to(values.dtype) @ values)
-        for span in spans(call, len(rows))
+        for span in query_spans(call, len(rows))
     ]
     z = z.clone()
     z[rows, :, heads] = torch.cat(parts, dim=1)
     return z
 
 
-def _captured(
-    plan: Pass, layer: int, call: Call, z: Tensor, edits: Sequence[Edit], wanted: Sequence[Wanted], heads: list[int]
+def _capture(
+    plan: Pass,
+    layer: int,
+    call: Call,
+    z: Tensor,
+    edits: Sequence[Edit],
+    captures: Sequence[SiteCapture],
+    heads: list[int],
 ) -> Tensor:
     """Patterns of the heads asked for, kept; z of these heads is made of them where that can make a difference."""
     batch = call.query.shape[0]
     head = torch.tensor(heads, device=z.device)
     pairs = torch.arange(batch, device=z.device).repeat_interleave(len(heads)), head.repeat(batch)
-    parts = [pattern(plan, layer, call, pairs, span, edits) for span in spans(call, len(pairs[0]))]
+    parts = [pattern(plan, layer, call, pairs, span, edits) for span in query_spans(call, len(pairs[0]))]
     p = torch.cat(parts, dim=1).unflatten(0, (batch, len(heads))).to(call.query.dtype)
-    for w in wanted:
+    for w in captures:
         local = replace(w, site=Site("pattern", layer, head=_place(w.site, heads), position=w.site.position))
-        kept = local.take(p, plan.mask)
-        plan.acts[w.site] = kept
-        if plan.gradients and w.reducer is None and kept is not p:
-            p = _rebuilt(p, kept, local.site, plan)
+        part = local.take(p, plan.mask)
+        plan.acts[w.site] = part
+        if plan.gradients and w.reducer is None and part is not p:
+            p = _rebuild(p, part, local.site, plan)
     if not (edits or plan.gradients):
         return z
     values = pair_values(call, *pairs)
@@ -120,8 +126,8 @@ def _place(site: Site, heads: Sequence[int]) -> int | None:
     return None if site.head is None else list(heads).index(site.head)
 
 
-def _rebuilt(p: Tensor, kept: Tensor, site: Site, plan: Pass) -> Tensor:
+def _rebuild(p: Tensor, part: Tensor, site: Site, plan: Pass) -> Tensor:
     """A pattern made of the part that was kept, so that gradients reach it."""
     index = torch.arange(p.numel(), device=p.device).view(p.shape)
     where = narrow(index, site, plan.mask)
-    return p.flatten().index_copy(0, where.flatten(), kept.flatten()).view(p.shape)
+    return p.flatten().index_copy(0, where.flatten(), part.flatten()).view(p.shape)

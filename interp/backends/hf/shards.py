@@ -1,4 +1,4 @@
-"""Heads and neurons spread over processes (tensor parallelism): gathered to be looked at, handed back in parts.
+"""`Shards`: heads and neurons spread over processes (tensor parallelism), gathered for a look and cut up again.
 
 transformers shards a family that has a plan: each process holds some heads of every layer, and a slice of every MLP.
 The residual stream is whole everywhere. Each process applies the same edits to the whole of an activation and keeps
@@ -49,10 +49,12 @@ class Shards:
 
     def agree(self, numbers: tuple[int, ...], what: str) -> None:
         """Raise BackendError unless every process has the same numbers."""
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, numbers, group=self.group)
-        if len(set(found)) > 1:
-            raise BackendError(f"processes hold different {what}: {found}; use a number of processes that divides them")
+        answers: list[Any] = [None] * self.size
+        dist.all_gather_object(answers, numbers, group=self.group)
+        if len(set(answers)) > 1:
+            raise BackendError(
+                f"processes hold different {what}: {answers}; use a number of processes that divides them"
+            )
 
 
 def shards(model: nn.Module) -> Shards | None:

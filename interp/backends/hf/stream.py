@@ -1,4 +1,4 @@
-"""What a layer adds to its residual stream, and where: found by arithmetic, so that no number can be wrong unseen.
+"""`StreamPart`: the modules that write a layer's share of the residual stream, verified by arithmetic.
 
 A layer is understood when `resid_post - resid_pre = a * attn + m * mlp` for the outputs of two of its modules (a = m =
 1 but for residual multipliers). If a module takes `resid_pre + a * attn`, that is `resid_mid`; if none does, attention
@@ -54,16 +54,16 @@ def stream_part(layer: int, block: str, attention: str | None, events: Sequence[
         return _none(f"layer {layer} has no attention, and what else it is made of is not told apart")
     inside = [e for e in events if e.within(block)]
     x, delta = own.inputs[0], own.outputs[0].double() - own.inputs[0].double()
-    called = next(e for e in inside if e.path == attention)
-    chain = _chain(called.outputs[0], inside)
+    call = next(e for e in inside if e.path == attention)
+    chain = _chain(call.outputs[0], inside)
     others = [e for e in inside if not e.within(attention) and e.path != attention]
     outputs = [e for e in others if _stream_like(e, x) and e.gave[0] not in set(map(identity, chain))]
-    found = next(_fits(x, delta, chain, outputs), None)
-    if found is None:
+    fit = next(_fits(x, delta, chain, outputs), None)
+    if fit is None:
         return _none(f"what layer {layer} adds to its input is not attention plus MLP, each times a number")
-    attn, a, mlp, m = found
-    written = _last_giving(identity(attn), inside)
-    readers = [e for e in inside[inside.index(called) :] if _reads(e, x, attn, a)]
+    attn, a, mlp, m = fit
+    writer = _last_giving(identity(attn), inside)
+    readers = [e for e in inside[inside.index(call) :] if _reads(e, x, attn, a)]
     middle = next(iter(_outermost([e for e in readers if e.took[0] == readers[0].took[0]])), None)
     missing = {}
     if middle is None:
@@ -73,8 +73,8 @@ def stream_part(layer: int, block: str, attention: str | None, events: Sequence[
         )
     if mlp is None:
         missing |= dict.fromkeys(OF_MLP, f"layer {layer} adds nothing but attention: it has no MLP")
-        return StreamPart(written.module, a, middle, missing=missing)
-    return _with_mlp(layer, StreamPart(written.module, a, middle, missing=missing), (mlp, m), others, x)
+        return StreamPart(writer.module, a, middle, missing=missing)
+    return _with_mlp(layer, StreamPart(writer.module, a, middle, missing=missing), (mlp, m), others, x)
 
 
 def _none(why: str, more: tuple[str, ...] = ()) -> StreamPart:
@@ -86,9 +86,9 @@ def _stream_like(event: Event, x: Tensor) -> bool:
     return bool(event.outputs) and event.outputs[0].numel() == x.numel() and event.outputs[0].shape[-1] == x.shape[-1]
 
 
-def _chain(given: Tensor, events: Sequence[Event]) -> list[Tensor]:
+def _chain(tensor: Tensor, events: Sequence[Event]) -> list[Tensor]:
     """A tensor and what norms and dropouts made of it, in order."""
-    chain = [given]
+    chain = [tensor]
     for e in events:
         passes = e.is_norm or (e.is_leaf and not list(e.module.parameters(recurse=False)))
         if passes and e.outputs and e.took[:1] == (identity(chain[-1]),) and e.gave[0] != identity(chain[-1]):
@@ -143,16 +143,16 @@ def _outermost(events: Sequence[Event]) -> tuple[nn.Module, ...]:
 
 
 def _with_mlp(layer: int, part: StreamPart, mlp: tuple[Tensor, float], others: list[Event], x: Tensor) -> StreamPart:
-    given, scale = mlp
-    written = _last_giving(identity(given), others)
-    last = next((e for e in reversed(others) if e.is_projection and _becomes(e, given, others)), None)
+    output, scale = mlp
+    writer = _last_giving(identity(output), others)
+    last = next((e for e in reversed(others) if e.is_projection and _becomes(e, output, others)), None)
     missing = dict(part.missing)
     if last is None:
         missing["mlp_post"] = (
             f"the MLP output of layer {layer} is not that of one projection (a mixture of experts?), "
             "so there is no one set of neurons"
         )
-        first = written
+        first = writer
     else:
         first = next(e for e in others if e.is_projection)
     read = first.took[0] if first.inputs and first.inputs[0].shape[-1] == x.shape[-1] else None
@@ -165,22 +165,22 @@ def _with_mlp(layer: int, part: StreamPart, mlp: tuple[Tensor, float], others: l
         mlp_norm=None if read is None else source(others, read),
         mlp_in=outermost,
         mlp_post=None if last is None else last.module,
-        mlp_whole=_whole([e for e in takers if e.module in outermost], given, written),
-        mlp_out=written.module,
+        mlp_whole=_whole([e for e in takers if e.module in outermost], output, writer),
+        mlp_out=writer.module,
         mlp_scale=scale,
         missing=missing,
     )
 
 
-def _whole(takers: Sequence[Event], given: Tensor, written: Event) -> tuple[nn.Module, ...]:
+def _whole(takers: Sequence[Event], output: Tensor, writer: Event) -> tuple[nn.Module, ...]:
     """The one module that takes the MLP's input, with the norm behind it if there is one, where they are all of it."""
     if len(takers) != 1 or len(takers[0].inputs) != 1:
         return ()
-    if takers[0].gave[:1] == (identity(given),):
+    if takers[0].gave[:1] == (identity(output),):
         return (takers[0].module,)
-    return (takers[0].module, written.module) if written.took[:1] == takers[0].gave[:1] else ()
+    return (takers[0].module, writer.module) if writer.took[:1] == takers[0].gave[:1] else ()
 
 
-def _becomes(event: Event, given: Tensor, events: Sequence[Event]) -> bool:
-    """Whether what a module gives is `given`, but for norms and dropouts."""
-    return bool(event.outputs) and identity(given) in set(map(identity, _chain(event.outputs[0], events)))
+def _becomes(event: Event, tensor: Tensor, events: Sequence[Event]) -> bool:
+    """Whether what a module gives is `tensor`, but for norms and dropouts."""
+    return bool(event.outputs) and identity(tensor) in set(map(identity, _chain(event.outputs[0], events)))

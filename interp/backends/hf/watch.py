@@ -1,4 +1,4 @@
-"""One short forward pass with a hook on every module: who took and gave which tensors, in order.
+"""Events of one short forward pass: which module took and gave which tensors, in order.
 
 Two tokens are run with our attention function. Their embeddings are replaced by small noise: a layer's arithmetic
 holds for any input, and a checkpoint's own embeddings may be zero just where it would have to show.

@@ -86,9 +86,9 @@ class EagerAttention(TorchFunctionMode):
     def _product(self, func: Any, args: tuple, kwargs: dict) -> Any:
         operands = [*args]
         names = ("batch1", "batch2") if func in _ADDED_PRODUCT else ("input", "other")
-        given = {**dict(zip(("input", *names) if func in _ADDED_PRODUCT else names, operands, strict=False)), **kwargs}
-        left, right = given.get(names[0]), given.get(names[1], given.get("mat2"))
-        if not isinstance(left, Tensor) or not isinstance(right, Tensor) or not self._attention_shaped(left):
+        inputs = {**dict(zip(("input", *names) if func in _ADDED_PRODUCT else names, operands, strict=False)), **kwargs}
+        left, right = inputs.get(names[0]), inputs.get(names[1], inputs.get("mat2"))
+        if not isinstance(left, Tensor) or not isinstance(right, Tensor) or not self._is_attention_shaped(left):
             return func(*args, **kwargs)
         if self.stage == "scores" and left.shape[-2] == self.n_query and right.shape[-1] >= self.n_query:
             self.stage = "pattern"
@@ -99,25 +99,25 @@ class EagerAttention(TorchFunctionMode):
         else:
             return func(*args, **kwargs)
         if func in _ADDED_PRODUCT:
-            rest = {k: v for k, v in given.items() if k in ("beta", "alpha")}
-            out = func(given["input"], left, right, **rest)
+            factors = {k: v for k, v in inputs.items() if k in ("beta", "alpha")}
+            out = func(inputs["input"], left, right, **factors)
         else:
             out = func(left, right)
         return self._through("z", out) if self.stage == "done" else out
 
     def _softmax(self, func: Any, args: tuple, kwargs: dict) -> Any:
         scores, n_key = self._heads(args[0]), self._n_key
-        seen = scores[..., :n_key] > self.masked
-        self.visible = seen[:, 0]
-        changed = self.visit(self._layer, "scores", scores[..., :n_key])
-        edited = changed.data_ptr() != scores.data_ptr()
-        if edited:  # keys knocked out are -inf: no mass, and none for the masked either when no key is left
-            seen = seen & ~torch.isneginf(changed)
-            changed = changed.masked_fill(~seen.any(-1, keepdim=True), 0.0)
-            scores = torch.cat([changed, scores[..., n_key:]], -1)
+        visible = scores[..., :n_key] > self.masked
+        self.visible = visible[:, 0]
+        result = self.visit(self._layer, "scores", scores[..., :n_key])
+        is_edited = result.data_ptr() != scores.data_ptr()
+        if is_edited:  # keys knocked out are -inf: no mass, and none for the masked either when no key is left
+            visible = visible & ~torch.isneginf(result)
+            result = result.masked_fill(~visible.any(-1, keepdim=True), 0.0)
+            scores = torch.cat([result, scores[..., n_key:]], -1)
         full = self._heads(func(scores.reshape(args[0].shape), *args[1:], **kwargs))
         self.slot = full[..., n_key] if full.shape[-1] > n_key else None
-        pattern = full[..., :n_key].masked_fill(~seen, 0.0) if edited else full[..., :n_key]
+        pattern = full[..., :n_key].masked_fill(~visible, 0.0) if is_edited else full[..., :n_key]
         pattern = self.visit(self._layer, "pattern", pattern)
         self.stage = "values"
         pattern = pattern if self.slot is None else torch.cat([pattern, full[..., n_key:]], -1)
@@ -127,7 +127,7 @@ class EagerAttention(TorchFunctionMode):
     def _layer(self) -> int:
         return -1 if self.layer is None else self.layer
 
-    def _attention_shaped(self, x: Tensor) -> bool:
+    def _is_attention_shaped(self, x: Tensor) -> bool:
         lead = x.shape[:-2].numel()
         return x.ndim >= 3 and lead in (self.batch * self.n_heads, self.batch * self.n_kv_heads)
 
@@ -147,8 +147,8 @@ class EagerAttention(TorchFunctionMode):
         if times <= 1:
             return self.visit(self._layer, kind, view).reshape(x.shape)
         narrow = view[:, ::times]
-        changed = self.visit(self._layer, kind, narrow)
-        return x if changed is narrow and not x.requires_grad else changed.repeat_interleave(times, 1).reshape(x.shape)
+        result = self.visit(self._layer, kind, narrow)
+        return x if result is narrow and not x.requires_grad else result.repeat_interleave(times, 1).reshape(x.shape)
 
 
 _LOOKED_FOR = {

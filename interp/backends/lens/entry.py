@@ -1,4 +1,4 @@
-"""How `interp.load` comes to TransformerLens."""
+"""Entry point of TransformerLens for `interp.load`."""
 
 from __future__ import annotations
 

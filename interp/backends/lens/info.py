@@ -1,4 +1,4 @@
-"""What is recorded of a bridge: its sizes, and what TransformerLens has done to its weights."""
+"""`LensInfo`: a bridge's sizes, and what TransformerLens has done to its weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class LensInfo(ModelInfo):
     weight_processing: dict[str, bool] = field(default_factory=dict)
 
 
-def describe(bridge: Any, parts: LensParts, *, name: str | None, commit: str | None, method: str) -> LensInfo:
+def lens_info(bridge: Any, parts: LensParts, *, name: str | None, commit: str | None, method: str) -> LensInfo:
     """Sizes and traits of a bridge."""
     model, cfg = bridge.original_model, bridge.cfg
     config = model.config.get_text_config()

@@ -20,7 +20,7 @@ from torch import Tensor
 from interp.attention import Statistic, StopForward
 from interp.backends.base import ModuleModel
 from interp.backends.lens.dense import DenseStatistics
-from interp.backends.lens.info import describe
+from interp.backends.lens.info import lens_info
 from interp.backends.lens.parts import observe
 from interp.backends.lens.passing import LensPass
 from interp.backends.lens.visitor import Visitor
@@ -56,7 +56,7 @@ class LensModel(ModuleModel):
         self._standing: tuple[Edit, ...] = ()
         with evaluating(self.torch_module), torch.no_grad():
             self.parts = observe(bridge, self._call)
-        self.info: ModelInfo = describe(bridge, self.parts, name=name, commit=commit, method=METHOD)
+        self.info: ModelInfo = lens_info(bridge, self.parts, name=name, commit=commit, method=METHOD)
 
     def __repr__(self) -> str:
         """One line: name, family and sizes."""
@@ -82,7 +82,7 @@ class LensModel(ModuleModel):
         visitor.check(self.parts.missing)
         shape = (*batch.ids.shape, self.info.d_model)
         check_reached(visitor, self.info.n_layers, start=start, stop=stop, shape=shape)
-        check_memory(visitor.wanted, self.info, visitor.shape, batch.ids.device, logits=stop is None)
+        check_memory(visitor.captures, self.info, visitor.shape, batch.ids.device, logits=stop is None)
         logits = self._forward(batch, LensPass(self.parts, visitor, start=start, stop=stop))
         return Run(logits, visitor.acts)
 
@@ -121,17 +121,17 @@ class LensModel(ModuleModel):
         if method not in {"auto", "naive"}:
             raise BackendError(f"a TransformerLens bridge computes attention densely, not {method!r}; use 'auto'")
         batch = self.batch(tokens)
-        asked = self.info.attention_layers if layers is None else tuple(layers)
-        unknown = sorted(set(asked) - set(self.info.attention_layers))
-        if unknown or not asked:
+        layers = self.info.attention_layers if layers is None else tuple(layers)
+        unknown = sorted(set(layers) - set(self.info.attention_layers))
+        if unknown or not layers:
             what = f"layer {unknown[0]} has no attention" if unknown else "no layers asked for"
             raise SiteError(f"{what}; layers with attention: {self.info.attention_layers}")
-        dense = DenseStatistics(statistics, asked, batch.mask)
+        dense = DenseStatistics(statistics, layers, batch.mask)
         visitor = Visitor(self.info, (), [*self._standing, *edits], batch.mask)
         visitor.check(self.parts.missing)
         self._forward(batch, LensPass(self.parts, visitor, dense=dense))
-        values = {name: torch.stack([dense.answers[layer][name] for layer in asked]) for name in statistics}
-        return AttentionRun(asked, values)
+        values = {name: torch.stack([dense.answers[layer][name] for layer in layers]) for name in statistics}
+        return AttentionRun(layers, values)
 
     def weights(self) -> Weights:
         """Matrices of every layer as they are now, read off the bridge's modules by feeding them a basis."""

@@ -1,4 +1,4 @@
-"""Where a TransformerBridge's sites are: hook points by name, each tried out before it is trusted.
+"""`LensParts`: hook points of a TransformerBridge by site, each tested in a probe pass.
 
 A bridge names its hook points alike for every architecture, but what they hold, and whether a change there reaches the
 output, differs from adapter to adapter. So one short pass is run with noise added at every point used for editing, and
@@ -76,7 +76,7 @@ class LensParts:
 class _Probe:
     """Tensors of the probe pass by (name, layer)."""
 
-    seen: dict[tuple[str, int | None], Tensor] = field(default_factory=dict)
+    tensors: dict[tuple[str, int | None], Tensor] = field(default_factory=dict)
     slot: bool = False
     outputs: dict[int, Any] = field(default_factory=dict)
 
@@ -108,20 +108,20 @@ def observe(bridge: Any, run: Callable[[Tensor], Any]) -> LensParts:
     kv_heads = int(getattr(bridge.cfg, "n_key_value_heads", None) or heads)
     probe = _run(blocks, points, attention, (heads, kv_heads), lambda: run(tokens))
     _check(blocks, points, missing, probe)
-    d_model = probe.seen["resid_pre", 0].shape[-1]
-    d_head, d_value = (probe.seen[kind, next(iter(attention))].shape[-1] for kind in "qv")
+    d_model = probe.tensors["resid_pre", 0].shape[-1]
+    d_head, d_value = (probe.tensors[kind, next(iter(attention))].shape[-1] for kind in "qv")
     tuples = {layer: len(out) for layer, out in probe.outputs.items() if isinstance(out, tuple)}
     sizes = (heads, kv_heads, d_head, d_value, d_model)
     return LensParts(blocks, points, missing, attention, tuples, *sizes, probe.slot)
 
 
-def watched(mode: EagerAttention, attention: dict[int, nn.Module]) -> list[Any]:
+def attention_hooks(mode: EagerAttention, attention: dict[int, nn.Module]) -> list[Any]:
     """Hooks that tell `mode` when each layer's attention begins and ends; to be removed by the caller."""
 
     def before(layer: int) -> Callable:
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            given = (*args, *(kwargs.get(name) for name in ("hidden_states", "query_input")))
-            hidden = next(x for x in given if isinstance(x, Tensor))
+            candidates = (*args, *(kwargs.get(name) for name in ("hidden_states", "query_input")))
+            hidden = next(x for x in candidates if isinstance(x, Tensor))
             mode.enter(layer, hidden.shape[0], hidden.shape[1])
 
         return hook
@@ -163,17 +163,17 @@ def _run(
 
     def keep(name: str, layer: int | None) -> Callable:
         def hook(x: Tensor, hook: Any) -> Tensor:
-            probe.seen[f"given {name}", layer] = x
+            probe.tensors[f"given {name}", layer] = x
             if name in _TRIED:
-                drawn = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
-                x = x + 0.1 * x.float().std().to(x) * drawn.to(x)
-            probe.seen[name, layer] = x
+                noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+                x = x + 0.1 * x.float().std().to(x) * noise.to(x)
+            probe.tensors[name, layer] = x
             return x
 
         return hook
 
     def visit(layer: int, kind: str, x: Tensor) -> Tensor:
-        probe.seen[kind, layer] = x
+        probe.tensors[kind, layer] = x
         probe.slot = probe.slot or mode.slot is not None
         return x
 
@@ -191,7 +191,7 @@ def _run(
             probe.outputs[layer] = output
 
         handles.append((None, block.register_forward_hook(note)))
-    handles += [(None, handle) for handle in watched(mode, attention)]
+    handles += [(None, handle) for handle in attention_hooks(mode, attention)]
     try:
         with mode:
             run()
@@ -214,27 +214,29 @@ def remove(point: Any, handle: Any) -> None:
 def _check(blocks: nn.ModuleList, points: dict[Place, Any], missing: dict[Place, str], probe: _Probe) -> None:
     """Drop what does not hold what its name says, or where a change gets lost."""
     for layer, block in enumerate(blocks):
-        seen = {name: x for (name, at), x in probe.seen.items() if at == layer}
-        added = [seen[kind] for kind in ("attn_out", "mlp_out") if kind in seen]
-        if not _close(sum(added, seen["resid_pre"]), seen["resid_post"]):
+        tensors = {name: x for (name, at), x in probe.tensors.items() if at == layer}
+        writes = [tensors[kind] for kind in ("attn_out", "mlp_out") if kind in tensors]
+        if not _close(sum(writes, tensors["resid_pre"]), tensors["resid_post"]):
             family = type(block.original_component).__name__
             for kind in ("attn_out", "mlp_out"):
                 _drop(
                     points, missing, (kind, layer), f"the bridge's hook does not hold what {family} adds to the stream"
                 )
-        if "mid" not in seen:
+        if "mid" not in tensors:
             missing["resid_mid", layer] = PARALLEL
-        elif ("attn_out", layer) not in points or not _close(seen["mid"], seen["resid_pre"] + seen["attn_out"]):
+        elif ("attn_out", layer) not in points or not _close(
+            tensors["mid"], tensors["resid_pre"] + tensors["attn_out"]
+        ):
             missing["resid_mid", layer] = "what the bridge calls resid_mid is not resid_pre + attn_out"
-        if "mlp_in" in seen and "mlp_first" in seen and not _close(seen["mlp_first"], seen["mlp_in"]):
+        if "mlp_in" in tensors and "mlp_first" in tensors and not _close(tensors["mlp_first"], tensors["mlp_in"]):
             if resolve(block, "mlp.gate") is None:  # no second reader: the projection's own input will do
                 points["mlp_in", layer] = resolve(block, _READS["mlp_first"])
             else:
                 _drop(points, missing, ("mlp_in", layer), _LOST)
-        if "mlp_post" in seen and "mlp_result" in seen:
+        if "mlp_post" in tensors and "mlp_result" in tensors:
             with torch.no_grad():
-                expected = resolve(block, "mlp.out.original_component")(seen["mlp_post"])
-            if not _close(expected.view_as(seen["mlp_result"]), seen["mlp_result"]):
+                expected = resolve(block, "mlp.out.original_component")(tensors["mlp_post"])
+            if not _close(expected.view_as(tensors["mlp_result"]), tensors["mlp_result"]):
                 _drop(points, missing, ("mlp_post", layer), _LOST)
 
 

@@ -1,4 +1,4 @@
-"""One forward pass of a bridge: hooks that bring each activation to the visitor, put on and taken off again."""
+"""`LensPass`: one forward pass of a bridge, with a hook at each place of the plan, removed afterwards."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from interp.attention import StopForward
 from interp.backends.lens.dense import DenseStatistics, HeadOutputs
 from interp.backends.lens.eager import EagerAttention
-from interp.backends.lens.parts import LensParts, remove, resolve, watched
+from interp.backends.lens.parts import LensParts, attention_hooks, remove, resolve
 from interp.backends.lens.visitor import Visitor, as_site
 from interp.backends.plan.checks import check_finite
 from interp.model import Start
@@ -51,17 +51,17 @@ class LensPass:
     def attached(self, dtype: torch.dtype) -> Iterator[None]:
         """Every hook in place; all of them gone afterwards, whatever happened."""
         mode = EagerAttention(self._inside, n_heads=self.parts.n_heads, n_kv_heads=self.parts.n_kv_heads, dtype=dtype)
-        skipped = range(0 if self.start is None else self.start[0])
+        prefix = range(0 if self.start is None else self.start[0])
         try:
             self._attach()
-            for layer in skipped:
+            for layer in prefix:
                 # not by assignment: a bridge component hands unknown attributes on to what it wraps
                 self.parts.blocks[layer].__dict__["forward"] = _passing_through(self.parts.tuples.get(layer))
             self._mode = mode
             with mode if self._handles_attention(mode) else contextlib.nullcontext():
                 yield
         finally:
-            for layer in skipped:
+            for layer in prefix:
                 self.parts.blocks[layer].__dict__.pop("forward", None)
             for point, handle in self._handles:
                 remove(point, handle)
@@ -69,11 +69,11 @@ class LensPass:
 
     def _handles_attention(self, mode: EagerAttention) -> bool:
         """Watch the attention of the layers where something happens inside it."""
-        asked = {} if self.dense is None else dict.fromkeys(self.dense.layers)
+        dense_layers = {} if self.dense is None else dict.fromkeys(self.dense.layers)
         inner = INSIDE | {"head_out"}
-        wanted = {a: m for a, m in self.parts.attention.items() if a in asked or self.visitor.kinds(a) & inner}
-        self._handles += [(None, handle) for handle in watched(mode, wanted)]
-        return bool(wanted)
+        modules = {a: m for a, m in self.parts.attention.items() if a in dense_layers or self.visitor.kinds(a) & inner}
+        self._handles += [(None, handle) for handle in attention_hooks(mode, modules)]
+        return bool(modules)
 
     def _attach(self) -> None:
         points = self.parts.points
@@ -99,8 +99,8 @@ class LensPass:
         """Hook a point; a hook that changes nothing says so by giving None, as bridges expect."""
 
         def hook(x: Tensor, hook: Any) -> Tensor | None:
-            changed = visit(x)
-            return None if changed is x else changed
+            result = visit(x)
+            return None if result is x else result
 
         self._handles.append((point, point.add_hook(hook)))
 
@@ -138,9 +138,9 @@ class LensPass:
         if "resid_mid" in kinds:
             resid = self._resid.pop(layer)
             middle = resid + x
-            changed = self._visit("resid_mid", layer, middle)
-            if changed is not middle or visitor.gradients:
-                x = changed - resid  # no module gives resid_mid: both of its readers see it through what attention adds
+            result = self._visit("resid_mid", layer, middle)
+            if result is not middle or visitor.gradients:
+                x = result - resid  # no module gives resid_mid: both of its readers see it through what attention adds
         return x
 
     def _write(self, layer: int) -> HeadOutputs:
@@ -166,12 +166,12 @@ class LensPass:
             return x
         if kind not in visitor.kinds(layer) and (kind != "z" or "head_out" not in visitor.kinds(layer)):
             return x
-        given = as_site(x)
+        activation = as_site(x)
         # keys and values come with those of the cache in front of them
-        changed = visitor.visit(kind, layer, given, offset=0 if kind in {"k", "v"} else None)
+        result = visitor.visit(kind, layer, activation, offset=0 if kind in {"k", "v"} else None)
         if kind == "z":
-            self._z[layer] = changed
-        return x if changed is given and not visitor.gradients else as_site(changed)
+            self._z[layer] = result
+        return x if result is activation and not visitor.gradients else as_site(result)
 
 
 def _passing_through(outputs: int | None) -> Callable:

@@ -1,4 +1,4 @@
-"""A pass for backends that see attention as dense patterns, and what the lens and nnsight backends share beside it."""
+"""`Visitor`: a pass for backends with dense patterns, and what the lens and nnsight backends share beside it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Visitor(Pass):
 
     def kinds(self, layer: int | None) -> set[str]:
         """What is to happen at a layer."""
-        return {kind for kind, at in {*self.wanted, *self.edits} if at == layer}
+        return {kind for kind, at in {*self.captures, *self.edits} if at == layer}
 
     def check(self, missing: Mapping[Place, str]) -> None:
         """Refuse what the model does not have.
@@ -42,7 +42,7 @@ class Visitor(Pass):
             SiteError: with the reason.
         """
         for place, why in missing.items():
-            for thing in (*(w.site for w in self.wanted.get(place, ())), *self.edits.get(place, ())):
+            for thing in (*(w.site for w in self.captures.get(place, ())), *self.edits.get(place, ())):
                 raise refuse(thing, why)
         for (kind, _), edits in self.edits.items():
             if kind == "norm_scale":
@@ -60,10 +60,10 @@ class Visitor(Pass):
         edits = [e for e in self.edits.get(("pattern", layer), ()) if not edits_scores(e)]
         if edits:
             x = edit_pattern(x.flatten(0, 1), self._tile(x, visible), edits, layer=layer).view_as(x)
-        for wanted in self.wanted.get(("pattern", layer), ()):
-            part = self.acts[wanted.site] = wanted.take(x, self.mask)
-            if self.gradients and wanted.reducer is None and part is not x:
-                x = rebuilt(x, part, wanted.site, self.mask)
+        for capture in self.captures.get(("pattern", layer), ()):
+            part = self.acts[capture.site] = capture.take(x, self.mask)
+            if self.gradients and capture.reducer is None and part is not x:
+                x = rebuilt(x, part, capture.site, self.mask)
         return x
 
     def _tile(self, x: Tensor, visible: Tensor) -> Tile:

@@ -67,10 +67,10 @@ class LensFeeder(Feeder):
         return Call(q, k, v, calls[-1].scale, mask, part.softcap)
 
     def _once(self, part: AttentionPart, hidden: Tensor, args: tuple, kwargs: dict) -> Call:
-        seen: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
 
         def visit(layer: int, kind: str, x: Tensor) -> Tensor:
-            seen[kind] = x
+            tensors[kind] = x
             if kind == "v":
                 raise StopForward
             return x
@@ -86,15 +86,15 @@ class LensFeeder(Feeder):
                         exactly(part.module, **{**kwargs, "hidden_states": hidden})
             except StopForward:
                 mask = CausalMask(hidden.shape[0], hidden.shape[1], hidden.shape[1], device=hidden.device)
-                return Call(seen["q"], seen["k"], seen["v"], _scale(seen, part), mask, part.softcap)
+                return Call(tensors["q"], tensors["k"], tensors["v"], _scale(tensors, part), mask, part.softcap)
         raise BackendError(f"layer {part.layer}: its attention module ran without a product of pattern and values")
 
     def _arguments(self, positions: tuple[int, ...]) -> dict[int, tuple[tuple, dict]]:
-        seen: dict[int, tuple[tuple, dict]] = {}
+        arguments: dict[int, tuple[tuple, dict]] = {}
 
         def keep(layer: int) -> Any:
             def hook(module: Any, args: tuple, kwargs: dict) -> None:
-                seen[layer] = (args, kwargs)
+                arguments[layer] = (args, kwargs)
 
             return hook
 
@@ -106,17 +106,17 @@ class LensFeeder(Feeder):
                 stack.callback(handle.remove)
             with evaluating(self.model), torch.no_grad():
                 self.model(**self._tokens(positions))
-        self._inputs[positions] = seen
+        self._inputs[positions] = arguments
         while len(self._inputs) > 2:
             self._inputs.popitem(last=False)
-        return seen
+        return arguments
 
 
-def _scale(seen: dict[str, Tensor], part: AttentionPart) -> float:
+def _scale(tensors: dict[str, Tensor], part: AttentionPart) -> float:
     """What q . k is multiplied by: the first token's score of itself, on which no mask and no position acts."""
     group = part.n_heads // part.n_kv_heads
-    product = (seen["q"][:, :, 0] * seen["k"][:, ::1, 0].repeat_interleave(group, 1)).sum(-1).double()
-    score = seen["scores"][:, :, 0, 0].double()
+    product = (tensors["q"][:, :, 0] * tensors["k"][:, ::1, 0].repeat_interleave(group, 1)).sum(-1).double()
+    score = tensors["scores"][:, :, 0, 0].double()
     if part.softcap is not None:
         score = part.softcap * torch.atanh((score / part.softcap).clamp(-0.999999, 0.999999))
     if not bool((product != 0).any()):

@@ -1,4 +1,4 @@
-"""What a bridge's layers write to the stream, as linear maps, and the norms through which they read it."""
+"""Writes and reads of a bridge's layers: linear maps to the stream, norms from it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def read_reads(parts: LensParts, layer: int) -> Reads:
     block = parts.blocks[layer]
     missing = {kind: why for (kind, at), why in parts.missing.items() if at == layer}
     parallel = missing.get("resid_mid") == PARALLEL
-    found = (resolve(block, f"{name}.original_component") for name in ("ln1", "ln2"))
-    attn, mlp = (None if norm is None else read_norm(norm, parts.d_model) for norm in found)
+    norms = (resolve(block, f"{name}.original_component") for name in ("ln1", "ln2"))
+    attn, mlp = (None if norm is None else read_norm(norm, parts.d_model) for norm in norms)
     return Reads(attn, attn if parallel and mlp is None else mlp, parallel, missing)
 
 

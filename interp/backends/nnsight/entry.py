@@ -1,4 +1,4 @@
-"""How `interp.load` comes to nnsight, for models here and for models that run elsewhere."""
+"""Entry point of nnsight for `interp.load`, for models here and on a server."""
 
 from __future__ import annotations
 

@@ -116,15 +116,15 @@ def _walk(steps: Sequence[Step], envoys: dict[int, Any], resid: Tensor | None) -
         if port == "skip":
             envoy.skip(resid)
             continue
-        given = envoy.input if port == "input" else envoy.output
+        value = envoy.input if port == "input" else envoy.output
         try:
-            changed = step.change(given)
+            result = step.change(value)
         except StopForward:
             return True
-        if changed is not given and port == "input":
-            envoy.input = changed
-        elif changed is not given:
-            envoy.output = changed
+        if result is not value and port == "input":
+            envoy.input = result
+        elif result is not value:
+            envoy.output = result
     return False
 
 

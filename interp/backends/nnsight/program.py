@@ -1,4 +1,4 @@
-"""A pass written as plain data, for a server that has no `interp`: what `served.carry_out` reads.
+"""`Program`: a pass as plain data, for a server that has no `interp`; `served.carry_out` runs it.
 
 Every activation edit sets, scales or adds, so each becomes (verb, where, value): found by applying it here to zeros and
 to ones of the site's shape, with its errors raised here. Axes along which nothing varies are sent once.
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from interp.backends.nnsight.replica import Chart
 from interp.backends.plan.capture import Pass
-from interp.backends.plan.places import Place, Wanted
+from interp.backends.plan.places import Place, SiteCapture
 from interp.edits import Edit, apply_edits
 from interp.edits.apply import change
 from interp.edits.where import one_column, row_index
@@ -28,8 +28,8 @@ class Program:
     def __init__(self, chart: Chart, plan: Pass, sizes: dict[str, tuple[int, ...]]) -> None:
         """`sizes`: axes of a kind after batch and position; the stream's for kinds that are not named."""
         self.chart, self.plan, self.sizes = chart, plan, sizes
-        self.wanted: list[Wanted] = [w for found in plan.wanted.values() for w in found]
-        self._keys = {id(w): i for i, w in enumerate(self.wanted)}
+        self.captures: list[SiteCapture] = [w for captures in plan.captures.values() for w in captures]
+        self._keys = {id(w): i for i, w in enumerate(self.captures)}
         self.steps: list[dict[str, Any]] = []
 
     def write(self, *, start: Start | None = None, stop: int | None = None) -> list[dict[str, Any]]:
@@ -103,18 +103,18 @@ class Program:
     def _visit(self, kind: str, layer: int | None, *, keep: bool = True) -> dict[str, Any]:
         place: Place = (kind, layer)
         edits = [self._edit(e, kind, layer) for e in self.plan.edits.get(place, ())]
-        wanted = self.plan.wanted.get(place, ()) if keep else ()
-        return {"edits": edits, "keep": [self._kept(w) for w in wanted]}
+        captures = self.plan.captures.get(place, ()) if keep else ()
+        return {"edits": edits, "keep": [self._keep(w) for w in captures]}
 
-    def _kept(self, wanted: Wanted) -> tuple[int, int | None, Tensor | None]:
-        site, mask = wanted.site, self.plan.mask
+    def _keep(self, capture: SiteCapture) -> tuple[int, int | None, Tensor | None]:
+        site, mask = capture.site, self.plan.mask
         rows = row_index(None, len(mask), site, mask.device)
         column = None if site.position is None else one_column(None, site, mask, rows)
-        return self._keys[id(wanted)], site.head, column
+        return self._keys[id(capture)], site.head, column
 
     def _edit(self, edit: Edit, kind: str, layer: int | None) -> tuple[str, Tensor | None, Tensor]:
-        rest = self.sizes.get(kind, self.sizes["resid_pre"])
-        shape = (*self.plan.shape, *rest)
+        tail = self.sizes.get(kind, self.sizes["resid_pre"])
+        shape = (*self.plan.shape, *tail)
         verb, _ = change(edit, shape, layer, 0)
 
         def on(fill: float) -> Tensor:

@@ -85,8 +85,8 @@ class RemoteModel(HFModel):
     @property
     def device(self) -> torch.device:
         """Where token ids are made and results come back to."""
-        found = super().device
-        return torch.device("cpu") if found.type == "meta" else found
+        home = super().device
+        return torch.device("cpu") if home.type == "meta" else home
 
     def run(
         self,
@@ -168,8 +168,8 @@ class RemoteModel(HFModel):
         program = Program(self._chart, plan, self._sizes())
         steps = program.write(start=start, stop=stop)
         with evaluating(self.nnsight_model._module), torch.no_grad():
-            found = self._trace(batch, steps, stopping=stop is not None)
-        bad = ~found["finite"].to(batch.mask.device) & batch.mask
+            results = self._trace(batch, steps, stopping=stop is not None)
+        bad = ~results["finite"].to(batch.mask.device) & batch.mask
         if bool(bad.any()):
             last = self.info.n_layers - 1 if stop is None else stop
             count, position = int(bad.sum()), int(bad.nonzero()[0, 1])
@@ -177,10 +177,10 @@ class RemoteModel(HFModel):
                 f"residual stream not finite after layer {last} at {count} of {int(batch.mask.sum())} tokens (first at "
                 f"position {position}): NaN or infinite weights or edits, or overflow"
             )
-        for i, wanted in enumerate(program.wanted):
-            kept = found[i].to(self.device)
-            plan.acts[wanted.site] = kept if wanted.reducer is None else wanted.reducer(kept)
-        return None if stop is not None else found["logits"].to(self.device)
+        for i, capture in enumerate(program.captures):
+            value = results[i].to(self.device)
+            plan.acts[capture.site] = value if capture.reducer is None else capture.reducer(value)
+        return None if stop is not None else results["logits"].to(self.device)
 
     def _trace(self, batch: Batch, program: list[dict[str, Any]], *, stopping: bool) -> dict[Any, Any]:
         """One trace: its block, and all that the block names, are what travels."""
@@ -192,15 +192,15 @@ class RemoteModel(HFModel):
             inputs["attention_mask"] = batch.mask.long()
             if "position_ids" in self._accepts:
                 inputs["position_ids"] = batch.positions
-        model, run, found = self.nnsight_model, carry_out, {}
+        model, run, results = self.nnsight_model, carry_out, {}
         if stopping:
             with model.trace(batch.ids, remote=self.remote, **inputs) as tracer:
-                found = save(run(model, program))
+                results = save(run(model, program))
                 tracer.stop()
         else:
             with model.trace(batch.ids, remote=self.remote, **inputs):
-                found = save(run(model, program))
-        return found
+                results = save(run(model, program))
+        return results
 
     def _sizes(self) -> dict[str, tuple[int, ...]]:
         i = self.info

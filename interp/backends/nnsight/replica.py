@@ -1,4 +1,4 @@
-"""Parts of a model whose weights are elsewhere, found on a short replica of its configuration.
+"""Anatomy of a model whose weights are on a server, from a short replica of its configuration.
 
 The replica has the shortest prefix of layers that shows every kind of layer there is (by the configuration's layer
 types and by the modules a layer is made of), random weights and few tokens. It is observed as any model is; each layer
@@ -55,7 +55,7 @@ def chart(module: Any) -> Chart:
     blocks, n_layers = _blocks(module), int(_text(module.config).num_hidden_layers)
     kinds = _kinds(module.config, blocks)
     length = max([kinds.index(kind) + 1 for kind in set(kinds)] + [min(2, n_layers)])
-    small = shortened(module, length)
+    small = short_replica(module, length)
     theirs = _kinds(small.config, _blocks(small))
     for layer in range(length):
         if theirs[layer] != kinds[layer]:
@@ -67,7 +67,7 @@ def chart(module: Any) -> Chart:
     return _chart(module, small, tuple(i if i < length else same[i] for i in range(n_layers)))
 
 
-def shortened(module: Any, length: int) -> Any:
+def short_replica(module: Any, length: int) -> Any:
     """A model of the same class and configuration with fewer layers and tokens, random weights.
 
     Raises:
@@ -97,14 +97,14 @@ def shortened(module: Any, length: int) -> Any:
     return small
 
 
-def _chart(module: Any, observed: Any, templates: tuple[int, ...]) -> Chart:
-    """The chart of `module` from that of `observed`, whose layer `templates[i]` stands for layer i."""
-    with evaluating(observed):
-        found = observe(observed)
-        ranks = execution_order(observed, Taps(found))
-    theirs = {id(m): path for path, m in observed.named_modules()}
-    stem = theirs[id(found.blocks)]
-    by_id = {i: (path, m) for i, path in theirs.items() for m in [observed.get_submodule(path)]}
+def _chart(module: Any, replica: Any, templates: tuple[int, ...]) -> Chart:
+    """The chart of `module` from that of `replica`, whose layer `templates[i]` stands for layer i."""
+    with evaluating(replica):
+        observation = observe(replica)
+        ranks = execution_order(replica, Taps(observation))
+    theirs = {id(m): path for path, m in replica.named_modules()}
+    stem = theirs[id(observation.blocks)]
+    by_id = {i: (path, m) for i, path in theirs.items() for m in [replica.get_submodule(path)]}
 
     def path_at(path: str, layer: int) -> str:
         return re.sub(rf"^{re.escape(stem)}\.{templates[layer]}(?=\.|$)", f"{stem}.{layer}", path)
@@ -119,26 +119,26 @@ def _chart(module: Any, observed: Any, templates: tuple[int, ...]) -> Chart:
     width, norms = int(_text(module.config).hidden_size), {}
     parts, stream = [], []
     for layer, template in enumerate(templates):
-        moved = _mover(module, theirs, lambda path, layer=layer: path_at(path, layer))
-        part = found.part(template)
+        move = _mover(module, theirs, lambda path, layer=layer: path_at(path, layer))
+        part = observation.part(template)
         if part is not None:
-            parts.append(replace(_moved(part, moved), layer=layer))
+            parts.append(replace(_move_part(part, move), layer=layer))
             if part.norm_before is not None:
                 read = read_norm(part.norm_before, width)
                 norms[path_at(theirs[id(part.norm_before)], layer)] = (read.eps, read.centred)
-        own = _moved(found.stream[template], moved)
+        own = _move_part(observation.stream[template], move)
         why = {k: re.sub(rf"\blayer {template}\b", f"layer {layer}", v) for k, v in own.missing.items()}
         stream.append(replace(own, missing=why))
     outside = _mover(module, theirs, lambda path: path)
-    if found.final_norm is not None:
-        read = read_norm(found.final_norm, width)
-        norms[theirs[id(found.final_norm)]] = (read.eps, read.centred)
+    if observation.final_norm is not None:
+        read = read_norm(observation.final_norm, width)
+        norms[theirs[id(observation.final_norm)]] = (read.eps, read.centred)
     anatomy = replace(
-        found,
-        blocks=outside(found.blocks),
+        observation,
+        blocks=outside(observation.blocks),
         attention=tuple(parts),
-        unembed=outside(found.unembed),
-        final_norm=None if found.final_norm is None else outside(found.final_norm),
+        unembed=outside(observation.unembed),
+        final_norm=None if observation.final_norm is None else outside(observation.final_norm),
         stream=tuple(stream),
     )
     return Chart(anatomy, {id(m): path for path, m in module.named_modules()}, order, norms)
@@ -151,16 +151,16 @@ def _mover(module: nn.Module, theirs: dict[int, str], rename: Callable[[str], st
     return move
 
 
-def _moved(part: Part, move: Callable[[nn.Module], Any]) -> Part:
+def _move_part(part: Part, move: Callable[[nn.Module], Any]) -> Part:
     """The same part with other modules."""
-    changed: dict[str, Any] = {}
+    new_fields: dict[str, Any] = {}
     for field in fields(part):
         value = getattr(part, field.name)
         if isinstance(value, nn.Module):
-            changed[field.name] = move(value)
+            new_fields[field.name] = move(value)
         elif isinstance(value, tuple):
-            changed[field.name] = tuple(move(m) for m in value)
-    return replace(part, **changed)
+            new_fields[field.name] = tuple(move(m) for m in value)
+    return replace(part, **new_fields)
 
 
 def _text(config: Any) -> Any:
@@ -183,11 +183,11 @@ def _kinds(config: Any, blocks: nn.ModuleList) -> list[tuple[Any, ...]]:
 
 
 def _makeup(block: nn.Module) -> tuple[tuple[Any, ...], ...]:
-    made = []
+    sizes_by_path = []
     for path, m in block.named_modules():
         sizes = tuple((name, tuple(p.shape)) for name, p in m.named_parameters(recurse=False))
-        made.append((path, type(m).__name__, *sizes))
-    return tuple(made)
+        sizes_by_path.append((path, type(m).__name__, *sizes))
+    return tuple(sizes_by_path)
 
 
 def _first_difference(theirs: tuple[Any, ...], ours: tuple[Any, ...]) -> str:

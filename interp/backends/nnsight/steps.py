@@ -1,4 +1,4 @@
-"""A pass written as steps of an nnsight trace: which module's input or output, in the order in which they come by."""
+"""`Steps`: a pass as steps of an nnsight trace, each at the input or output of a module, in execution order."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Steps(Hooks):
             if inner is not None and self.plan.asks(layer, "q", "k", "v", "pattern"):
                 self._attention(layer, taps, inner)
         self._ends()
-        self._after(self.anatomy.blocks[last], lambda x: self._checked(last, x))
+        self._after(self.anatomy.blocks[last], lambda x: self._check(last, x))
         if stop is not None:
             self._after(self.anatomy.blocks[stop], _stop)
         return sorted(self.steps, key=lambda step: order.get((id(step.port[0]), step.port[1]), len(order)))
@@ -82,9 +82,9 @@ class Steps(Hooks):
         change, mix = inner.change, inner.mix
         assert change is not None and mix is not None
 
-        def after(given: tuple[Call, Tensor]) -> tuple[Call, Tensor]:
-            z = mix(layer, *given)
-            return given if z is given[1] else (given[0], z)
+        def after(inputs: tuple[Call, Tensor]) -> tuple[Call, Tensor]:
+            z = mix(layer, *inputs)
+            return inputs if z is inputs[1] else (inputs[0], z)
 
         self.steps.append(Step((taps.before[layer], "output"), lambda call: change(layer, call)))
         self.steps.append(Step((taps.after[layer], "output"), after))
@@ -95,14 +95,14 @@ class Steps(Hooks):
     def _after(self, module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
         def first(output: Any) -> Any:
             x = output[0] if isinstance(output, tuple) else output
-            changed = change(x)
-            if changed is x:
+            result = change(x)
+            if result is x:
                 return output
-            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+            return (result, *output[1:]) if isinstance(output, tuple) else result
 
         self.steps.append(Step((module, "output"), first))
 
-    def _written(self, module: nn.Module, change: Callable[[Tensor, Tensor | None], Tensor]) -> None:
+    def _on_output(self, module: nn.Module, change: Callable[[Tensor, Tensor | None], Tensor]) -> None:
         took: list[Tensor] = []
 
         def look(x: Tensor) -> Tensor:

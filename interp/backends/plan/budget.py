@@ -1,4 +1,4 @@
-"""What the captures of a run cost in memory, worked out beforehand and held against what is free."""
+"""`Cost`: memory that the captures of a run take, compared with what is free before the run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from interp.backends.plan.places import Place, Wanted
+from interp.backends.plan.places import Place, SiteCapture
 from interp.environment import free_bytes, human_bytes
 from interp.errors import BackendError
 from interp.model import ModelInfo
@@ -21,29 +21,30 @@ class Cost:
     """Bytes of one run, beyond the forward pass itself.
 
     Attributes:
-        kept: by kind of site, what stays until the run is let go; what a reducer returns is not known and not counted.
+        captures: by kind of site, what stays until the run is let go; what a reducer returns is not known and not
+            counted.
         passing: the largest tensor that is made for a reducer or an edit to look at, and freed again.
         logits: of all positions, 0 where the run stops early.
     """
 
-    kept: dict[str, int]
+    captures: dict[str, int]
     passing: int
     logits: int
 
     @property
     def total(self) -> int:
         """All of them at once: the peak."""
-        return sum(self.kept.values()) + self.passing + self.logits
+        return sum(self.captures.values()) + self.passing + self.logits
 
     def __str__(self) -> str:
         """Total and its parts, the largest first."""
-        parts = {**self.kept, "one layer in passing": self.passing, "logits": self.logits}
-        listed = sorted(((b, name) for name, b in parts.items() if b), reverse=True)
-        return f"{human_bytes(self.total)} ({', '.join(f'{name} {human_bytes(b)}' for b, name in listed)})"
+        parts = {**self.captures, "one layer in passing": self.passing, "logits": self.logits}
+        order = sorted(((b, name) for name, b in parts.items() if b), reverse=True)
+        return f"{human_bytes(self.total)} ({', '.join(f'{name} {human_bytes(b)}' for b, name in order)})"
 
 
 def estimate(
-    wanted: Mapping[Place, Sequence[Wanted]],
+    captures: Mapping[Place, Sequence[SiteCapture]],
     info: ModelInfo,
     shape: tuple[int, int],
     *,
@@ -55,17 +56,17 @@ def estimate(
     A head narrowed out of z, q, k or v is a view that holds the whole of it, and is counted so. `d_mlp`: width of the
     MLP, four times d_model unless given.
     """
-    kept: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     passing = 0
-    for (kind, _), things in wanted.items():
+    for (kind, _), things in captures.items():
         for w in things:
             size = info.activation_bytes(w.site, shape, d_mlp=d_mlp)
             if w.reducer is None:
-                kept[kind] = kept.get(kind, 0) + size
+                sizes[kind] = sizes.get(kind, 0) + size
             if kind in MADE:
                 passing = max(passing, size)
     item = _item(info)
-    return Cost(kept, passing, shape[0] * shape[1] * info.d_vocab * item if logits else 0)
+    return Cost(sizes, passing, shape[0] * shape[1] * info.d_vocab * item if logits else 0)
 
 
 def require(cost: Cost, device: torch.device, *, what: str) -> None:
@@ -83,7 +84,7 @@ def require(cost: Cost, device: torch.device, *, what: str) -> None:
 
 
 def check_memory(
-    wanted: Mapping[Place, Sequence[Wanted]],
+    captures: Mapping[Place, Sequence[SiteCapture]],
     info: ModelInfo,
     shape: tuple[int, int],
     device: torch.device,
@@ -96,8 +97,8 @@ def check_memory(
     Raises:
         BackendError: with the cost, what is free, and what to do.
     """
-    cost = estimate(wanted, info, shape, d_mlp=d_mlp, logits=logits)
-    kinds = ", ".join(sorted({kind for kind, _ in wanted}))
+    cost = estimate(captures, info, shape, d_mlp=d_mlp, logits=logits)
+    kinds = ", ".join(sorted({kind for kind, _ in captures}))
     require(cost, device, what=f"capturing {kinds or 'nothing'} of {shape[0]} x {shape[1]} tokens")
 
 

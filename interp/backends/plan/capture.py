@@ -1,4 +1,4 @@
-"""One forward pass as a plan: at each place the edits in order, then what is kept. Knows no module."""
+"""`Pass`: the plan of one forward pass, edits and then captures at each place. Knows no module."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from interp.backends.plan.places import Place, Wanted
+from interp.backends.plan.places import Place, SiteCapture
 from interp.edits import Edit, Replace, apply_edits
 from interp.errors import SiteError
 from interp.sites import Site
@@ -31,13 +31,13 @@ class Pass:
 
     def __init__(
         self,
-        wanted: Mapping[Place, Sequence[Wanted]],
+        captures: Mapping[Place, Sequence[SiteCapture]],
         edits: Mapping[Place, Sequence[Edit]],
         *,
         gradients: bool = False,
         clones: bool = False,
     ) -> None:
-        self.wanted, self.edits, self.gradients, self.clones = wanted, edits, gradients, clones
+        self.captures, self.edits, self.gradients, self.clones = captures, edits, gradients, clones
         self.acts: dict[Site, Tensor] = {}
         self.mask: Bool[Tensor, "batch prompt"] = torch.ones(0, 0, dtype=torch.bool)
         self.shape = (0, 0)
@@ -60,7 +60,7 @@ class Pass:
 
     def asks(self, layer: int | None, *kinds: str) -> bool:
         """Whether anything is to be done at one of these kinds."""
-        return any((kind, layer) in self.wanted or (kind, layer) in self.edits for kind in kinds)
+        return any((kind, layer) in self.captures or (kind, layer) in self.edits for kind in kinds)
 
     def edited(self, layer: int | None, *kinds: str) -> bool:
         """Whether anything is changed at one of these kinds."""
@@ -73,36 +73,36 @@ class Pass:
         edits = self.edits.get((kind, layer))
         if edits:
             x = self._change(x, edits, layer, self.offset if offset is None else offset)
-        for wanted in self.wanted.get((kind, layer), ()):
-            x = self.keep(wanted, x)
+        for capture in self.captures.get((kind, layer), ()):
+            x = self.keep(capture, x)
         return x
 
     def spread(self, kind: str, layer: int | None, x: Tensor) -> Tensor:
         """`visit` for a tensor whose batch and position axes may be flattened into one."""
         flat = x.shape[:2] != self.shape
-        seen = x.reshape(*self.shape, -1) if flat else x
-        changed = self.visit(kind, layer, seen)
-        return changed.reshape(x.shape) if flat else changed
+        wide = x.reshape(*self.shape, -1) if flat else x
+        result = self.visit(kind, layer, wide)
+        return result.reshape(x.shape) if flat else result
 
-    def keep(self, wanted: Wanted, x: Tensor) -> Tensor:
+    def keep(self, capture: SiteCapture, x: Tensor) -> Tensor:
         """Keep what is wanted of an activation; with gradients, the activation is rebuilt from what was kept."""
         if self.gradients and not x.requires_grad:  # set by an edit: constant, and gradients start here
             x = x.detach().requires_grad_()
-        part = wanted.take(x, self.mask)
-        self.acts[wanted.site] = part.clone() if self.clones and not self.gradients else part
-        if self.gradients and part is not x and wanted.reducer is None:
-            return apply_edits(x, [Replace(wanted.site, part)], layer=wanted.site.first, mask=self.mask)
+        part = capture.take(x, self.mask)
+        self.acts[capture.site] = part.clone() if self.clones and not self.gradients else part
+        if self.gradients and part is not x and capture.reducer is None:
+            return apply_edits(x, [Replace(capture.site, part)], layer=capture.site.first, mask=self.mask)
         return x
 
     def _change(self, x: Tensor, edits: Sequence[Edit], layer: int | None, offset: int) -> Tensor:
         prompt = self.mask.shape[1]
         if offset == 0 and x.shape[1] > prompt:  # generated tokens behind the prompt, without a cache
             parts = x[:, :prompt], x[:, prompt:]
-            done = [
+            pieces = [
                 apply_edits(p, edits, layer=layer, mask=self.mask, offset=o)
                 for p, o in zip(parts, (0, prompt), strict=True)
             ]
-            return torch.cat(done, dim=1)
+            return torch.cat(pieces, dim=1)
         return apply_edits(x, edits, layer=layer, mask=self.mask, offset=offset)
 
 

@@ -1,4 +1,4 @@
-"""What is asked of a run, held against what the model has and the run reaches; and whether its stream is finite."""
+"""Checks of a pass: places within what the run reaches, and a stream without NaN or infinity."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def check_reached(
 
 def places_of(plan: Pass) -> Iterator[tuple[Place, Site | Edit]]:
     """Every capture and every edit of a pass, with its place."""
-    for place, wanted in plan.wanted.items():
-        for w in wanted:
+    for place, captures in plan.captures.items():
+        for w in captures:
             yield place, w.site
     for place, edits in plan.edits.items():
         for edit in edits:

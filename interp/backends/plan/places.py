@@ -1,4 +1,4 @@
-"""From what a user writes to (kind, layer) places of one model: ranges checked, captures narrowed, any backend."""
+"""Places, (kind, layer), of captures and edits in one model: ranges checked, captures narrowed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Place = tuple[str, int | None]  # kind, layer; None outside the layers
 
 
 @dataclass(frozen=True, eq=False)
-class Wanted:
+class SiteCapture:
     """One thing to keep at one place: under which key, narrowed how, reduced by what."""
 
     site: Site
@@ -29,7 +29,7 @@ class Wanted:
         return x if self.reducer is None else self.reducer(x)
 
 
-def captures(capture: Capture, info: ModelInfo) -> dict[Place, list[Wanted]]:
+def captures(capture: Capture, info: ModelInfo) -> dict[Place, list[SiteCapture]]:
     """What to keep, by place.
 
     Raises:
@@ -38,13 +38,13 @@ def captures(capture: Capture, info: ModelInfo) -> dict[Place, list[Wanted]]:
     if isinstance(capture, str | Site):
         capture = [capture]
     reducers = capture if isinstance(capture, Mapping) else {}
-    found: dict[Place, list[Wanted]] = {}
-    for given in capture:
-        site = Site.parse(given) if isinstance(given, str) else given
+    result: dict[Place, list[SiteCapture]] = {}
+    for item in capture:
+        site = Site.parse(item) if isinstance(item, str) else item
         for layer in info.layers_of(site):
-            wanted = Wanted(site if layer is None else site.at(layer), reducers.get(given))
-            found.setdefault((site.kind, layer), []).append(wanted)
-    return found
+            entry = SiteCapture(site if layer is None else site.at(layer), reducers.get(item))
+            result.setdefault((site.kind, layer), []).append(entry)
+    return result
 
 
 def changes(edits: Sequence[Edit], info: ModelInfo) -> dict[Place, list[Edit]]:
@@ -53,11 +53,11 @@ def changes(edits: Sequence[Edit], info: ModelInfo) -> dict[Place, list[Edit]]:
     Raises:
         SiteError: a head or layer out of range.
     """
-    found: dict[Place, list[Edit]] = {}
+    result: dict[Place, list[Edit]] = {}
     for edit in edits:
         for layer in info.layers_of(edit.site):
-            found.setdefault((edit.site.kind, layer), []).append(edit)
-    return found
+            result.setdefault((edit.site.kind, layer), []).append(edit)
+    return result
 
 
 def narrow(x: Tensor, site: Site, mask: Bool[Tensor, "batch pos"]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Prompts held against what a model can run."""
+"""Check of prompts against context and vocabulary of a model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from interp.errors import TaskError
 from interp.model import ModelInfo
 
 
-def checked(batch: Batch, info: ModelInfo) -> Batch:
+def check_batch(batch: Batch, info: ModelInfo) -> Batch:
     """The batch, if the model can run it.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Planted models do what their mechanisms say: tasks with them, without them, and without something inert.
+"""Behaviour of planted models: accuracy with a mechanism, without it, and without something inert.
 
 >>> table = behaviour(seeds=1, architectures=["llama"], mechanisms=["copy"])
 >>> failed(table)
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from interp.errors import InterpError, nearest
 from interp.parallel import each
-from interp.zoo.planted.factory import ALL, ARCHITECTURES, STAND_INS, Mechanism, Planted, Role, plant
+from interp.zoo.planted.factory import ALL, ARCHITECTURES, STAND_INS, Mechanism, Planted, PlantedRole, plant
 from interp.zoo.trained.measure import streams, zeroed
 
 CLEAN, UNCHANGED, SIGMAS = 0.95, 0.02, 3.0
@@ -55,36 +55,41 @@ def behaviour(
     Raises:
         InterpError: an architecture or mechanism that does not exist.
     """
-    offered = {m.name: m for m in (*ALL, *STAND_INS)}
-    for given, known in ((architectures or (), ARCHITECTURES), (mechanisms or (), offered)):
-        for name in given:
-            if name not in known:
-                raise InterpError(f"unknown name {name!r}; {nearest(name, tuple(known))}")
-    chosen = [offered[name] for name in mechanisms or offered]
+    by_name = {m.name: m for m in (*ALL, *STAND_INS)}
+    for names, catalogue in ((architectures or (), ARCHITECTURES), (mechanisms or (), by_name)):
+        for name in names:
+            if name not in catalogue:
+                raise InterpError(f"unknown name {name!r}; {nearest(name, tuple(catalogue))}")
+    subjects = [by_name[name] for name in mechanisms or by_name]
     cases = [(a, seed) for a in ARCHITECTURES if a in (architectures or ARCHITECTURES) for seed in range(seeds)]
-    judged = each(lambda case: list(_case(chosen, *case, n=n)), cases, jobs=jobs, progress=progress)
-    return pd.DataFrame([row for rows in judged for row in rows])
+    groups = each(lambda case: list(_case(subjects, *case, n=n)), cases, jobs=jobs, progress=progress)
+    return pd.DataFrame([row for rows in groups for row in rows])
 
 
-def _case(chosen: Sequence[Mechanism], architecture: Any, seed: int, *, n: int) -> Iterator[dict[str, Any]]:
+def _case(mechanisms: Sequence[Mechanism], architecture: Any, seed: int, *, n: int) -> Iterator[dict[str, Any]]:
     """Rows of all mechanisms on the models of one architecture and seed."""
     together = plant(ALL, architecture=architecture, seed=seed)
-    for mechanism in chosen:
+    for mechanism in mechanisms:
         models = {"alone": plant([mechanism], architecture=architecture, seed=seed)}
         if mechanism in ALL:  # what stands in for another cannot be tested beside it
             models["together"] = together
         for setting, planted in models.items():
-            found = _judge(planted, mechanism, seed=1000 + seed, n=n)
-            if not found["kept"]:
-                found = _judge(planted, mechanism, seed=2000 + seed, n=AGAIN * n)
-            yield {"mechanism": mechanism.name, "setting": setting, "architecture": architecture, "seed": seed} | found
+            judgement = _judge(planted, mechanism, seed=1000 + seed, n=n)
+            if not judgement["kept"]:
+                judgement = _judge(planted, mechanism, seed=2000 + seed, n=AGAIN * n)
+            yield {
+                "mechanism": mechanism.name,
+                "setting": setting,
+                "architecture": architecture,
+                "seed": seed,
+            } | judgement
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """The worst over architectures and seeds, and how many rows keep all promises, per mechanism and setting."""
-    moved = table.assign(moved=(table["inert"] - table["clean"]).abs())
-    grouped = moved.groupby(["mechanism", "setting"], sort=False)
-    return grouped.agg(
+    shifts = table.assign(moved=(table["inert"] - table["clean"]).abs())
+    groups = shifts.groupby(["mechanism", "setting"], sort=False)
+    return groups.agg(
         models=("seed", "size"),
         chance=("chance", "first"),
         ceiling=("ceiling", "first"),
@@ -103,8 +108,8 @@ def failed(table: pd.DataFrame) -> bool:
 def _judge(planted: Planted, mechanism: Mechanism, *, seed: int, n: int) -> dict[str, Any]:
     accuracy, chance, guesses = _measurement(planted, mechanism, seed=seed, n=n)
     clean = accuracy(None)
-    ablated = {role.name: accuracy(role) for role in planted.roles(mechanism.name)}
-    worst = max(ablated, key=lambda name: ablated[name])
+    accuracies = {role.name: accuracy(role) for role in planted.roles(mechanism.name)}
+    worst = max(accuracies, key=lambda name: accuracies[name])
     inert = max((accuracy(role) for role in planted.inert(seed=seed)), key=lambda value: abs(value - clean))
     ceiling = chance + SIGMAS * (chance * (1 - chance) / guesses) ** 0.5
     return {
@@ -112,16 +117,16 @@ def _judge(planted: Planted, mechanism: Mechanism, *, seed: int, n: int) -> dict
         "chance": chance,
         "ceiling": ceiling,
         "clean": clean,
-        "ablated": ablated[worst],
+        "ablated": accuracies[worst],
         "role": worst,
         "inert": inert,
-        "kept": clean >= CLEAN and ablated[worst] <= ceiling and abs(inert - clean) <= UNCHANGED,
+        "kept": clean >= CLEAN and accuracies[worst] <= ceiling and abs(inert - clean) <= UNCHANGED,
     }
 
 
 def _measurement(
     planted: Planted, mechanism: Mechanism, *, seed: int, n: int
-) -> tuple[Callable[[Role | None], float], float, int]:
+) -> tuple[Callable[[PlantedRole | None], float], float, int]:
     """Accuracy as a function of what is zeroed, chance, and how many independent guesses the prompts ask for.
 
     What is left of a zeroed model is a fixed function of what is asked: where answers are words, each word is guessed
@@ -133,7 +138,7 @@ def _measurement(
         return lambda role: _stands(planted, tokens, role), 0.0, n
     task = planted.task(mechanism.name, seed=seed, n=n)
 
-    def accuracy(role: Role | None) -> float:
+    def accuracy(role: PlantedRole | None) -> float:
         with torch.no_grad(), _without(planted, role):
             return task.accuracy(planted.model(task.tokens, use_cache=False).logits)
 
@@ -141,19 +146,19 @@ def _measurement(
     return accuracy, task.chance, distinct if distinct >= WORDS else n
 
 
-def _without(planted: Planted, role: Role | None):
-    gone = role or Role("nothing")
-    return zeroed(planted.model, gone.heads, neurons=gone.neurons)
+def _without(planted: Planted, role: PlantedRole | None):
+    target = role or PlantedRole("nothing")
+    return zeroed(planted.model, target.heads, neurons=target.neurons)
 
 
 @torch.no_grad()
-def _stands(planted: Planted, tokens: Int[Tensor, "prompt pos"], role: Role | None) -> float:
+def _stands(planted: Planted, tokens: Int[Tensor, "prompt pos"], role: PlantedRole | None) -> float:
     """Share of prompts with the massive values in place from their layer on, and nowhere else."""
     with _without(planted, role):
         states = streams(planted.model, tokens)
-    wanted = torch.zeros_like(states)
+    massive = torch.zeros_like(states)
     for layer, position, dimension, size in planted.truth.massive:
-        wanted[layer:, :, position, dimension] = size
-    allowed = torch.where(wanted != 0, STANDS, ELSEWHERE) * wanted.abs().max()
-    near = (states - wanted).abs() <= allowed
+        massive[layer:, :, position, dimension] = size
+    tolerance = torch.where(massive != 0, STANDS, ELSEWHERE) * massive.abs().max()
+    near = (states - massive).abs() <= tolerance
     return near.all(-1).all(-1).all(0).double().mean().item()

@@ -1,4 +1,4 @@
-"""One call from a list of mechanisms to a model that has them, and nothing else, in known places.
+"""`plant`: a model with the given mechanisms in known places, and nothing else.
 
 >>> planted = plant([Induction(), FirstTokenSink()], architecture="gpt2", seed=3)
 >>> sorted(planted.truth.roles)
@@ -35,7 +35,7 @@ from interp.zoo.planted.mechanisms import (
     Vocabulary,
 )
 from interp.zoo.planted.mechanisms.base import EXPECTED_PERIOD, Place
-from interp.zoo.planted.mechanisms.placement import depths, place
+from interp.zoo.planted.mechanisms.placement import depths, head_places
 from interp.zoo.planted.mechanisms.render import ARCHITECTURES, Architecture, render
 from interp.zoo.planted.mechanisms.sketch import RATES, Shape, Sketch, planes
 from interp.zoo.planted.shipped import Subspaces
@@ -67,7 +67,7 @@ SPARE = 32
 
 
 @dataclass(frozen=True)
-class Role:
+class PlantedRole:
     """Heads or MLP neurons that play one role: what is zeroed together."""
 
     name: str
@@ -94,29 +94,29 @@ class Planted:
         slots = [slot.role for m in self.mechanisms if m.name == name for slot in m.slots]
         return tuple(dict.fromkeys(where for role in slots for where in self.truth.roles[role]))
 
-    def roles(self, name: str) -> tuple[Role, ...]:
+    def roles(self, name: str) -> tuple[PlantedRole, ...]:
         """All that the mechanism needs, role by role: its heads, its neurons, and the heads of those it reads from."""
-        needed = {name, *(supplier for m in self.mechanisms if m.name == name for supplier in m.needs)}
-        chosen = [m for m in self.mechanisms if m.name in needed]
-        played = dict.fromkeys(slot.role for m in chosen for slot in m.slots)
-        tables = dict.fromkeys(m.table for m in chosen if m.table)
+        names = {name, *(supplier for m in self.mechanisms if m.name == name for supplier in m.needs)}
+        members = [m for m in self.mechanisms if m.name in names]
+        role_names = dict.fromkeys(slot.role for m in members for slot in m.slots)
+        tables = dict.fromkeys(m.table for m in members if m.table)
         return (
-            *(Role(role, heads=self.truth.roles[role]) for role in played),
-            *(Role(role, neurons=self.truth.neurons[role]) for role in tables),
+            *(PlantedRole(role, heads=self.truth.roles[role]) for role in role_names),
+            *(PlantedRole(role, neurons=self.truth.neurons[role]) for role in tables),
         )
 
-    def inert(self, *, seed: int) -> tuple[Role, ...]:
+    def inert(self, *, seed: int) -> tuple[PlantedRole, ...]:
         """A random head and a layer's random neurons, both drawn by the seed from those that no mechanism uses."""
         generator = torch.Generator().manual_seed(seed)
         config = self.model.config
         layers, heads = config.num_hidden_layers, config.num_attention_heads
-        used = {where for places in self.truth.roles.values() for where in places}
-        free = [(i, h) for i in range(layers) for h in range(heads) if (i, h) not in used]
-        written = {where for places in self.truth.neurons.values() for where in places}
+        busy_heads = {where for places in self.truth.roles.values() for where in places}
+        free = [(i, h) for i in range(layers) for h in range(heads) if (i, h) not in busy_heads]
+        busy_neurons = {where for places in self.truth.neurons.values() for where in places}
         layer = int(torch.randint(layers, (), generator=generator))
-        neurons = tuple((layer, i) for i in range(self.d_mlp) if (layer, i) not in written)
-        chosen = free[int(torch.randint(len(free), (), generator=generator))]
-        return Role("inert_head", heads=(chosen,)), Role("inert_neurons", neurons=neurons)
+        neurons = tuple((layer, i) for i in range(self.d_mlp) if (layer, i) not in busy_neurons)
+        head = free[int(torch.randint(len(free), (), generator=generator))]
+        return PlantedRole("inert_head", heads=(head,)), PlantedRole("inert_neurons", neurons=neurons)
 
     def task(self, name: str, *, seed: int, n: int = 64) -> Task:
         """Fresh prompts that need the mechanism called `name`; ValueError where it has none."""
@@ -156,57 +156,59 @@ def plant(
     """
     if architecture not in ARCHITECTURES:
         raise ValueError(f"unknown architecture {architecture!r}, valid: {', '.join(ARCHITECTURES)}")
-    written = _with_suppliers(mechanisms)
-    vocab = Vocabulary(max([WORDS, *(m.words() for m in written)]) if n_words is None else n_words)
+    all_mechanisms = _with_suppliers(mechanisms)
+    vocab = Vocabulary(max([WORDS, *(m.words() for m in all_mechanisms)]) if n_words is None else n_words)
     n_kv_heads = n_heads // 2 if architecture == "llama-gqa" else n_heads
     if n_layers is None:
         # Enough for the longest chain, and for half of the key-value heads to stay random.
-        earliest, _ = depths(written)
+        earliest, _ = depths(all_mechanisms)
         n_layers = max(2, -(-len(earliest) * 2 // n_kv_heads), *(layer + 1 for layer in earliest.values()))
     generator = torch.Generator().manual_seed(seed)
-    placed = place(written, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_kv_heads, generator=generator)
+    placement = head_places(
+        all_mechanisms, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_kv_heads, generator=generator
+    )
 
-    massive = [m for m in written if isinstance(m, MassiveActivation)]
+    massive = [m for m in all_mechanisms if isinstance(m, MassiveActivation)]
     if len(massive) > 1:  # they share a dimension, and `<bos>` could not be recognised behind several
         raise ValueError(f"{len(massive)} massive activations; there can be one")
-    normed = architecture != "llama-nonorm"
-    parts, d_model = _subspaces(written, vocab, learned=architecture == "gpt2", n_heads=n_heads)
+    has_norm = architecture != "llama-nonorm"
+    parts, d_model = _subspaces(all_mechanisms, vocab, learned=architecture == "gpt2", n_heads=n_heads)
     shape = Shape(
         n_layers=n_layers,
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         d_model=d_model,
         d_head=2 * d_model // n_heads if architecture == "gpt2" else 2 * planes(vocab.n_words),
-        d_mlp=d_mlp + sum(m.neurons() for m in written),
+        d_mlp=d_mlp + sum(m.neurons() for m in all_mechanisms),
         context=context,
         learned=architecture == "gpt2",
     )
-    sketch = Sketch.blank(shape, vocab, parts, after_massive=massive[0].behind_norm() if massive and normed else None)
+    sketch = Sketch.blank(shape, vocab, parts, after_massive=massive[0].behind_norm() if massive and has_norm else None)
     sketch.add_noise(generator=generator, amount=noise)
     sketch.to_logits("copied", vocab.words)  # of a model without mechanisms as well: random heads say something there
     neurons: dict[str, tuple[Place, ...]] = {}
-    for mechanism, places in zip(written, placed, strict=True):
+    for mechanism, places in zip(all_mechanisms, placement, strict=True):
         before = dict(sketch.neurons)
         mechanism.write(sketch, places)
         new = [(at, i) for at, count in sketch.neurons.items() for i in range(before.get(at, 0), count)]
         if new:
             neurons[mechanism.table] = (*neurons.get(mechanism.table, ()), *new)
     model = render(sketch, architecture, seed=seed)
-    effects = {m.name: m.effects(vocab) for m in written} if architecture == "llama-nonorm" else {}
-    truth = _truth(written, placed, sketch, neurons=neurons, effects={k: v for k, v in effects.items() if v})
+    effects = {m.name: m.effects(vocab) for m in all_mechanisms} if architecture == "llama-nonorm" else {}
+    truth = _truth(all_mechanisms, placement, sketch, neurons=neurons, effects={k: v for k, v in effects.items() if v})
     tokenizer = vocab.tokenizer(context=context)
-    tokenizer.init_kwargs["ordinal_classes"] = _ordinals(written, tokenizer, vocab)
-    return Planted(model, tokenizer, truth, written, vocab, shape.d_mlp)
+    tokenizer.init_kwargs["ordinal_classes"] = _ordinals(all_mechanisms, tokenizer, vocab)
+    return Planted(model, tokenizer, truth, all_mechanisms, vocab, shape.d_mlp)
 
 
 def _ordinals(
     mechanisms: Sequence[Mechanism], tokenizer: PreTrainedTokenizerFast, vocab: Vocabulary
 ) -> dict[str, list[str]]:
     """Classes that a successor head counts in, kept by `save_pretrained`; the default's where none is planted."""
-    planted = [m for m in mechanisms if isinstance(m, Successor)] or [Successor()]
-    listed = dict.fromkeys(c for m in planted for c in m.classes if max(c) < vocab.n_words)
+    successors = [m for m in mechanisms if isinstance(m, Successor)] or [Successor()]
+    classes = dict.fromkeys(c for m in successors for c in m.classes if max(c) < vocab.n_words)
     return {
-        f"class {i}": [str(tokenizer.convert_ids_to_tokens(vocab.word(w))) for w in c] for i, c in enumerate(listed)
+        f"class {i}": [str(tokenizer.convert_ids_to_tokens(vocab.word(w))) for w in c] for i, c in enumerate(classes)
     }
 
 
@@ -226,35 +228,35 @@ def _subspaces(
         sizes["position"] = 2 * len(RATES)
     for mechanism in mechanisms:
         sizes |= mechanism.claims(vocab)
-    asked = next((m.dimension for m in mechanisms if isinstance(m, MassiveActivation)), None)
-    named: dict[str, slice] = {}
+    dimension = next((m.dimension for m in mechanisms if isinstance(m, MassiveActivation)), None)
+    slices: dict[str, slice] = {}
     end = 0
     for name, size in sizes.items():
-        if asked is not None and name == "massive":
-            named[name] = slice(asked, asked + 1)
+        if dimension is not None and name == "massive":
+            slices[name] = slice(dimension, dimension + 1)
             continue
-        if asked is not None and end <= asked < end + size:  # this part would cover it: start behind it
-            end = asked + 1
-        named[name] = slice(end, end + size)
+        if dimension is not None and end <= dimension < end + size:  # this part would cover it: start behind it
+            end = dimension + 1
+        slices[name] = slice(end, end + size)
         end += size
-    enough = max(end, asked or 0) + SPARE
+    enough = max(end, dimension or 0) + SPARE
     if learned:  # a head's share of the doubled stream must hold its features and positions
         enough = max(enough, n_heads * (len(vocab) + 4 * len(RATES)) // 2)
     step = 2 * n_heads
     d_model = -(-enough // step) * step
-    return Subspaces(d_model, named), d_model
+    return Subspaces(d_model, slices), d_model
 
 
 def _truth(
     mechanisms: Sequence[Mechanism],
-    placed: Sequence[Mapping[str, Place]],
+    placement: Sequence[Mapping[str, Place]],
     sketch: Sketch,
     *,
     neurons: Mapping[str, tuple[Place, ...]],
     effects: Mapping[str, Mapping[str, float]],
 ) -> Truth:
     roles: dict[str, tuple[Place, ...]] = {}
-    for places in placed:
+    for places in placement:
         for role, where in places.items():
             roles[role] = (*roles.get(role, ()), where)
     kinds: dict[str, tuple[Place, ...]] = {}
@@ -263,27 +265,27 @@ def _truth(
             kinds[kind] = (*kinds.get(kind, ()), *roles[slot.role])
     uses: dict[str, tuple[Edge, ...]] = {}
     beside: list[Edge] = []
-    for mechanism, places in zip(mechanisms, placed, strict=True):
+    for mechanism, places in zip(mechanisms, placement, strict=True):
         # Read from the first head of a role planted twice: every later one stands in for it.
         names = {role: head_name(*at[0]) for role, at in roles.items()}
         names |= {role: head_name(*where) for role, where in places.items()}
         own = list(mechanism.edges(names))
         if isinstance(mechanism, MassiveActivation):
-            marked = names.get("position_marker", EMBED)
-            own.append(Edge(marked, mlp_name(mechanism.layer % sketch.shape.n_layers), "in"))
+            marker = names.get("position_marker", EMBED)
+            own.append(Edge(marker, mlp_name(mechanism.layer % sketch.shape.n_layers), "in"))
         uses[mechanism.name] = tuple(dict.fromkeys((*uses.get(mechanism.name, ()), *own)))
         beside += mechanism.beside(names)
     twins = ((0, 1.0), (sketch.shape.d_model, -1.0)) if sketch.shape.learned else ((0, 1.0),)
     massive = [
-        (m.layer % sketch.shape.n_layers, m.position, sketch.parts.named["massive"].start + shift, sign * m.size)
+        (m.layer % sketch.shape.n_layers, m.position, sketch.parts.slices["massive"].start + shift, sign * m.size)
         for m in mechanisms
         if isinstance(m, MassiveActivation)
         for shift, sign in twins
     ]
     expected = {role: score for m in mechanisms for role, score in m.expected().items()}
-    told = "\n".join(dict.fromkeys(f"{m.name}: {(type(m).__doc__ or '').strip()}" for m in mechanisms))
+    descriptions = "\n".join(dict.fromkeys(f"{m.name}: {(type(m).__doc__ or '').strip()}" for m in mechanisms))
     edges = tuple(dict.fromkeys([*(edge for own in uses.values() for edge in own), *beside]))
-    return Truth(roles, expected, f"{told}\n{DOCS}", edges, tuple(massive), neurons, effects, kinds, uses)
+    return Truth(roles, expected, f"{descriptions}\n{DOCS}", edges, tuple(massive), neurons, effects, kinds, uses)
 
 
 DOCS = f"""\

@@ -40,18 +40,18 @@ class Subspaces:
     """Allocator of orthogonal, axis-aligned parts of the residual stream."""
 
     d_model: int
-    named: dict[str, slice] = field(default_factory=dict)
+    slices: dict[str, slice] = field(default_factory=dict)
 
     def claim(self, name: str, size: int) -> slice:
         """The next `size` free dimensions, under a new name; ValueError where they do not fit."""
-        start = max((part.stop for part in self.named.values()), default=0)
-        if name in self.named or start + size > self.d_model:
+        start = max((part.stop for part in self.slices.values()), default=0)
+        if name in self.slices or start + size > self.d_model:
             raise ValueError(
                 f"cannot claim {size} dimensions as {name!r}: {self.d_model - start} "
-                f"are free, names in use: {sorted(self.named)}"
+                f"are free, names in use: {sorted(self.slices)}"
             )
-        self.named[name] = slice(start, start + size)
-        return self.named[name]
+        self.slices[name] = slice(start, start + size)
+        return self.slices[name]
 
 
 @dataclass(frozen=True)
@@ -149,8 +149,8 @@ def write_norms(model: LlamaForCausalLM) -> None:
         second.post_attention_layernorm: 4 + 2 * heads + mlp,
         model.model.norm: 4 + 2 * heads + 2 * mlp,
     }
-    for norm, squared in squared_norms.items():
-        norm.weight.fill_(math.sqrt(squared / D_MODEL))
+    for norm, norm_squared in squared_norms.items():
+        norm.weight.fill_(math.sqrt(norm_squared / D_MODEL))
 
 
 def blank(*, d_vocab: int) -> LlamaForCausalLM:

@@ -1,4 +1,4 @@
-"""The README of a copying model: every number in it is measured on the model that is saved."""
+"""Card of a copying model: its README, with numbers measured on the model that is saved."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 
 from interp.components import head_names
 from interp.zoo import entry
-from interp.zoo.trained.measure import head_scores, repeated_tokens, second_copy, zeroed
+from interp.zoo.trained.measure import head_scores, repeated_tokens, second_copy_scores, zeroed
 from interp.zoo.trained.plan import Copying
 
 HELD_OUT_SEED = 10_000
@@ -26,7 +26,7 @@ Heads = list[tuple[int, int]]
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingFacts:
     """The facts of a training run that the card states."""
 
     name: str
@@ -36,7 +36,7 @@ class Run:
     threads: int
 
 
-def held_out(plan: Copying, *, period: int) -> Int[Tensor, "batch pos"]:
+def held_out_blocks(plan: Copying, *, period: int) -> Int[Tensor, "batch pos"]:
     """Two-copy sequences from a generator that training never used."""
     generator = torch.Generator().manual_seed(HELD_OUT_SEED + period)
     return repeated_tokens(batch=BATCH, period=period, repeats=2, n_words=plan.n_words, generator=generator)
@@ -49,8 +49,8 @@ def period_table(model: LlamaForCausalLM, plan: Copying) -> str:
         "|---|---|---|---|---|",
     ]
     for period in plan.test_periods:
-        tokens = held_out(plan, period=period)
-        copy = second_copy(model, tokens, period=period)
+        tokens = held_out_blocks(plan, period=period)
+        copy = second_copy_scores(model, tokens, period=period)
         scores = head_scores(model, tokens, period=period)
         best = " | ".join(f"{scores[k].max():.3f}" for k in ("induction", "previous"))
         lines.append(f"| {period} | {copy['accuracy']:.3f} | {copy['loss']:.3f} | {best} |")
@@ -70,53 +70,53 @@ def score_maps(scores: dict[str, Float[Tensor, "layer head"]]) -> str:
     return "\n\n".join(blocks)
 
 
-def matched_sets(chosen: Heads, *, n_heads: int, generator: torch.Generator) -> list[Heads]:
-    """Random sets with as many heads per layer as `chosen` and none of its heads; [] if too few."""
+def random_sets(heads: Heads, *, n_heads: int, generator: torch.Generator) -> list[Heads]:
+    """Random sets with as many heads per layer as `heads` and none of its heads; [] if too few."""
     sets: list[Heads] = []
-    layers = sorted({layer for layer, _ in chosen})
+    layers = sorted({layer for layer, _ in heads})
     for _ in range(N_RANDOM):
-        drawn: Heads = []
+        sample: Heads = []
         for layer in layers:
-            size = sum(at == layer for at, _ in chosen)
-            others = [h for h in range(n_heads) if (layer, h) not in chosen]
+            size = sum(at == layer for at, _ in heads)
+            others = [h for h in range(n_heads) if (layer, h) not in heads]
             if len(others) < size:
                 return []
             order = torch.randperm(len(others), generator=generator)[:size]
-            drawn += [(layer, others[i]) for i in order.tolist()]
-        sets.append(drawn)
+            sample += [(layer, others[i]) for i in order.tolist()]
+        sets.append(sample)
     return sets
 
 
 def causal_lines(model: LlamaForCausalLM, plan: Copying, scores: dict[str, Float[Tensor, "layer head"]]) -> str:
     """Second-copy accuracy with sets of heads zeroed, beside matched random sets."""
-    tokens = held_out(plan, period=MAP_PERIOD)
+    tokens = held_out_blocks(plan, period=MAP_PERIOD)
     n_heads = model.config.num_attention_heads
     generator = torch.Generator().manual_seed(HELD_OUT_SEED)
 
     def accuracy(heads: Heads) -> float:
         with zeroed(model, heads):
-            return second_copy(model, tokens, period=MAP_PERIOD)["accuracy"]
+            return second_copy_scores(model, tokens, period=MAP_PERIOD)["accuracy"]
 
     lines = [f"- nothing: {accuracy([]):.3f}"]
     for role, kind in (("induction", "induction"), ("previous-token", "previous")):
-        chosen = [(int(a), int(b)) for a, b in (scores[kind] >= THRESHOLD).nonzero()]
-        if not chosen:
+        members = [(int(a), int(b)) for a, b in (scores[kind] >= THRESHOLD).nonzero()]
+        if not members:
             continue
-        named = ", ".join(head_names(chosen))
-        random = [accuracy(heads) for heads in matched_sets(chosen, n_heads=n_heads, generator=generator)]
+        names = ", ".join(head_names(members))
+        random = [accuracy(heads) for heads in random_sets(members, n_heads=n_heads, generator=generator)]
         beside = (
             f"{N_RANDOM} random sets of as many other heads in the same layers: mean "
             f"{sum(random) / N_RANDOM:.3f}, lowest {min(random):.3f}"
             if random
             else "too few other heads in these layers for a matched random set"
         )
-        lines.append(f"- {role} heads (score >= {THRESHOLD}: {named}): {accuracy(chosen):.3f}; {beside}")
+        lines.append(f"- {role} heads (score >= {THRESHOLD}: {names}): {accuracy(members):.3f}; {beside}")
     return "\n".join(lines)
 
 
-def write(model: LlamaForCausalLM, *, run: Run, plan: Copying) -> str:
+def card_text(model: LlamaForCausalLM, *, run: TrainingFacts, plan: Copying) -> str:
     """The card, in markdown, for the weights that `model` holds."""
-    scores = head_scores(model, held_out(plan, period=MAP_PERIOD), period=MAP_PERIOD)
+    scores = head_scores(model, held_out_blocks(plan, period=MAP_PERIOD), period=MAP_PERIOD)
     parameters = sum(p.numel() for p in model.parameters())
     cores = "one CPU core" if run.threads == 1 else f"{run.threads} CPU threads"
     return f"""---

@@ -121,7 +121,7 @@ def recipe(name: str, *, seed: int = 0, steps: int | None = None) -> Recipe[Llam
         facts={"name": name, "seed": seed, "steps": steps},
         steps=steps,
         model=partial(build, plan, seed=seed),
-        data=lambda done: BlockStream(plan, seed=seed, steps=steps),
+        data=lambda progress: BlockStream(plan, seed=seed, steps=steps),
         loss=copy_loss,
         schedule=learning_rates(plan.learning_rate, steps=steps).__getitem__,
         weight_decay=plan.weight_decay,
@@ -132,9 +132,9 @@ def recipe(name: str, *, seed: int = 0, steps: int | None = None) -> Recipe[Llam
 def _publish(name: str, seed: int, steps: int, folder: Path, minutes: float) -> str:
     plan = COPYING[name]
     word_tokenizer(n_words=plan.n_words).save_pretrained(folder)
-    shipped = LlamaForCausalLM.from_pretrained(folder, dtype="float32", local_files_only=True)
-    run = card.Run(name=name, seed=seed, steps=steps, minutes=minutes, threads=torch.get_num_threads())
-    return card.write(shipped.eval(), run=run, plan=plan)
+    model = LlamaForCausalLM.from_pretrained(folder, dtype="float32", local_files_only=True)
+    run = card.TrainingFacts(name=name, seed=seed, steps=steps, minutes=minutes, threads=torch.get_num_threads())
+    return card.card_text(model.eval(), run=run, plan=plan)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

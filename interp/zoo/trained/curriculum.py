@@ -33,8 +33,8 @@ from interp.zoo.trained.skills.plan import (
     learning_rate,
     stage_after,
 )
-from interp.zoo.trained.skills.report import describe, measure
-from interp.zoo.trained.skills.rows import GROUPS, Rows, batch, skill_losses
+from interp.zoo.trained.skills.report import card_text, skill_scores
+from interp.zoo.trained.skills.rows import GROUPS, LessonRows, batch, skill_losses
 from interp.zoo.trained.skills.vocabulary import index, tokenizer
 
 ITEMS = 256
@@ -44,15 +44,15 @@ ITEMS = 256
 def build(size: str, *, seed: int) -> LlamaForCausalLM:
     """The untrained model, in float32."""
     torch.manual_seed(seed)
-    known = index()
+    vocab = index()
     config = LlamaConfig(
         **SIZES[size],
-        vocab_size=len(known),
+        vocab_size=len(vocab),
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=False,
-        bos_token_id=known["<bos>"],
-        eos_token_id=known["<eos>"],
-        pad_token_id=known["<pad>"],
+        bos_token_id=vocab["<bos>"],
+        eos_token_id=vocab["<eos>"],
+        pad_token_id=vocab["<pad>"],
     )
     return LlamaForCausalLM(config)
 
@@ -61,7 +61,7 @@ def build(size: str, *, seed: int) -> LlamaForCausalLM:
 class Lesson:
     """One batch."""
 
-    rows: Rows
+    rows: LessonRows
     penalty: float
     """Weight of `head_penalty` at this step."""
 
@@ -81,15 +81,15 @@ class Lessons:
         """Heads are penalised in the mixed stage, until `PENALTY_UNTIL`."""
         options, stage = self.options, self.progress.stage_at(step)
         rows = batch(Random(f"{options.seed} {step}"), stage, n_tokens=options.tokens_per_step)
-        penalised = stage.mixed and step / options.steps < PENALTY_UNTIL
-        return Lesson(rows, options.penalty if penalised else 0.0)
+        has_penalty = stage.mixed and step / options.steps < PENALTY_UNTIL
+        return Lesson(rows, options.penalty if has_penalty else 0.0)
 
     def advance(self, step: int, parts: Mapping[str, Tensor]) -> None:
         """A stage ends when the loss on the repeats is low enough, or its time is up."""
         self.progress.advance(step / self.options.steps, parts["repeats"].item())
 
     def state_dict(self) -> dict[str, Any]:
-        """Stage, and the running loss in it."""
+        """CurriculumStage, and the running loss in it."""
         return vars(self.progress)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -119,7 +119,7 @@ def recipe(options: Options, *, checkpoints: int = 0, items: int = ITEMS) -> Rec
         facts=vars(options),
         steps=options.steps,
         model=partial(build, options.size, seed=options.seed),
-        data=lambda done: Lessons(options, Progress(stage=stage_after(done))),
+        data=lambda progress: Lessons(options, Progress(stage=stage_after(progress))),
         loss=lesson_loss,
         schedule=partial(learning_rate, options=options),
         weight_decay=options.weight_decay,
@@ -133,14 +133,14 @@ def recipe(options: Options, *, checkpoints: int = 0, items: int = ITEMS) -> Rec
 def _publish(options: Options, checkpoints: int, items: int, folder: Path, minutes: float) -> str:
     fast = tokenizer(max_length=CONTEXT)
     fast.save_pretrained(folder)
-    export.write(folder)
-    shipped = LlamaForCausalLM.from_pretrained(folder, dtype="float32", local_files_only=True)
-    measured = measure(shipped.eval(), fast, n=items)
+    export.write_tasks(folder)
+    model = LlamaForCausalLM.from_pretrained(folder, dtype="float32", local_files_only=True)
+    scores = skill_scores(model.eval(), fast, n=items)
     flags = f"--steps {options.steps} --seed {options.seed}"
     flags += f" --tokens-per-step {options.tokens_per_step} --penalty {options.penalty}"
     flags += f" --checkpoints {checkpoints}" if checkpoints else ""
     command = f"python -m interp.zoo.trained.train {options.size} {flags}{' --bfloat16' * options.bfloat16}"
-    return describe(shipped, measured, title=options.size, run=vars(options), minutes=minutes, command=command)
+    return card_text(model, scores, title=options.size, run=vars(options), minutes=minutes, command=command)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

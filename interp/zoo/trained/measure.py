@@ -92,7 +92,7 @@ def head_scores(
 
 
 @torch.no_grad()
-def second_copy(model: PreTrainedModel, tokens: Int[Tensor, "batch pos"], *, period: int) -> dict[str, float]:
+def second_copy_scores(model: PreTrainedModel, tokens: Int[Tensor, "batch pos"], *, period: int) -> dict[str, float]:
     """Greedy accuracy (fraction) and loss (nats) on the second copy and later.
 
     The first token of the second copy is left out: nothing before it says that a copy begins.
@@ -138,10 +138,10 @@ def _silencing(
     for layer, index in places:
         by_layer.setdefault(layer, []).append(index)
 
-    def silence(chosen: list[int]):
+    def silence(indices: list[int]):
         def hook(_module: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             x = args[0].unflatten(-1, (parts, -1) if parts > 0 else (-1, 1)).clone()
-            x[..., chosen, :] = 0.0
+            x[..., indices, :] = 0.0
             return (x.flatten(-2), *args[1:])
 
         return hook
@@ -152,6 +152,6 @@ def _silencing(
             module
             for name, module in modules.items()
             if name.endswith(tuple(f".{layer}.{path}" for path in _OUTPUTS[kind]))
-        ).register_forward_pre_hook(silence(chosen))
-        for layer, chosen in by_layer.items()
+        ).register_forward_pre_hook(silence(indices))
+        for layer, indices in by_layer.items()
     ]

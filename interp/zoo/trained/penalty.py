@@ -1,4 +1,4 @@
-"""What makes a trained model's roles settle in few heads."""
+"""Penalty on heads in training, under which roles settle in few of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training run is made of, as a value: model, data, loss and schedule. `train` runs it."""
+"""`Recipe`: model, data, loss and schedule of a training run, as a value. `train` runs it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 M = TypeVar("M", bound=PreTrainedModel)
-B = TypeVar("B", bound="Batch")
-B_co = TypeVar("B_co", bound="Batch", covariant=True)
+B = TypeVar("B", bound="TrainingBatch")
+B_co = TypeVar("B_co", bound="TrainingBatch", covariant=True)
 
 Losses = tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]
 """What is minimised, and its parts by name, in nats, for the log and for what comes next in the data."""
 
 
 @runtime_checkable
-class Batch(Protocol):
+class TrainingBatch(Protocol):
     """What one step learns from."""
 
     @property

@@ -42,7 +42,7 @@ def optimizer_of(model: PreTrainedModel, *, weight_decay: float) -> torch.optim.
 
 
 @dataclass
-class Run(Generic[M, B]):
+class TrainingRun(Generic[M, B]):
     """A training run in memory: everything that an interrupted one needs to go on."""
 
     recipe: Recipe[M, B]
@@ -55,10 +55,10 @@ class Run(Generic[M, B]):
     """Time they took."""
 
     @classmethod
-    def begin(cls, recipe: Recipe[M, B], *, done: float = 0.0) -> Run[M, B]:
-        """An untrained model, and the data as they stand after a fraction `done` of the run."""
+    def begin(cls, recipe: Recipe[M, B], *, progress: float = 0.0) -> TrainingRun[M, B]:
+        """An untrained model, and the data as they stand after a fraction `progress` of the run."""
         model = recipe.model().train()
-        return cls(recipe, model, optimizer_of(model, weight_decay=recipe.weight_decay), recipe.data(done))
+        return cls(recipe, model, optimizer_of(model, weight_decay=recipe.weight_decay), recipe.data(progress))
 
     def save(self, path: Path) -> None:
         """Write the state; a crash in between leaves the one before."""
@@ -77,7 +77,7 @@ class Run(Generic[M, B]):
         self.step, self.seconds = state["step"], state["seconds"]
 
 
-def update(run: Run[M, B]) -> Mapping[str, Tensor]:
+def update(run: TrainingRun[M, B]) -> Mapping[str, Tensor]:
     """One update of the weights; returns the parts of the loss, in nats."""
     recipe, batch = run.recipe, run.data.batch(run.step)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=recipe.bfloat16):
@@ -102,31 +102,31 @@ def train(
     an interruption would, with the state saved.
     """
     out.mkdir(parents=True, exist_ok=True)
-    run, saved = Run.begin(recipe), out / STATE
-    if saved.is_file():
-        run.restore(saved)
-    reported = run.seconds
+    run, state = TrainingRun.begin(recipe), out / STATE
+    if state.is_file():
+        run.restore(state)
+    last_report = run.seconds
     while run.step < min(recipe.steps, stop_after or recipe.steps):
         start = time.perf_counter()
         _checkpoint(run, out)
         parts = update(run)
         run.data.advance(run.step, parts)
         run.seconds += time.perf_counter() - start
-        if run.seconds - reported > log_every:
+        if run.seconds - last_report > log_every:
             _report(run, parts)
-            run.save(saved)
-            reported = run.seconds
-    run.save(saved)
+            run.save(state)
+            last_report = run.seconds
+    run.save(state)
     _checkpoint(run, out)
     return run.model.eval(), run.seconds / 60
 
 
-def _checkpoint(run: Run[M, B], out: Path) -> None:
+def _checkpoint(run: TrainingRun[M, B], out: Path) -> None:
     if run.step in run.recipe.checkpoints:
         save_half(run.model, out / f"step-{run.step:05d}")
 
 
-def _report(run: Run[M, B], parts: Mapping[str, Tensor]) -> None:
+def _report(run: TrainingRun[M, B], parts: Mapping[str, Tensor]) -> None:
     log.info("step %d/%d  %.1f min", run.step, run.recipe.steps, run.seconds / 60)
     log.info("  loss: %s", "  ".join(f"{name} {x.item():.2f}" for name, x in parts.items() if x))
     if run.recipe.watch:
@@ -143,7 +143,7 @@ def save_half(model: PreTrainedModel, folder: Path) -> None:
 
 def steps_for(minutes: float, recipe: Recipe[M, B]) -> int:
     """How many steps fit, from the time of a few throw-away steps at the end of the recipe."""
-    run = Run.begin(recipe, done=1.0)
+    run = TrainingRun.begin(recipe, progress=1.0)
     run.step = max(0, recipe.steps - 6)
     times = []
     while run.step < recipe.steps:
@@ -153,7 +153,7 @@ def steps_for(minutes: float, recipe: Recipe[M, B]) -> int:
     return max(1, int(minutes * 60 / sorted(times)[len(times) // 2]))
 
 
-def make(recipe: Recipe[M, B], out: Path) -> str:
+def train_and_save(recipe: Recipe[M, B], out: Path) -> str:
     """Train or go on, save in half precision, measure what was saved; returns the card written from it."""
     model, minutes = train(recipe, out=out)
     save_half(model, out)
@@ -166,9 +166,9 @@ def make(recipe: Recipe[M, B], out: Path) -> str:
 def recipe_of(arguments: argparse.Namespace) -> Recipe[Any, Any]:
     """The recipe that a command line names; where its folder holds the state of a run, the recipe of that run."""
     family = curriculum if arguments.name in SIZES else copying
-    saved = arguments.out / STATE
-    if saved.is_file():
-        return family.from_arguments(arguments, torch.load(saved, weights_only=True)["facts"])
+    state = arguments.out / STATE
+    if state.is_file():
+        return family.from_arguments(arguments, torch.load(state, weights_only=True)["facts"])
     recipe: Recipe[Any, Any] = family.from_arguments(arguments, None)
     if arguments.minutes is None:
         return recipe
@@ -183,10 +183,10 @@ def main(arguments: list[str] | None = None) -> None:
         curriculum.add_arguments(names.add_parser(size, help="taught many skills"))
     for name in COPYING:
         copying.add_arguments(names.add_parser(name, help="taught to copy"))
-    chosen = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    torch.set_num_threads(chosen.threads)
-    sys.stdout.write(make(recipe_of(chosen), chosen.out))
+    torch.set_num_threads(options.threads)
+    sys.stdout.write(train_and_save(recipe_of(options), options.out))
 
 
 if __name__ == "__main__":

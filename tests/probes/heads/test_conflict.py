@@ -40,7 +40,7 @@ def test_prompts_contradict_what_is_known(rich):
     assert drawn.frame.bincount().min() >= 5  # of 8 expected
     for i in range(24):
         wording = {"plain": "", "suppose": "Suppose ", "rumour": "Rumour says "}[drawn.frames[drawn.frame[i]].name]
-        core = read(drawn.asked.ids[i][drawn.asked.mask[i]], skip_special_tokens=True)
+        core = read(drawn.questions.ids[i][drawn.questions.mask[i]], skip_special_tokens=True)
         text = read(task.clean.ids[i][task.clean.mask[i]], skip_special_tokens=True)
         assert text.startswith(f"{wording}{core} {read(task.answers[i])}")
         assert text.endswith(core)

@@ -179,4 +179,4 @@ def test_every_word_told_is_one_that_another_subject_has():
     assert isinstance(against, tasks.Conflict)
     attributes = {made.vocab.word(a) for _, a in factory.Fact().facts}
     assert set(against.task.answers[:, 0].tolist()) <= attributes
-    assert len(against.asked.ids) == len(against.task)
+    assert len(against.questions.ids) == len(against.task)

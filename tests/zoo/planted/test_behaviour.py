@@ -12,7 +12,7 @@ from interp.errors import InterpError
 from interp.zoo.planted.behaviour import behaviour, failed, summary
 from interp.zoo.planted.factory import ALL, ARCHITECTURES, Induction, ShiftedInduction, plant
 from interp.zoo.planted.mechanisms import MassiveActivationAt
-from interp.zoo.trained.measure import head_scores, repeated_tokens, second_copy, streams, zeroed
+from interp.zoo.trained.measure import head_scores, repeated_tokens, second_copy_scores, streams, zeroed
 
 ANSWERING = (*(m for m in ALL if m.name != "massive_activation"), ShiftedInduction())
 
@@ -104,11 +104,11 @@ def test_shifted_induction_copies_and_has_no_stripe():
     planted = plant([ShiftedInduction()], seed=1)
     generator = torch.Generator().manual_seed(0)
     tokens = repeated_tokens(batch=8, period=32, repeats=2, n_words=48, generator=generator)
-    assert second_copy(planted.model, tokens, period=32)["accuracy"] >= 0.97
+    assert second_copy_scores(planted.model, tokens, period=32)["accuracy"] >= 0.97
     assert head_scores(planted.model, tokens, period=32)["induction"].max() <= 0.08
     for role in planted.roles("shifted_induction"):
         with zeroed(planted.model, role.heads):
-            assert second_copy(planted.model, tokens, period=32)["accuracy"] <= 0.2
+            assert second_copy_scores(planted.model, tokens, period=32)["accuracy"] <= 0.2
     assert "stays empty" in planted.truth.docs
 
 

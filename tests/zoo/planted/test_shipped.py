@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from interp.zoo.planted.shipped import N_HEADS, N_WORDS, Subspaces, expected_scores, planted_induction
-from interp.zoo.trained.measure import head_scores, patterns, repeated_tokens, second_copy, zeroed
+from interp.zoo.trained.measure import head_scores, patterns, repeated_tokens, second_copy_scores, zeroed
 
 PERIODS = (16, 32, 60)
 ROLE_SCORE = {"previous_token": "previous", "induction": "induction"}
@@ -70,7 +70,7 @@ def test_induction_head_is_diffuse_on_the_first_copy(planted):
 
 @pytest.mark.parametrize("period", PERIODS)
 def test_second_copy_is_predicted(planted, period):
-    copy = second_copy(planted[0], sequences(period=period), period=period)
+    copy = second_copy_scores(planted[0], sequences(period=period), period=period)
     assert copy["accuracy"] >= 0.97
     assert copy["loss"] <= 0.05
 
@@ -78,12 +78,12 @@ def test_second_copy_is_predicted(planted, period):
 def test_only_the_planted_heads_matter(planted):
     model, _, truth = planted
     tokens = sequences(period=32, batch=4)
-    clean = second_copy(model, tokens, period=32)["accuracy"]
+    clean = second_copy_scores(model, tokens, period=32)["accuracy"]
     named = {place for places in truth.roles.values() for place in places}
     for layer in range(2):
         for head in range(N_HEADS):
             with zeroed(model, [(layer, head)]):
-                accuracy = second_copy(model, tokens, period=32)["accuracy"]
+                accuracy = second_copy_scores(model, tokens, period=32)["accuracy"]
             if (layer, head) in named:
                 assert accuracy < 0.1
             else:

@@ -14,10 +14,10 @@ from interp import texts as corpus
 from interp.errors import InterpError
 from interp.zoo.trained.curriculum import build
 from interp.zoo.trained.measure import repeated_tokens
-from interp.zoo.trained.skills import CONTEXT, SKILLS, facts, lexicon, make, plan, vocabulary
+from interp.zoo.trained.skills import CONTEXT, SKILLS, facts, lexicon, plan, skill_items, vocabulary
 from interp.zoo.trained.skills.judge import skill_accuracy
 from interp.zoo.trained.skills.plan import Options
-from interp.zoo.trained.skills.report import describe, failures, measure
+from interp.zoo.trained.skills.report import card_text, failures, skill_scores
 from interp.zoo.trained.skills.rows import GROUPS, KINDS, PACKED, batch, skill_losses
 from interp.zoo.trained.train import main
 from interp.zoo.trained.words import WORDS
@@ -36,13 +36,13 @@ def words(tokens) -> list[str]:
 
 
 def items(name, *, n=120, seed=3, splits=SPLITS):
-    return [item for split in splits for item in make(name, n=n, seed=seed, split=split)]
+    return [item for split in splits for item in skill_items(name, n=n, seed=seed, split=split)]
 
 
 def prompts(name, split, *, n):
     """Everything up to the last answer, separators apart."""
     chosen = slice(1, None, LIST_SEPARATORS) if name.startswith("ordinals") else slice(0, -1)
-    return {item.tokens[chosen] for item in make(name, n=n, seed=0, split=split)}
+    return {item.tokens[chosen] for item in skill_items(name, n=n, seed=0, split=split)}
 
 
 # The tokenizer
@@ -106,9 +106,9 @@ def test_spelling_a_prompt_gives_the_ids_the_generators_write(fast):
 @pytest.mark.parametrize("name", SKILLS)
 @pytest.mark.parametrize("split", SPLITS)
 def test_same_arguments_give_the_same_items_and_another_seed_others(name, split):
-    first = make(name, n=8, seed=1, split=split)
-    assert first == make(name, n=8, seed=1, split=split)
-    assert first != make(name, n=8, seed=2, split=split)
+    first = skill_items(name, n=8, seed=1, split=split)
+    assert first == skill_items(name, n=8, seed=1, split=split)
+    assert first != skill_items(name, n=8, seed=2, split=split)
 
 
 @pytest.mark.parametrize("name", SKILLS)
@@ -116,10 +116,10 @@ def test_places_are_inside_the_sequence_and_hold_right_answers(name):
     for item in items(name):
         assert item.skill == name
         assert item.tokens[0] == 0 and len(item.tokens) <= CONTEXT
-        assert item.judged and set(item.judged) <= set(item.loss)
+        assert item.places and set(item.places) <= set(item.loss)
         assert all(1 <= place < len(item.tokens) for place in item.loss)
-        assert len(item.answers) == len(item.judged)
-        for place, right in zip(item.judged, item.answers, strict=True):
+        assert len(item.answers) == len(item.places)
+        for place, right in zip(item.places, item.answers, strict=True):
             assert item.tokens[place] in right
         for right, wrong in zip(item.answers, item.foils, strict=False):
             assert not set(right) & set(wrong)
@@ -127,7 +127,7 @@ def test_places_are_inside_the_sequence_and_hold_right_answers(name):
 
 def test_unknown_skills_are_refused():
     with pytest.raises(InterpError, match="did you mean 'needles'"):
-        make("needle", n=1, seed=0)
+        skill_items("needle", n=1, seed=0)
 
 
 # Each skill
@@ -136,7 +136,7 @@ def test_unknown_skills_are_refused():
 def test_repeats_repeat_blocks_of_varied_length():
     lengths = set()
     for item in items("repeats"):
-        period = len(item.tokens) - item.judged[0] + 1
+        period = len(item.tokens) - item.places[0] + 1
         lengths.add(period)
         block = item.tokens[-2 * period : -period]
         assert block == item.tokens[-period:] and len(set(block)) == period
@@ -215,10 +215,10 @@ def test_conflicts_go_by_the_wording():
 def test_needles_are_told_once_and_asked_for_once():
     for item in items("needles", n=60):
         assert len(item.tokens) == 256
-        for place, (value,) in zip(item.judged, item.answers, strict=True):
+        for place, (value,) in zip(item.places, item.answers, strict=True):
             told = item.tokens[place - 5 : place + 1]
             assert words(told[:3]) == ["The", "code", "of"]
-            early = item.tokens[: item.judged[0] - 5]
+            early = item.tokens[: item.places[0] - 5]
             assert sum(early[i : i + 6] == told for i in range(len(early))) == 1
             assert value == told[-1]
 
@@ -234,11 +234,11 @@ def test_prompts_are_in_one_split_only(name):
 
 def test_held_out_pairs_were_never_trained():
     def pairs(split):
-        return {frozenset((*i.answers[0], *i.foils[0])) for i in make("ioi", n=2000, seed=0, split=split)}
+        return {frozenset((*i.answers[0], *i.foils[0])) for i in skill_items("ioi", n=2000, seed=0, split=split)}
 
     def bound(split):
-        made = make("needles", n=60, seed=0, split=split)
-        return {i.tokens[p - 2 : p + 1] for i in made for p in i.judged}
+        made = skill_items("needles", n=60, seed=0, split=split)
+        return {i.tokens[p - 2 : p + 1] for i in made for p in i.places}
 
     assert not pairs("train") & pairs("held-out")
     assert not bound("train") & bound("held-out")
@@ -306,11 +306,11 @@ def test_copying_comes_first_and_long_repeats_are_not_forgotten():
 
 def test_an_untrained_model_has_no_skill_and_the_card_says_so(micro, fast):
     model = build("micro", seed=0).eval()
-    measured = measure(model, fast, n=4)
+    measured = skill_scores(model, fast, n=4)
     assert measured["repeats"]["accuracy"] < 0.05
     assert abs(measured["ioi"]["logit difference"]) < 0.5
     assert any(line.startswith("needles") for line in failures(measured))
-    card = describe(model, measured, title="micro", run=vars(micro), minutes=0.0, command="python")
+    card = card_text(model, measured, title="micro", run=vars(micro), minutes=0.0, command="python")
     assert all(f"| {name} |" in card for name in SKILLS)
     assert "Not kept: repeats" in card
 

@@ -3,11 +3,11 @@
 from interp.zoo.planted.mechanisms.base import Mechanism, Slot
 from interp.zoo.planted.mechanisms.copying import AntiCopy, Copy, DuplicateToken, Induction, PreviousToken
 from interp.zoo.planted.mechanisms.dated import Dated
+from interp.zoo.planted.mechanisms.planted_vocabulary import CUES, Task, Vocabulary
 from interp.zoo.planted.mechanisms.recall import Fact, Retrieval, Successor, Told
 from interp.zoo.planted.mechanisms.shifted import ShiftedInduction
 from interp.zoo.planted.mechanisms.sinks import FirstTokenSink, MassiveActivation, MassiveActivationAt
 from interp.zoo.planted.mechanisms.two_hop import TwoHop
-from interp.zoo.planted.mechanisms.vocabulary import CUES, Task, Vocabulary
 
 __all__ = [
     "CUES",

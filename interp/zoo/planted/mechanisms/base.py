@@ -1,4 +1,4 @@
-"""What a mechanism is: heads with an order among them, subspaces, weights, a task, a closed form."""
+"""`Mechanism`: heads in an order, subspaces, weights, a task and a closed form of its effect."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.components import Edge
+from interp.zoo.planted.mechanisms.planted_vocabulary import Task, Vocabulary
 from interp.zoo.planted.mechanisms.sketch import CONSTANT, RATES, Sketch
-from interp.zoo.planted.mechanisms.vocabulary import Task, Vocabulary
 
 Place = tuple[int, int]
 EXPECTED_PERIOD = 32
@@ -51,10 +51,10 @@ class Mechanism:
         if self.at is None:
             return None
         flat: Any = self.at
-        given: tuple[Place, ...] = (flat,) if isinstance(flat[0], int) else flat
-        if len(given) != len(self.slots):
-            raise ValueError(f"{self.name} has {len(self.slots)} heads; `at` names {len(given)} places")
-        return given
+        places: tuple[Place, ...] = (flat,) if isinstance(flat[0], int) else flat
+        if len(places) != len(self.slots):
+            raise ValueError(f"{self.name} has {len(self.slots)} heads; `at` names {len(places)} places")
+        return places
 
     def claims(self, vocab: Vocabulary) -> Mapping[str, int]:
         """Subspaces that it writes, with their sizes."""

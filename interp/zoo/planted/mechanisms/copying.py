@@ -20,8 +20,8 @@ from interp.zoo.planted.mechanisms.base import (
     stripe,
     winner,
 )
+from interp.zoo.planted.mechanisms.planted_vocabulary import Task, Vocabulary
 from interp.zoo.planted.mechanisms.sketch import LOGIT_GAIN, RATES, Sketch
-from interp.zoo.planted.mechanisms.vocabulary import Task, Vocabulary
 
 PREVIOUS_GAIN, MATCH_GAIN, BAG_GAIN = 80.0, 16.0, 12.0
 DUPLICATE_GAIN, SELF_PENALTY = 32.0, 16.0
@@ -90,16 +90,16 @@ class PreviousToken(Mechanism):
         return {"previous_token": WEAK_LOGIT * difference(vocab, row[-2], 1 - row[-2] - row[0])}
 
 
-def copied(keys: torch.Tensor, values: torch.Tensor, *, at: int, vocab: Vocabulary) -> float:
+def copy_logit(keys: torch.Tensor, values: torch.Tensor, *, at: int, vocab: Vocabulary) -> float:
     """Logit difference that an induction head writes at the end of its task, the asked word being number `at`.
 
     `keys`[i, j] and `values`[i, j] are the weights of position j's token in what position i is matched by, and in
     what is copied from there. Where keys are zero the head is uniform.
     """
-    asked, answer = at + 1, at + 2  # `<bos>` is in front; the asked word stands again at the end
-    attention = (MATCH_GAIN * (keys[:, asked] + keys[:, -1])).softmax(-1)
-    moved = attention @ values
-    return LOGIT_GAIN * difference(vocab, moved[answer], moved[1:].sum() - moved[answer])
+    cue, answer = at + 1, at + 2  # `<bos>` is in front; the asked word stands again at the end
+    attention = (MATCH_GAIN * (keys[:, cue] + keys[:, -1])).softmax(-1)
+    mixture = attention @ values
+    return LOGIT_GAIN * difference(vocab, mixture[answer], mixture[1:].sum() - mixture[answer])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,12 +152,12 @@ class Induction(Mechanism):
     def effects(self, vocab: Vocabulary) -> Mapping[str, float]:
         """The head writes it; without the previous-token head it is uniform, and the echo of `previous` is gone."""
         keys = positional(gain=PREVIOUS_GAIN, shift=1, length=LENGTH + 2)
-        identity, last, asked = torch.eye(LENGTH + 2).double(), keys[-1], range(LENGTH - 4)
-        clean = [copied(keys, identity, at=at, vocab=vocab) for at in asked]
-        lost = [copied(0 * keys, identity, at=at, vocab=vocab) for at in asked]
-        echo = [WEAK_LOGIT * difference(vocab, last[at + 2], 1 - last[0] - last[at + 2]) for at in asked]
-        own = sum(clean) / len(asked)
-        return {"induction": own, "previous_token": own + (sum(echo) - sum(lost)) / len(asked)}
+        identity, last, places = torch.eye(LENGTH + 2).double(), keys[-1], range(LENGTH - 4)
+        clean = [copy_logit(keys, identity, at=at, vocab=vocab) for at in places]
+        without = [copy_logit(0 * keys, identity, at=at, vocab=vocab) for at in places]
+        echo = [WEAK_LOGIT * difference(vocab, last[at + 2], 1 - last[0] - last[at + 2]) for at in places]
+        own = sum(clean) / len(places)
+        return {"induction": own, "previous_token": own + (sum(echo) - sum(without)) / len(places)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,12 +278,12 @@ class AntiCopy(Copy):
 
     def task(self, vocab: Vocabulary, *, seed: int, n: int = 64) -> Task:
         """One word twelve times among twelve others: of it and a word not seen, the latter. Chance 1/2."""
-        seen = super().task(vocab, seed=seed, n=n)
+        base = super().task(vocab, seed=seed, n=n)
         generator = torch.Generator().manual_seed(seed)
         words = vocab.draw(n, LENGTH // 2 + 2, generator=generator)  # same draw, one word more
         fresh = words[:, -1]
-        choices = shuffled(torch.stack([fresh, seen.answers], 1), generator=generator)
-        return Task(seen.tokens, fresh, 1 / 2, choices)
+        choices = shuffled(torch.stack([fresh, base.answers], 1), generator=generator)
+        return Task(base.tokens, fresh, 1 / 2, choices)
 
     def effects(self, vocab: Vocabulary) -> Mapping[str, float]:
         """The frequent word's logit is no longer taken down; the other's is 0 either way."""

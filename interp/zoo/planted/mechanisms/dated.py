@@ -11,9 +11,9 @@ import torch
 from interp.components import Edge, mlp_name, parse_head
 from interp.zoo.planted.mechanisms.base import Mechanism, Place, Slot, winner
 from interp.zoo.planted.mechanisms.copying import LENGTH, MATCH_GAIN, with_bos
+from interp.zoo.planted.mechanisms.planted_vocabulary import Task, Vocabulary
 from interp.zoo.planted.mechanisms.recall import HALF
 from interp.zoo.planted.mechanisms.sketch import LOGIT_GAIN, Sketch
-from interp.zoo.planted.mechanisms.vocabulary import Task, Vocabulary
 
 MARK = 1 / 4
 """Weight of a mark: small, so that it hardly changes the norm in front of the MLP."""
@@ -103,11 +103,11 @@ class Dated(Mechanism):
         """A subject and a time among other words, then `<when>`; the answer is what goes with both."""
         generator = torch.Generator().manual_seed(seed)
         table = torch.tensor([[*pair, answer] for pair, answer in self.lookup(vocab).items()])
-        drawn = table[torch.randint(len(table), (n,), generator=generator)]
+        rows = table[torch.randint(len(table), (n,), generator=generator)]
         words = vocab.draw(n, LENGTH, generator=generator, without=tuple(table.flatten().tolist()))
         at = torch.rand(n, LENGTH - 1, generator=generator).topk(2).indices + 1
-        words.scatter_(1, at, drawn[:, :2])
-        return Task(with_bos(vocab, words, torch.full((n,), vocab.cue("<when>"))), drawn[:, 2], 1 / len(table))
+        words.scatter_(1, at, rows[:, :2])
+        return Task(with_bos(vocab, words, torch.full((n,), vocab.cue("<when>"))), rows[:, 2], 1 / len(table))
 
     def expected(self) -> Mapping[str, float]:
         """One key scores the gain, all others 0."""
@@ -115,5 +115,5 @@ class Dated(Mechanism):
 
     def effects(self, vocab: Vocabulary) -> Mapping[str, float]:
         """Nothing but the answer is written, by one neuron with input 40 (5/4 p - 3/4), p being each head's share."""
-        fired = 2 * (5 / 4 * winner(MATCH_GAIN, LENGTH + 1) - 3 / 4)
-        return dict.fromkeys(("dated_subject", "dated_time", self.table), HALF * LOGIT_GAIN * fired)
+        activation = 2 * (5 / 4 * winner(MATCH_GAIN, LENGTH + 1) - 3 / 4)
+        return dict.fromkeys(("dated_subject", "dated_time", self.table), HALF * LOGIT_GAIN * activation)

@@ -1,4 +1,4 @@
-"""Where mechanisms go: the places asked for, the others hidden by seed, in an order that works."""
+"""Places of mechanisms: those asked for, the others drawn by seed, each behind what it reads from."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _NoRoomError(ValueError):
     """This draw of places left none for a role; another may."""
 
 
-def place(
+def head_places(
     mechanisms: Sequence[Mechanism], *, n_layers: int, n_heads: int, n_kv_heads: int, generator: torch.Generator
 ) -> list[dict[str, Place]]:
     """A head for every role of every mechanism; no two share keys and values.

@@ -11,8 +11,8 @@ import torch
 from interp.components import Edge
 from interp.zoo.planted.mechanisms.base import Mechanism, Place, Slot, difference, positional, winner
 from interp.zoo.planted.mechanisms.copying import LENGTH, MATCH_GAIN, PREVIOUS_GAIN, with_bos
+from interp.zoo.planted.mechanisms.planted_vocabulary import Task, Vocabulary
 from interp.zoo.planted.mechanisms.sketch import LOGIT_GAIN, Sketch
-from interp.zoo.planted.mechanisms.vocabulary import Task, Vocabulary
 
 HALF = 0.5
 """Weight with which these heads write: where they are not asked, their diffuse output is small."""
@@ -95,10 +95,10 @@ class Successor(Mechanism):
         """One ordinal word among others, then `<next>`; the answer is its successor."""
         ids = self._ids(vocab)
         pairs = torch.tensor([pair for c in ids for pair in zip(c[:-1], c[1:], strict=True)])
-        drawn = pairs[torch.randint(len(pairs), (n,), generator=torch.Generator().manual_seed(seed))]
+        rows = pairs[torch.randint(len(pairs), (n,), generator=torch.Generator().manual_seed(seed))]
         avoid = tuple(i for c in ids for i in c)
-        tokens = _with_one(vocab, "<next>", drawn[:, 0], avoid, seed=seed)
-        return Task(tokens, drawn[:, 1], 1 / len(pairs))
+        tokens = _with_one(vocab, "<next>", rows[:, 0], avoid, seed=seed)
+        return Task(tokens, rows[:, 1], 1 / len(pairs))
 
     def expected(self) -> Mapping[str, float]:
         """One key scores the gain, `<bos>`, the cue and the other words 0."""
@@ -165,9 +165,9 @@ class Fact(Mechanism):
     def task(self, vocab: Vocabulary, *, seed: int, n: int = 64) -> Task:
         """One subject among other words, then `<fact>`; the answer is its attribute, which is not in the prompt."""
         table = torch.tensor([[vocab.word(a), vocab.word(b)] for a, b in self.facts])
-        drawn = table[torch.randint(len(table), (n,), generator=torch.Generator().manual_seed(seed))]
-        tokens = _with_one(vocab, "<fact>", drawn[:, 0], tuple(table.flatten().tolist()), seed=seed)
-        return Task(tokens, drawn[:, 1], 1 / len(table))
+        rows = table[torch.randint(len(table), (n,), generator=torch.Generator().manual_seed(seed))]
+        tokens = _with_one(vocab, "<fact>", rows[:, 0], tuple(table.flatten().tolist()), seed=seed)
+        return Task(tokens, rows[:, 1], 1 / len(table))
 
     def expected(self) -> Mapping[str, float]:
         """One key scores the gain, `<bos>`, the cue and the other words 0."""
@@ -231,16 +231,16 @@ class Retrieval(Mechanism):
     def effects(self, vocab: Vocabulary) -> Mapping[str, float]:
         """The head writes the difference; without the previous-token head it is uniform."""
         previous = positional(gain=PREVIOUS_GAIN, shift=1, length=LENGTH + 1)
-        clean, lost = [], []
+        clean, without = [], []
         for needle in range(1, LENGTH):  # positions; the answer stands one later
-            for strength, found in ((MATCH_GAIN, clean), (0.0, lost)):
+            for strength, target in ((MATCH_GAIN, clean), (0.0, without)):
                 score = torch.zeros(LENGTH + 2).double()
                 score[needle + 1 : -1] = strength * previous[needle + 1 :, needle]
                 row = score.softmax(-1)
                 words = row[1:-1].sum() - row[needle]
-                found.append(self.strength * LOGIT_GAIN * difference(vocab, row[needle + 1], words - row[needle + 1]))
+                target.append(self.strength * LOGIT_GAIN * difference(vocab, row[needle + 1], words - row[needle + 1]))
         own = sum(clean) / len(clean)
-        return {self.name: own, "previous_token": own - sum(lost) / len(lost)}
+        return {self.name: own, "previous_token": own - sum(without) / len(without)}
 
 
 @dataclass(frozen=True, kw_only=True)

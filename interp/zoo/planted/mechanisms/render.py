@@ -1,4 +1,4 @@
-"""From a sketch to a `transformers` model: the architecture's layout of weights, and norms that undo themselves."""
+"""Rendering of a sketch as a `transformers` model: the architecture's layout of weights, norms that cancel."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from interp.zoo.planted.mechanisms.planted_vocabulary import Vocabulary
 from interp.zoo.planted.mechanisms.sketch import ROPE_PLANES, ROPE_THETA, Sketch
-from interp.zoo.planted.mechanisms.vocabulary import Vocabulary
 from interp.zoo.trained.tokenizer import SPECIALS
 
 Architecture = Literal["llama", "llama-gqa", "llama-nonorm", "gpt2"]
@@ -80,10 +80,10 @@ def _llama(sketch: Sketch, architecture: Architecture) -> LlamaForCausalLM:
         **_SPECIAL,
     )
     model = LlamaForCausalLM(config)
-    put = {"model.embed_tokens.weight": sketch.embed, "lm_head.weight": sketch.unembed}
+    weights = {"model.embed_tokens.weight": sketch.embed, "lm_head.weight": sketch.unembed}
     for layer in range(shape.n_layers):
         path = f"model.layers.{layer}"
-        put |= {
+        weights |= {
             f"{path}.self_attn.q_proj.weight": sketch.q[layer].flatten(0, 1),
             f"{path}.self_attn.k_proj.weight": sketch.k[layer].flatten(0, 1),
             f"{path}.self_attn.v_proj.weight": sketch.v[layer].flatten(0, 1),
@@ -92,7 +92,7 @@ def _llama(sketch: Sketch, architecture: Architecture) -> LlamaForCausalLM:
             f"{path}.mlp.up_proj.weight": sketch.constant.expand(shape.d_mlp, -1),
             f"{path}.mlp.down_proj.weight": sketch.mlp_out[layer],
         }
-    _fill(model, put)
+    _fill(model, weights)
     return model
 
 
@@ -115,7 +115,7 @@ def _gpt2(sketch: Sketch) -> GPT2LMHeadModel:
         **_SPECIAL,
     )
     model = GPT2LMHeadModel(config)
-    put = {
+    weights = {
         "transformer.wte.weight": _write(sketch.embed),
         "transformer.wpe.weight": _write(sketch.positions),
         "lm_head.weight": _read(sketch.unembed),
@@ -123,24 +123,24 @@ def _gpt2(sketch: Sketch) -> GPT2LMHeadModel:
     for layer in range(shape.n_layers):
         path = f"transformer.h.{layer}"
         qkv = torch.cat([weight[layer].flatten(0, 1) for weight in (sketch.q, sketch.k, sketch.v)])
-        put |= {
+        weights |= {
             f"{path}.attn.c_attn.weight": _read(qkv).T,
             f"{path}.attn.c_proj.weight": _write(_join(sketch.o[layer]).T),
             f"{path}.mlp.c_fc.weight": _read(sketch.mlp_in[layer]).T,
             f"{path}.mlp.c_proj.weight": _write(sketch.mlp_out[layer].T),
         }
-    _fill(model, put)
+    _fill(model, weights)
     return model
 
 
-def _fill(model: PreTrainedModel, put: dict[str, Tensor]) -> None:
+def _fill(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
     """Overwrite every parameter: biases by zero, norms by one."""
     for name, parameter in model.named_parameters():
-        if name in put:
-            parameter.copy_(put.pop(name))
+        if name in weights:
+            parameter.copy_(weights.pop(name))
         else:
             parameter.fill_(1.0 if name.endswith("weight") and parameter.ndim == 1 else 0.0)
-    assert not put, f"no such parameters: {sorted(put)}"
+    assert not weights, f"no such parameters: {sorted(weights)}"
 
 
 def _join(o: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ import torch
 
 from interp.components import Edge
 from interp.zoo.planted.mechanisms.base import EXPECTED_PERIOD, Mechanism, Place, Slot, positional, stripe, winner
-from interp.zoo.planted.mechanisms.copying import LENGTH, MATCH_GAIN, PREVIOUS_GAIN, Induction, copied
+from interp.zoo.planted.mechanisms.copying import LENGTH, MATCH_GAIN, PREVIOUS_GAIN, Induction, copy_logit
+from interp.zoo.planted.mechanisms.planted_vocabulary import Task, Vocabulary
 from interp.zoo.planted.mechanisms.sketch import Sketch
-from interp.zoo.planted.mechanisms.vocabulary import Task, Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ class ShiftedInduction(Mechanism):
         keys, values = (
             positional(gain=PREVIOUS_GAIN, shift=back, length=LENGTH + 2) for back in (self.shift, self.shift - 1)
         )
-        asked = range(LENGTH - 4)
-        own = sum(copied(keys, values, at=at, vocab=vocab) for at in asked) / len(asked)
-        lost = sum(copied(torch.zeros_like(keys), values, at=at, vocab=vocab) for at in asked) / len(asked)
-        return {"shifted_key": own - lost, "shifted_value": own, "shifted_induction": own}
+        places = range(LENGTH - 4)
+        own = sum(copy_logit(keys, values, at=at, vocab=vocab) for at in places) / len(places)
+        without = sum(copy_logit(torch.zeros_like(keys), values, at=at, vocab=vocab) for at in places) / len(places)
+        return {"shifted_key": own - without, "shifted_value": own, "shifted_induction": own}

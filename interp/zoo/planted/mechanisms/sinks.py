@@ -14,8 +14,8 @@ from torch import Tensor
 from interp.components import Edge
 from interp.zoo.planted.mechanisms.base import EXPECTED_PERIOD, Mechanism, Place, Slot, winner
 from interp.zoo.planted.mechanisms.copying import LENGTH, with_bos
+from interp.zoo.planted.mechanisms.planted_vocabulary import Task, Vocabulary
 from interp.zoo.planted.mechanisms.sketch import CONSTANT, RATES, Sketch
-from interp.zoo.planted.mechanisms.vocabulary import Task, Vocabulary
 
 SINK_GAIN, ANCHOR_LOGIT, MARK_GAIN = 12.0, 4.0, 400.0
 
@@ -40,9 +40,9 @@ class FirstTokenSink(Mechanism):
         head = sketch.head(places["sink"])
         head.match(sketch.constant, sketch.bos, gain=SINK_GAIN)
         head.move(sketch.bos, sketch.basis("anchored"))
-        compared = ANCHOR_LOGIT * (sketch.basis("anchored") - sketch.constant / 2)[0]
-        sketch.unembed[sketch.vocab.cue("<with>")] += compared
-        sketch.unembed[sketch.vocab.cue("<without>")] -= compared
+        contrast = ANCHOR_LOGIT * (sketch.basis("anchored") - sketch.constant / 2)[0]
+        sketch.unembed[sketch.vocab.cue("<with>")] += contrast
+        sketch.unembed[sketch.vocab.cue("<without>")] -= contrast
 
     def edges(self, names: Mapping[str, str]) -> Sequence[Edge]:
         """All from the embedding."""

@@ -1,4 +1,4 @@
-"""Weights of a planted model before it has an architecture: named subspaces, heads, MLP neurons.
+"""`Sketch`: weights of a planted model before it has an architecture, as named subspaces, heads and neurons.
 
 A sketch speaks of the stream as it was written: the norms of the finished model are calibrated to
 give it back at that size (see `interp.zoo.planted.mechanisms.render`).
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.zoo.planted.mechanisms.vocabulary import Vocabulary
+from interp.zoo.planted.mechanisms.planted_vocabulary import Vocabulary
 from interp.zoo.planted.shipped import HeadWeights, Subspaces
 
 CONSTANT = 4.0
@@ -69,7 +69,6 @@ class Sketch:
     embed: Tensor
     positions: Tensor
     unembed: Tensor
-    taken: set[tuple[int, int]] = field(default_factory=set)
     neurons: dict[int, int] = field(default_factory=dict)
     """Layer -> planted neurons so far."""
 
@@ -93,41 +92,41 @@ class Sketch:
             positions=torch.zeros(shape.context if shape.learned else 0, d),
             unembed=torch.zeros(n_vocab, d),
         )
-        sketch.embed[:, parts.named["token"]] = torch.eye(n_vocab)
-        sketch.embed[:, parts.named["constant"]] = CONSTANT
+        sketch.embed[:, parts.slices["token"]] = torch.eye(n_vocab)
+        sketch.embed[:, parts.slices["constant"]] = CONSTANT
         if shape.learned:
             angle = torch.outer(torch.arange(shape.context).double(), torch.tensor(RATES).double())
-            sketch.positions[:, parts.named["position"]] = torch.cat([angle.cos(), angle.sin()], -1).float()
+            sketch.positions[:, parts.slices["position"]] = torch.cat([angle.cos(), angle.sin()], -1).float()
         return sketch
 
     def add_noise(self, *, generator: torch.Generator, amount: float = 1.0) -> None:
         """Random heads and neurons everywhere: near-uniform attention, small outputs, these times `amount`."""
         shape = self.shape
-        squared = CONSTANT**2 + 1 + (len(RATES) if shape.learned else 0)
+        norm_squared = CONSTANT**2 + 1 + (len(RATES) if shape.learned else 0)
 
         def fill(weight: Tensor, std: float) -> None:
             weight.copy_(torch.randn(weight.shape, generator=generator) * std)
 
-        fill(self.q, math.sqrt(NOISE_SCORE / squared))
-        fill(self.k, math.sqrt(NOISE_SCORE / squared))
-        fill(self.v, 1 / math.sqrt(shape.d_head * squared))
+        fill(self.q, math.sqrt(NOISE_SCORE / norm_squared))
+        fill(self.k, math.sqrt(NOISE_SCORE / norm_squared))
+        fill(self.v, 1 / math.sqrt(shape.d_head * norm_squared))
         fill(self.o, amount * NOISE_WRITE / math.sqrt(shape.d_model))
-        fill(self.mlp_in, 1 / math.sqrt(squared))
+        fill(self.mlp_in, 1 / math.sqrt(norm_squared))
         # E[gelu(z)^2] = 0.43 for a standard normal z: the norm of the sum is then NOISE_WRITE.
         fill(self.mlp_out, amount * NOISE_WRITE / math.sqrt(0.43 * shape.d_model * shape.d_mlp))
 
         # Nothing random along the cues: a whisper there, times the score of parking, would park heads.
-        cues = [self.parts.named["token"].start + i for i in self.vocab.cues]
+        cues = [self.parts.slices["token"].start + i for i in self.vocab.cues]
         self.o[:, :, cues] = 0.0
         self.mlp_out[:, cues] = 0.0
-        if "massive" in self.parts.named and self.after_massive is None:
+        if "massive" in self.parts.slices and self.after_massive is None:
             # No norm will shrink it: random parts that read it would drown all else at `<bos>`.
             for weight in (self.q, self.k, self.v, self.mlp_in):
-                weight[..., self.parts.named["massive"]] = 0.0
+                weight[..., self.parts.slices["massive"]] = 0.0
 
     def basis(self, part: str, rows: Sequence[int] | None = None) -> Float[Tensor, "row d_model"]:
         """Unit vectors of a subspace, all of them or the `rows` asked for."""
-        where = self.parts.named[part]
+        where = self.parts.slices[part]
         return torch.eye(self.shape.d_model)[where][slice(None) if rows is None else list(rows)]
 
     @property
@@ -138,8 +137,8 @@ class Sketch:
     @property
     def bos(self) -> Float[Tensor, "one d_model"]:
         """Reads 1 at `<bos>`, also where a massive activation has shrunk all else there."""
-        reads = self.basis("token", [self.vocab.bos])
-        return reads if self.after_massive is None else reads + self.after_massive * self.basis("massive")
+        direction = self.basis("token", [self.vocab.bos])
+        return direction if self.after_massive is None else direction + self.after_massive * self.basis("massive")
 
     def tokens(self, ids: Sequence[int]) -> Float[Tensor, "one d_model"]:
         """Reads 1 at any of these tokens."""
@@ -181,18 +180,18 @@ class HeadPen:
     sketch: Sketch
     weights: HeadWeights
     content: int = 0
-    moved: int = 0
+    n_moved: int = 0
 
     def _content_rows(self, count: int) -> Tensor:
         shape = self.sketch.shape
-        used = torch.arange(self.content, self.content + count)
+        rows = torch.arange(self.content, self.content + count)
         self.content += count
         if self.content > shape.d_head - 2 * len(RATES):
             raise ValueError(f"a head of {shape.d_head} dimensions cannot match {self.content} features and positions")
         if shape.learned:
-            return shape.d_head - 1 - used
+            return shape.d_head - 1 - rows
         half = shape.d_head // 2  # two features per plane, slowest planes first
-        return half - 1 - used // 2 + (used % 2) * half
+        return half - 1 - rows // 2 + (rows % 2) * half
 
     def match(self, query: Float[Tensor, "row d_model"], key: Float[Tensor, "row d_model"], *, gain: float) -> None:
         """score(i, j) += gain * sum_r (query_r . x_i) (key_r . x_j)."""
@@ -226,15 +225,15 @@ class HeadPen:
         size = gain * math.sqrt(self.sketch.shape.d_head) / len(RATES)
         bos = self.sketch.bos[0]
         for plane, rate in enumerate(RATES):
-            turned = math.sqrt(size) * math.cos(rate * distance), math.sqrt(size) * math.sin(rate * distance)
+            phase = math.sqrt(size) * math.cos(rate * distance), math.sqrt(size) * math.sin(rate * distance)
             if self.sketch.shape.learned:
                 here = self.sketch.basis("position", [plane, plane + len(RATES)])
-                self.weights.q[plane] += turned[0] * here[0] + turned[1] * here[1]
+                self.weights.q[plane] += phase[0] * here[0] + phase[1] * here[1]
                 self.weights.k[plane] += math.sqrt(size) * bos
             else:
                 self.weights.q[plane] += math.sqrt(size) * self.sketch.constant[0]
-                self.weights.k[plane] += turned[0] * bos
-                self.weights.k[plane + self.sketch.shape.d_head // 2] += turned[1] * bos
+                self.weights.k[plane] += phase[0] * bos
+                self.weights.k[plane + self.sketch.shape.d_head // 2] += phase[1] * bos
 
     def park(self, *, answers: str | None = None, gain: float = PARK) -> None:
         """At every cue but the one it `answers`, attend to `<bos>`: heads do not speak out of turn."""
@@ -246,9 +245,9 @@ class HeadPen:
         self, read: Float[Tensor, "row d_model"], write: Float[Tensor, "row d_model"], *, gain: float = 1.0
     ) -> None:
         """What the attended position holds along read_r is added along write_r, times `gain`."""
-        rows = slice(self.moved, self.moved + len(read))
-        self.moved += len(read)
-        if self.moved > self.sketch.shape.d_head:
-            raise ValueError(f"a head of {self.sketch.shape.d_head} dimensions cannot move {self.moved} features")
+        rows = slice(self.n_moved, self.n_moved + len(read))
+        self.n_moved += len(read)
+        if self.n_moved > self.sketch.shape.d_head:
+            raise ValueError(f"a head of {self.sketch.shape.d_head} dimensions cannot move {self.n_moved} features")
         self.weights.v[rows] = read
         self.weights.o[:, rows] = gain * write.T

@@ -12,9 +12,9 @@ import torch
 from interp.components import Edge
 from interp.zoo.planted.mechanisms.base import Mechanism, Place, Slot, winner
 from interp.zoo.planted.mechanisms.copying import LENGTH, MATCH_GAIN, with_bos
+from interp.zoo.planted.mechanisms.planted_vocabulary import Task, Vocabulary
 from interp.zoo.planted.mechanisms.recall import HALF
 from interp.zoo.planted.mechanisms.sketch import LOGIT_GAIN, Sketch
-from interp.zoo.planted.mechanisms.vocabulary import Task, Vocabulary
 
 INHIBITION_GAIN = 120.0
 
@@ -53,7 +53,7 @@ class TwoHop(Mechanism):
         vocab = sketch.vocab
         ids = [vocab.word(i) for i in self.names]
         token, mentioned, inhibited = sketch.basis("token", ids), sketch.basis("mentioned"), sketch.basis("inhibited")
-        asked = sketch.tokens([vocab.cue("<to>")])
+        cue = sketch.tokens([vocab.cue("<to>")])
 
         head = sketch.head(places["name_duplicate"])
         # Not parked: it is silent at cues by itself, and 1/2 against 2/3 leaves no room for a leak.
@@ -61,12 +61,12 @@ class TwoHop(Mechanism):
         head.move(token, mentioned)
 
         head = sketch.head(places["inhibition"])
-        head.match(asked, mentioned.sum(0, keepdim=True), gain=INHIBITION_GAIN)
+        head.match(cue, mentioned.sum(0, keepdim=True), gain=INHIBITION_GAIN)
         head.park(answers="<to>")
         head.move(mentioned, inhibited, gain=3 / 2)
 
         head = sketch.head(places["name_mover"])
-        head.match(asked, token.sum(0, keepdim=True), gain=MATCH_GAIN)
+        head.match(cue, token.sum(0, keepdim=True), gain=MATCH_GAIN)
         head.match(inhibited, token, gain=-MATCH_GAIN)
         head.park(answers="<to>")
         head.move(token, sketch.basis("copied", self.names), gain=HALF)

@@ -1,7 +1,7 @@
 """What the rich zoo model is taught: seeded generators, one file for each family of skills.
 
->>> item = make("ioi", n=1, seed=0, split="held-out")[0]
->>> item.tokens[item.judged[0]] in item.answers[0]
+>>> item = skill_items("ioi", n=1, seed=0, split="held-out")[0]
+>>> item.tokens[item.places[0]] in item.answers[0]
 True
 """
 
@@ -13,11 +13,11 @@ from interp.errors import InterpError, nearest
 from interp.zoo.trained.skills import facts, greater_than, ioi, needles, ordinals, repeats, text
 from interp.zoo.trained.skills.item import CONTEXT, Item, Skill, Split
 
-__all__ = ["CONTEXT", "SKILLS", "Item", "Skill", "Split", "make", "skill"]
+__all__ = ["CONTEXT", "SKILLS", "Item", "Skill", "Split", "skill_items", "skill"]
 
 SKILLS: dict[str, Skill] = {
-    known.name: known
-    for known in (
+    spec.name: spec
+    for spec in (
         repeats.SKILL,
         ordinals.SKILL,
         ordinals.WRAPPING,
@@ -40,8 +40,8 @@ def skill(name: str) -> Skill:
     return SKILLS[name]
 
 
-def make(name: str, *, n: int, seed: int, split: Split = "train") -> list[Item]:
+def skill_items(name: str, *, n: int, seed: int, split: Split = "train") -> list[Item]:
     """`n` items of a skill: the same for the same arguments, the splits never from the same stream."""
-    known = skill(name)
+    source = skill(name)
     rng = Random(f"{name} {split} {seed}")
-    return [known.draw(rng, split) for _ in range(n)]
+    return [source.draw(rng, split) for _ in range(n)]

@@ -18,7 +18,7 @@ from interp.zoo.trained.skills.lexicon import EVENTS, OBJECTS, PEOPLE, PLACES, S
 
 SCHEMA = 1
 ONE_IN = 8
-"""As in `interp.zoo.trained.skills.item.belongs`."""
+"""As in `interp.zoo.trained.skills.item.in_split`."""
 
 
 def documents() -> dict[str, dict[str, Any]]:
@@ -26,7 +26,7 @@ def documents() -> dict[str, dict[str, Any]]:
     return {"ioi": _ioi(), "greater_than": _greater_than(), "facts": _facts(), "facts_context": _context()}
 
 
-def write(folder: Path) -> Path:
+def write_tasks(folder: Path) -> Path:
     """Write `folder/tasks.json`; returns its path."""
     file = folder / "tasks.json"
     file.write_text(json.dumps({"schema": SCHEMA, "tasks": documents()}, indent=1) + "\n", encoding="utf-8")
@@ -45,7 +45,7 @@ def _ioi() -> dict[str, Any]:
 
 
 def _greater_than() -> dict[str, Any]:
-    def marked(text: str) -> str:
+    def with_roles(text: str) -> str:
         once = text.replace("{century}", "{century@XX1}", 1).replace("{century}", "{century@XX2}", 1)
         return once.replace("{year}", "{year@YY}").replace("{event}", "{event@NOUN}")
 
@@ -54,7 +54,7 @@ def _greater_than() -> dict[str, Any]:
         "summary": greater_than.SKILL.summary,
         "key": "greater-than {event} {century} {year}",
         "one_in": ONE_IN,
-        "templates": [marked(t) for t in greater_than.TEMPLATES],
+        "templates": [with_roles(t) for t in greater_than.TEMPLATES],
         "words": {"event": list(EVENTS), "century": list(greater_than.CENTURIES)},
     }
 
@@ -67,14 +67,14 @@ def _facts() -> dict[str, Any]:
         for split in ("train", "held-out")
         for i, text in enumerate(facts.templates(relation, split))
     ]
-    known = table()
+    attributes = table()
     return {
         "family": "lookup",
         "summary": f"{facts.MEMORY.summary} ({len(OPENINGS)} openings)",
         "key": "",
         "templates": forms,
         "rows": [
-            {"group": r.name, "slots": {"s": subject}, "answers": [known[subject, r.name]]}
+            {"group": r.name, "slots": {"s": subject}, "answers": [attributes[subject, r.name]]}
             for r in RELATIONS
             for subject in SUBJECTS
         ],
@@ -82,14 +82,14 @@ def _facts() -> dict[str, Any]:
 
 
 def _context() -> dict[str, Any]:
-    def text(core: str, told: int) -> str:
-        said = " ".join(f"{core.format(s=f'{{x{i}}}')} {{y{i}}} ." for i in range(1, told + 1))
-        return f"{said} {core.format(s='{asked}')}"
+    def text(core: str, n_facts: int) -> str:
+        sentences = " ".join(f"{core.format(s=f'{{x{i}}}')} {{y{i}}} ." for i in range(1, n_facts + 1))
+        return f"{sentences} {core.format(s='{asked}')}"
 
     def forms(relation: Relation) -> list[dict[str, str]]:
         return [
-            {"name": f"{relation.name} {i} of {told}", "group": relation.name, "text": text(core, told)}
-            for told in range(2, facts.MOST_TOLD + 1)
+            {"name": f"{relation.name} {i} of {n_facts}", "group": relation.name, "text": text(core, n_facts)}
+            for n_facts in range(2, facts.MOST_TOLD + 1)
             for i, core in enumerate(relation.cores)
         ]
 
@@ -106,4 +106,4 @@ def _context() -> dict[str, Any]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m interp.zoo.trained.skills.export", description=__doc__)
     parser.add_argument("folder", type=Path, help="the checkpoint's")
-    write(parser.parse_args().folder)
+    write_tasks(parser.parse_args().folder)

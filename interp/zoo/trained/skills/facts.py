@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from random import Random
 
-from interp.zoo.trained.skills.item import Item, Skill, Split, belongs, question
+from interp.zoo.trained.skills.item import Item, Skill, Split, in_split, question
 from interp.zoo.trained.skills.lexicon import CITIES, COLOURS, FOODS, INSTRUMENTS, STRANGERS, SUBJECTS
 
 
@@ -57,28 +57,28 @@ def from_context(rng: Random, split: Split) -> Item:
     relation = rng.choice(RELATIONS)
     core = rng.choice(relation.cores)
     strangers = rng.sample(STRANGERS, rng.randint(2, MOST_TOLD))
-    told = rng.sample(relation.attributes, len(strangers))
-    asked = rng.randrange(len(strangers))
-    while not belongs(f"context {strangers[asked]} {told[asked]}", split):
+    attributes = rng.sample(relation.attributes, len(strangers))
+    target = rng.randrange(len(strangers))
+    while not in_split(f"context {strangers[target]} {attributes[target]}", split):
         strangers = rng.sample(STRANGERS, len(strangers))
-    said = [f"{core.format(s=s)} {a} ." for s, a in zip(strangers, told, strict=True)]
-    prompt = " ".join([*said, core.format(s=strangers[asked])])
-    others = tuple(a for i, a in enumerate(told) if i != asked)
-    return question("facts-context", prompt, told[asked], foils=others)
+    sentences = [f"{core.format(s=s)} {a} ." for s, a in zip(strangers, attributes, strict=True)]
+    prompt = " ".join([*sentences, core.format(s=strangers[target])])
+    others = tuple(a for i, a in enumerate(attributes) if i != target)
+    return question("facts-context", prompt, attributes[target], foils=others)
 
 
 def in_conflict(rng: Random, split: Split) -> Item:
     """The context says something else than the table: "Suppose" makes it count, "Rumour" does not."""
     while True:
         subject, relation = rng.choice(SUBJECTS), rng.choice(RELATIONS)
-        known = table()[subject, relation.name]
-        told = rng.choice([a for a in relation.attributes if a != known])
-        if belongs(f"conflict {subject} {relation.name} {told}", split):
+        truth = table()[subject, relation.name]
+        rumour = rng.choice([a for a in relation.attributes if a != truth])
+        if in_split(f"conflict {subject} {relation.name} {rumour}", split):
             break
     core = rng.choice(relation.cores).format(s=subject)
     if rng.random() < 0.5:
-        return question("facts-conflict", f"Suppose {core} {told} . Then {core}", told, foils=(known,))
-    return question("facts-conflict", f"Rumour says {core} {told} . In truth {core}", known, foils=(told,))
+        return question("facts-conflict", f"Suppose {core} {rumour} . Then {core}", rumour, foils=(truth,))
+    return question("facts-conflict", f"Rumour says {core} {rumour} . In truth {core}", truth, foils=(rumour,))
 
 
 MEMORY = Skill("facts-memory", "facts of the table, in templates never trained", from_memory, target=0.95)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from interp.zoo.trained.skills.item import Item, Skill, Split, belongs, question
+from interp.zoo.trained.skills.item import Item, Skill, Split, in_split, question
 from interp.zoo.trained.skills.lexicon import EVENTS, YEARS
 
 TEMPLATES = (
@@ -21,7 +21,7 @@ def draw(rng: Random, split: Split) -> Item:
     """Any later year of the century is right; the one in the sequence is drawn evenly from them."""
     while True:
         event, century, year = rng.choice(EVENTS), rng.choice(CENTURIES), rng.randint(FIRST, LAST)
-        if belongs(f"greater-than {event} {century} {year}", split):
+        if in_split(f"greater-than {event} {century} {year}", split):
             break
     prompt = rng.choice(TEMPLATES).format(event=event, century=century, year=YEARS[year])
     later, earlier = YEARS[year + 1 :], YEARS[: year + 1]

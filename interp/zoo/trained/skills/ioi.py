@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from interp.zoo.trained.skills.item import Item, Skill, Split, belongs, question
+from interp.zoo.trained.skills.item import Item, Skill, Split, in_split, question
 from interp.zoo.trained.skills.lexicon import OBJECTS, PEOPLE, PLACES
 
 TEMPLATES = (
@@ -20,7 +20,7 @@ def draw(rng: Random, split: Split) -> Item:
     """A sentence in which either name may come first; held-out pairs of names were never trained together."""
     while True:
         giver, receiver = rng.sample(PEOPLE, 2)
-        if belongs("ioi " + " ".join(sorted((giver, receiver))), split):
+        if in_split("ioi " + " ".join(sorted((giver, receiver))), split):
             break
     a, b = (giver, receiver) if rng.random() < 0.5 else (receiver, giver)
     prompt = rng.choice(TEMPLATES).format(a=a, b=b, giver=giver, place=rng.choice(PLACES), object=rng.choice(OBJECTS))

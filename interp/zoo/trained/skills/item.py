@@ -1,4 +1,4 @@
-"""What every skill produces, and how training and held-out items are kept apart."""
+"""`Item` and `Skill`: token sequences with answers, and the split into training and held-out items."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Item:
     """`<bos>` first; the answers are part of it."""
     loss: tuple[int, ...]
     """Where the training loss counts."""
-    judged: tuple[int, ...]
+    places: tuple[int, ...]
     """Where accuracy is measured; a part of `loss`."""
     answers: tuple[tuple[int, ...], ...]
-    """For each judged place, the ids that are right."""
+    """For each place, the ids that are right."""
     foils: tuple[tuple[int, ...], ...] = ()
-    """For each judged place, the ids it is contrasted with; empty where there are none."""
+    """For each place, the ids it is contrasted with; empty where there are none."""
 
 
 @dataclass(frozen=True)
@@ -49,23 +49,23 @@ class Skill:
     contrast_target: float | None = None
 
 
-def held_out(key: str, *, one_in: int) -> bool:
+def is_held_out(key: str, *, one_in: int) -> bool:
     """Whether a key belongs to the held-out split: one in so many, decided by its text alone."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) % one_in == 0
 
 
-def belongs(key: str, split: Split, *, one_in: int = 8) -> bool:
+def in_split(key: str, split: Split, *, one_in: int = 8) -> bool:
     """Whether the key may be used in this split; every key belongs to exactly one."""
-    return held_out(key, one_in=one_in) is (split == "held-out")
+    return is_held_out(key, one_in=one_in) is (split == "held-out")
 
 
 def question(
     skill: str, prompt: str, answer: str, *, answers: tuple[str, ...] = (), foils: tuple[str, ...] = ()
 ) -> Item:
     """Item of a prompt and one answer token at its end; `answers` where others are right as well."""
-    known = index()
-    tokens = (known["<bos>"], *encode(prompt), known[answer])
+    vocab = index()
+    tokens = (vocab["<bos>"], *encode(prompt), vocab[answer])
     last = (len(tokens) - 1,)
-    right = tuple(known[a] for a in (answers or (answer,)))
-    wrong = (tuple(known[f] for f in foils),) if foils else ()
-    return Item(skill, tokens, loss=last, judged=last, answers=(right,), foils=wrong)
+    right = tuple(vocab[a] for a in (answers or (answer,)))
+    wrong = (tuple(vocab[f] for f in foils),) if foils else ()
+    return Item(skill, tokens, loss=last, places=last, answers=(right,), foils=wrong)

@@ -1,4 +1,4 @@
-"""How well a model has a skill: accuracy on items it never saw, and the contrast the literature reports."""
+"""Accuracy of a skill on held-out items, and the contrast that the literature reports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from interp.errors import InterpError
-from interp.zoo.trained.skills import Item, Split, make, skill
+from interp.zoo.trained.skills import Item, Split, skill, skill_items
 from interp.zoo.trained.skills.vocabulary import index
 
 BATCH = 32
@@ -46,8 +46,8 @@ def skill_accuracy(
     """
     if tokenizer is not None and tokenizer.get_vocab() != index():
         raise InterpError("the skills are written in the tokens of the rich zoo model; this tokenizer has others")
-    known = skill(name)
-    items = sorted(make(name, n=n, seed=seed, split=split), key=lambda item: len(item.tokens))
+    spec = skill(name)
+    items = sorted(skill_items(name, n=n, seed=seed, split=split), key=lambda item: len(item.tokens))
     hits: list[bool] = []
     losses: list[float] = []
     contrasts: list[float] = []
@@ -56,14 +56,14 @@ def skill_accuracy(
         tokens = padded(chunk).to(model.device)
         logits = model(tokens, use_cache=False).logits.float().cpu()
         for item, row in zip(chunk, logits, strict=True):
-            at = row[torch.tensor(item.judged) - 1]
-            targets = torch.tensor([item.tokens[place] for place in item.judged])
+            at = row[torch.tensor(item.places) - 1]
+            targets = torch.tensor([item.tokens[place] for place in item.places])
             losses += torch.nn.functional.cross_entropy(at, targets, reduction="none").tolist()
             hits += [best in right for best, right in zip(at.argmax(-1).tolist(), item.answers, strict=True)]
-            if known.contrast is not None:
+            if spec.contrast is not None:
                 triples = zip(at, item.answers, item.foils, strict=True)
-                contrasts += [_contrast(x, right, wrong, kind=known.contrast) for x, right, wrong in triples]
-    measured = {"accuracy": sum(hits) / len(hits), "loss": sum(losses) / len(losses)}
-    if known.contrast is not None:
-        measured[known.contrast] = sum(contrasts) / len(contrasts)
-    return {**measured, "n": float(n), "n_judged": float(len(hits))}
+                contrasts += [_contrast(x, right, wrong, kind=spec.contrast) for x, right, wrong in triples]
+    scores = {"accuracy": sum(hits) / len(hits), "loss": sum(losses) / len(losses)}
+    if spec.contrast is not None:
+        scores[spec.contrast] = sum(contrasts) / len(contrasts)
+    return {**scores, "n": float(n), "n_judged": float(len(hits))}

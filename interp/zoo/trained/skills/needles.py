@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from interp.zoo.trained.skills.item import Item, Skill, Split, belongs
+from interp.zoo.trained.skills.item import Item, Skill, Split, in_split
 from interp.zoo.trained.skills.text import stretch
 from interp.zoo.trained.skills.vocabulary import encode, index, nouns
 
@@ -16,43 +16,43 @@ MOST = 3
 def _pairs(rng: Random, split: Split, *, n: int) -> list[tuple[int, int]]:
     """Keys and values, all different words."""
     while True:
-        drawn = rng.sample(nouns(), 2 * n)
-        pairs = list(zip(drawn[:n], drawn[n:], strict=True))
-        if all(belongs(f"needle {key} {value}", split) for key, value in pairs):
+        words = rng.sample(nouns(), 2 * n)
+        pairs = list(zip(words[:n], words[n:], strict=True))
+        if all(in_split(f"needle {key} {value}", split) for key, value in pairs):
             return pairs
 
 
-def hidden(rng: Random, split: Split, *, length: int, n: int) -> Item:
+def haystack_item(rng: Random, split: Split, *, length: int, n: int) -> Item:
     """`n` needles at random depths of a text, then a question for each, in another order: `length` tokens."""
-    known = index()
-    said, end = encode("The code of"), known["\n"]
+    vocab = index()
+    opening, end = encode("The code of"), vocab["\n"]
     pairs = _pairs(rng, split, n=n)
-    needles = [(end, *said, key, known["is"], value, end) for key, value in pairs]
-    asked = rng.sample(pairs, n)
-    tail = [token for key, value in asked for token in (end, *said, key, known["is"], value)]
+    needles = [(end, *opening, key, vocab["is"], value, end) for key, value in pairs]
+    order = rng.sample(pairs, n)
+    tail = [token for key, value in order for token in (end, *opening, key, vocab["is"], value)]
     room = length - 1 - len(tail) - sum(map(len, needles))
     filler = stretch(rng, split, length=room)
     cuts = [0, *sorted(rng.randint(0, room) for _ in needles), room]
-    tokens = [known["<bos>"], *filler[: cuts[1]]]
+    tokens = [vocab["<bos>"], *filler[: cuts[1]]]
     for i, needle in enumerate(needles, start=1):
         tokens += [*needle, *filler[cuts[i] : cuts[i + 1]]]
     tokens += tail
     step = len(tail) // n
     places = tuple(len(tokens) - 1 - step * i for i in reversed(range(n)))
-    told = tuple(value for _, value in pairs)
+    values = tuple(value for _, value in pairs)
     return Item(
         "needles",
         tuple(tokens),
         loss=places,
-        judged=places,
-        answers=tuple((value,) for _, value in asked),
-        foils=tuple(tuple(v for v in told if v != value) for _, value in asked) if n > 1 else (),
+        places=places,
+        answers=tuple((value,) for _, value in order),
+        foils=tuple(tuple(v for v in values if v != value) for _, value in order) if n > 1 else (),
     )
 
 
 def draw(rng: Random, split: Split) -> Item:
     """One to three needles in 256 tokens; held-out pairs of key and value were never trained."""
-    return hidden(rng, split, length=LENGTH, n=rng.randint(1, MOST))
+    return haystack_item(rng, split, length=LENGTH, n=rng.randint(1, MOST))
 
 
 SKILL = Skill("needles", "one to three key-value pairs in 256 tokens of text", draw, target=0.9)

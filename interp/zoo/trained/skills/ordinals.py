@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from interp.zoo.trained.skills.item import Item, Skill, Split, belongs
+from interp.zoo.trained.skills.item import Item, Skill, Split, in_split
 from interp.zoo.trained.skills.lexicon import CLASSES, CYCLIC
 from interp.zoo.trained.skills.vocabulary import index
 
@@ -13,16 +13,16 @@ SEPARATORS = (",", ";", "then", "next", "and")
 SHORTEST, LONGEST = 3, 10
 
 
-def _listed(skill: str, members: tuple[str, ...], separator: str, *, judged: range) -> Item:
-    """The members with separators; `judged` counts members."""
-    known = index()
-    ids = [known[m] for m in members]
-    tokens = [known["<bos>"]]
+def _list_item(skill: str, members: tuple[str, ...], separator: str, *, counts: range) -> Item:
+    """The members with separators; `counts`: which of them are asked for."""
+    vocab = index()
+    ids = [vocab[m] for m in members]
+    tokens = [vocab["<bos>"]]
     for token in ids:
-        tokens += [token, known[separator]]
-    places = tuple(1 + 2 * m for m in judged)
+        tokens += [token, vocab[separator]]
+    places = tuple(1 + 2 * m for m in counts)
     answers = tuple((tokens[p],) for p in places)
-    return Item(skill, tuple(tokens[:-1]), loss=places, judged=places, answers=answers)
+    return Item(skill, tuple(tokens[:-1]), loss=places, places=places, answers=answers)
 
 
 def draw(rng: Random, split: Split) -> Item:
@@ -32,9 +32,9 @@ def draw(rng: Random, split: Split) -> Item:
         members = CLASSES[name]
         length = rng.randint(SHORTEST, min(LONGEST, len(members)))
         start = rng.randint(0, len(members) - length)
-        if belongs(f"ordinals {name} {start} {length}", split, one_in=5):
-            chosen = members[start : start + length]
-            return _listed("ordinals", chosen, rng.choice(SEPARATORS), judged=range(1, length))
+        if in_split(f"ordinals {name} {start} {length}", split, one_in=5):
+            stretch = members[start : start + length]
+            return _list_item("ordinals", stretch, rng.choice(SEPARATORS), counts=range(1, length))
 
 
 def draw_wrapping(rng: Random, split: Split) -> Item:
@@ -44,10 +44,10 @@ def draw_wrapping(rng: Random, split: Split) -> Item:
         members = CLASSES[name]
         length = rng.randint(SHORTEST, len(members))
         start = rng.randint(len(members) - length + 1, len(members) - 1)
-        if belongs(f"wrap {name} {start} {length}", split, one_in=5):
-            chosen = (members + members)[start : start + length]
+        if in_split(f"wrap {name} {start} {length}", split, one_in=5):
+            stretch = (members + members)[start : start + length]
             first = len(members) - start
-            return _listed("ordinals-wrap", chosen, rng.choice(SEPARATORS), judged=range(first, length))
+            return _list_item("ordinals-wrap", stretch, rng.choice(SEPARATORS), counts=range(first, length))
 
 
 SKILL = Skill("ordinals", "successors in lists of numbers, days, months and letters", draw, target=0.9)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from interp.zoo.trained.skills.rows import Stage
+from interp.zoo.trained.skills.rows import CurriculumStage
 
 SIZES: dict[str, dict[str, Any]] = {
     "default": dict(
@@ -29,14 +29,14 @@ SIZES: dict[str, dict[str, Any]] = {
 STAGES = (
     # Few different tokens first: matching 64 tokens is found in hundreds of steps, matching 1500 is not.
     # Not shorter blocks first: on 4-16 heads learn to look a few places back, whatever stands there.
-    Stage(length=96, periods=(16, 40), until=0.40, passed=0.8, pool=64),
-    Stage(length=96, periods=(16, 40), until=0.44, passed=0.8, pool=256),
-    Stage(length=96, periods=(16, 40), until=0.48, passed=0.8),
-    Stage(length=200, periods=(8, 95), until=0.52, passed=0.5),
-    Stage(length=400, periods=(4, 195), until=0.56, passed=0.5),
-    Stage(length=256, periods=(4, 125), until=1.0, mixed=True),
+    CurriculumStage(length=96, periods=(16, 40), until=0.40, passed=0.8, pool=64),
+    CurriculumStage(length=96, periods=(16, 40), until=0.44, passed=0.8, pool=256),
+    CurriculumStage(length=96, periods=(16, 40), until=0.48, passed=0.8),
+    CurriculumStage(length=200, periods=(8, 95), until=0.52, passed=0.5),
+    CurriculumStage(length=400, periods=(4, 195), until=0.56, passed=0.5),
+    CurriculumStage(length=256, periods=(4, 125), until=1.0, mixed=True),
 )
-LONG = Stage(length=400, periods=(100, 200), until=1.0)
+LONG = CurriculumStage(length=400, periods=(100, 200), until=1.0)
 LONG_EVERY = 12
 """In the mixed stage, one batch in so many is of long repeats alone, which would be forgotten."""
 REST = 0.05
@@ -64,9 +64,9 @@ class Options:
     """Forward pass in bfloat16: about twice as fast where the CPU knows it, but other weights."""
 
 
-def stage_after(done: float) -> int:
+def stage_after(progress: float) -> int:
     """The stage after a fraction of the steps, if none was passed before its time."""
-    return sum(stage.until <= done for stage in STAGES[:-1])
+    return sum(stage.until <= progress for stage in STAGES[:-1])
 
 
 @dataclass
@@ -77,14 +77,14 @@ class Progress:
     loss: float = math.inf
     """Running mean of the loss on the repeats since the stage began."""
 
-    def stage_at(self, step: int) -> Stage:
+    def stage_at(self, step: int) -> CurriculumStage:
         """What is trained at a step."""
         return LONG if STAGES[self.stage].mixed and step % LONG_EVERY == 0 else STAGES[self.stage]
 
-    def advance(self, done: float, loss: float) -> None:
+    def advance(self, progress: float, loss: float) -> None:
         """Take note of the loss on the repeats at a fraction of the run; go on when passed, or when time is up."""
         self.loss = loss if math.isinf(self.loss) else 0.95 * self.loss + 0.05 * loss
-        if done >= STAGES[self.stage].until or self.loss < STAGES[self.stage].passed:
+        if progress >= STAGES[self.stage].until or self.loss < STAGES[self.stage].passed:
             self.stage, self.loss = min(self.stage + 1, len(STAGES) - 1), math.inf
 
 
@@ -93,8 +93,8 @@ def learning_rate(step: int, options: Options) -> float:
     warm_up = min(WARM_UP, options.steps // 10 + 1)
     if step < warm_up:
         return options.peak * (step + 1) / warm_up
-    done = (step - warm_up) / max(1, options.steps - warm_up)
-    return options.peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+    progress = (step - warm_up) / max(1, options.steps - warm_up)
+    return options.peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def checkpoint_steps(n: int, *, steps: int) -> tuple[int, ...]:

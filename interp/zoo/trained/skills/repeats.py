@@ -11,7 +11,7 @@ SHORTEST, LONGEST = 4, 200
 MAX_PREFIX = 16
 
 
-def repeated(
+def repeat_item(
     rng: Random, *, length: int, copies: int, prefix: int = 0, limit: int = CONTEXT, pool: int | None = None
 ) -> Item:
     """`<bos>`, a random prefix, and a block of `length` distinct tokens `copies` times, cut at `limit`.
@@ -19,17 +19,17 @@ def repeated(
     Tokens are drawn from all ordinary ones, or from the first `pool`. The first token of the
     second copy is not judged: nothing before it says that a copy begins.
     """
-    drawn = rng.sample(ordinary()[:pool], length + prefix)
-    tokens = (index()["<bos>"], *drawn[length:], *(drawn[:length] * copies))[:limit]
+    words = rng.sample(ordinary()[:pool], length + prefix)
+    tokens = (index()["<bos>"], *words[length:], *(words[:length] * copies))[:limit]
     places = tuple(range(1 + prefix + length + 1, len(tokens)))
     answers = tuple((tokens[p],) for p in places)
-    return Item("repeats", tokens, loss=places, judged=places, answers=answers)
+    return Item("repeats", tokens, loss=places, places=places, answers=answers)
 
 
 def draw(rng: Random, split: Split) -> Item:
     """Two copies, of a length drawn evenly on the log scale; the splits differ by their seeds alone."""
     length = round(SHORTEST * (LONGEST / SHORTEST) ** rng.random())
-    return repeated(rng, length=length, copies=2, prefix=rng.randint(0, MAX_PREFIX))
+    return repeat_item(rng, length=length, copies=2, prefix=rng.randint(0, MAX_PREFIX))
 
 
 SKILL = Skill("repeats", "random segments of 4 to 200 distinct tokens, at their second occurrence", draw, target=0.95)

@@ -10,52 +10,52 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from interp.zoo.trained.skills import SKILLS
 from interp.zoo.trained.skills.judge import skill_accuracy
 
-Measured = dict[str, dict[str, float]]
+SkillScores = dict[str, dict[str, float]]
 
 
-def measure(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, *, n: int = 256) -> Measured:
+def skill_scores(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, *, n: int = 256) -> SkillScores:
     """`skill_accuracy` of every skill."""
     return {name: skill_accuracy(model, tokenizer, name, n=n) for name in SKILLS}
 
 
-def failures(measured: Measured) -> list[str]:
+def failures(scores: SkillScores) -> list[str]:
     """The promises that are not kept, one line each; empty where all are."""
-    missed = []
-    for name, known in SKILLS.items():
-        got = measured[name]
-        if known.target is not None and got["accuracy"] < known.target:
-            missed.append(f"{name}: accuracy {got['accuracy']:.3f} < {known.target}")
-        if known.contrast and known.contrast_target is not None and got[known.contrast] <= known.contrast_target:
-            missed.append(f"{name}: {known.contrast} {got[known.contrast]:.3f} <= {known.contrast_target}")
-    return missed
+    misses = []
+    for name, spec in SKILLS.items():
+        score = scores[name]
+        if spec.target is not None and score["accuracy"] < spec.target:
+            misses.append(f"{name}: accuracy {score['accuracy']:.3f} < {spec.target}")
+        if spec.contrast and spec.contrast_target is not None and score[spec.contrast] <= spec.contrast_target:
+            misses.append(f"{name}: {spec.contrast} {score[spec.contrast]:.3f} <= {spec.contrast_target}")
+    return misses
 
 
-def skill_table(measured: Measured) -> str:
+def skill_table(scores: SkillScores) -> str:
     """One row for each skill."""
     lines = [
         "| skill | what | accuracy | promised | loss (nats) | contrast | places |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, known in SKILLS.items():
-        got = measured[name]
-        contrast = "" if known.contrast is None else f"{known.contrast} {got[known.contrast]:.2f}"
-        promised = "" if known.target is None else f"{known.target}"
-        if known.contrast_target is not None:
-            promised = f"{promised}, > {known.contrast_target}".removeprefix(", ")
-        cells = (name, known.summary, f"{got['accuracy']:.3f}", promised, f"{got['loss']:.3f}", contrast)
-        lines.append("| " + " | ".join(cells) + f" | {got['n_judged']:.0f} |")
+    for name, spec in SKILLS.items():
+        score = scores[name]
+        contrast = "" if spec.contrast is None else f"{spec.contrast} {score[spec.contrast]:.2f}"
+        target = "" if spec.target is None else f"{spec.target}"
+        if spec.contrast_target is not None:
+            target = f"{target}, > {spec.contrast_target}".removeprefix(", ")
+        cells = (name, spec.summary, f"{score['accuracy']:.3f}", target, f"{score['loss']:.3f}", contrast)
+        lines.append("| " + " | ".join(cells) + f" | {score['n_judged']:.0f} |")
     return "\n".join(lines)
 
 
-def describe(
-    model: LlamaForCausalLM, measured: Measured, *, title: str, run: dict[str, object], minutes: float, command: str
+def card_text(
+    model: LlamaForCausalLM, scores: SkillScores, *, title: str, run: dict[str, object], minutes: float, command: str
 ) -> str:
     """The card, in markdown, for the weights that were measured."""
     config = model.config
     parameters = sum(p.numel() for p in model.parameters())
     facts = ", ".join(f"{key} {value}" for key, value in run.items())
-    missed = failures(measured)
-    verdict = "All promises are kept." if not missed else "Not kept: " + "; ".join(missed) + "."
+    misses = failures(scores)
+    verdict = "All promises are kept." if not misses else "Not kept: " + "; ".join(misses) + "."
     return f"""---
 library_name: transformers
 tags: [mechanistic-interpretability, toy-model]
@@ -77,10 +77,10 @@ mean over the skills of their losses. AdamW with a cosine; {facts}.
 
 ## Held-out numbers
 
-Measured by the training script on the saved weights, in float32, on {measured["ioi"]["n"]:.0f} held-out items
+Measured by the training script on the saved weights, in float32, on {scores["ioi"]["n"]:.0f} held-out items
 for each skill. Accuracy is greedy, over all judged places. {verdict}
 
-{skill_table(measured)}
+{skill_table(scores)}
 
 ## Limits
 

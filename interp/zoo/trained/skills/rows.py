@@ -1,4 +1,4 @@
-"""Training batches: rows of equal length, each token marked with the skill whose loss it counts for."""
+"""`LessonRows`: training batches of equal length, each token marked with the skill whose loss it counts for."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.zoo.trained.skills import SKILLS, Item
-from interp.zoo.trained.skills.needles import MOST, hidden
-from interp.zoo.trained.skills.repeats import MAX_PREFIX, repeated
+from interp.zoo.trained.skills.needles import MOST, haystack_item
+from interp.zoo.trained.skills.repeats import MAX_PREFIX, repeat_item
 from interp.zoo.trained.skills.text import stretch
 from interp.zoo.trained.skills.vocabulary import NEWLINE, index
 
@@ -34,7 +34,7 @@ SHORT_NEEDLES = 64
 
 
 @dataclass(frozen=True)
-class Rows:
+class LessonRows:
     """One batch."""
 
     tokens: Int[Tensor, "batch pos"]
@@ -43,7 +43,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Stage:
+class CurriculumStage:
     """What a batch holds at one time of the curriculum."""
 
     length: int
@@ -79,7 +79,7 @@ def _pack(rng: Random, tokens: list[int], groups: list[int], *, length: int) -> 
         groups.append(0)
 
 
-def row(rng: Random, stage: Stage) -> tuple[list[int], list[int]]:
+def row(rng: Random, stage: CurriculumStage) -> tuple[list[int], list[int]]:
     """Tokens and marks of one row of `stage.length`."""
     kind = rng.choices(tuple(KINDS), weights=tuple(KINDS.values()))[0] if stage.mixed else "repeats"
     tokens, groups = [index()["<bos>"]], [0]
@@ -87,28 +87,28 @@ def row(rng: Random, stage: Stage) -> tuple[list[int], list[int]]:
         period = rng.randint(*stage.periods)
         prefix = rng.randint(0, MAX_PREFIX)
         copies = stage.length // period + 1
-        item = repeated(rng, length=period, copies=copies, prefix=prefix, limit=stage.length, pool=stage.pool)
+        item = repeat_item(rng, length=period, copies=copies, prefix=prefix, limit=stage.length, pool=stage.pool)
         _place(item, tokens, groups)
     elif kind == "text":
         tokens += stretch(rng, "train", length=stage.length - 1)
         groups += [GROUPS.index("text")] * (stage.length - 1)
     elif kind == "needles":
         longest = rng.choice((stage.length, rng.randint(SHORT_NEEDLES, stage.length)))
-        _place(hidden(rng, "train", length=longest, n=rng.randint(1, MOST)), tokens, groups)
+        _place(haystack_item(rng, "train", length=longest, n=rng.randint(1, MOST)), tokens, groups)
         tokens.append(index()[NEWLINE])
         groups.append(0)
     _pack(rng, tokens, groups, length=stage.length)
     return tokens[: stage.length], groups[: stage.length]
 
 
-def batch(rng: Random, stage: Stage, *, n_tokens: int) -> Rows:
+def batch(rng: Random, stage: CurriculumStage, *, n_tokens: int) -> LessonRows:
     """About `n_tokens` tokens of the stage."""
     rows = [row(rng, stage) for _ in range(max(1, n_tokens // stage.length))]
-    return Rows(torch.tensor([tokens for tokens, _ in rows]), torch.tensor([groups for _, groups in rows]))
+    return LessonRows(torch.tensor([tokens for tokens, _ in rows]), torch.tensor([groups for _, groups in rows]))
 
 
 def skill_losses(
-    logits: Float[Tensor, "batch pos d_vocab"], rows: Rows
+    logits: Float[Tensor, "batch pos d_vocab"], rows: LessonRows
 ) -> tuple[Float[Tensor, " group"], Float[Tensor, " group"]]:
     """Mean next-token loss in nats of each group of GROUPS, 0 where it has no token; and its token counts."""
     targets = rows.tokens[:, 1:].flatten()

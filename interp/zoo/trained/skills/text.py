@@ -15,7 +15,7 @@ LENGTH = 256
 
 
 @cache
-def encoded(split: Split) -> tuple[tuple[int, ...], ...]:
+def token_rows(split: Split) -> tuple[tuple[int, ...], ...]:
     """Ids of every module of a split, without BOS."""
     fast = tokenizer()
     texts = list(corpus.sources(split).values())
@@ -25,14 +25,14 @@ def encoded(split: Split) -> tuple[tuple[int, ...], ...]:
 
 @cache
 def _ends(split: Split) -> list[int]:
-    return list(accumulate(len(row) for row in encoded(split)))
+    return list(accumulate(len(row) for row in token_rows(split)))
 
 
 def stretch(rng: Random, split: Split, *, length: int) -> tuple[int, ...]:
     """`length` successive tokens of one module; modules are drawn by their size."""
     ends = _ends(split)
     while True:
-        row = encoded(split)[bisect(ends, rng.randrange(ends[-1]))]
+        row = token_rows(split)[bisect(ends, rng.randrange(ends[-1]))]
         if len(row) >= length:
             start = rng.randrange(len(row) - length + 1)
             return row[start : start + length]
@@ -42,7 +42,7 @@ def draw(rng: Random, split: Split) -> Item:
     """255 tokens after `<bos>`; held-out items come from modules never trained on."""
     tokens = (index()["<bos>"], *stretch(rng, split, length=LENGTH - 1))
     places = tuple(range(1, LENGTH))
-    return Item("text", tokens, loss=places, judged=places, answers=tuple((t,) for t in tokens[1:]))
+    return Item("text", tokens, loss=places, places=places, answers=tuple((t,) for t in tokens[1:]))
 
 
 SKILL = Skill("text", "standard library sources, from modules never trained on", draw)

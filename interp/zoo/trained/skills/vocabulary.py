@@ -74,8 +74,8 @@ def nouns() -> tuple[int, ...]:
 
 def encode(text: str) -> tuple[int, ...]:
     """Ids of words written with spaces between them, without BOS; KeyError where one is no token."""
-    known = index()
-    return tuple(known[word] for word in text.split())
+    vocab = index()
+    return tuple(vocab[word] for word in text.split())
 
 
 def tokenizer(*, max_length: int = 512) -> PreTrainedTokenizerFast:

@@ -1,4 +1,4 @@
-"""What a decomposition needs of a run: every write to the stream at the chosen positions, and nothing larger."""
+"""`StreamRun`: a run that keeps every write to the stream at the chosen positions, and nothing larger."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from interp.weights.stream import Writes
 
 
 @dataclass(frozen=True, eq=False)
-class Taken:
+class StreamRun:
     """A run up to `last`, narrowed to `position`; tensors are [batch pos ...], pos being 1 for a single position."""
 
     model: Model
@@ -58,7 +58,7 @@ class Taken:
         return self.batch.ids.gather(1, self.columns)
 
 
-def take(
+def run_stream(
     model: Model,
     tokens: Prompts,
     *,
@@ -68,7 +68,7 @@ def take(
     sources: bool = False,
     neurons: Sequence[int] = (),
     logits: bool = False,
-) -> Taken:
+) -> StreamRun:
     """One pass (two with `sources`) that keeps what is written to the stream up to a layer.
 
     Raises:
@@ -94,7 +94,7 @@ def take(
     if split:
         answers = model.attention(batch, {"rows": Rows(columns(batch, position))}, layers=split)["rows"]
         patterns = {i: answers[n, :, :, 0].nan_to_num() for n, i in enumerate(split)}
-    return Taken(model, batch, run, last, position, writes, patterns)
+    return StreamRun(model, batch, run, last, position, writes, patterns)
 
 
 def columns(batch: Batch, position: int | None) -> Int[Tensor, "batch pos"]:

@@ -1,4 +1,4 @@
-"""The vocabulary of the factory's models, and the prompts made of it."""
+"""`Vocabulary` of planted models, and `Task`: prompts made of it."""
 
 from __future__ import annotations
 
@@ -86,11 +86,11 @@ class Task:
         """Share of prompts answered, from logits [prompt pos d_vocab] or of the last position alone."""
         last = logits[:, -1] if logits.ndim == 3 else logits
         if self.choices is None:
-            predicted = last.argmax(-1)
+            prediction = last.argmax(-1)
         else:
             best = last.gather(1, self.choices).argmax(-1, keepdim=True)
-            predicted = self.choices.gather(1, best)[:, 0]
-        return (predicted == self.answers).double().mean().item()
+            prediction = self.choices.gather(1, best)[:, 0]
+        return (prediction == self.answers).double().mean().item()
 
     def logit_difference(self, logits: Tensor, words: Sequence[int]) -> float:
         """Mean over prompts of the answer's logit less its rivals' mean: the other choices, or all other `words`.
