@@ -12,7 +12,7 @@ from torch import Tensor
 
 from interp.batch import Batch, Prompts
 from interp.decompose.answers import Answers, token_ids
-from interp.decompose.stream_run import columns
+from interp.decompose.stream_run import position_columns
 from interp.edits import Replace
 from interp.errors import SiteError
 from interp.model import Model
@@ -135,5 +135,5 @@ def _read(model: Model, resid: Tensor, final: Tensor, ids: Tensor | None, top: i
 
 def _columns(batch: Batch, positions: int | Sequence[int] | None) -> Int[Tensor, "batch pos"]:
     if positions is None or isinstance(positions, int):
-        return columns(batch, positions)
-    return torch.cat([columns(batch, p) for p in positions], dim=1)
+        return position_columns(batch, positions)
+    return torch.cat([position_columns(batch, p) for p in positions], dim=1)

@@ -142,7 +142,7 @@ def collect(
 ) -> tuple[list[Term], Float[Tensor, "component batch pos out"], Float[Tensor, "layer batch pos"]]:
     """Components, what they wrote (along `direction`), and after each layer the length by which the sum misses."""
     components, parts, errors = [], [], []
-    contributions = embedding(stream, direction)
+    contributions = embedding_terms(stream, direction)
     total = torch.zeros(())
     for layer in range(stream.last + 1):
         for terms, x in [*contributions, *_layer(stream, layer, direction, heads, layer in neurons)]:
@@ -158,7 +158,7 @@ def collect(
 Contribution = tuple[list[Term], Float[Tensor, "component batch pos out"]]
 
 
-def embedding(stream: StreamRun, direction: Direction) -> list[Contribution]:
+def embedding_terms(stream: StreamRun, direction: Direction) -> list[Contribution]:
     """What enters the first layer: token embedding and, where the model adds learned positions, those apart.
 
     Positions are told by what they do: what is left of the input when the tokens' rows of W_E are taken off must not

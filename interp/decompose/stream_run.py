@@ -45,7 +45,7 @@ class StreamRun:
     @property
     def columns(self) -> Int[Tensor, "batch pos"]:
         """Columns of the chosen positions."""
-        return columns(self.batch, self.position)
+        return position_columns(self.batch, self.position)
 
     @property
     def mask(self) -> Bool[Tensor, "batch pos"]:
@@ -92,12 +92,12 @@ def run_stream(
     run = model.run(batch, capture=capture, stop=None if logits else last)
     patterns: dict[int, Tensor] = {}
     if split:
-        answers = model.attention(batch, {"rows": Rows(columns(batch, position))}, layers=split)["rows"]
+        answers = model.attention(batch, {"rows": Rows(position_columns(batch, position))}, layers=split)["rows"]
         patterns = {i: answers[n, :, :, 0].nan_to_num() for n, i in enumerate(split)}
     return StreamRun(model, batch, run, last, position, writes, patterns)
 
 
-def columns(batch: Batch, position: int | None) -> Int[Tensor, "batch pos"]:
+def position_columns(batch: Batch, position: int | None) -> Int[Tensor, "batch pos"]:
     """Columns of a position counted over each prompt's real tokens, or of all positions."""
     size, n = batch.ids.shape
     rows = torch.arange(size, device=batch.ids.device)

@@ -58,7 +58,7 @@ FAMILIES: Mapping[str, Family] = {
 
 def task_names(model: Model | None = None) -> tuple[str, ...]:
     """Tasks there are: shipped ones, `induction`, and those that the model's checkpoint brings along."""
-    mine = () if model is None else (*checkpoint_tasks(model), *planted.names(model))
+    mine = () if model is None else (*checkpoint_tasks(model), *planted.zoo_task_names(model))
     return tuple(sorted({*shipped_tasks(), "induction", *mine}))
 
 

@@ -79,7 +79,7 @@ def names_of(planted: Planted) -> tuple[str, ...]:
 
 @cache
 def _planted_model(name: str) -> Planted | None:
-    return zoo.planted_model(name)
+    return zoo.planted_by_name(name)
 
 
 def _zoo(model: Model) -> Planted | None:
@@ -87,7 +87,7 @@ def _zoo(model: Model) -> Planted | None:
     return _planted_model(name.removeprefix("zoo:")) if name.startswith("zoo:") else None
 
 
-def names(model: Model) -> tuple[str, ...]:
+def zoo_task_names(model: Model) -> tuple[str, ...]:
     """Planted tasks of a model loaded from the zoo, under their own names."""
     planted = _zoo(model)
     return () if planted is None else names_of(planted)
@@ -95,7 +95,7 @@ def names(model: Model) -> tuple[str, ...]:
 
 def knows(model: Model, name: str) -> bool:
     """Whether the model is a planted one of the zoo with this task, or with its planted form."""
-    return ALIASES.get(name, name) in names(model)
+    return ALIASES.get(name, name) in zoo_task_names(model)
 
 
 def of_zoo(model: Model, name: str, *, n: int, seed: int, split: str, corruption: str | None) -> PromptTask:

@@ -154,7 +154,7 @@ def truth(name: str) -> Truth | None:
     return _build(name)[2] if entry(name).kind == "planted" else None
 
 
-def planted_model(name: str) -> Planted | None:
+def planted_by_name(name: str) -> Planted | None:
     """A factory model with its mechanisms and their tasks; None for one made in another way."""
     from interp.zoo.planted import factory
 
@@ -169,7 +169,7 @@ def planted_model(name: str) -> Planted | None:
 
 
 def _build(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, Truth]:
-    planted = planted_model(name)
+    planted = planted_by_name(name)
     if planted is not None:
         return planted.model, planted.tokenizer, planted.truth
     from interp.zoo.planted.shipped import planted_induction

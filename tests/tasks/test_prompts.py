@@ -227,7 +227,7 @@ def test_planted_models_of_the_zoo_by_name():
     two_hop = interp.load("zoo:planted-two-hop")
     assert tasks.task("ioi", two_hop, n=4).name == "two_hop"
     assert "two_hop" in tasks.task_names(two_hop)
-    assert zoo.planted_model("planted-induction") is None
+    assert zoo.planted_by_name("planted-induction") is None
     with pytest.raises(TaskError, match="two_hop has no corruption 'abc'"):
         tasks.task("ioi", two_hop, corruption="abc")
     with pytest.raises(TaskError, match="no task for 'copy' is planted"):

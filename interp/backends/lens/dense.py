@@ -42,10 +42,10 @@ class DenseStatistics:
             raise BackendError(f"layer {layer}: attention is not finite: NaN or infinite weights, or overflow")
         batch, heads, n, _ = pattern.shape
 
-        def seen(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        def is_visible(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             return visible[row, query, key]
 
-        mask = CausalMask(batch, n, n, predicate=seen, padding=self.mask, device=pattern.device)
+        mask = CausalMask(batch, n, n, predicate=is_visible, padding=self.mask, device=pattern.device)
         empty = pattern.new_zeros(batch, heads, n, 1)
         sinks = None if slot is None else pattern.new_zeros(heads)
         lse = pattern.new_zeros(batch, heads, n) if slot is None else -slot.float().log()

@@ -89,7 +89,7 @@ class Lessons:
         self.progress.advance(step / self.options.steps, parts["repeats"].item())
 
     def state_dict(self) -> dict[str, Any]:
-        """CurriculumStage, and the running loss in it."""
+        """Stage, and the running loss in it."""
         return vars(self.progress)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
