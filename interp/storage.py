@@ -58,7 +58,7 @@ class Store:
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Store:
-        """What `capture_to` wrote to a folder.
+        """Activations that `capture_to` wrote to a folder.
 
         Raises:
             SchemaError: no index there, or one that this version cannot read.
@@ -88,7 +88,7 @@ class Store:
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """What is stored of each batch."""
+        """Sites stored of each batch."""
         return tuple(map(Site.parse, self.index["sites"]))
 
     def batch(self, number: int) -> Batch:

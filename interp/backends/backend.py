@@ -40,7 +40,7 @@ class Adopt(Protocol):
 
 @dataclass(frozen=True)
 class Backend:
-    """How models come to be run by a backend; the functions import what they need, so that looking costs nothing.
+    """A way to run models; its functions import what they need when called, so that listing backends is cheap.
 
     Attributes:
         name: what it is called in `interp.load(..., backend=)`.

@@ -66,7 +66,7 @@ class ModuleModel(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go in."""
+        """Device of the token ids."""
         return device_of(self.torch_module.get_input_embeddings())
 
     @property
@@ -146,7 +146,7 @@ def sliding_window(config: object, layer: int) -> int | None:
 
 
 def _html(info: ModelInfo, *, backend: str) -> str:
-    """What a notebook shows of a model: every fact as a row."""
+    """Table of a model's facts for notebooks, one a row."""
     facts = {**info.facts, "Backend": backend}
     cells = "".join(
         f'<tr><th style="text-align: left">{escape(term)}</th><td style="text-align: left">{escape(fact)}</td></tr>'

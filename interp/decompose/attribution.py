@@ -23,7 +23,7 @@ from interp.weights.weights import Weights
 
 @dataclass(frozen=True, eq=False)
 class Attribution:
-    """What each component adds directly to a logit, or to a difference of logits, at one position of each prompt.
+    """Direct effect of each component on a logit, or a difference of logits, at one position of each prompt.
 
     Attributes:
         terms: what `values` are of; last the biases of final norm and unembedding, where there are any.

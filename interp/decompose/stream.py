@@ -27,7 +27,7 @@ Direction = Float[Tensor, "batch #pos d_model"] | None
 
 @dataclass(frozen=True, eq=False)
 class Decomposition:
-    """What each component added to the residual stream, on the CPU.
+    """Contribution of each component to the residual stream, on the CPU.
 
     Attributes:
         terms: what `vectors` are of, in the order in which they are written.
@@ -51,7 +51,7 @@ class Decomposition:
         object.__setattr__(self, "names", tuple(c.name for c in self.terms))
 
     def __getitem__(self, name: str) -> Float[Tensor, "batch *pos d_model"]:
-        """What one component wrote: `parts["L3H5"]`."""
+        """Contribution of one component: `parts["L3H5"]`."""
         return self.vectors[place(name, self.terms)]
 
     def table(self) -> pd.DataFrame:
@@ -159,7 +159,7 @@ Contribution = tuple[list[Term], Float[Tensor, "component batch pos out"]]
 
 
 def embedding_terms(stream: StreamRun, direction: Direction) -> list[Contribution]:
-    """What enters the first layer: token embedding and, where the model adds learned positions, those apart.
+    """Input of the first layer: token embedding and, where the model adds learned positions, those apart.
 
     Positions are told by what they do: what is left of the input when the tokens' rows of W_E are taken off must not
     change with the tokens. Where it does (an embedding norm, a multiplier), the input stays in one piece.

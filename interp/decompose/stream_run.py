@@ -116,7 +116,7 @@ def _layer(model: Model, layer: int | None) -> int:
 
 
 def _sites(writes: Sequence[Writes], position: int | None) -> list[Site]:
-    """What is read at each layer."""
+    """Sites captured at each layer."""
     sites = []
     for i, w in enumerate(writes):
         kinds = ["resid_post"]

@@ -35,7 +35,7 @@ class _Write:
 
     @property
     def form(self) -> tuple[object, ...]:
-        """What must agree for two writes to become one."""
+        """Key of writes that can be merged into one."""
         constant = self.value if isinstance(self.value, float) else None
         return self.verb, self.columns is None, self.head is None, constant, self.whole
 
@@ -79,7 +79,7 @@ def apply_edits(
 
 
 def change(edit: Edit, shape: tuple[int, ...], layer: int | None, offset: int) -> tuple[str, Value]:
-    """What an activation edit does: "set", "scale" or "add", and the value it does it with."""
+    """Verb of an activation edit, "set", "scale" or "add", and its value."""
     return _change(edit, shape, layer, offset)
 
 
@@ -195,7 +195,7 @@ def _at_points(
 
 
 def _apply_function(x: Tensor, edit: Apply) -> Tensor:
-    """What the function makes of it, or an error that names both shapes."""
+    """Output of the function, or an error that names both shapes."""
     new = edit.function(x)
     if new.shape != x.shape:
         raise SiteError(f"{edit.site}: the function gave {tuple(new.shape)} for an activation {tuple(x.shape)}")

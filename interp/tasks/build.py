@@ -37,7 +37,7 @@ TRIES = 40
 
 @dataclass(frozen=True)
 class Family:
-    """How the prompts of a document are made."""
+    """Generator of the prompts of one family of documents."""
 
     draw: Callable[[Random, Document, str], Example]
     corruptions: tuple[str, ...]

@@ -21,7 +21,7 @@ LEAST = 16
 
 @dataclass(frozen=True)
 class Format:
-    """How a needle is told and asked for.
+    """Wording of a needle and of the question for it.
 
     Attributes:
         needle: text with `{value}`, and with `{key}` where several needles are to be told apart.
@@ -86,7 +86,7 @@ class Writer:
 
 
 def writer_for(model: Model, form: Format, *, length: int, bos: str) -> Writer:
-    """Who writes this format for a model, in prompts of at most `length` tokens; NotApplicable where nobody can."""
+    """Writer of this format for a model, in prompts of at most `length` tokens; NotApplicable where there is none."""
     first = tasks.bos_id(model, bos)
     if form.haystack == "prose":
         if model.tokenizer is None:

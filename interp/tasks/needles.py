@@ -74,7 +74,7 @@ class Needles:
         return Needles(batch, answers, self.context[:n], self.hay[:n], self.format, self.source)
 
     def describe(self) -> dict[str, Any]:
-        """What was run on, for provenance."""
+        """Format and size of the prompts, for provenance."""
         record = {k: v for k, v in asdict(self.format).items() if k != "text"}
         record["haystack"] = "the caller's text" if self.format.text is not None else self.format.haystack
         names = {"text": "needles in text", "pairs": "key-value pairs among random tokens (proxy)"}

@@ -65,7 +65,7 @@ class Document:
 
     name: str
     source: str
-    """Where it was found, without a path of this machine."""
+    """Origin of the document, without a path of this machine."""
     family: str
     templates: tuple[Template, ...]
     words: Mapping[str, tuple[str, ...]]

@@ -34,7 +34,7 @@ class Reads:
     scale: float = 1.0
 
     def mlp_of(self, read: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"] | None:
-        """What the MLP writes for what it reads, `mlp_in`, without a pass of the model; None where `whole` is empty."""
+        """Write of the MLP for an input `mlp_in`, without a pass of the model; None where `whole` is empty."""
         if not self.whole:
             return None
         x = read.flatten(0, -2)[None]
@@ -63,13 +63,13 @@ class Write:
         return self.scale * (matrix if self.norm is None else self.norm.to(self._device).linear(matrix))
 
     def divisor(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch 1"]:
-        """What the norm behind the projection divides by at inputs x; ones without a norm."""
+        """Divisor of the norm behind the projection at inputs x; ones without a norm."""
         if self.norm is None:
             return torch.ones_like(x[..., :1], dtype=torch.promote_types(x.dtype, torch.float32))
         return self.norm.divisor(float32(exactly(self.projection, x.to(self._device, input_dtype(self.projection)))))
 
     def bias(self, width: int, divisor: Float[Tensor, "*batch 1"]) -> Float[Tensor, "*batch d_model"]:
-        """What is added whatever x is, b and the norm's own bias, at a divisor."""
+        """Constant part of the write, b and the norm's own bias, at a divisor."""
         bias = self._bias(width).expand(*divisor.shape[:-1], -1)
         if self.norm is None:
             return bias * self.scale

@@ -85,7 +85,7 @@ class Feeder:
         raise BackendError(f"layer {part.layer}: its attention module ran without calling attention")
 
     def _arguments(self, positions: tuple[int, ...]) -> dict[int, tuple[tuple, dict]]:
-        """What each attention module receives for tokens at these positions (or at 0..max, see `__call__`)."""
+        """Arguments of each attention module for tokens at these positions (or at 0..max, see `__call__`)."""
         if positions in self._inputs:
             self._inputs.move_to_end(positions)
             return self._inputs[positions]

@@ -44,7 +44,7 @@ def inner_norms(feeder: Feeder, part: AttentionPart, width: int) -> tuple[nn.Mod
 def read_inner(
     feeder: Feeder, part: AttentionPart, norms: Sequence[nn.Module], width: int
 ) -> tuple[HeadNorm | None, HeadNorm | None, HeadNorm | None]:
-    """What the norms do to q, k and v: which are normed, over a head or the whole projection, with which gains.
+    """Norms of q, k and v: for each None, or a norm over a head or over the whole projection, with its gains.
 
     Raises:
         BackendError: a norm of another form than gain * c(x) / sqrt(mean(c(x)^2) + eps) + bias.

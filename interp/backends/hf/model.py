@@ -184,7 +184,7 @@ class HFModel(ModuleModel):
                 other.on = True
 
     def _plan(self, capture: Capture, edits: Sequence[Edit], *, gradients: bool = False) -> Pass:
-        """What a run has to do, the edits of a context around it first; places that do not exist are refused."""
+        """Plan of a run: edits of `editing` contexts, then its own edits and captures; missing places are refused."""
         by_place = captures(capture, self.info)
         edits_by_place = changes(edits, self.info)
         for plan in self._standing[-1:]:
@@ -200,11 +200,11 @@ class HFModel(ModuleModel):
         return read_weights(self.torch_module, self.anatomy)
 
     def writes(self, layer: int) -> Writes:
-        """What a layer's attention and MLP write to the stream, as linear maps."""
+        """Linear maps of a layer's attention and MLP to the stream."""
         return read_writes(self.anatomy, layer, self.info.d_model)
 
     def reads(self, layer: int) -> Reads:
-        """How a layer's attention and MLP read the stream: the norms in between."""
+        """Norms through which a layer's attention and MLP read the stream."""
         return read_reads(self.anatomy, layer, self.info.d_model)
 
     def _forward(

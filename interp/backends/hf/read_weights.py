@@ -117,7 +117,7 @@ def _turn(first: Float[Tensor, "row head d"], later: Float[Tensor, "row head d"]
 
 
 class ModuleSource:
-    """Where `Weights` come from in a transformers model; implements `interp.weights.weights.Source`."""
+    """Source of `Weights` in a transformers model; implements `interp.weights.weights.Source`."""
 
     def __init__(self, model: PreTrainedModel, anatomy: Anatomy) -> None:
         self.model, self.anatomy = model, anatomy
@@ -162,7 +162,7 @@ class ModuleSource:
     def turns(
         self, layer: int, positions: Sequence[int]
     ) -> tuple[Float[Tensor, "position d_head d_head"], Float[Tensor, "position d_head d_head"]]:
-        """What each position does to q and k."""
+        """Rotations of q and k at each position."""
         return self.reader.turns(self.parts[layer], positions)
 
     def embed(self, ids: Int[Tensor, " token"]) -> Float[Tensor, "token d_embed"]:
@@ -218,7 +218,7 @@ class ModuleSource:
         return None
 
     def _logits(self, x: Tensor) -> Tensor:
-        """What the unembedding module gives, in its own precision."""
+        """Output of the unembedding module, in its own precision."""
         module = self.anatomy.unembed
         parameter = next(p for p in module.parameters() if p.is_floating_point())
         with torch.no_grad():

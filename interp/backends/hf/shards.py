@@ -58,7 +58,7 @@ class Shards:
 
 
 def shards(model: nn.Module) -> Shards | None:
-    """How a model is spread, None where it is whole: seen by its parameters, cut along an axis of a process mesh."""
+    """Shards of a model whose parameters are cut along an axis of a process mesh; None where it is whole."""
     if not (dist.is_available() and dist.is_initialized()):
         return None
     for parameter in model.parameters():

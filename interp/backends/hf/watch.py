@@ -80,7 +80,7 @@ class Event:
 
 
 def identity(t: Tensor) -> Identity:
-    """What two views of the same elements share."""
+    """Key that two views of the same elements share."""
     return t.data_ptr(), t.numel()
 
 
@@ -124,7 +124,7 @@ def _noise(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
-    """Where token ids go in."""
+    """Device of the token embedding."""
     return device_of(model.get_input_embeddings())
 
 

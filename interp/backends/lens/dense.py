@@ -54,7 +54,7 @@ class DenseStatistics:
 
 
 class HeadOutputs:
-    """What each head adds to the stream: z_h W_O[h], through the frozen norm behind attention where there is one."""
+    """Write of each head to the stream: z_h W_O[h], through the frozen norm behind attention where there is one."""
 
     def __init__(self, attention: Any, norm_after: nn.Module | None, heads: int, d_value: int) -> None:
         self.projection = attention.o.original_component

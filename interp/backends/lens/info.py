@@ -51,7 +51,7 @@ def lens_info(bridge: Any, parts: LensParts, *, name: str | None, commit: str | 
 
 
 def processing(bridge: Any) -> dict[str, bool]:
-    """What has been done to the weights since the checkpoint was loaded."""
+    """Changes to the weights since the checkpoint was loaded, as flags."""
     return {
         "compatibility_mode": bool(getattr(bridge, "compatibility_mode", False)),
         "processed": bool(getattr(bridge, "_weights_processed", False)),

@@ -138,11 +138,11 @@ class LensModel(ModuleModel):
         return read_weights(self.bridge, self.parts, self.info.softcap)
 
     def writes(self, layer: int) -> Writes:
-        """What a layer's attention and MLP write to the stream, as linear maps."""
+        """Linear maps of a layer's attention and MLP to the stream."""
         return read_writes(self.parts, layer)
 
     def reads(self, layer: int) -> Reads:
-        """How a layer's attention and MLP read the stream: the norms in between."""
+        """Norms through which a layer's attention and MLP read the stream."""
         return read_reads(self.parts, layer)
 
     def _forward(self, batch: Batch, passing: LensPass) -> Tensor | None:

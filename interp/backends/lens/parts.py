@@ -48,7 +48,7 @@ PARALLEL = "attention and MLP read the same residual stream here (parallel), so 
 
 @dataclass(frozen=True, eq=False)
 class LensParts:
-    """What one probe pass showed.
+    """Parts of a bridge, from one probe pass.
 
     Attributes:
         points: hook point of each (kind, layer); final norm under ("norm_scale", None).

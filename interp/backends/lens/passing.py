@@ -155,7 +155,7 @@ class LensPass:
         return self._writes[layer]
 
     def _inside(self, layer: int, kind: str, x: Tensor) -> Tensor:
-        """What the operations of attention hand over, [batch head pos d] or [batch head query key]."""
+        """Visit q, k, v or z, [batch head pos d], or the scores, [batch head query key], inside attention."""
         visitor, mode = self.visitor, self._mode
         if kind == "scores":
             return visitor.scores(layer, x, mode.visible)

@@ -32,7 +32,7 @@ class Visitor(Pass):
         self.begin(mask, (mask.shape[0], mask.shape[1]))
 
     def kinds(self, layer: int | None) -> set[str]:
-        """What is to happen at a layer."""
+        """Kinds of site captured or edited at a layer."""
         return {kind for kind, at in {*self.captures, *self.edits} if at == layer}
 
     def check(self, missing: Mapping[Place, str]) -> None:

@@ -113,7 +113,7 @@ class LensFeeder(Feeder):
 
 
 def _scale(tensors: dict[str, Tensor], part: AttentionPart) -> float:
-    """What q . k is multiplied by: the first token's score of itself, on which no mask and no position acts."""
+    """Scale of the scores: score over q . k of the first token with itself, free of mask and position."""
     group = part.n_heads // part.n_kv_heads
     product = (tensors["q"][:, :, 0] * tensors["k"][:, ::1, 0].repeat_interleave(group, 1)).sum(-1).double()
     score = tensors["scores"][:, :, 0, 0].double()

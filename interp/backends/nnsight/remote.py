@@ -84,7 +84,7 @@ class RemoteModel(HFModel):
 
     @property
     def device(self) -> torch.device:
-        """Where token ids are made and results come back to."""
+        """Device of token ids and results, on this machine."""
         home = super().device
         return torch.device("cpu") if home.type == "meta" else home
 
@@ -142,12 +142,12 @@ class RemoteModel(HFModel):
         return super().weights()
 
     def writes(self, layer: int) -> Writes:
-        """What a layer writes to the stream, where the weights are here as well."""
+        """Writes of a layer to the stream, where the weights are here as well."""
         self._need_weights()
         return super().writes(layer)
 
     def reads(self, layer: int) -> Reads:
-        """How a layer reads the stream, where the weights are here as well."""
+        """Reads of a layer from the stream, where the weights are here as well."""
         self._need_weights()
         return super().reads(layer)
 

@@ -29,7 +29,7 @@ VOCABULARY = 64  # of the replica: token ids take no part in where things are
 
 @dataclass(frozen=True, eq=False)
 class Chart:
-    """Where the parts of a model are, without its weights.
+    """Chart of a model without its weights.
 
     Attributes:
         anatomy: of the model's own modules (perhaps without weights).
@@ -177,7 +177,7 @@ def _blocks(module: Any) -> nn.ModuleList:
 
 
 def _kinds(config: Any, blocks: nn.ModuleList) -> list[tuple[Any, ...]]:
-    """What each layer is: its type by the configuration, and the modules and parameter sizes it is made of."""
+    """Kind of each layer: its type in the configuration, with its modules and the sizes of their parameters."""
     types = getattr(_text(config), "layer_types", None) or [None] * len(blocks)
     return [(kind, *_makeup(block)) for kind, block in zip(types, blocks, strict=True)]
 

@@ -48,7 +48,7 @@ class Taps:
 
 
 class Steps(Hooks):
-    """What `Hooks` would hook, collected as steps instead."""
+    """Steps of a trace where `Hooks` registers hooks."""
 
     def __init__(self, model: nn.Module, anatomy: Anatomy, plan: Pass, *, width: int) -> None:
         super().__init__(model, anatomy, plan)

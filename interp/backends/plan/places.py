@@ -30,7 +30,7 @@ class SiteCapture:
 
 
 def captures(capture: Capture, info: ModelInfo) -> dict[Place, list[SiteCapture]]:
-    """What to keep, by place.
+    """Captures by place.
 
     Raises:
         SiteError: a head or layer out of range.

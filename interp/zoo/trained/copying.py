@@ -114,7 +114,7 @@ def learning_rates(peak: float, *, steps: int) -> list[float]:
 
 
 def recipe(name: str, *, seed: int = 0, steps: int | None = None) -> Recipe[LlamaForCausalLM, Blocks]:
-    """How the model of this name is trained, in `steps` steps instead of its own number where they are given."""
+    """Recipe of the model of this name; `steps` overrides its number of steps."""
     plan = COPYING[name]
     steps = steps or plan.steps
     return Recipe(

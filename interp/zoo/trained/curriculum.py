@@ -114,7 +114,7 @@ def accuracies(model: LlamaForCausalLM, *, n: int = 16) -> str:
 
 
 def recipe(options: Options, *, checkpoints: int = 0, items: int = ITEMS) -> Recipe[LlamaForCausalLM, Lesson]:
-    """How a rich model is trained; `checkpoints` folders along the way, dense early."""
+    """Recipe of a rich model, with `checkpoints` folders along the way, dense early."""
     return Recipe(
         facts=vars(options),
         steps=options.steps,

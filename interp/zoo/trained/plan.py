@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Copying:
-    """What a model learns that is taught repeated blocks of random words; with a seed it fixes a training run."""
+    """Shape, data and training of a copying model; with a seed it fixes a training run."""
 
     shape: dict[str, Any]
     """Options of LlamaConfig."""

@@ -21,7 +21,7 @@ Losses = tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]
 
 @runtime_checkable
 class TrainingBatch(Protocol):
-    """What one step learns from."""
+    """Data of one step."""
 
     @property
     def tokens(self) -> Int[Tensor, "batch pos"]:

@@ -142,7 +142,7 @@ def save_half(model: PreTrainedModel, folder: Path) -> None:
 
 
 def steps_for(minutes: float, recipe: Recipe[M, B]) -> int:
-    """How many steps fit, from the time of a few throw-away steps at the end of the recipe."""
+    """Number of steps that fit into `minutes`, by the time of a few throw-away steps at the end of the recipe."""
     run = TrainingRun.begin(recipe, progress=1.0)
     run.step = max(0, recipe.steps - 6)
     times = []

@@ -71,7 +71,7 @@ def stage_after(progress: float) -> int:
 
 @dataclass
 class Progress:
-    """Where in the curriculum a run is; saved with it."""
+    """Position of a run in the curriculum; saved with it."""
 
     stage: int = 0
     loss: float = math.inf

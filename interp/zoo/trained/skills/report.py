@@ -90,7 +90,7 @@ and not exactly known: where exact truth is needed, use the planted models.{_sil
 
 
 def _silent(run: dict[str, object]) -> str:
-    """What the penalty on heads does to random controls."""
+    """Paragraph of the card on random controls under the penalty on heads."""
     if not run["penalty"]:
         return ""
     return """ A concave penalty on the

@@ -44,7 +44,7 @@ class LessonRows:
 
 @dataclass(frozen=True)
 class CurriculumStage:
-    """What a batch holds at one time of the curriculum."""
+    """Contents of a batch at one time of the curriculum."""
 
     length: int
     """Tokens in a row."""
