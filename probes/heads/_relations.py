@@ -144,7 +144,7 @@ def _found(
 
 
 def _one(speller: Speller, word: str) -> int | None:
-    tail = speller.added("the", [" " + word])[0]
+    tail = speller.tails("the", [" " + word])[0]
     return tail[0] if tail is not None and len(tail) == 1 else None
 
 

@@ -94,7 +94,7 @@ def _spellings(speller: Speller, name: str, members: tuple[str, ...], cyclic: bo
         if case and (words == members or len(set(words)) < len(words)):
             continue
         for form, joint in (("space", " "), ("no space", "")):
-            tails = speller.added("the", [joint + w for w in words]) if joint else speller.ids(words)
+            tails = speller.tails("the", [joint + w for w in words]) if joint else speller.ids(words)
             known = [i for i, t in enumerate(tails) if t is not None and len(t) == 1 and t[0] != speller.unknown]
             ids = torch.tensor([t[0] for t in (tails[i] for i in known) if t], dtype=torch.long)
             chosen = tuple(words[i] for i in known)
@@ -126,7 +126,7 @@ def lists(model: Model, classes: Sequence[Ordinal], *, n: int, bos: str, seed: i
         if len(prompts) == n or c.rank[start + length] - c.rank[start] != length:  # a gap: its successor is no token
             continue
         text = ("," + c.joint).join(c.words[start : start + length]) + ","
-        ids, tail = speller.ids([text])[0], speller.added(text, [c.joint + c.words[start + length]])[0]
+        ids, tail = speller.ids([text])[0], speller.tails(text, [c.joint + c.words[start + length]])[0]
         if ids is not None and tail == (int(c.ids[start + length]),) and speller.unknown not in ids:
             prompts.setdefault((*speller.start, *ids), int(c.ids[start + length]))
     if len(prompts) < min(16, n):
