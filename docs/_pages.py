@@ -203,7 +203,7 @@ COLUMN_MEANINGS = {
     "variant": "which of its quantities; the first of a table is the headline",
     "layer": "layer, from 0",
     "head": "query head, from 0",
-    "component": "`L3H5`, `M3`, or what the analysis scores",
+    "component": "`L3H5`, `L3KV1`, `M3` (the grammar of `interp.components`), or what else the row is of",
     "position": "token position, offset or lag, where the variant has one",
     "value": "the quantity, in `unit`",
     "se": "standard error over prompts",

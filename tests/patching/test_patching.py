@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
@@ -16,6 +17,7 @@ from interp.edits import Replace
 from interp.errors import SchemaError, SiteError, TaskError
 from interp.patching.activations import activation_patching
 from interp.patching.effect_table import effects
+from interp.results.stats import resample
 from interp.tasks import metrics, planted_task
 from interp.tasks.prompt import collate
 from interp.zoo.planted import factory
@@ -185,3 +187,18 @@ def test_the_backends_agree(backend):
     tables = [activation_patching(m, task, nodes="heads", metric=c).table for m in (hf, other) for c in ("prob", None)]
     assert_allclose(tables[0]["value"], tables[2]["value"], **CLOSE)
     assert_allclose(tables[1]["value"], tables[3]["value"], **CLOSE)
+
+
+def test_intervals_resample_numerator_and_denominator_together():
+    """With a prompt that one node lacks, which then is in no draw of that node."""
+    generator = np.random.default_rng(0)
+    base, other = generator.normal(size=12), generator.normal(3, 1, size=12)
+    patched = base + generator.normal(1, 1, size=(2, 12))
+    patched[1, 4] = np.nan
+    for row, node in zip(effects(patched, base, other, seed=5), patched, strict=True):
+        known = ~np.isnan(node)
+        weights = resample(int(known.sum()), seed=5)
+        change, span = weights @ (node - base)[known], weights @ (other - base)[known]
+        ends = [np.quantile(x, [0.025, 0.975]) for x in (change, change / span)]
+        assert_allclose([row["ci_low"], row["ci_high"]], ends[0], rtol=1e-10)
+        assert_allclose([row["normalised_low"], row["normalised_high"]], ends[1], rtol=1e-10)

@@ -12,7 +12,7 @@ from tiny_models import SPANNING, tiny
 
 import interp
 from circuits.evaluation._curve import curve
-from circuits.evaluation._faithfulness import ABLATIONS, evaluate, faithfulness
+from circuits.evaluation._faithfulness import ABLATIONS, Verdict, evaluate, faithfulness
 from circuits.evaluation._hypotheses import hypotheses
 from circuits.evaluation._minimality import completeness, minimality, without
 from circuits.evaluation.reuse import cross_faithfulness, overlap, repair
@@ -21,7 +21,8 @@ from circuits.graph.controls import HOW, random_circuits
 from circuits.graph.graph import Graph
 from circuits.wiring.case import Case
 from interp.batch import Batch
-from interp.errors import SchemaError, TaskError
+from interp.errors import SchemaError, SiteError, TaskError
+from interp.results.stats import resample
 from interp.tasks import planted_task
 from interp.tasks.prompt import collate
 from interp.zoo.planted import factory
@@ -50,6 +51,16 @@ def made():
     model = interp.load(planted.model, tokenizer=planted.tokenizer)
     task = planted_task(planted, "induction", n=16)
     return planted, model, task, truth_of(planted.truth, Case.of(model, task).layout)
+
+
+def test_an_interval_resamples_all_three_means_together():
+    generator = np.random.default_rng(0)
+    values, full, empty = (generator.normal(mean, 1, size) for mean, size in ((2, (3, 14)), (4, 14), (0, 14)))
+    found = Verdict((), values, full, empty, "logit_diff", "mean").interval(seed=3, level=0.9, n=200)
+    weights = resample(14, seed=3, n_resamples=200)
+    span = weights @ full - weights @ empty
+    for interval, value in zip(found, values, strict=True):
+        assert_allclose(interval, np.quantile((weights @ value - weights @ empty) / span, [0.05, 0.95]), rtol=1e-10)
 
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
@@ -230,5 +241,5 @@ def test_looking_for_a_head_repairs_what_it_missed():
     assert away.loc["heads", "value"] < 0.5
     with pytest.raises(TaskError, match="no role"):
         repair(model, task, [head], "B7")
-    with pytest.raises(TaskError, match="only heads look"):
+    with pytest.raises(SiteError, match="'M0' is no head"):
         repair(model, task, ["M0"], "B1")
