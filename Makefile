@@ -1,14 +1,15 @@
 # Every target works alone on a fresh clone: it makes .venv first where that is missing or out of date.
 # Another interpreter: make test PYTHON=python3.12. More test processes: make test JOBS=8.
-PYTHON ?= python3
-JOBS   ?= 2
+PYTHON  ?= python3
+JOBS    ?= 2
+THREADS ?= 1
 
 BIN   := .venv/bin
 STAMP := .venv/.installed
 PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint docs bench scoreboard clean
+.PHONY: help env demo test slow lint docs bench scoreboard clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/  make \1	\2/p' Makefile
@@ -30,8 +31,14 @@ demo: env  ## the tour: a shipped model, its heads, one report
 	@$(BIN)/interp demo
 
 # One thread per process: JOBS processes that each start a thread per core only wait for one another.
-test: env  ## all tests and notebooks, offline
-	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --nbmake notebooks tests
+PYTEST = OMP_NUM_THREADS=$(THREADS) TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
+
+test: env  ## all tests and notebooks but the slow ones, offline
+	@$(PYTEST) --nbmake notebooks tests
+
+slow: env  ## what is dear: large grids, and every formula broken once (no part of CI)
+	@$(PYTEST) -m slow tests
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/mutations
 
 lint: env  ## style, format, types, who may import whom
 	@$(BIN)/ruff check --quiet .

@@ -7,63 +7,18 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # as interp.cli.main does where stderr is no terminal
 
-import ast
-import functools
 import importlib.util
 import random
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import hypothesis
-import jaxtyping
-import jaxtyping._import_hook as hook
 import numpy as np
 import pytest
 import torch
 
 # One, unless asked: more would share the cores with the other workers of pytest-xdist.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-
-
-class _NotInside(hook.JaxtypingTransformer):
-    """Shapes are checked in functions and methods; what is defined inside one would be wrapped anew in every call."""
-
-    def generic_visit(self, node):
-        if not isinstance(node, ast.FunctionDef):
-            super().generic_visit(node)
-
-
-CHECKED = 10
-"""Calls of a function that are checked in each test. ACDC against one forward pass per edge takes 1.9 s so; with every
-call and inner functions checked it took 8.9 s, unchecked 1.2 s."""
-_now = SimpleNamespace(test=0)
-
-
-def _sampled(*, typechecker, always=jaxtyping.jaxtyped):
-    """`jaxtyped` for a function's first calls in a test."""
-
-    def decorate(thing):
-        checked = always(typechecker=typechecker)(thing)
-        if isinstance(thing, type) or checked is thing:
-            return checked
-        seen, left = 0, 0
-
-        @functools.wraps(thing)
-        def call(*args, **kwargs):
-            nonlocal seen, left
-            if seen != _now.test:
-                seen, left = _now.test, CHECKED
-            left -= 1
-            return (checked if left >= 0 else thing)(*args, **kwargs)
-
-        return call
-
-    return decorate
-
-
-hook.JaxtypingTransformer = _NotInside
-jaxtyping.jaxtyped = _sampled
 
 # The same examples in every run; no deadline, because the first call of anything in torch is slow.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
@@ -72,8 +27,7 @@ hypothesis.settings.load_profile("repeatable")
 
 @pytest.fixture(autouse=True)
 def seed():
-    """Start every test from the same random state, whatever ran before it, and check shapes again."""
-    _now.test += 1
+    """Start every test from the same random state, whatever ran before it."""
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  (libraries still draw from the global state; our own code uses generators)
     torch.manual_seed(0)

@@ -310,12 +310,6 @@ def test_a_model_of_a_thousand_heads_gives_a_page_of_moderate_size(write):
     assert len(source) - len(get_plotlyjs()) < 600_000
 
 
-def test_the_package_can_be_called_like_the_function(model, tmp_path):
-    import interp.report as package
-
-    assert package(model, results=result(), path=tmp_path / "a.html").exists()
-
-
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
