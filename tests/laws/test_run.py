@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, N_HEADS, N_LAYERS, build, ragged, tiny
+from tiny_models import ARCHITECTURES, N_HEADS, N_LAYERS, build, ragged, subject, tiny
 from tolerance import assert_equal_to_rounding
 from torch.testing import assert_close
 
@@ -23,6 +23,7 @@ from interp.edits import (
     ablate_heads,
 )
 from interp.errors import InterpError, SiteError
+from interp.measurement.checks.laws import running
 from interp.model import editing
 
 PARALLEL = ("gpt_neox", "phi")
@@ -41,50 +42,20 @@ def editable(name):
 
 
 def test_replacing_by_itself_changes_nothing(name):
-    model, batch = tiny(name), ragged(9, "left", lengths=(9, 6))
-    plain = model.run(batch, capture=editable(name))
-    for site, value in plain.acts.items():
-        edited = model.run(batch, edits=[Replace(site, value)]).logits
-        assert_close(edited[batch.mask], plain.logits[batch.mask], atol=2e-4, rtol=2e-4, msg=str(site))
-    nothing = [edit for site in plain.acts for edit in (Scale(site, 1.0), Add(site, torch.zeros(())))]
-    edited = model.run(batch, edits=nothing).logits
-    assert_close(edited[batch.mask], plain.logits[batch.mask], atol=2e-4, rtol=2e-4)
+    running.what_is_replaced_by_itself_changes_nothing(subject(name, ragged(9, "left", lengths=(9, 6))))
 
 
 def test_every_edit_moves_the_logits(name):
-    """And a capture sees what the edit left."""
-    model, batch = tiny(name), ragged(9, "unpadded", lengths=(9, 9))
-    plain = model.run(batch, capture=editable(name))
-    for site, x in plain.acts.items():
-        if site.kind in {"embed", "logits"} or site.first == 1:
-            shift = torch.randn_like(
-                x
-            )  # a constant one is invisible to a LayerNorm, the same for all keys to a softmax
-            run = model.run(batch, capture=[site], edits=[Add(site, shift)])
-            assert (run.logits - plain.logits).abs().max() > 1e-4, site
-            assert_close(run.acts[site], x + shift, atol=2e-4, rtol=2e-4, msg=str(site))
+    running.an_edit_is_seen_and_moves_the_logits(subject(name, ragged(9, "unpadded", lengths=(9, 9))))
 
 
-@pytest.mark.parametrize("layer", range(N_LAYERS))
-def test_the_stream_of_another_prompt_is_that_prompt(name, layer):
-    model = tiny(name)
-    clean, corrupt = (ragged(9, "unpadded", lengths=(9,), seed=s) for s in (1, 2))
-    source = model.run(clean, capture=["resid_post"])
-    edited = model.run(corrupt, edits=[Replace(f"L{layer}.resid_post", source[f"L{layer}.resid_post"])])
-    assert_equal_to_rounding(edited.logits, source.logits)
+def test_the_stream_of_another_prompt_is_that_prompt(name):
+    running.the_stream_of_another_prompt_is_that_prompt(subject(name, ragged(9, "unpadded", lengths=(9,))))
 
 
 @pytest.mark.parametrize("side", ["unpadded", "left"])
 def test_a_run_from_a_layer_on_is_the_whole_run(name, side):
-    model, batch = tiny(name), ragged(9, side)
-    whole = model.run(batch, capture=["resid_pre", "resid_post", "z"])
-    for layer in range(N_LAYERS):
-        part = model.run(batch, start=(layer, whole[f"L{layer}.resid_pre"]), capture=["L1.z"])
-        assert_equal_to_rounding(part.logits[batch.mask], whole.logits[batch.mask])
-        assert_equal_to_rounding(part["L1.z"][batch.mask], whole["L1.z"][batch.mask])
-        short = model.run(batch, stop=layer, capture=[f"L{layer}.resid_post"])
-        assert short.logits is None
-        assert_close(short[f"L{layer}.resid_post"], whole[f"L{layer}.resid_post"], atol=0, rtol=0)
+    running.a_run_from_a_layer_on_is_the_whole_run(subject(name, ragged(9, side)))
 
 
 def test_64_edits_in_one_batch_are_64_runs(name):

@@ -7,17 +7,17 @@ import contextlib
 import pytest
 import torch
 import transformers
-from tiny_models import ARCHITECTURES, N_HEADS, N_LAYERS, ragged, tiny
+from tiny_models import ARCHITECTURES, N_HEADS, N_LAYERS, ragged, subject, tiny
 from tolerance import assert_equal_to_rounding
 from torch.testing import assert_close
 
 import interp
 from interp.backends.hf.read_norms import read_norm
 from interp.errors import SiteError
+from interp.measurement.checks.laws import attending, places, running
+from interp.sites import KINDS
 
 PARALLEL = ("gpt_neox", "phi")
-KINDS = ("embed", "resid_pre", "resid_mid", "resid_post", "q", "k", "v", "pattern", "z", "head_out", "attn_out")
-KINDS += ("mlp_in", "mlp_post", "mlp_out", "norm_scale", "logits")
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -29,12 +29,6 @@ def absent(name):
     """Kinds that an architecture lacks."""
     lacking = {"resid_mid"} if name in PARALLEL else set()
     return lacking | ({"mlp_post"} if name == "gpt_oss" else set())
-
-
-def everything(name, *, layered=True):
-    sites = [k for k in KINDS if k not in absent(name)]
-    sites += [f"L{i}.norm_scale" for i in range(N_LAYERS) if name != "olmo2"]
-    return sites
 
 
 @contextlib.contextmanager
@@ -105,21 +99,15 @@ def test_captures_are_what_modules_take_and_give(name):
         assert_close(given, found[path].reshape(given.shape), atol=0, rtol=0, msg=kind)
 
 
+def test_every_site_is_there_but_those_an_architecture_lacks(name):
+    asked = subject(name, ragged(9, "unpadded"))
+    assert set(asked.kinds()) == set(KINDS) - absent(name)
+    places.captures_have_the_declared_shapes(asked)
+
+
 @pytest.mark.parametrize("side", ["unpadded", "left"])
 def test_the_residual_is_the_sum_of_what_is_added(name, side):
-    model, batch = tiny(name), ragged(9, side)
-    run = model.run(batch, capture=everything(name))
-    real = batch.mask
-    assert_close(run["embed"], run["L0.resid_pre"], atol=0, rtol=0)
-    for i in range(N_LAYERS):
-        after, pre = run[f"L{i}.resid_post"], run[f"L{i}.resid_pre"]
-        attn, mlp = run[f"L{i}.attn_out"], run[f"L{i}.mlp_out"]
-        assert_equal_to_rounding(after[real], (pre + attn + mlp)[real])
-        if name not in PARALLEL:
-            assert_equal_to_rounding(run[f"L{i}.resid_mid"][real], (pre + attn)[real])
-        if i:
-            assert_close(pre, run[f"L{i - 1}.resid_post"], atol=0, rtol=0)
-    assert_close(run["logits"], run.logits, atol=0, rtol=0)
+    places.the_residual_is_the_sum_of_what_is_added(subject(name, ragged(9, side)))
 
 
 def test_heads_and_a_bias_are_attention(name):
@@ -140,17 +128,7 @@ def test_heads_and_a_bias_are_attention(name):
 
 
 def test_a_pattern_mixes_values_into_z(name):
-    model, batch = tiny(name), ragged(9, "unpadded")
-    run = model.run(batch, capture=["pattern", "v", "z", "q", "k"])
-    group = model.info.n_heads // model.info.n_kv_heads
-    for i in range(N_LAYERS):
-        v = run[f"L{i}.v"].repeat_interleave(group, dim=2)
-        z = torch.einsum("bhqk,bkhd->bqhd", run[f"L{i}.pattern"], v)
-        assert_close(run[f"L{i}.z"], z, atol=1e-5, rtol=1e-4)
-        assert run[f"L{i}.q"].shape == (*batch.ids.shape, N_HEADS, model.info.d_head)
-        assert run[f"L{i}.k"].shape == (*batch.ids.shape, model.info.n_kv_heads, model.info.d_head)
-        if name != "gpt_oss":
-            assert_close(run[f"L{i}.pattern"].sum(-1), torch.ones_like(run[f"L{i}.pattern"][..., 0]))
+    attending.a_pattern_mixes_values_into_z(subject(name, ragged(9, "unpadded")))
 
 
 def test_the_divisor_of_a_norm(name):
@@ -170,18 +148,8 @@ def test_the_divisor_of_a_norm(name):
         assert_close(found[path + ">"].reshape(expected.shape), expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_and_batching_change_nothing(name, side):
-    model, batch = tiny(name), ragged(11, side, lengths=(11, 6, 8))
-    together = model.run(batch, capture=everything(name))
-    for row in range(3):
-        real = batch.mask[row]
-        alone = model.run(batch.ids[row, real], capture=everything(name))
-        for site, expected in alone.acts.items():
-            given = together.acts[site][row : row + 1]
-            given = given[..., real, :][..., real] if site.kind == "pattern" else given[:, real]
-            assert_close(given, expected, atol=2e-4, rtol=2e-4, msg=f"{site} row {row}")
-        assert_close(together.logits[row, real], alone.logits[0], atol=2e-4, rtol=2e-4)
+def test_padding_and_batching_change_nothing(name):
+    running.padding_and_batching_change_nothing(subject(name, ragged(11, "unpadded", lengths=(11, 11, 11))))
 
 
 def test_heads_and_positions_are_narrowed(name):

@@ -7,12 +7,26 @@ import contextlib
 import pytest
 import torch
 import transformers
-from tiny_models import _BASE, _GROUPED, ARCHITECTURES, D_MODEL, D_VOCAB, N_HEADS, N_LAYERS, build, ragged, tiny
+from tiny_models import (
+    _BASE,
+    _GROUPED,
+    ARCHITECTURES,
+    D_MODEL,
+    D_VOCAB,
+    N_HEADS,
+    N_LAYERS,
+    build,
+    ragged,
+    subject,
+    tiny,
+)
 from torch.testing import assert_close
 
 import interp
 from interp.decompose.embeddings import VARIANTS, effective_embedding
 from interp.errors import BackendError, SiteError, TaskError
+from interp.measurement.checks.laws import reading
+from interp.measurement.checks.laws.subject import Subject
 
 N = 12
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 175, "rope_theta": 1e4}
@@ -74,43 +88,11 @@ def run(model, tokens):
     return by_kind, [e[0] for e in enters], [a[0] for a in adds]
 
 
-def through(x, norm, turns, *, turned):
-    """A projection after its norm and its position, in the model's order."""
-    turn = (lambda y: torch.einsum("bphd,pde->bphe", y, turns)) if turned else (lambda y: y)
-    if norm is None:
-        return turn(x)
-    return norm(turn(x)) if norm.after_rotary else turn(norm(x))
-
-
-def reproduce(model):
-    """Largest difference of q, k, v and writes, relative to the largest entry."""
-    weights, tokens = model.weights(), ragged(N, "unpadded", lengths=(N, N))
-    acts, enters, adds = run(model, tokens)
-    worst = {}
-    for i, layer in enumerate(weights.layers):
-        w = weights[layer]
-        x = enters[i] if w.norm is None else w.norm(enters[i])
-        turn_q, turn_k = weights.source.turns(layer, list(range(N)))
-        ours = {
-            name: torch.einsum("bpm,hmd->bphd", x, getattr(w, f"w_{name}")) + getattr(w, f"b_{name}") for name in "qkv"
-        }
-        ours["q"] = through(ours["q"], w.q_norm, turn_q, turned=True)
-        ours["k"] = through(ours["k"], w.k_norm, turn_k, turned=True)
-        ours["v"] = through(ours["v"], w.v_norm, None, turned=False)
-        want = {name: acts[name][i] for name in "qkv"}
-        z = torch.einsum("bphd,hdm->bpm", acts["z"][i], w.w_o) + w.b_o
-        ours["write"], want["write"] = (z if w.norm_after is None else w.norm_after(z)), adds[i]
-        for name, x in ours.items():
-            error = float((x - want[name]).abs().max() / want[name].abs().max())
-            worst[name] = max(worst.get(name, 0.0), error)
-    return worst
-
-
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_weights_give_q_k_v_and_writes(name):
-    worst = reproduce(tiny(name))
-    assert set(worst) == {"q", "k", "v", "write"}
-    assert max(worst.values()) < 1e-5, worst
+    asked = subject(name, ragged(N, "unpadded", lengths=(N, N)))
+    reading.weights_reproduce_a_run(asked)
+    reading.writes_reproduce_a_run(asked)
 
 
 @pytest.mark.parametrize("name", [*ARCHITECTURES, *EXTRA])
@@ -130,8 +112,8 @@ def test_the_mlp_alone_writes_what_it_writes_in_the_model(name):
 @pytest.mark.parametrize("name", EXTRA)
 def test_weights_of_unusual_attention(name):
     """Norms per head, over the projection, with each head's own gains, after rotary; no rotary; yarn."""
-    worst = reproduce(extra(name))
-    assert max(worst.values()) < 1e-5, worst
+    model = extra(name)
+    reading.weights_reproduce_a_run(Subject(model, model.torch_module, ragged(N, "unpadded", lengths=(N, N))))
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
