@@ -242,11 +242,19 @@ def test_positions_and_values_of_a_prompt_leave_generated_tokens_alone():
     assert_close(changed(Scale("L0.z", 2.0), x=new, mask=mask, offset=4), 2 * new)
 
 
+def test_resampling_sets_what_another_run_had():
+    value = torch.randn(changed(Ablate("L0.z")).shape)
+    for site, x in (("L0.z", value), ("L0H1.z", value[:, :, 1])):
+        assert_close(changed(Ablate(site, "resample", x)), changed(Replace(site, x)), atol=0, rtol=0)
+    assert_close(changed(Ablate("L0.z", "resample", value)), value, atol=0, rtol=0)
+
+
 def test_noise_is_drawn_from_its_seed():
     noise = Noise("L0.z", 0.5, seed=3)
     one, again, other = changed(noise, layer=0), changed(noise, layer=0), changed(noise, layer=1)
     assert_close(one, again, atol=0, rtol=0)
     assert (one - other).abs().max() > 0.1
+    assert (one - changed(Noise("L0.z", 0.5, seed=4), layer=0)).abs().max() > 0.1
     wide = torch.zeros(4, 500, 3, 2)
     assert_close(apply_edits(wide, [noise], layer=0).std(), torch.tensor(0.5), atol=0.02, rtol=0)
 

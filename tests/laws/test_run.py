@@ -153,7 +153,12 @@ def test_a_bias_before_the_softmax():
     plain = model.run(batch, capture=["L0.pattern"])["L0.pattern"]
     p = model.run(batch, capture=["L0.pattern"], edits=[AttentionBias("L0.pattern", bias)])["L0.pattern"]
     expected = plain * bias.exp()
-    assert_equal_to_rounding(p, expected / expected.sum(-1, keepdim=True))
+    expected = expected / expected.sum(-1, keepdim=True)
+    assert_equal_to_rounding(p, expected)
+    some = AttentionBias("L0.pattern", bias, positions=[7, 8])  # of queries
+    last = model.run(batch, capture=["L0.pattern"], edits=[some])["L0.pattern"]
+    assert_equal_to_rounding(last[:, :, 7:], expected[:, :, 7:])
+    assert_equal_to_rounding(last[:, :, :7], plain[:, :, :7])
 
 
 GENERATED = {

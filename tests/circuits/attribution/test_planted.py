@@ -31,15 +31,16 @@ def test_the_planted_edges_score_highest(architecture, seed):
     assert scores.residual < 0.05
 
 
-def test_the_fix_is_exact_where_only_the_softmax_bends():
-    """Without norms the way from a last-layer head to the logits is linear: patching its queries is the score."""
+@pytest.mark.parametrize("port", ["q", "k"])
+def test_the_fix_is_exact_where_only_the_softmax_bends(port):
+    """Without norms the way from a last-layer head to the logits is linear: patching its queries (keys) is the score."""
     made, model, task = planted("llama-nonorm", factory.Induction())
     (layer, head), *_ = made.truth.roles["induction"]
-    clean, other = model.run(task.clean), model.run(task.corrupt, capture=[f"L{layer}.q"])
-    edit = Replace(f"L{layer}H{head}.q", other[f"L{layer}.q"][:, :, head])
+    clean, other = model.run(task.clean), model.run(task.corrupt, capture=[f"L{layer}.{port}"])
+    edit = Replace(f"L{layer}H{head}.{port}", other[f"L{layer}.{port}"][:, :, head])
     patched = task.value(model.run(task.clean, edits=[edit]).logits) - task.value(clean.logits)
     name = f"L{layer}H{head}"
-    plain, fixed = (node_attribution(model, task, method=m).of("q")[name] for m in ("atp", "atp-qkfix"))
+    plain, fixed = (node_attribution(model, task, method=m).of(port)[name] for m in ("atp", "atp-qkfix"))
     assert fixed == pytest.approx(float(patched.mean()), rel=1e-3)
     assert abs(plain - fixed) > 0.1 * abs(fixed)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tiny_models import D_VOCAB, tiny
@@ -10,7 +11,8 @@ from tolerance import assert_equal_to_rounding
 from torch.testing import assert_close
 
 import interp
-from circuits.search.sparse_attention import extended_qk, trace_attention
+from circuits.graph.layout import Layout
+from circuits.search.sparse_attention import Tracing, extended_qk, trace_attention
 from circuits.wiring.case import Case
 from interp.errors import SchemaError, TaskError
 from interp.tasks import planted_task
@@ -115,6 +117,17 @@ def test_the_previous_token_head_is_found_behind_the_induction_head(architecture
     assert f"L{before}H{other}" in set(deeper.firings["head"])
     below = deeper.firings[deeper.firings["head"] == f"L{before}H{other}"]
     assert (below["query"] - below["key"] == 1).all()
+
+
+@pytest.mark.parametrize(("upstream", "kept"), [(0.5, 1), (0.7, 2), (1.0, 3)])
+def test_edges_come_from_the_fewest_senders_that_make_up_the_share(upstream, kept):
+    values = {"embed": 5.0, "L0H0": 3.0, "M0": 1.0, "L0H1": -2.0}  # of nine that are positive
+    contributions = pd.DataFrame({"firing": 0, "side": "key", "sender": list(values), "value": list(values.values())})
+    firings = pd.DataFrame([{"firing": 0, "head": "L1H2", "kept": 7.0}])
+    graph = Tracing(firings, contributions, Layout(2, 4, 4)).graph(upstream=upstream)
+    assert {e.sender for e in graph.edges} == set(list(values)[:kept])
+    assert {(e.receiver, e.port) for e in graph.edges} == {("L1H2", "k")}
+    assert graph.score(("L0H1", "L1H2", "k")) == -2.0
 
 
 def test_padding_changes_nothing():
