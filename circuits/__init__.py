@@ -25,6 +25,8 @@ _HOME = {
     "agreement": "circuits.evaluation.scoreboard",
     "all_edges_exact": "circuits.patching.paths",
     "circuit": "circuits.find",
+    "circuit_method": "circuits.methods",
+    "circuit_methods": "circuits.methods",
     "completeness": "circuits.evaluation._minimality",
     "contextual_decomposition": "circuits.search.cdt",
     "cross_faithfulness": "circuits.evaluation.reuse",
@@ -70,6 +72,8 @@ if TYPE_CHECKING:
     from circuits.graph.controls import random_circuits as random_circuits
     from circuits.graph.graph import Graph as Graph
     from circuits.graph.layout import Layout as Layout
+    from circuits.methods import circuit_method as circuit_method
+    from circuits.methods import circuit_methods as circuit_methods
     from circuits.patching.paths import all_edges_exact as all_edges_exact
     from circuits.patching.paths import path_patching as path_patching
     from circuits.patching.tracing import trace as trace
@@ -94,6 +98,8 @@ __all__ = [
     "agreement",
     "all_edges_exact",
     "circuit",
+    "circuit_method",
+    "circuit_methods",
     "completeness",
     "contextual_decomposition",
     "cross_faithfulness",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,10 +17,13 @@ from circuits.evaluation._faithfulness import Verdict, faithfulness
 from circuits.graph.controls import random_circuits
 from circuits.graph.graph import Graph
 from circuits.graph.page import page
-from circuits.methods import METHODS
+from circuits.methods import CircuitMethod
+from circuits.methods import find as find_method
 from circuits.wiring.case import Case
-from interp.errors import SchemaError, TaskError, nearest
+from interp.errors import SchemaError, TaskError
 from interp.model import Model
+from interp.results.provenance import recorded
+from interp.results.results import Result
 from interp.tasks import PromptTask
 from interp.tasks import task as named_task
 
@@ -36,7 +40,7 @@ class Found:
     Attributes:
         graph: the circuit. scored: the scores it was chosen from.
         verdict: of the circuit. random: of random circuits of its size. curve: over sizes, where there are scores.
-        provenance: method, model, task, sizes: plain values.
+        provenance: of the call, with the method, the size and where the scores came from: plain values.
     """
 
     graph: Graph
@@ -57,6 +61,10 @@ class Found:
         distance = np.abs(1 - self.random.faithfulness)
         return float((1 + (distance <= abs(1 - self.faithfulness)).sum()) / (1 + len(distance)))
 
+    def with_provenance(self, provenance: Mapping[str, Any]) -> Found:
+        """The same with another provenance, the graph's too."""
+        return replace(self, graph=replace(self.graph, provenance=provenance), provenance=provenance)
+
     def table(self) -> pd.DataFrame:
         """The circuit's row of `Verdict.table`, and what random circuits of its size reach."""
         row = self.verdict.table()
@@ -71,7 +79,7 @@ class Found:
         told = self.provenance
         return "\n".join(
             [
-                f"{told['method']} on {told['task']['task']}: {self.graph.n_edges} of {self.graph.layout.n_edges} "
+                f"{told['method']} on {told['data']['task']}: {self.graph.n_edges} of {self.graph.layout.n_edges} "
                 f"edges ({self.graph.fraction:.1%}), {len(self.graph.nodes)} nodes",
                 f"faithfulness {row['faithfulness']:.3f} ({row['ci_low']:.3f} .. {row['ci_high']:.3f}) on {row['n']} "
                 f"held-out prompts: {row['metric']} {row['value']:.3f} with these edges, {row['full']:.3f} with all, "
@@ -110,6 +118,7 @@ class Found:
         return f"<pre>{escape(self.summary())}</pre>" + self.graph._repr_html_()
 
 
+@recorded
 def circuit(
     model: Model,
     task: str | PromptTask,
@@ -124,61 +133,101 @@ def circuit(
     control: str = "connected",
     batch_size: int = 16,
     seed: int = 0,
-) -> Found:
+    **options: Any,
+) -> Found | Result:
     """The circuit of a task: edges scored on some prompts, chosen by size, judged on others beside random circuits.
 
     Without `edges` the size is the smallest of `curve.FRACTIONS` up to a tenth of the model at which faithfulness on
     the finding prompts is at least 0.8, and a tenth where none is. Edges are grown from the logits along the largest
-    |scores| and pruned.
+    |scores| and pruned. A method that chooses its edges itself is judged as it is; of a method that gives a table of
+    components, and no circuit, the table is returned.
 
     Args:
         model: any backend with its weights at hand.
         task: name of a task, or its prompts.
-        method: one of `METHODS`.
+        method: one of `circuits.methods.names()`.
         edges: size of the circuit before pruning.
         metric: what is measured; the task's own otherwise.
-        held_out: prompts to judge on; drawn from the task's held-out split where the task is named. Needed otherwise.
+        held_out: prompts to judge on; drawn from the task's held-out split where the task is named. Needed otherwise,
+            but for a table.
         n_prompts: of each of the two, where the task is named.
         ablation: what a removed edge carries while judging; see `faithfulness`.
         n_random: random circuits of the same size.
         control: how they are drawn; see `random_circuits`.
         batch_size: prompts at a time.
         seed: of prompts and random circuits.
+        options: the method's own; see `circuits.methods`.
 
     Raises:
-        SchemaError: an unknown method, or a size of no edges.
+        SchemaError: an unknown method or option, a size of no edges, or one for a method that chooses its own; a
+            circuit without any edge.
         TaskError: a task that is not known, or prompts without others to judge on.
     """
-    if method not in METHODS:
-        raise SchemaError(f"unknown method {method!r}; {nearest(method, METHODS)}")
-    chosen = METHODS[method]
-    finding, judging = _prompts(model, task, held_out, n=n_prompts, seed=seed)
+    chosen = find_method(method)
+    chosen.check(options)
+    judging = {"edges": edges, "held_out": held_out, "ablation": ablation, "n_random": n_random, "control": control}
+    _refuse(chosen, judging)
+    if chosen.gives == "table":
+        finding = named_task(task, model, n=n_prompts, seed=seed) if isinstance(task, str) else task
+        table = chosen.run(model, finding, metric=metric, batch_size=batch_size, seed=seed, **options)
+        assert isinstance(table, Result)  # what a method gives is declared
+        return replace(table, provenance={**_own(chosen, table.provenance), "data": finding.provenance()})
+    finding, judged_on = _prompts(model, task, held_out, n=n_prompts, seed=seed)
     layout = Case.of(model, finding, metric=metric).layout
     if edges is not None and not 0 < edges <= layout.n_edges:
         raise SchemaError(f"{edges} edges asked for; expected 1 to {layout.n_edges}")
-    if edges is not None and chosen.chooses:
-        raise SchemaError(f"{method!r} chooses its edges itself; leave `edges` out, or take a method that scores them")
-    scored = chosen.run(model, finding, metric, batch_size, seed)
-    judged = {"metric": metric, "ablation": ablation, "batch_size": batch_size}
-    if chosen.chooses:
+    if edges is not None and chosen.gives == "circuit":
+        options = {**options, "edges": edges}
+    scored = chosen.run(model, finding, metric=metric, batch_size=batch_size, seed=seed, **options)
+    assert isinstance(scored, Graph)
+    return _judged(model, finding, judged_on, scored, judging, chosen, metric=metric, batch_size=batch_size, seed=seed)
+
+
+def _refuse(chosen: CircuitMethod, judging: Mapping[str, Any]) -> None:
+    """Options of how a circuit is chosen and judged that mean nothing for this method."""
+    if chosen.gives == "circuit" and judging["edges"] is not None and "edges" not in chosen.options:
+        raise SchemaError(
+            f"{chosen.name!r} chooses its edges itself; leave `edges` out, or take a method that scores them"
+        )
+    defaults = inspect.signature(circuit).parameters
+    for name, value in judging.items() if chosen.gives == "table" else ():
+        if value != defaults[name].default:
+            raise SchemaError(f"{chosen.name!r} gives a table of components and no circuit; leave `{name}` out")
+
+
+def _own(chosen: CircuitMethod, scores: Mapping[str, Any]) -> dict[str, Any]:
+    """What provenance says beside the call: the method, the metric, and the call that the method made of it."""
+    plain = json.loads(json.dumps(dict(scores), default=str))
+    return {"method": chosen.name, "metric": plain.get("metric"), "scores": plain}
+
+
+def _judged(
+    model: Model,
+    finding: PromptTask,
+    judged_on: PromptTask,
+    scored: Graph,
+    judging: Mapping[str, Any],
+    chosen: CircuitMethod,
+    *,
+    metric: str | None,
+    batch_size: int,
+    seed: int,
+) -> Found:
+    """The circuit that scores lead to (or that was chosen), and what held-out prompts say of it."""
+    how = {"metric": metric, "ablation": judging["ablation"], "batch_size": batch_size}
+    if chosen.gives == "circuit":
         graph, sizes, size = scored, None, scored.n_edges
     else:
-        size = edges or _size(model, finding, scored, **judged)
-        graph = Graph.full(layout, scored.scores, columns=scored.columns).greedy(size)
-        sizes = curve(model, judging, scored, **judged)
-    told = {
-        "method": method,
-        "edges": size,
-        "model": model.info.name,
-        "task": finding.provenance(),
-        "judged_on": judging.provenance(),
-        "asked": {"edges": edges, "metric": metric, "ablation": ablation, "control": control, "seed": seed},
-        "scores": json.loads(json.dumps(dict(scored.provenance), default=str)),
-    }
-    graph = replace(graph, provenance=told)
-    verdict = faithfulness(model, judging, graph, **judged)
-    random = random_circuits(graph, n=n_random, seed=seed, how=control)
-    return Found(graph, scored, verdict, faithfulness(model, judging, random, **judged), sizes, told)
+        size = judging["edges"] or _size(model, finding, scored, **how)
+        graph = Graph.full(scored.layout, scored.scores, columns=scored.columns).greedy(size)
+        sizes = curve(model, judged_on, scored, **how)
+    if not graph.n_edges:
+        raise SchemaError(f"{chosen.name!r} found no edge: there is no circuit to judge")
+    verdict = faithfulness(model, judged_on, graph, **how)
+    random = random_circuits(graph, n=judging["n_random"], seed=seed, how=judging["control"])
+    data = {**finding.provenance(), "judged_on": judged_on.provenance()}
+    own = {**_own(chosen, scored.provenance), "metric": verdict.metric, "edges": size, "data": data}
+    return Found(graph, scored, verdict, faithfulness(model, judged_on, random, **how), sizes, own)
 
 
 def _prompts(

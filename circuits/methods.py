@@ -1,60 +1,159 @@
-"""The ways to find a circuit that `find.circuit` and the scoreboard know by name."""
+"""@circuit_method: how a method becomes known to `circuits.circuit`, the command line, the report and the scoreboard.
+
+A registered function takes a model and a task and gives a score for every edge, a circuit, or a table of components.
+Packages announce the modules of their methods under the entry-point group `interp.circuit_methods`, each by the name of
+a method that it registers, so that names are known before anything is imported.
+"""
 
 from __future__ import annotations
 
+import inspect
+import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any, Literal
 
-from circuits.attribution.edge_gradients import edge_attribution
 from circuits.graph.graph import Graph
-from circuits.patching.paths import all_edges_exact
-from circuits.search._acdc import acdc_sweep
-from interp.model import Model
-from interp.tasks import PromptTask
+from interp.environment import CIRCUIT_METHODS, plugin_names
+from interp.errors import SchemaError, nearest
+from interp.results.results import Result
 
-THRESHOLDS = (0.00001, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
-"""Of ACDC's sweep, in nats of KL. A head that only makes an improbable token less probable hardly changes KL: the
-lowest are for its edges, and still far above what rounding does."""
-
-Run = Callable[[Model, PromptTask, str | None, int, int], Graph]
-"""(model, task, metric, batch size, seed) -> a score for every edge, or a circuit."""
+Gives = Literal["scores", "circuit", "table"]
+GIVES: Mapping[Gives, str] = {
+    "scores": "a score for every edge, from which a circuit is chosen by size",
+    "circuit": "a circuit, which it chooses itself",
+    "table": "a table of components, no circuit",
+}
+Judged = Literal["edges", "nodes"]
+Run = Callable[..., "Graph | Result"]
+"""(model, task, *, metric=None, batch_size=16, seed=0, **own options)."""
+COMMON = ("model", "task", "metric", "batch_size", "seed")
+log = logging.getLogger("interp")
 
 
 @dataclass(frozen=True)
-class Method:
-    """A way to find a circuit.
+class CircuitMethod:
+    """A registered method and how to speak of it.
 
     Attributes:
-        costs: passes, in words. run: the scores.
-        chooses: it gives a circuit, not scores from which one is chosen by size.
+        name, title: how it is called and headed.
+        gives: "scores", "circuit" or "table": see `GIVES`.
+        costs: passes, in words.
+        means, misleads: what a high score means, and what it does not.
+        reference: paper, with arXiv id.
+        run: the function, `(model, task, *, metric, batch_size, seed, **own options) -> Graph | Result`.
+        order: place in tables, low first; ties by name.
+        signed: whether scores say in which direction the metric goes.
+        judged: what is ranked against planted truth, edges or components; None where scores claim neither.
+        goal: AUROC that it reaches on every planted circuit; None where that is measured and not asked for.
+        routine: whether the table of circuit methods has it where none is named; dear ones are judged on request.
+        quick: options with which a run is short, for checks of all methods.
     """
 
+    name: str
+    title: str
+    gives: Gives
     costs: str
+    means: str
+    misleads: str
+    reference: str
     run: Run
-    chooses: bool = False
+    order: int = 100
+    signed: bool = True
+    judged: Judged | None = "edges"
+    goal: float | None = None
+    routine: bool = True
+    quick: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Its own options, beside those that every method takes."""
+        return tuple(name for name in inspect.signature(self.run).parameters if name not in COMMON)
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        """Refuse options that it does not have.
+
+        Raises:
+            SchemaError: names the nearest.
+        """
+        for option in options:
+            if option not in self.options:
+                has = nearest(option, self.options) if self.options else "it has none of its own"
+                raise SchemaError(f"{self.name!r} has no option {option!r}; {has}")
 
 
-def _attributed(method: str, *, steps: int = 5) -> Run:
-    def run(model: Model, task: PromptTask, metric: str | None, batch_size: int, seed: int) -> Graph:
-        return edge_attribution(model, task, method=method, metric=metric, steps=steps, batch_size=batch_size).graph
-
-    return run
+_registered: dict[str, CircuitMethod] = {}
 
 
-def _exact(model: Model, task: PromptTask, metric: str | None, batch_size: int, seed: int) -> Graph:
-    return all_edges_exact(model, task, metric=metric)
+def circuit_method(
+    *,
+    name: str,
+    title: str,
+    gives: Gives,
+    costs: str,
+    means: str,
+    misleads: str,
+    reference: str,
+    order: int = 100,
+    signed: bool = True,
+    judged: Judged | None = "edges",
+    goal: float | None = None,
+    routine: bool = True,
+    quick: Mapping[str, Any] | None = None,
+) -> Callable[[Run], Run]:
+    """Register a method; what the arguments are is said at `CircuitMethod`."""
+
+    def decorate(run: Run) -> Run:
+        _registered[name] = CircuitMethod(
+            name=name,
+            title=title,
+            gives=gives,
+            costs=costs,
+            means=means,
+            misleads=misleads,
+            reference=reference,
+            run=run,
+            order=order,
+            signed=signed,
+            judged=judged,
+            goal=goal,
+            routine=routine,
+            quick=dict(quick or {}),
+        )
+        return run
+
+    return decorate
 
 
-def _swept(model: Model, task: PromptTask, metric: str | None, batch_size: int, seed: int) -> Graph:
-    return acdc_sweep(model, task, thresholds=THRESHOLDS, metric=metric or "kl", seed=seed).graph
+def names() -> tuple[str, ...]:
+    """Names of all methods; no method's module is imported."""
+    return tuple(sorted({*plugin_names(CIRCUIT_METHODS), *_registered}))
 
 
-METHODS: Mapping[str, Method] = {
-    "exact": Method("a share of a forward pass for every edge", _exact),
-    "eap": Method("2 forward, 1 backward", _attributed("eap")),
-    "eap-ig": Method("7 forward, 5 backward", _attributed("eap-ig")),
-    "eap-ig-activations": Method("5 (2 layers + 1), half of each", _attributed("eap-ig-activations")),
-    "clean-corrupted": Method("2 forward, 2 backward", _attributed("clean-corrupted")),
-    "acdc": Method(f"a share of a forward pass for every edge and each of {len(THRESHOLDS)} thresholds", _swept),
-}
-"""By name; `edge_attribution`, `acdc` and `all_edges_exact` have more options."""
+def find(name: str) -> CircuitMethod:
+    """Method by name; its module alone is imported.
+
+    Raises:
+        SchemaError: no such method, or an announced one that its module does not register.
+    """
+    if name not in _registered:
+        entries = metadata.entry_points(group=CIRCUIT_METHODS, name=name)
+        if not entries:
+            raise SchemaError(f"unknown method {name!r}; {nearest(name, names())}")
+        for entry in entries:
+            entry.load()
+    if name not in _registered:
+        raise SchemaError(f"a package announces the circuit method {name!r} and does not register it")
+    return _registered[name]
+
+
+def circuit_methods() -> dict[str, CircuitMethod]:
+    """Every method by name, built-in ones and plug-ins, in the order they are shown."""
+    known = []
+    for name in names():
+        try:
+            known.append(find(name))
+        except ImportError as error:  # one broken plug-in must not take the others down
+            log.warning("the circuit method %s is left out: %s", name, error)
+    return {method.name: method for method in sorted(known, key=lambda m: (m.order, m.name))}

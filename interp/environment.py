@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 log = logging.getLogger("interp")
+CIRCUIT_METHODS = "interp.circuit_methods"
+"""Entry points of modules that hold circuit methods, each by the name of one (see `circuits.methods`)."""
 
 PACKAGES = (
     "interp-toolkit",
@@ -49,6 +51,11 @@ def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def plugin_names(group: str) -> tuple[str, ...]:
+    """Names that installed packages announce under an entry-point group, sorted; nothing is imported."""
+    return tuple(sorted({entry.name for entry in metadata.entry_points(group=group)}))
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from circuits.methods import METHODS
+from circuits.methods import names
 from interp.measurement.registry import analyses
 
 ROOT = Path(__file__).parents[1]
@@ -38,4 +38,4 @@ def test_the_tests_they_name_are_there(mutations):
 def test_every_analysis_and_circuit_method_is_broken_once(mutations):
     broken = {m.of for m in mutations}
     assert set(analyses()) - broken == set()
-    assert set(METHODS) - broken == set()
+    assert set(names()) - broken == set()

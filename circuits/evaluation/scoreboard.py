@@ -10,14 +10,16 @@ import numpy as np
 import pandas as pd
 
 from circuits.evaluation._faithfulness import faithfulness
-from circuits.evaluation.truth import judge_edges, planted
+from circuits.evaluation.truth import judge_edges, judge_nodes, planted
 from circuits.graph.graph import Graph
-from circuits.methods import METHODS
+from circuits.methods import CircuitMethod, circuit_methods, find
 from circuits.wiring.case import Case
+from interp.components import EMBED, LOGITS
 from interp.errors import SchemaError, TaskError, nearest
 from interp.loading.load import load
 from interp.model import Model
 from interp.parallel import each
+from interp.results.results import Result
 from interp.results.stats import spearman
 from interp.studies.scoreboard import ROUNDING
 from interp.tasks import PromptTask, planted_task
@@ -25,8 +27,6 @@ from interp.zoo.planted.factory import ALL, ARCHITECTURES, Planted, plant
 
 MECHANISMS = tuple(m.name for m in ALL if m.name not in {"sink", "massive_activation"})
 """All whose task has something to explain: what a sink attends to, `<bos>`, is the same in the corrupted prompt."""
-GOALS = {"exact": 1.0, "eap-ig": 0.95, "acdc": 0.95}
-"""AUROC that a method reaches on every planted circuit; of the others it is measured."""
 LARGEST = 100
 """Edges whose order is worth comparing."""
 
@@ -42,12 +42,14 @@ def scoreboard(
     jobs: int = 1,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> pd.DataFrame:
-    """One row per (method, mechanism, architecture, seed): how its scores rank the planted edges.
+    """One row per (method, mechanism, architecture, seed): how its scores rank the planted edges, or components.
 
     Columns: `auroc`, `average_precision` over all edges of the model but those planted for another task (a head that
     writes what another reads may say it as well); `edges` planted; faithfulness of the circuit `planted` and of as many
     edges `found`, grown from the method's scores; `lowest` |score| of a planted edge and `highest` of another, as
-    shares of the metric's change; `seconds` of the processor.
+    shares of the metric's change; `seconds` of the processor. Of a method that gives a table the heads and MLPs are
+    ranked, each by its largest row, and no circuit is `found`. Methods are those that say that they are judged as a
+    matter of routine (`circuits.methods.CircuitMethod`), or the ones named.
 
     Seeds draw the places of heads and the prompts, and with `noise` (of `zoo.factory.plant`; 0: none) the weights of
     all that is not planted. `jobs` models are judged at a time, in processes.
@@ -55,8 +57,8 @@ def scoreboard(
     Raises:
         SchemaError: an unknown method, mechanism or architecture.
     """
+    chosen = _methods(methods)
     for what, given, known in (
-        ("method", methods or (), METHODS),
         ("architecture", architectures, ARCHITECTURES),
         ("mechanism", mechanisms, {m.name for m in ALL}),
     ):
@@ -64,7 +66,6 @@ def scoreboard(
             if name not in known:
                 raise SchemaError(f"unknown {what} {name!r}; {nearest(name, known)}")
     cases = [(m, a, s) for m in mechanisms for a in architectures for s in range(seeds)]
-    chosen = tuple(methods or METHODS)
     judged = each(lambda case: _case(*case, methods=chosen, n=n, noise=noise), cases, jobs=jobs, progress=progress)
     return pd.DataFrame([row for rows in judged for row in rows])
 
@@ -80,8 +81,13 @@ def _case(
 
 
 def failed(board: pd.DataFrame) -> bool:
-    """Whether a method ranks the planted edges worse than it should (`GOALS`)."""
-    return any((board.loc[board["method"] == name, "auroc"] < goal - ROUNDING).any() for name, goal in GOALS.items())
+    """Whether a method ranks what was planted worse than it says that it does (its `goal`)."""
+    goals = {name: find(name).goal for name in board["method"].unique()}
+    return any(
+        (board.loc[board["method"] == name, "auroc"] < goal - ROUNDING).any()
+        for name, goal in goals.items()
+        if goal is not None
+    )
 
 
 def summary(board: pd.DataFrame) -> pd.DataFrame:
@@ -117,16 +123,16 @@ def agreement(
     (a hundred; of the others the order is noise), the share of its k strongest edges that are among the k strongest
     exactly, and CPU seconds.
     """
-    exact = METHODS["exact"].run(model, task, metric, batch_size, seed)
+    options = {"metric": metric, "batch_size": batch_size, "seed": seed}
+    exact = _graph(find("exact"), model, task, **options)
     exists = exact.layout.exists
     true = exact.scores[exists]
     order = np.argsort(-np.abs(true))
     rows = []
-    for name in methods or [name for name in METHODS if name != "exact"]:
+    for name in methods or _alike():
         started = time.process_time()
-        found = np.nan_to_num(METHODS[name].run(model, task, metric, batch_size, seed).scores[exists])
-        unsigned = name == "acdc"
-        target = np.abs(true) if unsigned else true
+        found = np.nan_to_num(_graph(find(name), model, task, **options).scores[exists])
+        target = true if find(name).signed else np.abs(true)
         row: dict[str, float | str | int] = {
             "method": name,
             "edges": len(true),
@@ -140,8 +146,35 @@ def agreement(
     return pd.DataFrame(rows)
 
 
-def _judged(made: Planted, mechanism: str, method: str, *, n: int, seed: int) -> dict[str, float | int]:
-    model = load(made.model, tokenizer=made.tokenizer)
+def _methods(names: Sequence[str] | None) -> tuple[str, ...]:
+    """Those named, each of which must be judged, or all that are judged as a matter of routine.
+
+    Raises:
+        SchemaError: an unknown method, or one whose scores claim nothing that was planted.
+    """
+    if names is None:
+        return tuple(m.name for m in circuit_methods().values() if m.judged and m.routine)
+    silent = [name for name in names if find(name).judged is None]
+    if silent:
+        raise SchemaError(f"{silent[0]!r} ranks neither edges nor components: it is not judged on planted circuits")
+    return tuple(names)
+
+
+def _alike() -> list[str]:
+    """Methods whose scores of all edges estimate the exact effects, or their size."""
+    known = circuit_methods().values()
+    return [m.name for m in known if m.gives == "scores" and m.name != "exact" and m.routine]
+
+
+def _graph(method: CircuitMethod, model: Model, task: PromptTask, **options: Any) -> Graph:
+    found = method.run(model, task, **options)
+    if not isinstance(found, Graph):
+        raise SchemaError(f"{method.name!r} scores no edges")
+    return found
+
+
+def _judged(made: Planted, mechanism: str, name: str, *, n: int, seed: int) -> dict[str, float | int]:
+    model, method = load(made.model, tokenizer=made.tokenizer), find(name)
     try:
         task = planted_task(made, mechanism, n=n, seed=seed)
     except TaskError as error:
@@ -149,18 +182,43 @@ def _judged(made: Planted, mechanism: str, method: str, *, n: int, seed: int) ->
     case = Case.of(model, task)
     truth, whole = planted(made.truth, case.layout, mechanism=mechanism), planted(made.truth, case.layout)
     started = time.process_time()
-    scored = METHODS[method].run(model, task, None, n, seed)
+    outcome = method.run(model, task, metric=None, batch_size=n, seed=seed)
     seconds = time.process_time() - started
-    exists, size = case.layout.exists, truth.n_edges
-    grown = Graph.full(case.layout, scored.scores).greedy(size)
-    verdict = faithfulness(model, task, [truth, grown]).faithfulness  # refuses a task that no corruption changes
-    scores = np.abs(np.nan_to_num(scored.scores)) / abs(float(case.clean.mean() - case.corrupt.mean()))
+    judge = _edges(case, outcome, truth, whole) if isinstance(outcome, Graph) else _nodes(case, outcome, truth, whole)
+    return {**judge, "edges": truth.n_edges, "seconds": seconds}
+
+
+def _edges(case: Case, scored: Graph, truth: Graph, whole: Graph) -> dict[str, float]:
+    """How edges are ranked, and what circuits of as many edges keep."""
+    grown = Graph.full(case.layout, scored.scores).greedy(truth.n_edges)
+    kept = faithfulness(case.model, case.task, [truth, grown]).faithfulness  # refuses a task no corruption changes
+    scores = np.abs(np.nan_to_num(scored.scores)) / _span(case)
     return {
         **judge_edges(scored, truth, beside=whole),
-        "edges": size,
         "lowest": float(scores[truth.mask].min()),
-        "highest": float(scores[exists & ~whole.mask].max()),
-        "planted": float(verdict[0]),
-        "found": float(verdict[1]),
-        "seconds": seconds,
+        "highest": float(scores[case.layout.exists & ~whole.mask].max()),
+        "planted": float(kept[0]),
+        "found": float(kept[1]),
     }
+
+
+def _nodes(case: Case, table: Result, truth: Graph, whole: Graph) -> dict[str, float]:
+    """How heads and MLPs are ranked, each by its largest row; those of another task's circuit are left out."""
+    kept = faithfulness(case.model, case.task, truth).faithfulness
+    largest = table.table["value"].abs().groupby(table.table["component"]).max()
+    inside, beside = set(truth.nodes) - {EMBED, LOGITS}, set(whole.nodes)
+    among = [name for name in case.layout.senders if name != EMBED and (name in inside or name not in beside)]
+    scores = {str(name): float(value) for name, value in largest.items() if name in among}
+    shares = {name: scores.get(name, 0.0) / _span(case) for name in among}
+    return {
+        **judge_nodes(scores, inside, among=among),
+        "lowest": min((share for name, share in shares.items() if name in inside), default=np.nan),
+        "highest": max((share for name, share in shares.items() if name not in inside), default=np.nan),
+        "planted": float(kept[0]),
+        "found": np.nan,
+    }
+
+
+def _span(case: Case) -> float:
+    """Change of the metric from one run to the other."""
+    return abs(float(case.clean.mean() - case.corrupt.mean()))

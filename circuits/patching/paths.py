@@ -26,6 +26,7 @@ from numpy import ndarray
 
 from circuits.graph.graph import Graph
 from circuits.graph.layout import Layout
+from circuits.methods import circuit_method
 from circuits.patching.paired_runs import Both
 from circuits.patching.path_runs import Path, Reach
 from circuits.wiring.case import Case
@@ -257,3 +258,64 @@ def _named(senders: Sequence[str]) -> dict[str, object]:
     one = Component.parse(senders[0]) if len(senders) == 1 else None
     layer, head = (None, None) if one is None else (one.layer, one.index)
     return {"component": " + ".join(senders), "layer": layer, "head": head}
+
+
+@circuit_method(
+    name="exact",
+    title="Every edge patched by itself",
+    gives="scores",
+    costs="a share of a forward pass for every edge",
+    means="With this one edge from the other run the metric changes by so much.",
+    misleads="Edges that stand in for each other score nothing; effects do not add up.",
+    reference="Conmy et al. 2023, arXiv 2304.14997; `all_edges_exact`",
+    order=60,
+    goal=1.0,
+)
+def _exact(
+    model: Model,
+    task: PromptTask,
+    *,
+    metric: str | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    mode: str = "noising",
+) -> Graph:
+    """All edges; the rows of a forward are at least as many as by default."""
+    return all_edges_exact(model, task, mode=mode, metric=metric, batch_size=max(64, batch_size), seed=seed)
+
+
+@circuit_method(
+    name="path-patching",
+    title="Path patching",
+    gives="table",
+    costs="2 forward passes into the logits; else a share of one for every sender",
+    means="When the receivers hear the other run's sender, on these paths alone, the metric changes by so much.",
+    misleads="A head that speaks through other heads, or that another stands in for, has no effect here.",
+    reference="Wang et al. 2022, arXiv 2211.00593; Goldowsky-Dill et al. 2023, arXiv 2304.05969",
+    order=100,
+    judged="nodes",
+)
+def _path_patching(
+    model: Model,
+    task: PromptTask,
+    *,
+    metric: str | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    senders: Senders = "nodes",
+    receivers: Receivers = LOGITS,
+    mlps: str = "frozen",
+    mode: str = "noising",
+) -> Result:
+    """Every component's direct effect on the logits, or on the receivers named."""
+    return path_patching(
+        model,
+        task,
+        senders=senders,
+        receivers=receivers,
+        mlps=mlps,
+        mode=mode,
+        metric=metric,
+        batch_size=batch_size,
+        seed=seed,
+    )

@@ -11,6 +11,7 @@ import pandas as pd
 
 from circuits.graph.graph import Graph
 from circuits.graph.layout import Layout
+from circuits.methods import circuit_method
 from circuits.patching.paths import GROUPS, Policy, path_of, policy_of, sets_of, slot_of, swept
 from circuits.wiring.case import Case
 from interp.components import LOGITS, Port, kind
@@ -20,6 +21,8 @@ from interp.patching.effect_table import Mode, checked, effects
 from interp.results.provenance import recorded
 from interp.tasks import PromptTask
 
+SHARE = 0.1
+"""Of the metric's change, that a sender must have where `circuit` traces."""
 QKV: tuple[Port, ...] = ("q", "k", "v")
 
 
@@ -203,4 +206,47 @@ def _graph(layout: Layout, sweeps: Sequence[_Sweep], metric: str) -> Graph:
             heard = [slot for slot in sweep.slots if layout.exists[row, slot]]
             scores[row, heard] = value
             mask[row, heard] |= kept
-    return Graph(layout, scores, mask, {"method": "trace", "metric": metric})
+    return Graph(layout, scores, mask, {"method": "tracing", "metric": metric})
+
+
+@circuit_method(
+    name="tracing",
+    title="Path patching from the logits down",
+    gives="circuit",
+    costs="a share of a forward pass for every sender and each of three stages",
+    means="This sender, heard at all receivers of its stage together, changes the metric by so much.",
+    misleads="A bound is no test: a sweep always has a largest; senders whose effects cancel are not found.",
+    reference="Wang et al. 2022, arXiv 2211.00593",
+    order=70,
+)
+def _trace(
+    model: Model,
+    task: PromptTask,
+    *,
+    metric: str | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    k: int | None = None,
+    sd: float | None = None,
+    share: float | None = None,
+    depth: int = 3,
+    senders: str = "nodes",
+    mlps: str = "frozen",
+    mode: str = "noising",
+) -> Graph:
+    """The edges found by `trace`, direct ones of all components unless said; a tenth of the metric's change is kept."""
+    traced = trace(
+        model,
+        task,
+        k=k,
+        sd=sd,
+        share=SHARE if k is None and sd is None and share is None else share,
+        depth=depth,
+        senders=senders,
+        mlps=mlps,
+        mode=mode,
+        metric=metric,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    return traced.graph

@@ -19,6 +19,7 @@ from numpy import ndarray
 from circuits.evaluation._faithfulness import portions
 from circuits.graph.graph import Graph
 from circuits.graph.layout import Layout
+from circuits.methods import circuit_method
 from circuits.search.incremental_run import Splice
 from circuits.wiring.case import Case
 from interp.errors import SchemaError, nearest
@@ -26,6 +27,9 @@ from interp.model import Model
 from interp.results.provenance import recorded
 from interp.tasks import PromptTask
 
+THRESHOLDS = (0.00001, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+"""Of the registered sweep, in nats of KL. A head that only makes an improbable token less probable hardly changes KL:
+the lowest are for its edges, and still far above what rounding does."""
 Ordering = str | Float[ndarray, "sender some"]
 ORDERINGS = ("reverse", "forward", "random")
 NARROW = 8
@@ -229,3 +233,34 @@ def _order(layout: Layout, ordering: Ordering, seed: int) -> Iterator[tuple[int,
         elif ordering == "random":
             senders = rng.permutation(senders)
         yield slot, senders.tolist()
+
+
+@circuit_method(
+    name="acdc",
+    title="Automatic circuit discovery",
+    gives="scores",
+    costs=f"a share of a forward pass for every edge and each of {len(THRESHOLDS)} thresholds",
+    means="Up to this threshold the edge survives when edges are removed one after another.",
+    misleads="The order decides: of stand-ins one goes; what works against the answer is lost.",
+    reference="Conmy et al. 2023, arXiv 2304.14997",
+    order=50,
+    signed=False,
+    goal=0.95,
+    quick={"thresholds": (0.01, 0.1)},
+)
+def _sweep(
+    model: Model,
+    task: PromptTask,
+    *,
+    metric: str | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    thresholds: Sequence[float] = THRESHOLDS,
+    ablation: str = "resample",
+) -> Graph:
+    """The largest threshold at which each edge survives, of KL unless a metric is named."""
+    rows = max(32, batch_size)
+    sweep = acdc_sweep(
+        model, task, thresholds=thresholds, metric=metric or "kl", ablation=ablation, batch_size=rows, seed=seed
+    )
+    return sweep.graph

@@ -26,6 +26,7 @@ from torch import Tensor
 from circuits.evaluation._faithfulness import portions
 from circuits.graph.graph import Graph
 from circuits.graph.layout import Layout
+from circuits.methods import circuit_method
 from circuits.wiring.case import Case
 from circuits.wiring.components import PORTS, Parts, at
 from circuits.wiring.ports import QKV
@@ -373,3 +374,30 @@ def _share(beta: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
         size = part.abs().sum(-1)
         sizes.append(size if mask is None else (size * mask).sum(-1))
     return sizes[0] / (sizes[0] + sizes[1]).clamp(min=SMALL)
+
+
+@circuit_method(
+    name="cdt",
+    title="Contextual decomposition",
+    gives="scores",
+    costs="for every component a pass through the layers above it, with their MLPs once more",
+    means="Of what the slot reads, so large a share came from this sender, by way of others too.",
+    misleads="Not an effect: nothing is removed, and how attention and MLPs are split is a rule, not a fact.",
+    reference="Hsu et al. 2024, arXiv 2407.00886",
+    order=80,
+    signed=False,
+)
+def _decomposed(
+    model: Model,
+    task: PromptTask,
+    *,
+    metric: str | None = None,
+    batch_size: int = 128,
+    seed: int = 0,
+    reference: str = "mean",
+    normalise: bool = True,
+) -> Graph:
+    """Share of every sender in what every slot reads; no metric takes part."""
+    del metric, seed
+    rows = max(128, batch_size)
+    return contextual_decomposition(model, task, reference=reference, normalise=normalise, batch_size=rows).graph()

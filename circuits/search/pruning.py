@@ -14,9 +14,11 @@ from torch import Tensor
 
 from circuits.evaluation._faithfulness import portions
 from circuits.graph.graph import Graph
+from circuits.methods import circuit_method
 from circuits.search.hard_concrete import Gates, Schedule, Target, train
 from circuits.wiring.case import Case
 from circuits.wiring.edges import run_edges
+from circuits.wiring.ports import ports
 from interp.components import LOGITS
 from interp.errors import SchemaError
 from interp.model import Model
@@ -210,3 +212,76 @@ def _closed(gates: Gates) -> float:
 def _check(share: float, name: str) -> None:
     if not 0 <= share < 1:
         raise SchemaError(f"{name} {share}; expected a share of at least 0 and below 1")
+
+
+@circuit_method(
+    name="edge-pruning",
+    title="A learned mask over edges",
+    gives="circuit",
+    costs="a forward and a backward pass a step, 400 steps",
+    means="So likely is the edge's gate open after training; those most likely open are the circuit.",
+    misleads="Another seed may share half of the edges; of redundant edges one is kept by chance.",
+    reference="Bhaskar et al. 2024, arXiv 2406.16778",
+    order=90,
+    signed=False,
+    routine=False,
+    quick={"steps": 3},
+)
+def _edge_pruning(
+    model: Model,
+    task: PromptTask,
+    *,
+    metric: str | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+    edges: int | None = None,
+    sparsity: float = 0.95,
+    node_sparsity: float | None = None,
+    ablation: str = "resample",
+    steps: int = Schedule.steps,
+) -> Graph:
+    """`edges` of them, or what `sparsity` leaves; masks are trained on KL whatever the metric."""
+    del metric
+    return edge_pruning(
+        model,
+        task,
+        edges=edges,
+        sparsity=sparsity,
+        node_sparsity=node_sparsity,
+        ablation=ablation,
+        batch_size=batch_size,
+        schedule=Schedule(steps),
+        seed=seed,
+    )
+
+
+@circuit_method(
+    name="subnetwork-probing",
+    title="A learned mask over components",
+    gives="circuit",
+    costs="a forward and a backward pass a step, 400 steps",
+    means="So likely are the gates of both of the edge's ends open after training.",
+    misleads="As edge pruning; and all edges between open components count, needed or not.",
+    reference="Cao et al. 2021, arXiv 2104.03514",
+    order=95,
+    signed=False,
+    routine=False,
+    quick={"steps": 3},
+)
+def _subnetwork_probing(
+    model: Model,
+    task: PromptTask,
+    *,
+    metric: str | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+    nodes: int | None = None,
+    ablation: str = "resample",
+    steps: int = Schedule.steps,
+) -> Graph:
+    """`nodes` heads and MLPs, a quarter of them unless said, and all edges between; trained on KL."""
+    del metric
+    n = nodes or max(1, (len(ports(model).layout.senders) - 1) // 4)
+    return subnetwork_probing(
+        model, task, nodes=n, ablation=ablation, batch_size=batch_size, schedule=Schedule(steps), seed=seed
+    )

@@ -19,18 +19,23 @@ from torch import Tensor
 
 from circuits.graph.graph import Graph
 from circuits.graph.layout import Layout
+from circuits.methods import circuit_method
+from circuits.patching.paths import path_patching
 from circuits.wiring.case import Case
 from circuits.wiring.ports import QKV
-from interp.components import EMBED, Edge, head_name, kind, parse_head
+from interp.components import EMBED, Component, Edge, head_name, kind, parse_head
 from interp.errors import SchemaError
 from interp.model import Model
 from interp.results.provenance import recorded
+from interp.results.results import Result, frame
 from interp.sites import Site
 from interp.tasks import PromptTask
 from interp.weights.factored import FactoredMatrix
 from interp.weights.norms import HeadNorm
 from interp.weights.weights import Weights
 
+READERS = 3
+"""Heads that are asked where none are named."""
 SIDES = {"q": "query", "k": "key"}
 
 
@@ -74,6 +79,21 @@ class Tracing:
         grouped = joined.groupby(["head", "side", "sender"], sort=False)
         frame = grouped.agg(value=("value", "mean"), se=("value", "sem"), share=("share", "mean"), n=("value", "size"))
         return frame.reset_index().sort_values("value", ascending=False, kind="stable", ignore_index=True)
+
+    def result(self) -> Result:
+        """`table` in the columns of every result: the sender is the component, the head that reads it the variant."""
+        table = self.table()
+        writers = [Component.parse(name) for name in table["sender"]]
+        rows = table.assign(
+            analysis="sparse_attention",
+            variant=[f"{head} {side}" for head, side in zip(table["head"], table["side"], strict=True)],
+            component=table["sender"],
+            layer=pd.array([writer.layer for writer in writers], dtype="Int64"),
+            head=pd.array([writer.index for writer in writers], dtype="Int64"),
+            unit="attention score",
+            reader=table["head"],
+        ).drop(columns="sender")
+        return Result(frame(rows, extra={"reader": "str", "side": "str", "share": "float64"}), self.provenance)
 
     def graph(self, *, upstream: float = 0.7) -> Graph:
         """Edges from senders whose mean contributions, largest first, make up this share of all positive ones.
@@ -271,3 +291,34 @@ def _head(layout: Layout, name: str) -> tuple[int, int]:
         last = head_name(layout.n_layers - 1, layout.n_heads - 1)
         raise SchemaError(f"no head {name!r}; there are {head_name(0, 0)} to {last}")
     return layer, head
+
+
+@circuit_method(
+    name="sparse-attention",
+    title="Attention scores traced to their writers",
+    gives="table",
+    costs="one forward pass and a few matrix products for every explained score",
+    means="So much of the score with which the reader attends was written by this component.",
+    misleads="What a score is made of, not what would change: softmax compares it with other keys' scores.",
+    reference="Franco and Crovella 2024, arXiv 2410.00340",
+    order=160,
+    judged=None,
+)
+def _sparse_attention(
+    model: Model,
+    task: PromptTask,
+    *,
+    metric: str | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    heads: Sequence[str] | None = None,
+    query: str = "END",
+    least: float = 0.5,
+    upstream: float = 0.7,
+    depth: int = 2,
+) -> Result:
+    """Writers of the scores of `heads`; unless said, of the heads with the largest direct effects on the metric."""
+    if heads is None:
+        direct = path_patching(model, task, senders="heads", metric=metric, batch_size=batch_size, seed=seed).table
+        heads = direct.sort_values("value", key=lambda v: -v.abs(), kind="stable")["component"].head(READERS).tolist()
+    return trace_attention(model, task, heads, query=query, least=least, upstream=upstream, depth=depth).result()

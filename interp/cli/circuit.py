@@ -6,17 +6,27 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from interp.environment import CIRCUIT_METHODS, plugin_names
+
+if TYPE_CHECKING:
+    from circuits.find import Found
+    from interp.results.results import Result
 
 
 def circuit(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, local folder, or zoo:NAME.")],
     task: Annotated[str, typer.Option("--task", "-t", metavar="T", help="ioi, greater-than, induction, ...")],
     method: Annotated[
-        str, typer.Option("--method", "-m", metavar="M", help="How edges are scored or chosen.")
+        str, typer.Option("--method", "-m", metavar="M", help=f"How: {', '.join(plugin_names(CIRCUIT_METHODS))}.")
     ] = "eap-ig",
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", "-o", metavar="NAME=VALUE", help="Of the method, such as steps=10; repeatable."),
+    ] = None,
     edges: Annotated[int | None, typer.Option(min=1, metavar="N", help="Size of the circuit before pruning.")] = None,
     metric: Annotated[str | None, typer.Option(help="What is measured; the task's own otherwise.")] = None,
     ablation: Annotated[str, typer.Option(help="What removed edges carry: resample, mean or zero.")] = "resample",
@@ -32,22 +42,25 @@ def circuit(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...")] = None,
 ) -> None:
-    """Which edges of MODEL do task T, and how much of it do they do alone?
+    """Which edges of MODEL do task T, and how much of it do they do alone? Some methods ask about components instead.
 
     Example: interp circuit zoo:default --task ioi --method eap-ig --out circuit
     """
+    from circuits import methods
     from circuits.find import circuit as find
-    from circuits.methods import METHODS
-    from interp.errors import nearest
+    from interp.errors import SchemaError
     from interp.loading.load import load
+    from interp.results.results import Result
 
-    if method not in METHODS:
-        raise typer.BadParameter(f"unknown method {method!r}; {nearest(method, METHODS)}")
+    own = dict(_option(text) for text in option or ())
+    try:
+        methods.find(method).check(own)
+    except SchemaError as error:
+        raise typer.BadParameter(str(error)) from error
     if out is not None and out.is_file():
         raise typer.BadParameter(f"{str(out)!r} is a file; name a folder")
-    loaded = load(model, revision=revision, dtype=dtype, device=device)
-    found = find(
-        loaded,
+    outcome = find(
+        load(model, revision=revision, dtype=dtype, device=device),
         task,
         method=method,
         edges=edges,
@@ -56,14 +69,32 @@ def circuit(
         n_prompts=n_prompts,
         n_random=n_random,
         seed=seed,
+        **own,
     )
-    command = shlex.join(["interp", *sys.argv[1:]])
+    if isinstance(outcome, Result):
+        _write_table(outcome, out=out, top=top, as_json=as_json)
+    else:
+        _write_circuit(outcome, out=out, top=top, as_json=as_json)
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """`steps=10` as ("steps", 10): a value is JSON where it can be read as such, else text."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise typer.BadParameter(f"{text!r}: options of a method are written NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _write_circuit(found: Found, *, out: Path | None, top: int, as_json: bool) -> None:
     if out is not None:
         for path in found.save(out).values():
             sys.stderr.write(f"wrote {path}\n")
     if as_json:
         document = {
-            "provenance": {**found.provenance, "command": command},
+            "provenance": {**found.provenance, "command": _command()},
             "faithfulness": json.loads(found.table().to_json(orient="records"))[0],
             "rows": json.loads(found.graph.table().to_json(orient="records")),
         }
@@ -76,3 +107,27 @@ def circuit(
     hidden = found.graph.n_edges - len(rows)
     if hidden:
         sys.stdout.write(f"... and {hidden} more\n")
+
+
+def _write_table(result: Result, *, out: Path | None, top: int, as_json: bool) -> None:
+    """What a method without a circuit says: its table, the strongest components first where it is printed."""
+    result.provenance["command"] = _command()
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        for name in ("table.parquet", "table.csv"):
+            sys.stderr.write(f"wrote {result.save(out / name)}\n")
+    if as_json:
+        sys.stdout.write(result.to_json() + "\n")
+        return
+    rows = result.table.sort_values("value", key=lambda v: -v.abs(), kind="stable").head(top)
+    told = result.provenance
+    sys.stdout.write(f"{told['method']} on {told['data']['task']}: {told['metric']}, {len(result.table)} rows\n")
+    shown = rows[["component", "variant", "value", "ci_low", "ci_high", "n"]]
+    sys.stdout.write(shown.to_string(index=False, na_rep="", float_format=lambda x: f"{x:.4g}") + "\n")
+    hidden = len(result.table) - len(rows)
+    if hidden:
+        sys.stdout.write(f"... and {hidden} more\n")
+
+
+def _command() -> str:
+    return shlex.join(["interp", *sys.argv[1:]])

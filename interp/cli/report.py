@@ -22,6 +22,9 @@ Texts = list[str] | None
 def report(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, local folder, or zoo:NAME.")],
     task: Annotated[Texts, typer.Option("--task", "-t", metavar="T", help="Find its circuit; repeatable.")] = None,
+    method: Annotated[
+        str, typer.Option("--method", "-m", metavar="M", help="How it is found: one of those of `interp circuit`.")
+    ] = "eap-ig",
     prompt: Annotated[Texts, typer.Option(help="Text whose answer is taken apart; repeatable.")] = None,
     answer: Annotated[Texts, typer.Option(help="Next token explained, one for each prompt; '' for likeliest.")] = None,
     wrong: Annotated[
@@ -41,6 +44,7 @@ def report(
     Example: interp report zoo:default --task ioi --out report.html
     """
     questions = _questions(prompt or [], answer or [], wrong or [])
+    from circuits.methods import find as find_method
     from interp.loading.load import load
     from interp.measurement.registry import find
     from interp.reports import report as write
@@ -48,12 +52,14 @@ def report(
 
     for name in analysis or ():
         _checked(find, name)
+    _checked(find_method, method)
     target = writable_file(out.expanduser())
     loaded = load(model, revision=revision, dtype=dtype, device=device)
     path = write(
         loaded,
         analyses=analysis,
         tasks=task or (),
+        method=method,
         prompts=questions,
         seed=seed,
         path=target,

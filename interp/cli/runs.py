@@ -11,7 +11,7 @@ import typer
 
 def runs(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Folder with .parquet results, searched to the bottom.")
+        Path, typer.Argument(metavar="DIR", help="Folder with results and circuits, searched to the bottom.")
     ],
     analysis: Annotated[str | None, typer.Option("--analysis", "-a", metavar="NAME", help="Runs of this one.")] = None,
     model: Annotated[str | None, typer.Option(metavar="NAME", help="Runs on this model.")] = None,
@@ -28,17 +28,17 @@ def runs(
 
     Example: interp runs results --sql "SELECT component, value FROM results WHERE q < 0.01"
     """
-    from interp.results import runs as stored
+    from interp.results import runs as folders
 
-    found = stored.runs(folder, analysis=analysis, model=model)
+    found = folders.runs(folder, analysis=analysis, model=model)
     for path, why in found.skipped.items():
         sys.stderr.write(f"skipped {path}: {why}\n")
     if sql is not None and compare is not None:
         raise typer.BadParameter("--sql and --compare are two questions; ask one at a time")
     if compare is not None:
         a, b = (found.load(run) for run in compare)
-        table = stored.compare(a, b).head(top)
-        for key, (left, right) in stored.differences(a, b).items():
+        table = folders.compare(a, b).head(top)
+        for key, (left, right) in folders.differences(a, b).items():
             sys.stderr.write(f"{key}: {left} -> {right}\n")
     else:
         table = found.table if sql is None else found.query(sql)

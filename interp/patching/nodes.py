@@ -32,6 +32,7 @@ from interp.patching.metric_gradients import metric_gradients
 from interp.patching.names import component_of
 from interp.patching.quadrature import points
 from interp.results.provenance import recorded
+from interp.results.results import Result, frame
 from interp.results.stats import bootstrap_mean
 from interp.sites import Site
 from interp.tasks import PromptTask
@@ -84,6 +85,15 @@ class NodeScores:
             }
         )
         return frame.sort_values("score", key=lambda s: -s.abs(), kind="stable", ignore_index=True)
+
+    def result(self, *, seed: int = 0) -> Result:
+        """`table` in the columns of every result: `variant` is the kind of site, each kind's strongest first."""
+        table = self.table(seed=seed)
+        order = table["kind"].map({kind: i for i, kind in enumerate(KINDS)}).sort_values(kind="stable").index
+        rows = table.loc[order].rename(columns={"kind": "variant", "score": "value"})
+        heads = {str(site): site.head for site in self.sites}
+        rows = rows.assign(analysis="node_attribution", head=rows["site"].map(heads), unit=self.provenance["metric"])
+        return Result(frame(rows, extra={"site": "str"}), dict(self.provenance))
 
 
 @recorded

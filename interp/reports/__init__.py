@@ -22,6 +22,7 @@ def report(
     results: Result | None = None,
     analyses: Sequence[str] | None = None,
     tasks: Sequence[Any] = (),
+    method: str = "eap-ig",
     prompts: Sequence[Any] = (),
     prompt: Any = None,
     seed: int = 0,
@@ -39,7 +40,8 @@ def report(
         model: any loaded model.
         results: what `interp.detect` or an analysis returned for this model; detected anew if not given.
         analyses: names of the analyses to run, or to show of `results`; all that suit if not given.
-        tasks: names of tasks whose circuit is searched for, or what `circuits.circuit` found.
+        tasks: names of tasks whose circuit is searched for, or what `circuits.circuit` returned.
+        method: how circuits are searched for, or components scored: one of `circuits.methods.names()`.
         prompts: whose answers are attributed: (text or token ids, answer) or (..., answer, wrong answer), or a
             `report.questions.Question`. Without an answer the model's likeliest token is explained; without a wrong one
             the logit is compared with the mean over the vocabulary.
@@ -76,9 +78,9 @@ def report(
         model.batch(prompt)
     elif questions:
         prompt = list(questions[0].ids)
-    pairs = circuits.prompts(model, tasks, seed=seed)
+    pairs = circuits.prompts(model, tasks, seed=seed, method=method)
     measured = detect(model, analyses, seed=seed, progress=progress) if results is None else results
-    found = circuits.find(model, pairs, seed=seed, told=told)
+    found = circuits.find(model, pairs, seed=seed, method=method, told=told)
     page = render(
         model,
         measured,

@@ -18,6 +18,10 @@ from interp.tasks import task as named_task
 
 if TYPE_CHECKING:
     from circuits.find import Found
+    from interp.results.results import Result
+
+    Pair = tuple[PromptTask, PromptTask] | Found | Result
+    """Prompts to find a circuit on and to judge it on, or what was made of them already."""
 
 PROMPTS = 64  # to find a circuit on, and as many others to judge it
 EDGES = 20  # listed
@@ -75,20 +79,24 @@ class TaskCircuit:
     figures: dict[str, go.Figure]
 
 
-def prompts(model: Model, names: Sequence[Any], *, seed: int) -> list[tuple[PromptTask, PromptTask] | Found]:
+def prompts(model: Model, names: Sequence[Any], *, seed: int, method: str = "eap-ig") -> list[Pair]:
     """Of each task the prompts to find its circuit on and those to judge it on; what was found already stays.
 
     Raises:
-        SchemaError: neither a name nor a circuit of this model.
+        SchemaError: neither a name nor a circuit of this model, or an unknown method.
         InterpError: a task that is not known, that this model cannot be asked, or whose edges cannot be told apart.
     """
     from circuits.find import Found
+    from circuits.methods import find as find_method
     from circuits.wiring.case import Case
+    from interp.results.results import Result
 
-    pairs: list[tuple[PromptTask, PromptTask] | Found] = []
+    find_method(method)
+    pairs: list[Pair] = []
     for name in names:
-        if isinstance(name, Found):
-            pairs.append(_own(model, name))
+        if isinstance(name, Found | Result):
+            check_identity(model, name.provenance["model"], "this circuit is")
+            pairs.append(name)
             continue
         if not isinstance(name, str):
             raise SchemaError(f"{name!r}: expected the name of a task, or what `circuits.circuit` found")
@@ -100,15 +108,17 @@ def prompts(model: Model, names: Sequence[Any], *, seed: int) -> list[tuple[Prom
 
 def find(
     model: Model,
-    pairs: Sequence[tuple[PromptTask, PromptTask] | Found],
+    pairs: Sequence[Pair],
     *,
     seed: int,
+    method: str = "eap-ig",
     told: Callable[[str], Any] | None = None,
-) -> list[Found]:
-    """The circuit of each task; `told` is called with its name before the work begins."""
+) -> list[Found | Result]:
+    """What a method makes of each task; `told` is called with its name before the work begins."""
     from circuits.find import circuit
+    from circuits.methods import find as find_method
 
-    found = []
+    judged, found = find_method(method).gives != "table", []
     for pair in pairs:
         if not isinstance(pair, tuple):
             found.append(pair)
@@ -116,15 +126,7 @@ def find(
         finding, judging = pair
         if told is not None:
             told(finding.name)
-        found.append(circuit(model, finding, held_out=judging, seed=seed))
-    return found
-
-
-def _own(model: Model, found: Found) -> Found:
-    """The circuit, if it is one of this model."""
-    layout = found.graph.layout
-    sizes = {"n_layers": layout.n_layers, "n_heads": layout.n_heads}
-    check_identity(model, {**(found.provenance["scores"].get("model") or {}), **sizes}, "this circuit is")
+        found.append(circuit(model, finding, method=method, held_out=judging if judged else None, seed=seed))
     return found
 
 
@@ -133,7 +135,7 @@ def task_circuit(found: Found) -> TaskCircuit:
     row, own = found.table().iloc[0], found.provenance
     graph = found.graph
     return TaskCircuit(
-        task=str(own["task"]["task"]).replace("_", " "),
+        task=str(own["data"]["task"]).replace("_", " "),
         method=str(own["method"]),
         direction=str(own["scores"].get("direction", "")),
         edges=graph.n_edges,
@@ -153,25 +155,29 @@ def task_circuit(found: Found) -> TaskCircuit:
         random_max=number(row["random_max"]),
         p=number(row["p"]),
         least_p=bool(row["p"] <= 1 / (1 + row["n_random"])),
-        corruption=str(own["task"].get("corruption", DASH)).replace("_", " "),
-        judged_on=dict(own["judged_on"]),
+        corruption=str(own["data"].get("corruption", DASH)).replace("_", " "),
+        judged_on=dict(own["data"]["judged_on"]),
         rows=_edges(found),
         sizes=_sizes(found),
         figures={"circuit": drawn(graph)},
     )
 
 
-def run_line(found: Found) -> dict[str, str]:
+def run_line(found: Found | Result) -> dict[str, str]:
     """The line of the provenance table."""
-    task, judged = found.provenance["task"], found.provenance["judged_on"]
+    told = found.provenance
+    task, judged = told["data"], told["data"].get("judged_on")
     return {
         "analysis": "circuit",
         "data": str(task["task"]),
-        "prompts": f"{task['n_prompts']} + {judged['n_prompts']} held out",
+        "prompts": str(task["n_prompts"]) + (f" + {judged['n_prompts']} held out" if judged else ""),
         "bos": str(task.get("bos", DASH)),
-        "method": str(found.provenance["method"]),
-        "seed": str(found.provenance["asked"]["seed"]),
-        "hash": f"{task['sha256']}, {judged['sha256']}",
+        "method": str(told["method"]),
+        "seed": str(told["seed"]),
+        "hash": f"{task['sha256']}, {judged['sha256']}" if judged else str(task["sha256"]),
+        "when": str(told["created_utc"]).replace("T", " ").rstrip("Z"),
+        "seconds": f"{told['seconds']:.2f}",
+        "id": str(told["run_id"]),
     }
 
 

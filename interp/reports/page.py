@@ -15,6 +15,7 @@ from interp.reports import facts
 from interp.reports.attention import attention
 from interp.reports.circuits import run_line, task_circuit
 from interp.reports.direct import direct
+from interp.reports.effects import task_effects
 from interp.reports.questions import Asked, question_line
 from interp.reports.roles import roles
 from interp.reports.sections import Section, sections
@@ -45,7 +46,8 @@ def render(
     shown = [name in {s.name for s in parts} for name in result.table["analysis"]]
     result = Result(cast(pd.DataFrame, result.table[shown]), result.provenance, result.interventions)
     answers = [direct(model, question) for question in questions]
-    tasks = [task_circuit(found) for found in circuits]
+    tasks = [task_circuit(found) for found in circuits if not isinstance(found, Result)]
+    effects = [task_effects(found) for found in circuits if isinstance(found, Result)]
     atlas = roles(result)
     view, refusal = _view(model, result, prompt, seed=seed)
     return (
@@ -58,6 +60,7 @@ def render(
             sections=parts,
             answers=answers,
             circuits=tasks,
+            effects=effects,
             atlas=atlas,
             sinks=sinks(result),
             figures=_figures(parts, answers, tasks, [] if atlas is None else [atlas]),

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from interp.errors import SchemaError, nearest
+from interp.results import stored
 from interp.results.results import Result
 
 KEY = ["analysis", "variant", "component", "position"]
@@ -23,8 +24,9 @@ class Runs:
     """The results in a folder and below it.
 
     Attributes:
-        table: one row per run, newest first: run, path, model, analyses, seed, rows, created, seconds.
-        skipped: parquet files that are no results, and why.
+        table: one row per run, newest first: run, path, model, analyses (or the circuit method), seed, device, rows,
+            created, seconds.
+        skipped: parquet files that are no results, and why; other JSON files than ours are passed over.
     """
 
     folder: Path
@@ -48,8 +50,8 @@ class Runs:
         return self.folder / found["path"].iloc[0]
 
     def load(self, run: str) -> Result:
-        """A stored result; see `path`."""
-        return Result.load(self.path(run))
+        """A stored result; see `path`. Of a circuit its edges."""
+        return stored.load(self.path(run))
 
     def query(self, sql: str) -> pd.DataFrame:
         """Answer of DuckDB to a question about three tables: `runs`, `results` and `interventions`.
@@ -87,17 +89,19 @@ def runs(folder: str | Path, *, analysis: str | None = None, model: str | None =
     if not root.is_dir():
         raise SchemaError(f"{str(root)!r} is no folder")
     rows, skipped = [], {}
-    for path in sorted(root.rglob("*.parquet")):
+    for path in sorted(path for suffix in stored.READ for path in root.rglob(f"*{suffix}")):
         try:
-            found = Result.load(path)
+            found = stored.load(path)
         except SchemaError as error:
-            skipped[str(path.relative_to(root))] = str(error)
+            if path.suffix == ".parquet":
+                skipped[str(path.relative_to(root))] = str(error)
             continue
         names = list(dict.fromkeys(found.table["analysis"]))
-        row = _row(found, names, str(path.relative_to(root)))
-        if (analysis is None or analysis in names) and (model is None or model == row["model"]):
+        method = found.provenance.get("method")
+        row = _row(found, [method] if method else names, str(path.relative_to(root)))
+        if (analysis is None or analysis in (*names, method)) and (model is None or model == row["model"]):
             rows.append(row)
-    columns = ["run", "path", "model", "analyses", "seed", "rows", "created", "seconds"]
+    columns = ["run", "path", "model", "analyses", "seed", "device", "rows", "created", "seconds"]
     table = pd.DataFrame(rows, columns=columns).sort_values("created", ascending=False, ignore_index=True)
     return Runs(root, table, skipped)
 
@@ -136,6 +140,7 @@ def _row(found: Result, names: list[str], path: str) -> dict[str, Any]:
         "model": model.get("name") if isinstance(model, Mapping) else model,
         "analyses": ", ".join(names),
         "seed": told.get("seed"),
+        "device": told.get("device"),
         "rows": len(found.table),
         "created": told.get("created_utc") or max((call.get("created_utc", "") for call in calls), default=""),
         "seconds": told.get("seconds", sum(call.get("seconds", 0.0) for call in calls)),

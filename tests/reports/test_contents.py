@@ -87,7 +87,7 @@ def test_the_circuit_stands_beside_its_verdict_and_random_circuits(source, found
     assert f"Faithfulness {row['faithfulness']:.3f} 95&nbsp;% interval" in text
     assert f"{row['n']} held-out prompts" in text
     assert "mean of 3 of the same size" in text
-    assert found.provenance["judged_on"]["sha256"] in text
+    assert found.provenance["data"]["judged_on"]["sha256"] in text
     for edge in found.graph.table().to_dict("records"):
         assert f"{edge['sender']} {edge['receiver']}" in text
     assert 'id="circuit-0"' in source

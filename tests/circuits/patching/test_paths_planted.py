@@ -92,7 +92,7 @@ def test_tracing_finds_the_chain_from_the_logits_down():
     assert (found.stages.groupby(["stage", "port"]).size() > 1).all()
     nodes = trace(model, task, share=0.2, senders="nodes", mlps="frozen")
     assert set(nodes.graph.edges) == set(truth.edges)
-    assert nodes.graph.provenance["method"] == "trace"
+    assert nodes.graph.provenance["method"] == "tracing"
     one = trace(model, task, k=1, depth=0)
     assert one.graph.n_edges == 1
 

@@ -1,0 +1,67 @@
+"""Results read back from the files that they were saved to: parquet, one JSON document, or a circuit's graph."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from interp.components import Edge
+from interp.errors import SchemaError
+from interp.results.results import COLUMNS, Result, frame
+
+EDGE_COLUMNS = {"sender": "str", "receiver": "str", "port": "str"}
+READ = (".parquet", ".json")
+"""Suffixes of files that hold provenance."""
+
+
+def load(path: str | os.PathLike[str]) -> Result:
+    """What `Result.save` or a graph's `save` wrote; edges of a graph are rows, their score the value.
+
+    Raises:
+        SchemaError: not such a file.
+    """
+    path = Path(path)
+    return _document(path) if path.suffix == ".json" else Result.load(path)
+
+
+def _document(path: Path) -> Result:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SchemaError(f"cannot read {str(path)!r}: {error}") from error
+    if isinstance(content, dict) and isinstance(content.get("provenance"), dict):
+        if {"rows", "interventions"} <= content.keys():
+            return _table(content)
+        if {"layout", "edges"} <= content.keys():
+            return _graph(content)
+    raise SchemaError(f"{str(path)!r} is neither a result nor a circuit: not written by interp")
+
+
+def _table(content: Mapping[str, Any]) -> Result:
+    rows = pd.DataFrame(content["rows"], columns=None if content["rows"] else list(COLUMNS))
+    extra = {str(name): str(kind) for name, kind in rows.dtypes.items() if name not in COLUMNS}
+    return Result(
+        frame(rows, extra=extra), dict(content["provenance"]), frame(content["interventions"], interventions=True)
+    )
+
+
+def _graph(content: Mapping[str, Any]) -> Result:
+    """One row per edge of the circuit, with its interval where it has one."""
+    told = dict(content["provenance"])
+    rows = [
+        {
+            **{name: value for name, value in row.items() if name in ("se", "ci_low", "ci_high", *EDGE_COLUMNS)},
+            "analysis": told.get("method") or told.get("circuit") or "circuit",
+            "variant": "edge",
+            "component": str(Edge(row["sender"], row["receiver"], row["port"])),
+            "value": row["score"],
+            "unit": told.get("metric"),
+        }
+        for row in content["edges"]
+    ]
+    return Result(frame(rows, extra=EDGE_COLUMNS), told)
