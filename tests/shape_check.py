@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import sys
 from pathlib import Path
 from typing import get_args
 
@@ -19,7 +20,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("interp", "circuits", "probes")
 CHECKED = 30
 """Calls of a function that are checked. Checking all of them takes several times as long and has found no more."""
-NOT_CALLED: dict[str, str] = {}
+NOT_CALLED = {
+    "interp.zoo.planted.behaviour._stands": "within a sweep that takes eight seconds",
+}
 """Function with shapes in its signature that no test of the pass calls -> why not."""
 
 with_shapes: set[str] = set()
@@ -65,15 +68,25 @@ def modules():
                 yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+def is_interface(name: str) -> bool:
+    """Whether a function is never run itself: of a protocol, or the constructor of a class that others extend."""
+    parts = name.split(".")
+    module = next(".".join(parts[:n]) for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in sys.modules)
+    *owners, last = parts[module.count(".") + 1 :]
+    owner = functools.reduce(getattr, owners, sys.modules[module])
+    return getattr(owner, "_is_protocol", False) or (last == "__init__" and bool(owner.__subclasses__()))
+
+
 def pytest_sessionfinish(session, exitstatus):
     """A function that was never called makes the pass fail, and so does a reason that no longer holds."""
     if exitstatus:
         return
     for name in modules():
         importlib.import_module(name)
-    problems = [f"no test of tests/shapes.txt calls {name}" for name in sorted(with_shapes - called - set(NOT_CALLED))]
-    problems += [f"{name} is called, or has no shapes: not for NOT_CALLED" for name in sorted(called & set(NOT_CALLED))]
-    problems += [f"no function {name}: not for NOT_CALLED" for name in sorted(set(NOT_CALLED) - with_shapes)]
-    print(f"\n{len(with_shapes)} functions with shapes, {len(called)} called", *problems, sep="\n")
+    lacking = {name for name in with_shapes - called if not is_interface(name)}
+    problems = [f"no test of tests/shapes.txt calls {name}" for name in sorted(lacking - NOT_CALLED.keys())]
+    problems += [f"{name} need not stand in NOT_CALLED" for name in sorted(NOT_CALLED.keys() - lacking)]
+    lines = "\n".join([f"{len(with_shapes)} functions with shapes, {len(called)} called", *problems])
+    session.config.get_terminal_writer().line(f"\n{lines}")
     if problems:
         session.exitstatus = 1

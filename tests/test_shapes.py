@@ -5,8 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 TESTS = Path(__file__).parent
 HOOK = "--jaxtyping-packages=interp,circuits,probes,shape_check.check"
 
@@ -48,7 +46,7 @@ def test_shapes_hold_in_every_function_that_states_them():
 
 def test_a_wrong_shape_is_an_error_and_a_function_that_is_never_called_too(tmp_path):
     (tmp_path / "test_wrong.py").write_text(WRONG)
-    status, said = checked(tmp_path / "test_wrong.py")
+    status, said = checked("--confcutdir", tmp_path, tmp_path / "test_wrong.py")
     assert "2 passed" in said
     assert status == 1
     assert "no test of tests/shapes.txt calls interp.attention._measure.measure" in said

@@ -36,7 +36,6 @@ def test_help_names_the_options(run):
         assert f"--{option}" in out
 
 
-@pytest.mark.slow
 def test_the_report_of_the_shipped_model_is_whole_and_at_most_8_mib(run, tmp_path, monkeypatch):
     # A rougher circuit, found in a fifth of the time.
     monkeypatch.setattr(import_module("interp.reports.circuits"), "PROMPTS", 12)

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import pandas as pd
 import pytest
 from numpy.testing import assert_allclose
 
@@ -19,18 +18,9 @@ LEAST = {"temporal": 0.9}
 alone."""
 
 
-ALONE = ("movers", "direct_attribution", "conflict", "temporal", "importance")
-"""Dear beside all other mechanisms, where the model has 64 heads: there the whole board judges them (docs)."""
-
-
 @pytest.fixture(scope="module")
 def board():
-    rest = [a.name for a in scoreboard.measured() if a.name not in ALONE]
-    judged = [
-        scoreboard.scoreboard(names=rest, seeds=1, architectures=("llama-gqa",)),
-        scoreboard.scoreboard(names=ALONE, seeds=1, architectures=("llama-gqa",), settings=("alone", "inert")),
-    ]
-    return pd.concat(judged, ignore_index=True)
+    return scoreboard.scoreboard(seeds=1, architectures=("llama-gqa",), settings=("alone", "inert"))
 
 
 def test_every_analysis_claims_a_truth_or_says_why_it_has_none():
@@ -40,9 +30,7 @@ def test_every_analysis_claims_a_truth_or_says_why_it_has_none():
     assert all("planted" in a.exemptions for a in analyses().values() if a.name not in claimed)
 
 
-@pytest.mark.slow
-def test_planted_heads_are_found_and_no_others(board):
-    planted = board[board["setting"] != "inert"]
+def check(planted):
     assert_allclose(planted["auroc"], 1.0, atol=0)
     assert_allclose(planted["average_precision"], 1.0, atol=0)
     for name, own in planted.groupby("analysis"):
@@ -50,11 +38,24 @@ def test_planted_heads_are_found_and_no_others(board):
         assert own["highest"].max() <= BOUNDS.get(name, 0.2), name
     assert planted["closed_form_error"].max() <= 0.01
     assert not planted["missed"].any()
+    assert not planted["false_labels"].any()
+    assert not scoreboard.failed(planted)
+
+
+def test_planted_heads_are_found_and_no_others(board):
+    check(board[board["setting"] == "alone"])
     assert not board["false_labels"].any()
     assert not scoreboard.failed(board)
 
 
 @pytest.mark.slow
+def test_planted_heads_are_found_beside_all_other_mechanisms():
+    """Where the model has 64 heads some analyses are dear: there the whole board judges them (docs)."""
+    dear = ("movers", "direct_attribution", "conflict", "temporal", "importance")
+    names = [a.name for a in scoreboard.measured() if a.name not in dear]
+    check(scoreboard.scoreboard(names=names, seeds=1, architectures=("llama-gqa",), settings=("together",)))
+
+
 def test_nothing_is_significant_in_inert_models(board):
     inert = board[board["setting"] == "inert"]
     assert len(inert) > 0
@@ -97,7 +98,6 @@ def test_prompts_of_a_conflict_and_of_other_times():
     assert questions(find("induction"), planted) == {}
 
 
-@pytest.mark.slow
 def test_a_miss_a_misranking_and_a_false_label_each_fail(board):
     for column, value in (("missed", 1), ("auroc", 0.9), ("false_labels", 1)):
         worse = board.copy()
@@ -105,7 +105,6 @@ def test_a_miss_a_misranking_and_a_false_label_each_fail(board):
         assert scoreboard.failed(worse)
 
 
-@pytest.mark.slow
 def test_the_summary_is_the_worst_case(board):
     table = scoreboard.summary(board)
     assert len(table) == board.groupby(["analysis", "setting"]).ngroups

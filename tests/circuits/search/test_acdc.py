@@ -156,8 +156,7 @@ def test_a_huge_threshold_keeps_nothing():
     assert nothing.provenance["forwards"] < 3
 
 
-@pytest.mark.parametrize("architecture", ["llama", "llama-gqa"])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("architecture", "seed"), [("llama", 0), ("llama-gqa", 1)])
 def test_planted_circuits_are_found(architecture, seed):
     built = factory.plant([factory.Induction()], architecture=architecture, seed=seed, noise=0.0)
     model = interp.load(built.model, tokenizer=built.tokenizer)

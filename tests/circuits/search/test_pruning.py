@@ -152,7 +152,6 @@ def test_subnetwork_probing_keeps_nodes():
     assert found.provenance["kl"] == pytest.approx(left, rel=1e-3, abs=1e-4)
 
 
-@pytest.mark.slow
 def test_a_planted_circuit_is_found():
     built = factory.plant([factory.Induction()], architecture="llama-gqa", seed=0, noise=0.0)
     model = interp.load(built.model, tokenizer=built.tokenizer)

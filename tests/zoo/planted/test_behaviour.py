@@ -73,7 +73,7 @@ def test_unknown_names_are_refused():
         behaviour(architectures=["lama"])
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("mechanism", ANSWERING, ids=lambda m: m.name)
 def test_effects_are_those_derived_and_inert_ones_nothing(mechanism, seed):
     planted = plant([mechanism], architecture="llama-nonorm", seed=seed, noise=0.0)

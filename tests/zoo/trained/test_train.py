@@ -2,6 +2,7 @@
 
 import ast
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,8 @@ def rich(monkeypatch):
     shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
     monkeypatch.setitem(SIZES, "micro", {**shape, "head_dim": 8, "intermediate_size": 16})
 
-    def make(seed=0, **options):
-        return curriculum.recipe(Options("micro", seed=seed, steps=20, tokens_per_step=800), **options)
+    def make(seed=0, penalty=0.0, **options):
+        return curriculum.recipe(Options("micro", seed, steps=20, tokens_per_step=800, penalty=penalty), **options)
 
     return make
 
@@ -83,6 +84,21 @@ def test_minutes_become_steps_of_the_last_stage(rich):
     assert lessons.batch(13).rows.tokens.shape[1] == 256  # the mixed stage, whose rows are the dearest
     assert rich().data(0.0).batch(13).rows.tokens.shape[1] == 96
     assert train.steps_for(1.0, rich()) > 20
+
+
+def test_heads_are_penalised_in_the_mixed_stage_alone(rich):
+    """By the sum over heads of the square root of the norm of what stands in their query and output weights."""
+    model, heads = rich().model(), []
+    for layer in model.model.layers:
+        q, o = layer.self_attn.q_proj.weight.detach(), layer.self_attn.o_proj.weight.detach()
+        heads += [torch.cat([q[8 * h : 8 * h + 8].flatten(), o[:, 8 * h : 8 * h + 8].flatten()]) for h in range(2)]
+    wanted = sum(head.norm().sqrt().item() for head in heads)
+    for done, step, weight in ((1.0, 13, 0.1), (0.0, 13, 0.0), (1.0, 14, 0.0)):  # until 70 % of the 20 steps
+        lesson = rich(penalty=0.1).data(done).batch(step)
+        logits = model(lesson.tokens).logits
+        with_it, without = (curriculum.lesson_loss(model, logits, replace(lesson, penalty=p))[0] for p in (weight, 0.0))
+        assert curriculum.lesson_loss(model, logits, lesson)[0].item() == with_it.item()
+        assert (with_it - without).item() == pytest.approx(weight * wanted, rel=1e-4)
 
 
 def test_copying_warms_up_and_ends_at_zero():
