@@ -51,7 +51,7 @@ def run(capsys, monkeypatch):
 def pytest_sessionstart():
     """Make what tests share importable by name; --import-mode=importlib would not find it.
 
-    Not earlier: what it imports must be imported after jaxtyping's hook is in place.
+    Not earlier: what it imports must be imported after a hook of jaxtyping (tests/shape_check.py) is in place.
     """
     for name, path in (("tiny_models", "models.py"), ("tolerance", "tolerance.py"), ("probe_cases", "probes/cases.py")):
         spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / path)
@@ -62,6 +62,8 @@ def pytest_sessionstart():
 
 def pytest_collection_modifyitems(items):
     """Skip what this machine cannot run; nothing else is ever skipped by default."""
+    # A minute in a process of its own: begun last it would keep one worker busy while the others have nothing to do.
+    items.sort(key=lambda item: item.path.name != "test_shapes.py")
     missing = {}
     if not torch.cuda.is_available():
         missing["gpu"] = "needs a CUDA device"

@@ -33,7 +33,7 @@ def test_the_planted_edges_score_highest(architecture, seed):
 
 @pytest.mark.parametrize("port", ["q", "k"])
 def test_the_fix_is_exact_where_only_the_softmax_bends(port):
-    """Without norms the way from a last-layer head to the logits is linear: patching its queries (keys) is the score."""
+    """Without norms the way from a last-layer head to the logits is linear: patching q (or k) is the score."""
     made, model, task = planted("llama-nonorm", factory.Induction())
     (layer, head), *_ = made.truth.roles["induction"]
     clean, other = model.run(task.clean), model.run(task.corrupt, capture=[f"L{layer}.{port}"])

@@ -74,7 +74,7 @@ def test_a_run_does_not_go_on_from_the_state_of_another(rich, tmp_path):
 def test_the_command_goes_on_with_the_options_of_the_interrupted_run(rich, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "train", lambda recipe, *, out: pytest.fail(f"{recipe.facts}"))
     recipe = rich(seed=3)
-    train.Run.begin(recipe).save(tmp_path / train.STATE)
+    train.TrainingRun.begin(recipe).save(tmp_path / train.STATE)
     with pytest.raises(pytest.fail.Exception, match="'seed': 3, 'steps': 20"):
         train.main(["micro", "--out", str(tmp_path), "--seed", "5", "--steps", "7"])
 
@@ -112,7 +112,7 @@ def test_copying_warms_up_and_ends_at_zero():
 def test_copying_learns_its_block_length(tmp_path):
     """In 20 steps the loss on the first copy falls at least below that of the uniform guess it begins with."""
     recipe = copying.recipe("positional-shortcut", steps=20)
-    run = train.Run.begin(recipe)
+    run = train.TrainingRun.begin(recipe)
     losses = [train.update(run)["first copy"].item() for _ in range(20)]
     n_words = plan.COPYING["positional-shortcut"].n_words
     assert losses[-1] < math.log(n_words + 4) < losses[0] + 0.1
