@@ -333,10 +333,8 @@ class _Split:
         whole = self.ports.read_mlp(layer, x)
         read = _normed(self.ports.reads[layer].mlp, beta, x)
         shares[self.layout.slot(layer, "in")] = _share(read, whole, self.mask)
-        rest, nothing = (
-            self.parts.mlp_of(layer, whole - read),
-            self.parts.mlp_of(layer, torch.zeros_like(whole[:1, :1])),
-        )
+        rest = self.parts.mlp_of(layer, whole - read)
+        nothing = self.parts.mlp_of(layer, torch.zeros_like(whole[:1, :1]))
         some = (read != 0).any(-1, keepdim=True)  # else what is left is rounding, and the rules would hand it on
         written = torch.where(some, self.clean[u] - rest, 0.0)
         written = written + _shared(nothing, written, rest - nothing)
@@ -398,6 +396,5 @@ def _decomposed(
     normalise: bool = True,
 ) -> Graph:
     """Share of every sender in what every slot reads; no metric takes part."""
-    del metric, seed
-    rows = max(128, batch_size)
-    return contextual_decomposition(model, task, reference=reference, normalise=normalise, batch_size=rows).graph()
+    how = {"reference": reference, "normalise": normalise, "batch_size": max(128, batch_size)}
+    return contextual_decomposition(model, task, **how).graph()
