@@ -112,7 +112,8 @@ def _readable(result: Result) -> Result:
     """Rows of analyses that are installed here, with heads named as heads are: a stored table may have others."""
     table, known = result.table, analyses()
     names = table["component"].astype(str)
-    kept = table["analysis"].isin(list(known)) & (names.map(is_head) | table["head"].isna())
+    heads = names.map(is_head, na_action="ignore").fillna(False).astype(bool)
+    kept = table["analysis"].isin(list(known)) & (heads | table["head"].isna())
     return Result(cast(pd.DataFrame, table[kept]), result.provenance, result.interventions)
 
 

@@ -121,7 +121,7 @@ blob = pathlib.Path(sys.argv[2]).read_bytes()
 tracer = RequestModel.deserialize(blob, model._remoteable_persistent_objects())
 inc()  # as Tracer.__exit__ does before it calls a backend
 tracer.execute(tracer.info.code)
-torch.save(tracer.info.frame.f_locals["found"], sys.argv[3])
+torch.save(tracer.info.frame.f_locals["results"], sys.argv[3])
 """
 
 

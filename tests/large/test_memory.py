@@ -32,7 +32,7 @@ def test_the_estimate_is_what_captures_take(name):
     for site, x in run.acts.items():
         assert model.info.activation_bytes(site, (2, 11), d_mlp=model._d_mlp) == x.nbytes, site
     cost = budget.estimate(captures(list(KINDS), model.info), model.info, (2, 11), d_mlp=model._d_mlp)
-    assert sum(cost.kept.values()) == sum(x.nbytes for x in run.acts.values())
+    assert sum(cost.captures.values()) == sum(x.nbytes for x in run.acts.values())
     assert cost.logits == run.logits.nbytes
 
 

@@ -47,10 +47,10 @@ def test_the_told_and_the_known_answer_come_from_the_planted_heads(architecture)
 
 def test_the_null_is_of_the_same_relation_and_p_is_two_sided():
     made, model = planted(factory.Fact(), factory.Told(), seed=1)
-    asked = questions("conflict", made)["prompts"].select(torch.arange(12))
+    asked = questions(find("conflict"), made)["prompts"].select(torch.arange(12))
     with pytest.raises(NotApplicable, match="knows 12 of 12"):
         interp.analyze(model, "conflict", prompts=asked)
-    asked = questions("conflict", made)["prompts"]
+    asked = questions(find("conflict"), made)["prompts"]
     alone = replace(asked, group=torch.arange(len(asked.group)))  # no other prompt of any relation: its own answers
     rows = variant(interp.analyze(model, "conflict", prompts=alone, causal=False), "direct")
     assert_allclose(rows["null"].to_numpy(float), rows["value"].to_numpy(float), atol=1e-9)
@@ -109,7 +109,7 @@ def test_the_planted_time_head_is_temporal_and_no_other(architecture):
 def test_both_ends_of_the_path_count_alike():
     """Prompts and answers exchanged, the same change is gone through backwards: every share stays."""
     made, model = planted(factory.Dated(), factory.Fact(), seed=2)
-    asked = questions("temporal", made)
+    asked = questions(find("temporal"), made)
     task = asked["temporal_task"]
     back = replace(task, clean=task.corrupt, corrupt=task.clean, answers=task.wrong, wrong=task.answers)
     found = [

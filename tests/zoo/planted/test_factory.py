@@ -70,7 +70,7 @@ def grid():
             yield pytest.param(mechanism, architecture, marks=marks, id=f"{mechanism.name}-{architecture}")
 
 
-@pytest.mark.parametrize(("mechanism", "architecture"), grid())
+@pytest.mark.parametrize(("mechanism", "architecture"), list(grid()))
 def test_alone_it_does_its_task_and_needs_its_heads(mechanism, architecture):
     seed = ANSWERING.index(mechanism)  # twelve mechanisms, twelve seeds
     planted, model = built((mechanism,), architecture, seed, **TINY)
