@@ -29,7 +29,9 @@ from interp.errors import SiteError
 ROOT = Path(__file__).parents[1]
 OWN = ("interp/components.py", "interp/sites.py")
 """The two grammars: of components, and of sites."""
-BY_HAND = re.compile(r"""f["'][LMA]\{|\}(H|KV|N)\{|(start|end)swith\(\(?["'][LMA]["']|partition\(["']H["']\)|L\(?\\d""")
+BY_HAND = re.compile(
+    r"""f["'][LMA]\{[^}"']*\}["']|\}(H|KV|N)\{|(start|end)swith\(\(?["'][LMA]["']|partition\(["']H["']\)|L\(?\\d"""
+)
 small = st.integers(0, 300)
 layered = st.sampled_from(["stream", "attn", "mlp"])
 indexed = st.sampled_from(["head", "kv_head", "neuron"])
@@ -158,7 +160,8 @@ def test_edges():
 
 
 def test_no_other_module_writes_or_reads_names_by_hand():
-    assert BY_HAND.search('names = [f"L{layer}H{head}"]') and BY_HAND.search('name.startswith("M")')
+    for line in ('f"L{layer}H{head}"', 'f"M{layer}"', 'name.startswith("M")', 'name.rpartition("H")'):
+        assert BY_HAND.search(line)
     files = [path for package in ("interp", "probes", "circuits") for path in (ROOT / package).rglob("*.py")]
     lines = [
         f"{path.relative_to(ROOT)}: {line.strip()}"

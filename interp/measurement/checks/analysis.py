@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from pandas.testing import assert_frame_equal
 
+from interp.components import head_names
 from interp.errors import CheckError, InterpError, NotApplicable, SchemaError, TaskError, nearest
 from interp.measurement.checks.case import Case, state, tiny_model, unshown
 from interp.measurement.planted import CHEAP
@@ -296,4 +297,4 @@ def _tasks(case: Case) -> bool:
 
 
 def _names(heads: set[tuple[int, int]]) -> str:
-    return ", ".join(f"L{layer}H{head}" for layer, head in sorted(heads))
+    return ", ".join(head_names(sorted(heads)))

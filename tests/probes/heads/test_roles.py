@@ -232,7 +232,7 @@ def test_the_anti_copying_twin_of_a_mover_is_negative(default):
     task = tasks.task("ioi", default, n=16)
     found = interp.analyze(default, "movers", task=task)
     direct = attribute(default, task.clean, task.answers, wrong=task.wrong)
-    mlps = sum(v for c, v in zip(direct.components, direct.values, strict=True) if c.kind == "mlp")
+    mlps = sum(v for c, v in zip(direct.terms, direct.values, strict=True) if c.kind == "mlp")
     assert found.provenance["data"]["mlp_share"] == pytest.approx(float(mlps.mean() / direct.logit.mean()), rel=1e-4)
     rows = variant(found, "movers", "mover")
     assert set(rows.index[rows["label"]]) <= {"L3H3", "L3H4", "L3H6", "L3H7"}
