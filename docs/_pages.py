@@ -57,6 +57,7 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "interp.tasks.planted_pairs",
             "interp.measurement.checks",
             "interp.measurement.checks.analysis",
+            "interp.measurement.checks.backend",
         ),
     ),
     "statistics": (

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
 from interp.backends import Backend
 from interp.errors import ModelLoadError
 
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "own-backend.md"
 TOY = '''
 from interp.backends import Backend
 
@@ -85,6 +88,24 @@ def test_it_is_loaded_by_name_and_adopts_its_own(installed):
         assert "unknown backend 'toi'; did you mean 'toy'" in str(error)
     """
     assert "left out" not in installed(code, toy="toy_backend:BACKEND").stderr
+
+
+def test_the_one_of_the_how_to_joins_as_its_page_says(installed, tmp_path):
+    text = PAGE.read_text(encoding="utf-8")
+    module, adopting, check = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert "check_backend" in check  # which tests/backends/test_howto.py runs
+    (tmp_path / "double_backend.py").write_text(module + adopting, encoding="utf-8")
+    entry = re.search(r'```toml\n\[project.entry-points."interp.backends"\]\n(\w+) = "([\w:]+)"', text)
+    code = """
+    import double_backend, interp
+    model = interp.load("zoo:planted-induction", backend="double")
+    assert (model.backend, model.info.dtype) == ("double", "float64")
+    module = interp.load("zoo:planted-induction").torch_module
+    taken = interp.load(double_backend.Wrapped(module))
+    assert (taken.backend, taken.info.name) == ("double", "a wrapped model")
+    assert next(module.parameters()).itemsize == 4, "somebody else's module was changed"
+    """
+    assert "left out" not in installed(code, **{entry[1]: entry[2]}).stderr
 
 
 def test_what_is_broken_is_left_out_with_a_warning(installed):

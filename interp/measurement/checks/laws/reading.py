@@ -32,20 +32,19 @@ def reproduced(subject: Subject) -> dict[str, tuple[Tensor, Tensor]]:
     model, batch = subject.model, subject.batch
     weights = model.weights()
     run = model.run(batch, capture=["resid_pre", "q", "k", "v", "z", "attn_out"])
-    acts = {site: x.detach().cpu() for site, x in run.acts.items()}
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
     for layer in weights.layers:
         w = weights[layer]
-        x = acts[Site("resid_pre", layer)]
-        x = x if w.norm is None else w.norm(x)
+        acts = {site.kind: x.detach().to(w.w_q) for site, x in run.acts.items() if site.first == layer}
+        x = acts["resid_pre"] if w.norm is None else w.norm(acts["resid_pre"])
         turn_q, turn_k = weights.source.turns(layer, list(range(batch.ids.shape[1])))
         forms = {"q": (w.q_norm, turn_q), "k": (w.k_norm, turn_k), "v": (w.v_norm, None)}
         for name, (norm, turn) in forms.items():
             raw = torch.einsum("bpm,hmd->bphd", x, getattr(w, f"w_{name}")) + getattr(w, f"b_{name}")
-            pairs[f"L{layer}.{name}"] = _finished(raw, norm, turn), acts[Site(name, layer)]
-        z = torch.einsum("bphd,hdm->bpm", acts[Site("z", layer)], w.w_o) + w.b_o
+            pairs[f"L{layer}.{name}"] = _finished(raw, norm, turn), acts[name]
+        z = torch.einsum("bphd,hdm->bpm", acts["z"], w.w_o) + w.b_o
         written = z if w.norm_after is None else w.norm_after(z)
-        pairs[f"L{layer}.attn_out"] = written, acts[Site("attn_out", layer)]
+        pairs[f"L{layer}.attn_out"] = written, acts["attn_out"]
     return pairs
 
 
@@ -53,7 +52,7 @@ def _finished(raw: Tensor, norm: HeadNorm | None, turn: Tensor | None) -> Tensor
     """A projection after its norm and its position, in the model's order."""
 
     def turned(x: Tensor) -> Tensor:
-        return x if turn is None else torch.einsum("bphd,pde->bphe", x, turn)
+        return x if turn is None else torch.einsum("bphd,pde->bphe", x, turn.to(x))
 
     if norm is None:
         return turned(raw)
