@@ -111,8 +111,7 @@ def roles(result: Result) -> Roles | None:
 def _readable(result: Result) -> Result:
     """Rows of analyses that are installed here, with heads named as heads are: a stored table may have others."""
     table, known = result.table, analyses()
-    names = table["component"].astype(str)
-    heads = names.map(is_head, na_action="ignore").fillna(False).astype(bool)
+    heads = pd.Series([isinstance(name, str) and is_head(name) for name in table["component"]], index=table.index)
     kept = table["analysis"].isin(list(known)) & (heads | table["head"].isna())
     return Result(cast(pd.DataFrame, table[kept]), result.provenance, result.interventions)
 

@@ -137,7 +137,7 @@ class Elsewhere(Backend):
         self.sent = payload.stat().st_size
         arguments = [self.weights, str(payload), str(saved)]
         subprocess.run([sys.executable, "-c", SERVER, *arguments], check=True, cwd=self.folder)
-        push(tracer.info.frame, {"found": torch.load(saved)})
+        push(tracer.info.frame, {"results": torch.load(saved)})
 
 
 @pytest.mark.parametrize("stop", [None, 1])
