@@ -49,4 +49,4 @@ def test_a_wrong_shape_is_an_error_and_a_function_that_is_never_called_too(tmp_p
     status, said = checked("--confcutdir", tmp_path, tmp_path / "test_wrong.py")
     assert "2 passed" in said
     assert status == 1
-    assert "no test of tests/shapes.txt calls interp.attention._measure.measure" in said
+    assert "no test of tests/shapes.txt calls probes.sinks._sink.received_share" in said
