@@ -25,9 +25,7 @@ NOT_CALLED = {
     "interp.zoo.planted.behaviour._stands": "within a sweep that takes eight seconds",
     "circuits.patching.path_runs.Reach._base": DEAR,
     "interp.attention.masks.CausalMask.keys": DEAR,
-    "interp.attention.naive.attend": DEAR,
     "interp.edits.attend.Tile.dense": DEAR,
-    "probes.sinks._sink._rates": DEAR,
 }
 """Function with shapes in its signature that no test of the pass calls -> why not."""
 

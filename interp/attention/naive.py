@@ -30,12 +30,6 @@ from interp.shapes import Float
 Pattern = Float[Tensor, "batch head query key"]
 
 
-def attend(call: Call) -> tuple[Float[Tensor, "batch head query d_value"], Float[Tensor, "batch head query"]]:
-    """Output z_i = sum_j p_ij v_j and log-sum-exp L_i; rows that see no key give zeros and -inf."""
-    pattern, lse = dense_pattern(call)
-    return pattern @ call.shared(call.value), lse
-
-
 def dense_pattern(call: Call) -> tuple[Pattern, Float[Tensor, "batch head query"]]:
     """p_ij and L_i. Rows sum to one, less the sink slot's share in models with sink logits."""
     score = call.cap(call.scale * call.query @ call.shared(call.key).mT)

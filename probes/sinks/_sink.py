@@ -117,12 +117,6 @@ def sink(
     return Findings(pd.concat(parts, ignore_index=True), data)
 
 
-def _rates(model: Model, alpha: Float[np.ndarray, "prompt layer head"]) -> list[pd.DataFrame]:
-    """Share of prompts above each threshold."""
-    n = len(alpha)
-    return [head_rows(model, f"rate_{e}", "fraction", value=(alpha > e).mean(0), n=n, position=0) for e in EPSILONS]
-
-
 def received_share(model: Model, batch: Batch, *, method: str = "auto") -> Float[np.ndarray, "prompt layer head key"]:
     """alpha_k of each prompt: mass received by key k over the number of queries that can see it."""
     received = model.attention(batch, {"received": Received()}, method=method)["received"]

@@ -82,6 +82,11 @@ def test_a_set_of_one_is_the_score_of_single_heads(doubled):
         row = variant(found, how).loc[1]
         edited = model.run(judged, edits=[edit]).logits[:, -1].double().log_softmax(-1)
         assert_allclose(row["value"], (clean.exp() * (clean - edited)).sum(-1).mean(), rtol=1e-4)
+        last = f"L{model.info.n_layers - 1}.resid_post"
+        whole, cut = (model.run(judged, edits=e, capture=[last])[last][:, -1].double() for e in ((), [edit]))
+        main = [torch.linalg.svd(x).Vh[0] for x in (whole, cut)]
+        degrees = np.degrees(np.arccos(min(1.0, abs(float(main[0] @ main[1])))))
+        assert_allclose(variant(found, f"{how}_angle").loc[1, "value"], degrees, rtol=1e-3, atol=1e-3)
 
 
 def test_the_paper_s_angle_finds_them_as_well(doubled):
@@ -129,6 +134,16 @@ def test_what_matters_only_together_is_missed_one_after_another():
     assert chosen == [(0, 2), (0, 3)]
     assert alone == [(0, 2), (0, 3)]
     assert effect([(0, 0), (0, 1)]) > effect(chosen)
+
+
+def test_a_head_that_another_stands_in_for_adds_nothing_to_it():
+    def effect(heads):
+        names = {"abc"[h] for _, h in heads}
+        return 5.0 * ("a" in names) + 4.9 * (names & {"a", "b"} == {"b"}) + 2.0 * ("c" in names)
+
+    chosen, alone = greedy(effect, [(0, i) for i in range(3)], 2)
+    assert chosen == [(0, 0), (0, 2)]
+    assert alone == [(0, 0), (0, 1)]
 
 
 def test_nothing_is_behind_the_answers_of_a_model_whose_heads_write_nothing():
