@@ -21,7 +21,10 @@ def planted(architecture, mechanism, seed=0):
     return made, model, planted_task(made, mechanism.name, n=12)
 
 
-@pytest.mark.parametrize(("architecture", "seed"), [("llama", 0), ("llama-gqa", 1), ("gpt2", 0)])
+@pytest.mark.parametrize(
+    ("architecture", "seed"),
+    [("llama", 0), ("llama-gqa", 1), ("gpt2", 0), pytest.param("llama-gqa", 2, marks=pytest.mark.slow)],
+)
 def test_the_planted_edges_score_highest(architecture, seed):
     made, model, task = planted(architecture, factory.Induction(), seed)
     scores = edge_attribution(model, task)

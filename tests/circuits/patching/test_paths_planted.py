@@ -26,7 +26,9 @@ def load(mechanisms, name, *, architecture="llama", seed=0, n=16, corruption="ra
     return made, model, planted_task(made, name, n=n, corruption=corruption)
 
 
-@pytest.mark.parametrize(("architecture", "seed"), [("llama-gqa", 1), ("gpt2", 3)])
+@pytest.mark.parametrize(
+    ("architecture", "seed"), [("llama-gqa", 1), ("gpt2", 3), pytest.param("llama", 0, marks=pytest.mark.slow)]
+)
 def test_exact_edges_are_the_planted_ones(architecture, seed):
     made, model, task = load([factory.Induction()], "induction", architecture=architecture, seed=seed, n=8)
     graph = all_edges_exact(model, task)

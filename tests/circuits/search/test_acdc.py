@@ -156,7 +156,12 @@ def test_a_huge_threshold_keeps_nothing():
     assert nothing.provenance["forwards"] < 3
 
 
-@pytest.mark.parametrize(("architecture", "seed"), [("llama", 0), ("llama-gqa", 1)])
+PLANTED = [("llama", 0), ("llama-gqa", 1), ("llama", 1), ("llama-gqa", 0)]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "seed"), [*PLANTED[:2], *(pytest.param(*case, marks=pytest.mark.slow) for case in PLANTED[2:])]
+)
 def test_planted_circuits_are_found(architecture, seed):
     built = factory.plant([factory.Induction()], architecture=architecture, seed=seed, noise=0.0)
     model = interp.load(built.model, tokenizer=built.tokenizer)
