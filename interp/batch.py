@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from interp.errors import TaskError
+from interp.errors import PromptWarning, TaskError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Prompts = Any  # Batch | Tensor | str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]]
+Prompts = Any
+"""Batch, text, ids, several of either, an array of ids, or what a tokenizer returns (a mapping with `input_ids`)."""
+
+PACKAGE = Path(__file__).resolve().parent
+
+EMPTY = "empty prompt: at least one token is needed in each"
+TOKENIZED = ("input_ids", "attention_mask", "token_type_ids", "special_tokens_mask", "length")
+"""Keys of a tokenizer's output that say no more than ids and mask do, for a decoder."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,49 +57,187 @@ class Batch:
 
     @classmethod
     def of(cls, prompts: Prompts, tokenizer: PreTrainedTokenizerBase | None = None, *, side: str = "right") -> Batch:
-        """Batch from ids (tensor or nested lists, ragged allowed), text, or a batch; `side` is where padding goes.
+        """Batch from ids (array or nested lists, ragged allowed), text, a tokenizer's output, or a batch.
+
+        `side` is where padding goes in what is not padded yet. Text is tokenized with what the tokenizer adds in front,
+        once; an end-of-text token that it appends is left out, since the next token is asked for, and ids that begin or
+        end with several of its padding token are read as padding: each with a `PromptWarning`.
 
         Raises:
-            TaskError: nothing to run, ids that are not integers, or text without a tokenizer.
+            TaskError: nothing to run, ids that are not integers, padding within a prompt, or text without a tokenizer.
         """
         if isinstance(prompts, Batch):
             return prompts
-        if isinstance(prompts, Tensor):
-            return cls._of_tensor(prompts)
-        if isinstance(prompts, str):
-            prompts = [prompts]
-        rows = [_ids(row, tokenizer) for row in _rows(prompts)]
+        if isinstance(prompts, Mapping) or hasattr(prompts, "input_ids"):
+            return cls._of_tokenizer(prompts, tokenizer, side=side)
+        if isinstance(prompts, np.ndarray) and prompts.dtype.kind in "UO":
+            prompts = prompts.tolist()
+        if isinstance(prompts, Tensor | np.ndarray):
+            return cls._of_array(torch.as_tensor(prompts))._unpadded(tokenizer)
+        rows = [
+            (_tokens(row, tokenizer), True) if isinstance(row, str) else (_ids(row), False) for row in _rows(prompts)
+        ]
+        batch = cls._of_ids([ids for ids, _ in rows], side)
+        return batch if any(text for _, text in rows) else batch._unpadded(tokenizer)
+
+    @classmethod
+    def _of_array(cls, ids: Tensor) -> Batch:
+        if ids.ndim not in (1, 2) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+            raise TaskError(f"tokens must be integers [batch, pos]; got {ids.dtype} of shape {tuple(ids.shape)}")
+        if ids.numel() == 0:
+            raise TaskError(EMPTY)
+        ids = ids.reshape(-1, ids.shape[-1]).long()
+        return cls(ids, torch.ones_like(ids, dtype=torch.bool))
+
+    @classmethod
+    def _of_tokenizer(cls, output: Any, tokenizer: PreTrainedTokenizerBase | None, *, side: str) -> Batch:
+        given = dict(output) if isinstance(output, Mapping) else vars(output)
+        if "input_ids" not in given:
+            raise TaskError(
+                f"a mapping is read as a tokenizer's output, with `input_ids`; got keys {sorted(map(str, given))}"
+            )
+        unknown = sorted(
+            set(map(str, given)) - {*TOKENIZED, "position_ids", "offset_mapping", "overflow_to_sample_mapping"}
+        )
+        if unknown or "position_ids" in given:
+            name = unknown[0] if unknown else "position_ids"
+            raise TaskError(
+                f"a tokenizer's output with {name!r} cannot be run: give `input_ids` and `attention_mask` alone"
+            )
+        if given.get("attention_mask") is None:
+            return cls.of(given["input_ids"], tokenizer, side=side)
+        ids, mask = ([_ids(row) for row in _rows(given[name])] for name in ("input_ids", "attention_mask"))
+        if [len(row) for row in ids] != [len(row) for row in mask]:
+            raise TaskError("attention_mask: another shape than input_ids")
+        if any(x not in (0, 1) for row in mask for x in row):
+            raise TaskError("attention_mask: only 0 and 1 say what is padding; masks per pair of tokens are not read")
+        if len({len(row) for row in ids}) > 1:
+            real = [[i for i, m in zip(*row, strict=True) if m] for row in zip(ids, mask, strict=True)]
+            return cls._of_ids(real, side)
+        return cls(torch.tensor(ids), torch.tensor(mask).bool()).checked()
+
+    @classmethod
+    def _of_ids(cls, rows: Sequence[Sequence[int]], side: str) -> Batch:
         if not rows or not all(rows):
-            raise TaskError("empty prompt: at least one token is needed in each")
+            raise TaskError(EMPTY)
         longest = max(map(len, rows))
         ids = torch.zeros(len(rows), longest, dtype=torch.long)
         mask = torch.zeros(len(rows), longest, dtype=torch.bool)
         for r, row in enumerate(rows):
             span = slice(0, len(row)) if side == "right" else slice(longest - len(row), longest)
-            ids[r, span] = torch.tensor(row)
+            try:
+                ids[r, span] = torch.tensor(row)
+            except (OverflowError, RuntimeError) as error:
+                raise TaskError(f"token id {max(row, key=abs)} is outside any vocabulary") from error
             mask[r, span] = True
         return cls(ids, mask)
 
-    @classmethod
-    def _of_tensor(cls, ids: Tensor) -> Batch:
-        ids = ids[None] if ids.ndim == 1 else ids
-        if ids.ndim != 2 or ids.is_floating_point():
-            raise TaskError(f"tokens must be integers [batch, pos]; got {ids.dtype} of shape {tuple(ids.shape)}")
-        if ids.numel() == 0:
-            raise TaskError("empty prompt: at least one token is needed in each")
-        return cls(ids.long(), torch.ones_like(ids, dtype=torch.bool))
+    def checked(self) -> Batch:
+        """The batch itself.
+
+        Raises:
+            TaskError: ids and mask of different shapes, a prompt without a token, or padding within one.
+        """
+        if self.ids.ndim != 2 or self.ids.shape != self.mask.shape or self.mask.dtype != torch.bool:
+            shapes = f"{tuple(self.ids.shape)} and {tuple(self.mask.shape)} of {self.mask.dtype}"
+            raise TaskError(f"a batch has ids [batch, pos] and a mask of booleans of the same shape; got {shapes}")
+        if self.ids.numel() == 0 or not bool(self.mask.any(1).all()):
+            raise TaskError(EMPTY)
+        turns = (self.mask[:, 1:] != self.mask[:, :-1]).sum(1)
+        inside = (turns > 1) | ((turns == 1) & (self.mask[:, 0] == self.mask[:, -1]))
+        if bool(inside.any()):
+            raise TaskError(f"prompt {int(inside.nonzero()[0, 0])} has padding within it; it may stand at one end only")
+        return self
+
+    def padded_on(self, side: str) -> Batch:
+        """The same prompts with their padding on the other side, where it is not on this one."""
+        if bool(self.mask[:, -1 if side == "left" else 0].all()):
+            return self
+        rows = [ids[mask].tolist() for ids, mask in zip(self.ids, self.mask, strict=True)]
+        return Batch._of_ids(rows, side).to(self.ids.device)
+
+    def _unpadded(self, tokenizer: PreTrainedTokenizerBase | None) -> Batch:
+        """The batch without runs of the padding token at an end of ids that came without a mask; warns of them."""
+        pad = getattr(tokenizer, "pad_token_id", None)
+        if pad is None or len(self.ids) == 0:
+            return self
+        word = (self.ids != pad) & self.mask
+        front, back = word.long().cumsum(1) > 0, word.flip(1).long().cumsum(1).flip(1) > 0
+        ends = (self.ids == pad) & self.mask & ~(front & back)
+        shared = pad in {getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos")}
+        # one such token may begin or end the text, where it is that of beginnings and ends as well
+        rows = (ends.sum(1) > int(shared)) & word.any(1)
+        if not bool(rows.any()):
+            return self
+        if shared:
+            raise TaskError(
+                f"ids begin or end with {int(ends.sum(1).max())} of the padding token (id {pad}) and have no mask: "
+                "give the tokenizer's whole output, or ids without padding"
+            )
+        _warn(
+            f"{int(rows.sum())} of {len(rows)} prompts begin or end with the padding token (id {pad}), read as "
+            "padding; give the tokenizer's whole output to say so"
+        )
+        return Batch(self.ids, self.mask & ~(ends & rows[:, None])).checked()
 
 
-def _rows(prompts: Prompts) -> Sequence[Any]:
-    flat = len(prompts) > 0 and isinstance(prompts[0], int)
-    return [prompts] if flat else prompts
+def _rows(prompts: Prompts) -> list[Any]:
+    """Prompts one by one, each text or a list of ids; text, or ids without another list around them, are one prompt."""
+    if isinstance(prompts, str):
+        return [prompts]
+    rows = _listed(prompts)
+    if not rows:
+        raise TaskError(EMPTY)
+    return rows if all(isinstance(row, str) or _is_list(row) for row in rows) else [rows]
 
 
-def _ids(row: Any, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
-    if not isinstance(row, str):
-        return [int(i) for i in row]
-    if not row:
-        raise TaskError("empty prompt: at least one token is needed in each")
+def _is_list(value: Any) -> bool:
+    if isinstance(value, Tensor | np.ndarray):
+        return value.ndim > 0
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes)
+
+
+def _listed(values: Any) -> list[Any]:
+    if isinstance(values, Tensor | np.ndarray) and values.ndim > 0:
+        return values.tolist()
+    if isinstance(values, bytes | Mapping) or not isinstance(values, Iterable):
+        raise TaskError(f"prompts are text or token ids; got {type(values).__name__}: {values!r:.40}")
+    return list(values)
+
+
+def _ids(row: Any) -> list[int]:
+    """Ids as integers; what is not one is refused, never cut to one."""
+    ids = []
+    for value in _listed(row):
+        number = value.item() if isinstance(value, Tensor | np.generic) and np.ndim(value) == 0 else value
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise TaskError(f"token ids are integers; got {type(value).__name__}: {value!r:.40}")
+        ids.append(number)
+    return ids
+
+
+def _tokens(text: str, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
+    """Ids of a text: one beginning of text, no end of text that is not written in it."""
+    if not text:
+        raise TaskError(EMPTY)
     if tokenizer is None:
         raise TaskError("this checkpoint has no tokenizer: give token ids instead of text")
-    return list(tokenizer(row, verbose=False)["input_ids"])  # type: ignore[arg-type]  # lengths are checked by the model
+    words: Any = tokenizer
+    ids = list(words(text, verbose=False)["input_ids"])
+    bare = list(words(text, add_special_tokens=False, verbose=False)["input_ids"])
+    bos, eos = words.bos_token_id, words.eos_token_id
+    if bos is not None and ids[:2] == [bos, bos] and bare[:1] == [bos]:
+        _warn(f"the text begins with {words.bos_token!r}, which the tokenizer adds as well: one is kept")
+        ids = ids[1:]
+    if eos is not None and len(ids) > 1 and ids[-1] == eos and bare[-1:] != [eos]:
+        _warn(f"the tokenizer ends text with {words.eos_token!r}: left out, so that the prompt ends with its last word")
+        ids = ids[:-1]
+    return ids
+
+
+def _warn(message: str) -> None:
+    """Warn at the line outside this package that led here."""
+    level, frame = 1, sys._getframe()
+    while frame is not None and Path(frame.f_code.co_filename).is_relative_to(PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, PromptWarning, stacklevel=level)

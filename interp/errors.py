@@ -45,6 +45,10 @@ class BackendError(InterpError):
     """The model ran, but not in a way that can be measured."""
 
 
+class PromptWarning(UserWarning):
+    """Prompts that were read in another way than they were written; says how."""
+
+
 def nearest(given: str, valid: Iterable[str]) -> str:
     """Sentence naming the closest of `valid` to `given`, or all of them when none is close."""
     choices = sorted(valid)

@@ -9,7 +9,7 @@ The derivations are in README.md beside this file. Needs torch and transformers,
 
 from interp.attention._measure import METHODS, measure
 from interp.attention.call import Call
-from interp.attention.hook import Recorder, StopForward, intercept
+from interp.attention.hook import Recorder, StopForward, current_recorder, intercept, set_recorder
 from interp.attention.masks import CausalMask
 from interp.attention.statistics import (
     Distance,
@@ -42,6 +42,8 @@ __all__ = [
     "StopForward",
     "SumSquares",
     "TopKeys",
+    "current_recorder",
     "intercept",
     "measure",
+    "set_recorder",
 ]

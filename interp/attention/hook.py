@@ -25,6 +25,17 @@ UNSUPPORTED = ("position_bias", "indices")  # score terms that a Call cannot exp
 
 _active: ContextVar[Recorder | None] = ContextVar("interp_recorder", default=None)
 
+
+def current_recorder() -> Recorder | None:
+    """What attention is handed to in this thread; None outside of `intercept`."""
+    return _active.get()
+
+
+def set_recorder(recorder: Recorder | None) -> None:
+    """Put back what `current_recorder` gave, after an interrupt that came in the middle of `intercept`."""
+    _active.set(recorder)
+
+
 Watch = Callable[[int, Call], None]
 Change = Callable[[int, Call], Call]
 Edit = Callable[[int, Tensor], Tensor]

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.backends.plan.validate import check_batch
+from interp.backends.turn import State, taken
 from interp.batch import Batch, Prompts
 from interp.edits import Edit
 from interp.model import Capture, ModelInfo, Run, Start
@@ -101,14 +102,19 @@ class ModuleModel(ABC):
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
         """Context in which no parameter takes a gradient; each is as it was afterwards."""
-        trainable = [p for p in self.torch_module.parameters() if p.requires_grad]
-        for parameter in trainable:
-            parameter.requires_grad = False
-        try:
-            yield
-        finally:
-            for parameter in trainable:
-                parameter.requires_grad = True
+        with taken(self):
+            trainable = [p for p in self.torch_module.parameters() if p.requires_grad]
+            try:
+                for parameter in trainable:
+                    parameter.requires_grad = False
+                yield
+            finally:
+                for parameter in trainable:
+                    parameter.requires_grad = True
+
+    def state(self) -> State:
+        """What a run may change of the model, as it is now."""
+        return State(self.torch_module.modules())
 
     def fingerprint(self) -> Hashable:
         """Version and address of every parameter: a change in place counts up the one, another tensor has another."""

@@ -20,6 +20,7 @@ from interp.batch import Batch, Prompts
 from interp.errors import NotApplicable, TaskError
 from interp.measurement.scoring import T0
 from interp.model import Model
+from interp.several import several
 from interp.tasks import Repeats
 
 UNKNOWN = 0.2  # share of unknown tokens above which a tokenizer cannot read a text
@@ -93,7 +94,7 @@ def text_prompts(model: Model, texts: Sequence[str] | None, *, n: int, length: i
     first = tasks.bos_id(model, bos)
     start = int(first is not None)
     length = min(length, model.info.context or length)
-    wanted = list(corpus.sources("held-out").values()) if texts is None else list(texts)
+    wanted = list(corpus.sources("held-out").values()) if texts is None else several(texts, "texts")
     rows = [tokenizer(t, add_special_tokens=False, verbose=False)["input_ids"] for t in wanted]
     generator = torch.Generator().manual_seed(seed)
     known = [row for row in rows if row and row.count(tokenizer.unk_token_id) <= UNKNOWN * len(row)]
@@ -115,16 +116,18 @@ def text_prompts(model: Model, texts: Sequence[str] | None, *, n: int, length: i
 
 
 def repeat_groups(
-    model: Model, *, n_prompts: int, lengths: tuple[int, int], n_lengths: int, bos: str, seed: int
+    model: Model, *, n_prompts: int, lengths: tuple[int, int], n_lengths: int, bos: str, seed: int, least: int = 3
 ) -> list[Repeats]:
     """Repeated random blocks, [BOS] + T distinct tokens twice: `n_prompts` in all over `n_lengths` lengths T.
 
     Raises:
-        NotApplicable: the context or vocabulary leaves no room to vary T between `lengths`.
+        NotApplicable: the context or vocabulary leaves room for fewer than `least` lengths T.
     """
     start = 0 if tasks.bos_id(model, bos) is None else 1
     low, high = lengths
-    drawn = tasks.repeat_lengths(model, lowest=low, highest=high, n_lengths=n_lengths, start=start, seed=seed)
+    drawn = tasks.repeat_lengths(
+        model, lowest=low, highest=high, n_lengths=n_lengths, start=start, seed=seed, least=least
+    )
     n_each = max(1, n_prompts // len(drawn))
     return tasks.repeated_random(model, lengths=drawn, n_each=n_each, bos=bos, seed=seed)
 

@@ -23,6 +23,7 @@ from interp.model import Model
 from interp.results.figures import GROUP, Draw, declare, head_map
 from interp.results.provenance import provenance as _provenance
 from interp.results.results import Result, frame
+from interp.several import several
 
 P = ParamSpec("P")
 
@@ -158,7 +159,7 @@ def _lacking(spec: Analysis, model: Model) -> str | None:
 
 def detect(
     model: Model,
-    names: Sequence[str] | None = None,
+    names: str | Sequence[str] | None = None,
     *,
     seed: int = 0,
     progress: Callable[[Sequence[Analysis]], Any] | None = None,
@@ -171,6 +172,7 @@ def detect(
     Raises:
         NotApplicable: an analysis asked for by name does not suit the model, or none does.
     """
+    names = several(names, "names of analyses")
     wanted = [find(n) for n in names] if names else [a for a in analyses().values() if a.unit == "head"]
     lacking = {a.name: _lacking(a, model) for a in wanted}
     left_out = {name: reason for name, reason in lacking.items() if reason}

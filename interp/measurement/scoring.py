@@ -30,9 +30,13 @@ def head_rows(
 ) -> pd.DataFrame:
     """One row per head of a variant, with its layer; each column is a [layer head] array or one value for all.
 
-    Layers are those with attention, in the order of `model.info.attention_layers`.
+    Layers are those with attention, in the order of `model.info.attention_layers`. A label is NA where its q is NaN:
+    what could not be tested is neither.
     """
     info = model.info
+    q, label = columns.get("q"), columns.get("label")
+    if isinstance(q, np.ndarray) and isinstance(label, np.ndarray):
+        columns["label"] = np.where(np.isnan(q), None, label)
     layer, head = np.meshgrid(info.attention_layers, np.arange(info.n_heads), indexing="ij")
     flat = {
         name: value.reshape(-1) if isinstance(value, np.ndarray) and value.ndim == 2 else value
@@ -53,7 +57,7 @@ def score_rows(
 ) -> pd.DataFrame:
     """Rows of a score with everything beside it: interval over prompts, null, p, q over heads, and the label.
 
-    p is one-sided, against the spread of at least three `nulls` (the same statistic where it means nothing) and for an
+    p is one-sided, against the spread of at least five `nulls` (the same statistic where it means nothing) and for an
     excess above `MARGIN`; q is Benjamini-Hochberg; the label needs q < `LEVEL` and a value of `THRESHOLD` or more.
 
     Args:

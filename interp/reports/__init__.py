@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from interp.results.files import atomic_write, writable_file
 from interp.results.results import Result
+from interp.several import several
 
 if TYPE_CHECKING:
     from interp.measurement.registry import Analysis
@@ -20,10 +21,10 @@ def report(
     model: Model,
     *,
     results: Result | None = None,
-    analyses: Sequence[str] | None = None,
-    tasks: Sequence[Any] = (),
+    analyses: str | Sequence[str] | None = None,
+    tasks: Any = (),
     method: str = "eap-ig",
-    prompts: Sequence[Any] = (),
+    prompts: Any = (),
     prompt: Any = None,
     seed: int = 0,
     path: str | Path = "report.html",
@@ -66,11 +67,14 @@ def report(
     True
     """
     target = writable_file(Path(path).expanduser())
+    from circuits.find import Found
     from interp.measurement.registry import detect, find
     from interp.reports import circuits
     from interp.reports.page import render
     from interp.reports.questions import asked
 
+    analyses = several(analyses, "names of analyses") or None
+    tasks = several(tasks, "tasks", one=(str, Result, Found))
     for name in analyses or () if results is None else ():
         find(name)
     questions = asked(model, prompts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from interp.batch import Batch
 from interp.decompose.answers import token_ids
 from interp.errors import TaskError
 from interp.model import Model
+from interp.several import several
 from interp.tasks import fingerprint
 
 LONGEST = 4096  # tokens of a prompt that is taken apart
@@ -47,14 +48,17 @@ class Asked:
         return fingerprint([Batch.of(list(self.ids))])
 
 
-def asked(model: Model, given: Sequence[Any]) -> list[Asked]:
+def asked(model: Model, given: Any) -> list[Asked]:
     """Each question checked; (prompt, answer) and (prompt, answer, wrong) stand for a `Question`.
 
     Raises:
         TaskError: a prompt that cannot be run, an answer that is not one token of this model, or a wrong answer that is
             the right one.
     """
-    return [_asked(model, q if isinstance(q, Question) else _question(q)) for q in given]
+    return [
+        _asked(model, q if isinstance(q, Question) else _question(q))
+        for q in several(given, "prompts", one=(str, Question, Mapping))
+    ]
 
 
 def question_line(asked: Asked) -> dict[str, str]:

@@ -19,6 +19,7 @@ from interp.reports.cells import DASH, Cell, cell, interval, number
 from interp.results.figures import Draw, dots, figure_of, head_map
 from interp.results.results import Result
 from interp.rows import Score, largest, scores
+from interp.several import several
 
 TOP = 10
 NAMED = 16  # labelled heads listed by name
@@ -63,10 +64,11 @@ def sections(result: Result, names: Sequence[str] | None = None) -> list[Section
     Raises:
         SchemaError: a name that is not in the result, or a result without rows.
     """
+    names = several(names, "names of analyses")
     present = [str(n) for n in dict.fromkeys(result.table["analysis"])]
     if not present:
         raise SchemaError("nothing to report: the result has no rows")
-    for name in names or ():
+    for name in names:
         if name not in present:
             raise SchemaError(f"no analysis {name!r} in these results; {nearest(name, present)}")
     return [_section(result, name) for name in present if not names or name in names]

@@ -16,6 +16,11 @@ from interp.errors import TaskError
 
 Head = tuple[int, int]
 
+LEAST_NULLS = 5
+"""Finite null draws below which nothing is said about significance."""
+LEAST_P = float(np.finfo(float).eps)
+"""2.2e-16: tails beyond it are the model's, not the data's."""
+
 
 def p_against_nulls(
     value: Float[np.ndarray, "*component"], null: Float[np.ndarray, "draw *component"], *, margin: float = 0.0
@@ -26,14 +31,27 @@ def p_against_nulls(
     interval. Meant for the same statistic at m wrong offsets: their spread carries both sampling noise and the head's
     own structure, so a head that merely has some structure is not significant for having it here. `margin` makes it a
     minimum-effect test: with enough prompts any dependence on content, however slight, differs from zero.
+
+    A draw that does not exist (NaN: an offset longer than the prompt) is no draw; m counts those that are finite. Draws
+    are told apart to the spacing of float32, and p is never below `LEAST_P`. NaN where the value is NaN or fewer than
+    `LEAST_NULLS` draws are finite: nothing is then known.
+
+    Raises:
+        TaskError: fewer than `LEAST_NULLS` draws for every component.
     """
-    m = null.shape[0]
-    if m < 3:
-        raise ValueError(f"{m} null draws are too few; at least 3 are needed")
-    spread = null.std(axis=0, ddof=1) * np.sqrt(1 + 1 / m)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = (value - null.mean(axis=0) - margin) / spread
-    return stats.t.sf(np.nan_to_num(t, nan=0.0), df=m - 1)
+    if len(null) < LEAST_NULLS:
+        raise TaskError(f"{len(null)} null draws are too few for a test; at least {LEAST_NULLS} are needed")
+    finite = np.isfinite(null)
+    m = finite.sum(axis=0)
+    mean = nan_mean(np.where(finite, null, np.nan), axis=0)
+    squares = np.where(finite, null - mean, 0.0) ** 2
+    size = np.maximum(np.abs(value), np.where(finite, np.abs(null), 0.0).max(axis=0))
+    resolution = np.maximum(np.finfo(np.float32).eps * size, np.finfo(np.float32).tiny)
+    spread = np.maximum(np.sqrt(squares.sum(axis=0) / np.maximum(m - 1, 1)), resolution) * np.sqrt(
+        1 + 1 / np.maximum(m, 1)
+    )
+    p = stats.t.sf((value - mean - margin) / spread, df=np.maximum(m - 1, 1))
+    return np.where((m >= LEAST_NULLS) & np.isfinite(value), np.maximum(p, LEAST_P), np.nan)
 
 
 def p_above(
@@ -41,7 +59,8 @@ def p_above(
 ) -> Float[np.ndarray, "*component"]:
     """One-sided p that the mean over units (prompts) is at most `margin`: Student's t, n - 1 degrees of freedom.
 
-    Where all units agree exactly the answer is certain: 0 above the margin, 1 otherwise. NaN components get 1.
+    Where all units agree exactly, Student's t says nothing: p is then that of the sign test, 2^-n above the margin and
+    1 otherwise. It is never below `LEAST_P`. NaN components get NaN.
 
     Raises:
         TaskError: fewer than three units.
@@ -52,9 +71,9 @@ def p_above(
     mean, se = difference.mean(0), difference.std(0, ddof=1) / np.sqrt(n)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = (mean - margin) / se
-    certain = np.where(mean > margin, np.inf, -np.inf)
-    t = np.where(np.isnan(mean), -np.inf, np.where(se > 0, t, certain))
-    return np.asarray(stats.t.sf(t, df=n - 1))
+    agreed = np.where(mean > margin, 0.5**n, 1.0)
+    p = np.maximum(np.where(se > 0, stats.t.sf(t, df=n - 1), agreed), LEAST_P)
+    return np.asarray(np.where(np.isnan(mean), np.nan, p))
 
 
 def nan_mean(values: Float[np.ndarray, "*all"], *, axis: int) -> Float[np.ndarray, "*rest"]:
@@ -179,8 +198,12 @@ def spearman_rows(
 
 
 def benjamini_hochberg(p: Float[np.ndarray, "*component"]) -> Float[np.ndarray, "*component"]:
-    """p adjusted for the false discovery rate over all components (Benjamini & Hochberg 1995)."""
-    return stats.false_discovery_control(p.ravel()).reshape(p.shape)
+    """p adjusted for the false discovery rate over all components that have one (Benjamini & Hochberg 1995)."""
+    q = np.array(p, dtype=float)
+    known = ~np.isnan(q)
+    if known.any():
+        q[known] = stats.false_discovery_control(q[known])
+    return q
 
 
 def uniform_causal(first: int, last: int) -> float:

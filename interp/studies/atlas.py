@@ -16,6 +16,7 @@ from interp.measurement.declaration import PATTERN, Stage
 from interp.measurement.registry import detect, find
 from interp.results.results import Result
 from interp.results.stats import spearman
+from interp.several import several
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -179,6 +180,7 @@ def atlas(
     >>> found.roles()["component"].tolist()
     ['L0H4']
     """
+    analyses = several(analyses, "names of analyses") or None
     if isinstance(source, Result):
         results: tuple[Result, ...] = (source,)
     elif isinstance(source, Sequence):

@@ -93,24 +93,33 @@ def bos_id(model: Model, policy: str = "default") -> int | None:
     return valid
 
 
-def repeat_lengths(model: Model, *, lowest: int, highest: int, n_lengths: int, start: int, seed: int) -> list[int]:
+SHORTEST_BLOCK = 3
+"""Tokens of the shortest block that is repeated."""
+
+
+def repeat_lengths(
+    model: Model, *, lowest: int, highest: int, n_lengths: int, start: int, seed: int, least: int = 3
+) -> list[int]:
     """Block lengths T, one drawn from each of `n_lengths` equal bands of lowest..highest, as far as they fit.
 
-    Varied on purpose: a model trained on one length can pass for having induction heads at that length.
+    Varied on purpose: a model trained on one length can pass for having induction heads at that length. Where the
+    context has no room between them, lengths are the longest that fit and somewhat shorter ones, `SHORTEST_BLOCK` at
+    least.
 
     Raises:
-        NotApplicable: fewer than three lengths fit.
+        NotApplicable: fewer than `least` lengths fit.
     """
     longest = len(ordinary_tokens(model))
     if model.info.context is not None:
         longest = min(longest, (model.info.context - start) // 2)
     high = min(highest, longest)
     low = lowest if lowest + 2 <= high else max(4, high // 2)
-    choices = list(range(low, high + 1))
-    if len(choices) < 3:
+    choices = list(range(min(low, max(high, SHORTEST_BLOCK)), high + 1))
+    if len(choices) < least:
         raise NotApplicable(
-            f"no room to vary the repeat length: at most {longest} tokens fit twice into a context of "
-            f"{model.info.context} with {len(ordinary_tokens(model))} ordinary tokens; at least 6 are needed"
+            f"no room to {'repeat a block' if least == 1 else 'vary the repeat length'}: at most {longest} tokens fit "
+            f"twice into a context of {model.info.context} with {len(ordinary_tokens(model))} ordinary tokens; at "
+            f"least {SHORTEST_BLOCK if least == 1 else 3 + least} are needed"
         )
     generator = torch.Generator().manual_seed(seed)
     n = min(n_lengths, len(choices))
@@ -127,6 +136,21 @@ def repeated_random(model: Model, *, lengths: Sequence[int], n_each: int, bos: s
         ids, start = _with_bos(torch.cat([block, block], dim=1), bos_id(model, bos))
         groups.append(Repeats(Batch.of(ids), length, start))
     return groups
+
+
+def permuted_repeats(groups: Sequence[Repeats], *, seed: int, derange: bool = False) -> list[Repeats]:
+    """The same prompts with each second copy in a random order; `derange`: no token stands where it would repeat."""
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = []
+    for g in groups:
+        ids = g.batch.ids.clone()
+        second = slice(g.second.start, g.second.stop)
+        order = torch.rand(len(ids), g.length, generator=generator).argsort(1)
+        while derange and bool((fixed := (order == torch.arange(g.length)).any(1)).any()):
+            order[fixed] = torch.rand(int(fixed.sum()), g.length, generator=generator).argsort(1)
+        ids[:, second] = ids[:, second].gather(1, order)
+        shuffled.append(Repeats(Batch(ids, g.batch.mask), g.length, g.start))
+    return shuffled
 
 
 def random_prompts(model: Model, *, n: int, length: int, bos: str, seed: int) -> Batch:

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float
 
+from interp import tasks
 from interp.attention import Mean, Offset, Statistic
-from interp.batch import Batch
 from interp.measurement.declaration import Stage
 from interp.measurement.prompts import describe_repeats, repeat_groups
 from interp.measurement.registry import Findings, analysis
@@ -100,7 +99,7 @@ def lag_profile(
     groups = repeat_groups(model, n_prompts=n_prompts, lengths=lengths, n_lengths=n_lengths, bos=bos, seed=seed)
     furthest = min(furthest, min(g.length for g in groups) - 3)
     real = lag_masses(model, groups, furthest, method=method)  # prompt layer head lag
-    chance = lag_masses(model, permuted(groups, seed=seed), furthest, method=method)
+    chance = lag_masses(model, tasks.permuted_repeats(groups, seed=seed), furthest, method=method)
     excess = real - chance
     best = excess.mean(0).argmax(-1)
 
@@ -164,19 +163,6 @@ def lag_masses(
         found.append(np.stack([answers[lag].transpose(0, 1).double().numpy() for lag in asked], axis=-1))
     # a stripe outside a sliding window has no answer: nothing is paid there
     return np.nan_to_num(np.concatenate(found))
-
-
-def permuted(groups: Sequence[Repeats], *, seed: int) -> list[Repeats]:
-    """The same prompts with each second copy in an order of its own."""
-    generator = torch.Generator().manual_seed(seed)
-    shuffled = []
-    for g in groups:
-        ids = g.batch.ids.clone()
-        second = slice(g.second.start, g.second.stop)
-        order = torch.rand(len(ids), g.length, generator=generator).argsort(1)
-        ids[:, second] = ids[:, second].gather(1, order)
-        shuffled.append(Repeats(Batch(ids, g.batch.mask), g.length, g.start))
-    return shuffled
 
 
 def _fitted(

@@ -85,16 +85,17 @@ def offset_profile(
     data = prompt_set(model, prompts, n_prompts=n_prompts, length=length, bos=bos, seed=seed)
     furthest = min(furthest, int(data.batch.mask.sum(1).min()) // 2 - data.start - 1)
     profile = profiles(model, data, furthest, method=method)  # prompt layer head offset
-    mean = np.nan_to_num(profile.mean(0))
-    peak = mean.argmax(-1)
+    mean = profile.mean(0)  # NaN at offsets longer than a sliding window
+    peak = np.nanargmax(mean, axis=-1)
     others = np.stack([np.delete(mean, d, axis=-1) for d in range(furthest + 1)])  # offset layer head other
     rest = np.take_along_axis(others, peak[None, ..., None], 0)[0]
-    p = stats.p_against_nulls(mean.max(-1), np.moveaxis(rest, -1, 0), margin=MARGIN)
+    value = np.nanmax(mean, axis=-1)
+    p = stats.p_against_nulls(value, np.moveaxis(rest, -1, 0), margin=MARGIN)
     p = np.minimum(1.0, p * (furthest + 1))
     q = stats.benjamini_hochberg(p)
-    label = (q < LEVEL) & (mean.max(-1) >= THRESHOLD)
+    label = (q < LEVEL) & (value >= THRESHOLD)
     null = _uniform(model, data, furthest)
-    at_peak = np.take_along_axis(np.nan_to_num(profile), peak[None, ..., None], -1)[..., 0]
+    at_peak = np.take_along_axis(profile, peak[None, ..., None], -1)[..., 0]
 
     def interval(values: np.ndarray) -> dict[str, object]:
         return interval_columns(stats.bootstrap_mean(values, seed=seed))

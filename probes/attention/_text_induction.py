@@ -145,7 +145,7 @@ def _judged(
     target = answers["target"][:, has].transpose(0, 1).double().nan_to_num().numpy()
     wrong = np.stack([nan_mean(answers[f"wrong {k}"].double().numpy(), axis=1) for k in WRONG])
     interval = stats.bootstrap_mean(target, seed=seed)
-    p = stats.p_against_nulls(interval.mean, np.nan_to_num(wrong), margin=MARGIN)
+    p = stats.p_against_nulls(interval.mean, wrong, margin=MARGIN)
     q = stats.benjamini_hochberg(p)
     label = (q < LEVEL) & (interval.mean >= THRESHOLD)
     null = np.repeat(_chance(model, data, prompt, query, key)[:, None], model.info.n_heads, axis=1)

@@ -21,8 +21,6 @@ from probes.heads import source_attribution as _attributed
 
 SUBJECTS = ("SUBJECT", "s", "subject", "capital", "country", "ASKED")
 """Roles that name a subject, in order of preference."""
-SHARE = 0.05
-"""Part of all that heads add, below which a head is given no class."""
 
 
 @analysis(
@@ -52,7 +50,7 @@ def direct_attribution(
     subject: str | None = None,
     ratio: float = 10.0,
     n_prompts: int = 48,
-    n_draws: int = 8,
+    n_draws: int = 16,
     seed: int = 0,
 ) -> Findings:
     """DLA(h, S) = sum over tokens j in S of p(END, j) v_j W_O . (W_U[right] - mean W_U[candidates]) / norm scale.
@@ -64,7 +62,8 @@ def direct_attribution(
     The variant mlp has a row per layer: what the MLP adds at END, the fourth mechanism.
 
     Null: the mean of `total` over `n_draws` exchanges of answers between prompts; p (two-sided) tests against their
-    spread with Student's prediction interval, q is Benjamini-Hochberg over heads. The label needs q < 0.01 and 5 % of
+    spread with Student's prediction interval, for more than 1 % of what heads with a positive total add; q is
+    Benjamini-Hochberg over heads. The label needs q < 0.01 and 5 % of
     what all heads with a positive total add; where the right answer is above the candidates in fewer than three of four
     prompts, p is 1 and there is no label. A labelled head is "subject" where |subject| >= `ratio` |relation|,
     "relation" the other way round, "mixed" otherwise.
@@ -75,7 +74,7 @@ def direct_attribution(
         subject: role of the subject in the task; None: its usual names.
         ratio: how pure a class has to be.
         n_prompts: of a task given by name.
-        n_draws: exchanges for the null; at least three.
+        n_draws: exchanges for the null; at least five.
         seed: of prompts, exchanges and bootstrap.
 
     Raises:
@@ -97,8 +96,9 @@ def direct_attribution(
     split = {k: _attributed.by_prompt((found.heads * m.T.to(found.heads)).sum(2)) for k, m in masks.items()}
     total = stats.bootstrap_mean(_attributed.by_prompt(found.heads.sum(2)), seed=seed)
     others = [_attributed.by_prompt(x.heads.sum(2)) for x in exchanged]
-    test = _attributed.tested(total, others, answered=_attributed.answered(found))
-    label = (test["q"] < LEVEL) & (np.abs(total.mean) >= SHARE * total.mean.clip(min=0).sum())
+    whole = float(total.mean.clip(min=0).sum())
+    test = _attributed.tested(total, others, whole=whole, answered=_attributed.answered(found))
+    label = (test["q"] < LEVEL) & (np.abs(total.mean) >= _attributed.SHARE * whole)
     own, told = (np.abs(split[k].mean(0)) for k in ("subject", "relation"))
     role = np.where(own >= ratio * told, "subject", np.where(told >= ratio * own, "relation", "mixed"))
     columns = interval_columns

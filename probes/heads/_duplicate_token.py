@@ -5,14 +5,22 @@ from __future__ import annotations
 import numpy as np
 
 from interp import tasks
-from interp.attention import Mean, Pairs
+from interp.attention import Mean, Pairs, Statistic
 from interp.measurement.declaration import IDENTIFY, PlantedTask, Stage
-from interp.measurement.offsets import offset_questions, offset_scores, wrong_offsets
+from interp.measurement.offsets import (
+    WRONG_OFFSETS,
+    offset_questions,
+    offset_scores,
+    permuted_scores,
+    repeat_null,
+    wrong_offsets,
+)
 from interp.measurement.prompts import describe_repeats, repeat_groups
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import score_rows
 from interp.model import Model
 from interp.results import stats
+from interp.tasks import Repeats
 
 
 @analysis(
@@ -41,8 +49,10 @@ def duplicate_token(
     """Duplicate-token score: mean over second-copy queries i of the sum of p(i, j) over j < i with the same token.
 
     Prompts are a random block of T distinct tokens, twice, T varied. The null is uniform causal attention; p tests that
-    the stripe at offset T gets at most 0.05 more than 16 stripes at T +- 2..9 of the same head; q is Benjamini-Hochberg
-    over all heads. A head is labelled at q < 0.01 and score >= 0.3.
+    the stripe at offset T gets at most 0.05 more than 16 stripes at T +- 2..9 of the same head, as far as the prompts
+    have them; where fewer than three lengths or five such stripes fit the context, the nulls are the same stripe in 16
+    sets of prompts whose second copy is permuted (`null_draws` in the provenance). q is Benjamini-Hochberg over all
+    heads. A head is labelled at q < 0.01 and score >= 0.3.
 
     Args:
         model: any loaded model.
@@ -54,19 +64,30 @@ def duplicate_token(
         seed: of prompts and bootstrap.
 
     Raises:
-        NotApplicable: the context or vocabulary leaves no room to vary T.
+        NotApplicable: the context or vocabulary leaves no room for three tokens, twice.
 
     Reference: Wang et al. 2022 (arXiv 2211.00593), section 3. The wrong-offset test is ours.
     """
-    groups = repeat_groups(model, n_prompts=n_prompts, lengths=lengths, n_lengths=n_lengths, bos=bos, seed=seed)
+    groups = repeat_groups(
+        model, n_prompts=n_prompts, lengths=lengths, n_lengths=n_lengths, bos=bos, seed=seed, least=1
+    )
+    null_kind = repeat_null(groups, _wrong)
     asked = []
     for g in groups:
         rows = g.rows(g.second)
-        questions = {"target": Mean(Pairs(*tasks.earlier_equal_pairs(g.batch)), rows)}
-        wrong = offset_questions(g.batch, rows, wrong_offsets(g.length, lowest=3), first_key=g.start)
-        asked.append((g.batch, questions | wrong))
+        questions: dict[str, Statistic] = {"target": Mean(Pairs(*tasks.earlier_equal_pairs(g.batch)), rows)}
+        if null_kind == WRONG_OFFSETS:
+            questions |= offset_questions(g.batch, rows, _wrong(g), first_key=g.start)
+        asked.append((g.batch, questions))
     scores = offset_scores(model, asked, method=method)
+    nulls = scores.wrong
+    if null_kind != WRONG_OFFSETS:
+        nulls = permuted_scores(model, groups, lambda g: g.length, method=method, seed=seed)
 
     null = float(np.mean([stats.uniform_causal(g.second[0], g.second[-1]) for g in groups]))
-    table = score_rows(model, "score", "probability", scores.target, scores.wrong, null=null, seed=seed)
-    return Findings(table, describe_repeats(groups, bos))
+    table = score_rows(model, "score", "probability", scores.target, nulls, null=null, seed=seed)
+    return Findings(table, describe_repeats(groups, bos) | {"null_draws": null_kind})
+
+
+def _wrong(group: Repeats) -> list[int]:
+    return wrong_offsets(group.length, lowest=3)

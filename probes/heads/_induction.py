@@ -12,7 +12,15 @@ from interp.attention import Mean, Offset, Statistic, TopKeys
 from interp.components import head_names
 from interp.edits import ablate_heads
 from interp.measurement.declaration import REASON, PlantedTask, Stage
-from interp.measurement.offsets import OffsetScores, offset_questions, offset_scores, wrong_offsets
+from interp.measurement.offsets import (
+    WRONG_OFFSETS,
+    OffsetScores,
+    offset_questions,
+    offset_scores,
+    permuted_scores,
+    repeat_null,
+    wrong_offsets,
+)
 from interp.measurement.prompts import describe_repeats, repeat_groups
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.removal import repeat_removal
@@ -62,16 +70,18 @@ def induction(
       previous_token_dependence   drop of the score when the model's previous-token heads are zero-ablated.
 
     The null is uniform causal attention, (H_{2T+1} - H_{T+1}) / T after a BOS. p tests that the stripe gets at most
-    0.05 more than 16 stripes at wrong offsets T - 1 +- 2..9 of the same head; q is Benjamini-Hochberg over all heads. A
-    head is labelled at q < 0.01, score >= 0.3, argmax_hit >= 0.3 and copying_ratio > 0. With `causal`, the set of
-    labelled heads is ablated (zero and mean) and compared with up to `n_random` distinct random sets with as many heads
-    in each layer: see `interventions`.
+    0.05 more than 16 stripes at wrong offsets T - 1 +- 2..9 of the same head, as far as the prompts have them; where
+    fewer than three lengths or five such stripes fit the context, the nulls are the same stripe in 16 sets of prompts
+    whose second copy is permuted (`null_draws` in the provenance). q is Benjamini-Hochberg over all heads. A head is
+    labelled at q < 0.01, score >= 0.3, argmax_hit >= 0.3 and copying_ratio > 0. With `causal`, the set of labelled
+    heads is ablated (zero and mean) and compared with up to `n_random` distinct random sets with as many heads in each
+    layer: see `interventions`.
 
     Args:
         model: any loaded model.
         n_prompts: prompts in all, the unit of the interval.
         lengths: lowest and highest block length T.
-        n_lengths: distinct lengths drawn; at least three.
+        n_lengths: distinct lengths drawn, as far as they fit.
         bos: "default", "forced" or "none".
         causal: whether to ablate the labelled set.
         n_random: random sets it is compared with.
@@ -79,18 +89,23 @@ def induction(
         seed: of prompts, bootstrap and random sets.
 
     Raises:
-        NotApplicable: the context or vocabulary leaves no room to vary T.
+        NotApplicable: the context or vocabulary leaves no room for three tokens, twice.
 
     Reference: Olsson et al. 2022 (arXiv 2209.11895), prefix matching and copying. We repeat twice with varied T where
     they repeat four times at T = 25, and the wrong-offset test is ours.
     """
-    groups = repeat_groups(model, n_prompts=n_prompts, lengths=lengths, n_lengths=n_lengths, bos=bos, seed=seed)
-    scores = offset_scores(model, [(g.batch, _questions(g, full=True)) for g in groups], method=method)
+    groups = repeat_groups(
+        model, n_prompts=n_prompts, lengths=lengths, n_lengths=n_lengths, bos=bos, seed=seed, least=1
+    )
+    null_kind = repeat_null(groups, _wrong)
+    full = null_kind == WRONG_OFFSETS
+    scores = offset_scores(model, [(g.batch, _questions(g, full=full)) for g in groups], method=method)
+    nulls = scores.wrong if full else permuted_scores(model, groups, _stripe, method=method, seed=seed)
     hits = stats.bootstrap_mean(_argmax_hits(model, groups, method=method), seed=seed)
     null = np.array([stats.uniform_causal(g.second[0], g.second[-1]) for g in groups for _ in g.batch.ids])
 
     matching = stats.bootstrap_mean(scores.target, seed=seed)
-    p = stats.p_against_nulls(matching.mean, scores.wrong, margin=MARGIN)
+    p = stats.p_against_nulls(matching.mean, nulls, margin=MARGIN)
     q = stats.benjamini_hochberg(p)
     ratio = weights.copying_ratio(model.ov_circuits()).double().numpy()
     label = (q < LEVEL) & (matching.mean >= THRESHOLD) & (hits.mean >= THRESHOLD) & (ratio > 0)
@@ -114,19 +129,26 @@ def induction(
     chosen = ranked_heads(model, label, matching.mean)
     pool = [(layer, head) for layer in model.info.attention_layers for head in range(model.info.n_heads)]
     effects = repeat_removal(model, groups, chosen, pool, n_random=n_random, seed=seed) if causal and chosen else []
-    data = {**describe_repeats(groups, bos), "previous_token_heads": removed}
+    data = {**describe_repeats(groups, bos), "null_draws": null_kind, "previous_token_heads": removed}
     return Findings(table, data, effects)
 
 
+def _stripe(group: Repeats) -> int:
+    """Offset from a token of the second copy to the one behind its first occurrence."""
+    return group.length - 1
+
+
+def _wrong(group: Repeats) -> list[int]:
+    return wrong_offsets(_stripe(group), lowest=2)
+
+
 def _questions(group: Repeats, *, full: bool) -> dict[str, Statistic]:
-    """Target stripe and previous-token mass; when `full`, wrong stripes and arg-max hits too."""
+    """Target stripe and previous-token mass; when `full`, wrong stripes too."""
     rows = group.rows(group.second)
-    stripe = group.length - 1
     once = group.rows(range(max(T0, group.start + 1), group.start + group.length))
-    asked: dict[str, Statistic] = {"target": Mean(Offset(stripe), rows), "previous": Mean(Offset(1), once)}
+    asked: dict[str, Statistic] = {"target": Mean(Offset(_stripe(group)), rows), "previous": Mean(Offset(1), once)}
     if full:
-        wrong = wrong_offsets(stripe, lowest=2)
-        asked |= offset_questions(group.batch, rows, wrong, first_key=group.start)
+        asked |= offset_questions(group.batch, rows, _wrong(group), first_key=group.start)
     return asked
 
 

@@ -17,9 +17,6 @@ from interp.results import stats
 from interp.tasks import PromptTask
 from probes.heads import source_attribution as _attributed
 
-SHARE = 0.05
-"""Part of what all heads move there, below which no head is labelled."""
-
 
 @analysis(
     name="movers",
@@ -47,7 +44,7 @@ def movers(
     *,
     task: PromptTask | str | None = None,
     n_prompts: int = 48,
-    n_draws: int = 8,
+    n_draws: int = 16,
     method: str = "auto",
     seed: int = 0,
 ) -> Findings:
@@ -61,15 +58,16 @@ def movers(
 
     The null is the mean of the score over `n_draws` exchanges of right and wrong between prompts: same attention, same
     writes, other prompts' answers. p (two-sided) tests the score against their spread with Student's prediction
-    interval; q is Benjamini-Hochberg over heads. A role needs q < 0.01 and 5 % of the sum of all sizes; the label is
-    the positive one. Where the model prefers the right answer in fewer than three of four prompts, p is 1 and no head
-    is labelled: nothing is moved there. The interval is a bootstrap over prompts.
+    interval, for more than 1 % of the sum of all sizes; q is Benjamini-Hochberg over heads. A role needs q < 0.01 and 5
+    % of the sum of all sizes; the label is the positive one. Where the model prefers the right answer in fewer than
+    three of four prompts, p is 1 and no head is labelled: nothing is moved there. The interval is a bootstrap over
+    prompts.
 
     Args:
         model: any loaded model.
         task: prompts that hold their answers: a task or its name; None: "ioi" in the model's own words.
         n_prompts: of a task given by name.
-        n_draws: exchanges for the null; at least three.
+        n_draws: exchanges for the null; at least five.
         method: attention method of `attention`.
         seed: of prompts, exchanges and bootstrap.
 
@@ -86,9 +84,10 @@ def movers(
         raise NotApplicable(f"{chosen.name}: no prompt holds its own answer, so that nothing can be moved")
     found, exchanged = _attributed.sources(model, chosen, chosen.answers, chosen.wrong, draws=n_draws, seed=seed)
     score = stats.bootstrap_mean(_summed(found.heads, at), seed=seed)
-    test = _attributed.tested(score, [_summed(x.heads, at) for x in exchanged], answered=_attributed.answered(found))
-    size = SHARE * np.abs(score.mean).sum()
-    strong = (test["q"] < LEVEL) & (np.abs(score.mean) >= size)
+    others = [_summed(x.heads, at) for x in exchanged]
+    whole = float(np.abs(score.mean).sum())
+    test = _attributed.tested(score, others, whole=whole, answered=_attributed.answered(found))
+    strong = (test["q"] < LEVEL) & (np.abs(score.mean) >= _attributed.SHARE * whole)
     role = np.where(strong, np.where(score.mean > 0, "mover", "negative mover"), "")
     columns = interval_columns
     rows = head_rows(

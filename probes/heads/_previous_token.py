@@ -14,6 +14,9 @@ from interp.measurement.scoring import T0, score_rows
 from interp.model import Model
 from interp.results import stats
 
+WRONG = range(2, 18)
+"""Offsets whose masses are the null."""
+
 
 @analysis(
     name="previous_token",
@@ -36,8 +39,9 @@ def previous_token(
     """Previous-token score: mean over queries i of p(i, i-1), on prompts of distinct random tokens.
 
     The null is uniform causal attention, mean of 1/(i+1) over the same rows; p tests that offset 1 gets at most 0.05
-    more than offsets 2 to 17 of the same head (over the same rows, where they exist); q is Benjamini-Hochberg over all
-    heads. A head is labelled at q < 0.01 and score >= 0.3. The first two queries and keys at a BOS are left out.
+    more than offsets 2 to 17 of the same head (over the same rows, where they exist; at least five of them have to); q
+    is Benjamini-Hochberg over all heads. A head is labelled at q < 0.01 and score >= 0.3. The first two queries and
+    keys at a BOS are left out.
 
     Args:
         model: any loaded model.
@@ -48,19 +52,22 @@ def previous_token(
         seed: of prompts and bootstrap.
 
     Raises:
-        NotApplicable: no room for 24 distinct tokens.
+        NotApplicable: no room for 7 distinct tokens.
 
     Reference: Olsson et al. 2022 (arXiv 2209.11895). The wrong-offset test is ours.
     """
     start = 0 if tasks.bos_id(model, bos) is None else 1
     length = min(length, model.info.context or length, len(tasks.ordinary_tokens(model)) + start)
-    if length < 24:
-        raise NotApplicable(f"prompts of {length} tokens are too short to tell offsets apart; at least 24 are needed")
+    least = start + WRONG.start + stats.LEAST_NULLS
+    if length < least:
+        raise NotApplicable(
+            f"prompts of {length} tokens are too short to tell offsets apart; at least {least} are needed"
+        )
     batch = tasks.random_prompts(model, n=n_prompts, length=length, bos=bos, seed=seed)
     position = torch.arange(length)
     rows = (position >= max(T0, start + 1)).expand_as(batch.mask)
     questions = {"target": Mean(Offset(1), rows)}
-    wrong = offset_questions(batch, rows, range(2, 18), first_key=start)
+    wrong = offset_questions(batch, rows, WRONG, first_key=start)
     scores = offset_scores(model, [(batch, questions | wrong)], method=method)
 
     null = stats.uniform_causal(max(T0, start + 1), length - 1)

@@ -102,7 +102,7 @@ def retrieval(
     forced = measured.teacher_forced(model, hidden, method=method, seed=seed)
     seen = measured.reached(model, hidden)[:, None] & np.ones(model.info.n_heads, dtype=bool)  # layer head
     score = stats.bootstrap_mean(forced.hits, seed=seed)
-    p = np.where(seen, stats.p_against_nulls(score.mean, forced.wrong, margin=MARGIN), 1.0)
+    p = np.where(seen, stats.p_against_nulls(score.mean, forced.wrong, margin=MARGIN), np.nan)
     q = stats.benjamini_hochberg(p)
     label = seen & (q < LEVEL) & (score.low >= WEAK)
     null = measured.chance(hidden)

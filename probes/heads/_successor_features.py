@@ -131,7 +131,7 @@ def successor_features(
             neurons then).
         base: of the residues; another base than the numerals' own is a control.
         n_permutations: of labels, for probe and neurons; with fewer than 100 no neuron can be labelled.
-        n_draws: exchanges of names, at least three.
+        n_draws: exchanges of names, at least five.
         n_random: sets of neurons each set is compared with.
         seed: of all that is drawn.
 

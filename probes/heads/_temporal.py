@@ -141,11 +141,12 @@ def _shares(model: Model, pair: PromptTask, name: str) -> Float[np.ndarray, "pro
 def _exceeds(
     a: Float[np.ndarray, "prompt layer head"], b: Float[np.ndarray, "other layer head"]
 ) -> Float[np.ndarray, "layer head"]:
-    """Welch's one-sided p that the mean of a is above that of b; 1 where neither varies."""
+    """Welch's one-sided p that the mean of a is above that of b; 1 where neither varies and both are the same."""
     described = [z for x in (a, b) for z in (x.mean(0), x.std(0, ddof=1), len(x))]
     with np.errstate(divide="ignore", invalid="ignore"):
         _, p = distributions.ttest_ind_from_stats(*described, equal_var=False, alternative="greater")
-    return np.nan_to_num(np.asarray(p, dtype=float), nan=1.0)
+    same = (described[1] == 0) & (described[4] == 0) & (described[0] == described[3])
+    return np.where(same, 1.0, np.maximum(np.asarray(p, dtype=float), stats.LEAST_P))
 
 
 def _difference(

@@ -22,6 +22,8 @@ TASKS = ("facts", "fact", "capital_country")
 """Tasks about facts, the first that a model knows."""
 ANSWERED = 0.75
 """Share of prompts with the right answer above the wrong one from which a model does the task."""
+SHARE, SMALLEST = 0.05, 0.01
+"""Of what all heads write about the answer: below SHARE no label and no role, up to SMALLEST no claim."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,11 +86,15 @@ def sources(
 
 
 def tested(
-    score: stats.Interval, exchanged: Sequence[Float[np.ndarray, "batch layer head"]], *, answered: bool
+    score: stats.Interval, exchanged: Sequence[Float[np.ndarray, "batch layer head"]], *, whole: float, answered: bool
 ) -> dict[str, Float[np.ndarray, "layer head"]]:
-    """Columns null, p and q over heads: two-sided, against the spread of the exchanges; 1 where nothing is answered."""
+    """Columns null, p and q over heads: two-sided, against the spread of the exchanges; 1 where nothing is answered.
+
+    p is for more than `SMALLEST` of the `whole` that heads write: with enough prompts everything that a head writes
+    about an answer, however little, differs from what it writes about others.
+    """
     null = np.stack([x.mean(0) for x in exchanged])
-    above, below = stats.p_against_nulls(score.mean, null), stats.p_against_nulls(-score.mean, -null)
+    above, below = (stats.p_against_nulls(s * score.mean, s * null, margin=SMALLEST * whole) for s in (1, -1))
     p = np.clip(2 * np.minimum(above, below), 0, 1) if answered else np.ones_like(above)
     return {"null": null.mean(0), "p": p, "q": stats.benjamini_hochberg(p)}
 

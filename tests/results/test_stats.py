@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from scipy import stats as scipy_stats
 
+from interp.errors import TaskError
 from interp.results import stats
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +23,7 @@ def rng(seed=0):
     return np.random.default_rng(seed)
 
 
-@pytest.mark.parametrize("m", [3, 8, 16])
+@pytest.mark.parametrize("m", [5, 8, 16])
 def test_p_is_uniform_under_the_null(m):
     draws = rng(m).normal(0.3, 0.05, size=(m + 1, 4000))
     p = stats.p_against_nulls(draws[0], draws[1:])
@@ -36,9 +37,9 @@ def test_p_of_a_shifted_value_is_small_and_one_sided():
 
 
 def test_p_is_students_prediction_interval():
-    null = np.array([1.0, 2, 3, 4])
-    t = (9 - 2.5) / (np.std(null, ddof=1) * np.sqrt(1.25))
-    assert_allclose(stats.p_against_nulls(np.array([9.0]), null[:, None]), [scipy_stats.t.sf(t, 3)], rtol=1e-12)
+    null = np.array([1.0, 2, 3, 4, 5])
+    t = (9 - 3) / (np.std(null, ddof=1) * np.sqrt(1.2))
+    assert_allclose(stats.p_against_nulls(np.array([9.0]), null[:, None]), [scipy_stats.t.sf(t, 4)], rtol=1e-12)
 
 
 def test_a_margin_is_a_smaller_value():
@@ -50,12 +51,39 @@ def test_a_margin_is_a_smaller_value():
 
 def test_p_without_spread():
     null = np.full((5, 3), 0.25)
-    assert_allclose(stats.p_against_nulls(np.array([0.25, 0.5, 0.0]), null), [0.5, 0, 1])
+    found = stats.p_against_nulls(np.array([0.25, 0.5, 0.0]), null)
+    assert_allclose(found, [0.5, stats.LEAST_P, 1])
+    assert found[1] == stats.LEAST_P  # no certainty from draws that happen to agree
 
 
-def test_p_needs_three_draws():
-    with pytest.raises(ValueError, match="2 null draws are too few; at least 3"):
-        stats.p_against_nulls(np.zeros(4), np.zeros((2, 4)))
+def test_differences_below_the_spacing_of_float32_are_none():
+    null = np.full((6, 1), 0.25)
+    assert stats.p_against_nulls(np.array([0.25 * (1 + 2e-8)]), null) > 0.4
+
+
+def test_p_needs_five_draws():
+    with pytest.raises(TaskError, match="4 null draws are too few for a test; at least 5"):
+        stats.p_against_nulls(np.zeros(4), np.zeros((4, 4)))
+
+
+def test_draws_that_do_not_exist_are_none():
+    """p is that of the finite draws alone, and unknown where too few are left or the value is."""
+    null = rng(3).normal(size=(9, 4))
+    value = np.array([2.0, 2.0, 2.0, np.nan])
+    holes = null.copy()
+    holes[6:, 0], holes[4:, 1] = np.nan, np.inf
+    found = stats.p_against_nulls(value, holes, margin=0.3)
+    assert_allclose(found[0], stats.p_against_nulls(value[:1], null[:6, :1], margin=0.3)[0], rtol=1e-12)
+    assert_allclose(found[2], stats.p_against_nulls(value[2:3], null[:, 2:3], margin=0.3)[0], rtol=1e-12)
+    assert np.isnan(found[[1, 3]]).all()
+
+
+def test_q_is_of_what_has_a_p():
+    p = np.array([[0.01, np.nan], [0.04, 0.03]])
+    q = stats.benjamini_hochberg(p)
+    assert np.isnan(q[0, 1])
+    assert_allclose(q[~np.isnan(q)], scipy_stats.false_discovery_control(np.array([0.01, 0.04, 0.03])))
+    assert np.isnan(stats.benjamini_hochberg(np.array([np.nan, np.nan]))).all()
 
 
 def test_resampling_is_drawing_units_with_replacement():

@@ -25,8 +25,9 @@ from interp.backends.hf.rewrite import connect
 from interp.backends.hf.shards import GRADIENTS
 from interp.backends.plan.budget import check_memory
 from interp.backends.plan.capture import Pass, refuse
-from interp.backends.plan.checks import check_reached
+from interp.backends.plan.checks import check_reached, check_visited
 from interp.backends.plan.places import captures, changes
+from interp.backends.turn import State, exclusive, taken
 from interp.batch import Batch, Prompts
 from interp.edits import Edit
 from interp.errors import BackendError, SiteError
@@ -35,6 +36,7 @@ from interp.numerics import evaluating
 from interp.weights.stream import Reads, Writes
 from interp.weights.weights import Weights
 
+OUT_OF_ORDER = "contexts of `editing` are closed in the reverse of the order in which they were opened; all are now"
 PATTERN_STATISTICS = "statistics are of unedited attention; capture the pattern of this layer instead"
 
 
@@ -99,6 +101,7 @@ class HFModel(ModuleModel):
             weights_sha256=checkpoint.weights_sha256,
         )
 
+    @exclusive
     def run(
         self,
         tokens: Prompts,
@@ -124,8 +127,10 @@ class HFModel(ModuleModel):
         rows, n = batch.ids.shape
         check_memory(plan.captures, self.info, (rows, n), self.device, d_mlp=self._d_mlp, logits=stop is None)
         logits = self._forward(batch, plan, start=start, stop=stop)
+        check_visited(plan, self.torch_module)
         return Run(logits, plan.acts)
 
+    @exclusive
     def attention(
         self,
         tokens: Prompts,
@@ -149,6 +154,7 @@ class HFModel(ModuleModel):
                 raise refuse(plan.edits["pattern", layer][0], PATTERN_STATISTICS)
         recorder = Recorder(statistics, layers, method, last=max(layers), padded=batch.padded)
         self._forward(batch, plan, recorder=recorder)
+        check_visited(plan, self.torch_module)
         spread = self.anatomy.shards
         if spread is not None:
             for answers in recorder.answers.values():
@@ -156,32 +162,51 @@ class HFModel(ModuleModel):
         values = {name: torch.stack([recorder.answers[layer][name].cpu() for layer in layers]) for name in statistics}
         return AttentionRun(layers, values)
 
+    @exclusive
     def generate(self, prompts: Prompts, *, edits: Sequence[Edit] = (), **options: Any) -> Tensor:
         """Token ids [batch pos], prompts included (padded on the left), from transformers' own `generate`.
 
         Edits with positions or per-token values are of the prompt's tokens; the others apply to new tokens as well.
         `options` go to transformers; decoding is greedy unless they say otherwise.
         """
-        rows = Batch.of(prompts, self.tokenizer, side="left")
-        batch = self.batch(rows)
+        batch = self.batch(Batch.of(prompts, self.tokenizer, side="left").padded_on("left"))
         with self.editing(edits):
             return generation(self.torch_module, batch, self._standing[-1], options)
 
     @contextlib.contextmanager
     def editing(self, edits: Sequence[Edit]) -> Iterator[None]:
         """Context in which edits apply to `run`, `attention`, `generate`, and calls of `torch_module` itself."""
-        plan = self._plan((), edits)
-        outer = self._standing[-1:]
-        for other in outer:
-            other.on = False
-        self._standing.append(plan)
-        try:
-            with evaluating(self.torch_module), standing(self.torch_module, self.anatomy, plan):
-                yield
-        finally:
-            self._standing.pop()
+        with taken(self):
+            before = self.state()
+            plan = self._plan((), edits)
+            outer = self._standing[-1:]
             for other in outer:
-                other.on = True
+                other.on = False
+            self._standing.append(plan)
+            try:
+                with evaluating(self.torch_module), standing(self.torch_module, self.anatomy, plan):
+                    yield
+            finally:
+                self._close(plan, before)
+                for other in outer:
+                    other.on = True
+
+    def _close(self, plan: Pass, before: State) -> None:
+        """End the edits of a context. One that is closed before those inside it ends them too, and says so."""
+        if plan.ended is not None:
+            plan.ended.restore()
+        elif self._standing[-1] is plan:
+            self._standing.pop()
+        else:
+            at = next(i for i, other in enumerate(self._standing) if other is plan)
+            for other in self._standing[at:]:
+                other.on, other.ended = False, before
+            before.restore()
+            raise BackendError(OUT_OF_ORDER)
+
+    def state(self) -> State:
+        """What a run may change of the model, as it is now."""
+        return State(self.torch_module.modules(), [self._standing])
 
     def _plan(self, capture: Capture, edits: Sequence[Edit], *, gradients: bool = False) -> Pass:
         """Plan of a run: edits of `editing` contexts, then its own edits and captures; missing places are refused."""

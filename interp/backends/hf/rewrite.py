@@ -36,6 +36,7 @@ def connect(recorder: Recorder, plan: Pass, spread: Shards | None = None) -> Rec
     def mix(layer: int, call: Call, z: Tensor) -> Tensor:
         if not plan.on or not plan.asks(layer, "pattern"):
             return z
+        plan.visited.add(("pattern", layer))
         if spread is None:
             return mix_heads(layer, call, z)
         return spread.local(mix_heads(layer, spread.whole(call), spread.gather(z, 2)), 2)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from interp.attention import Statistic, StopForward
 from interp.backends.base import ModuleModel
+from interp.backends.hf.model import OUT_OF_ORDER
 from interp.backends.lens.dense import DenseStatistics
 from interp.backends.lens.info import lens_info
 from interp.backends.lens.parts import observe
@@ -27,7 +28,8 @@ from interp.backends.lens.visitor import Visitor
 from interp.backends.lens.weights import read_weights
 from interp.backends.lens.writes import read_reads, read_writes
 from interp.backends.plan.budget import check_memory
-from interp.backends.plan.checks import check_reached
+from interp.backends.plan.checks import check_reached, check_visited
+from interp.backends.turn import State, exclusive, taken
 from interp.batch import Batch, Prompts
 from interp.edits import Edit
 from interp.errors import BackendError, SiteError
@@ -53,7 +55,7 @@ class LensModel(ModuleModel):
         self.bridge = bridge
         self.tokenizer = bridge.tokenizer
         self.torch_module = bridge.original_model
-        self._standing: tuple[Edit, ...] = ()
+        self._standing: list[Edit] = []
         with evaluating(self.torch_module), torch.no_grad():
             self.parts = observe(bridge, self._call)
         self.info: ModelInfo = lens_info(bridge, self.parts, name=name, commit=commit, method=METHOD)
@@ -62,6 +64,7 @@ class LensModel(ModuleModel):
         """One line: name, family and sizes."""
         return f"{super().__repr__()[:-1]}, through TransformerLens>"
 
+    @exclusive
     def run(
         self,
         tokens: Prompts,
@@ -84,11 +87,13 @@ class LensModel(ModuleModel):
         check_reached(visitor, self.info.n_layers, start=start, stop=stop, shape=shape)
         check_memory(visitor.captures, self.info, visitor.shape, batch.ids.device, logits=stop is None)
         logits = self._forward(batch, LensPass(self.parts, visitor, start=start, stop=stop))
+        check_visited(visitor, self.bridge)
         return Run(logits, visitor.acts)
 
+    @exclusive
     def generate(self, prompts: Prompts, *, edits: Sequence[Edit] = (), **options: Any) -> Tensor:
         """Token ids [batch pos], prompt included, as transformers' `generate` gives them, under edits."""
-        batch = self.batch(Batch.of(prompts, self.tokenizer, side="left"))
+        batch = self.batch(Batch.of(prompts, self.tokenizer, side="left").padded_on("left"))
         visitor = Visitor(self.info, (), [*self._standing, *edits], batch.mask)
         visitor.check(self.parts.missing)
         with self._ready(gradients=False), LensPass(self.parts, visitor).attached(self._masked):
@@ -97,13 +102,23 @@ class LensModel(ModuleModel):
     @contextlib.contextmanager
     def editing(self, edits: Sequence[Edit]) -> Iterator[None]:
         """Context in which edits apply to everything the model does."""
-        before = self._standing
-        self._standing = (*before, *edits)
-        try:
-            yield
-        finally:
-            self._standing = before
+        with taken(self):
+            count = len(self._standing)
+            self._standing += edits
+            try:
+                yield
+            finally:
+                inner = len(self._standing) - count - len(edits)
+                del self._standing[count:]
+                if inner > 0:
+                    raise BackendError(OUT_OF_ORDER)
 
+    def state(self) -> State:
+        """What a run may change of the bridge and of the module inside, as it is now."""
+        modules = dict.fromkeys([*self.bridge.modules(), *self.torch_module.modules()])
+        return State(modules, [self._standing])
+
+    @exclusive
     def attention(
         self,
         tokens: Prompts,
@@ -130,6 +145,7 @@ class LensModel(ModuleModel):
         visitor = Visitor(self.info, (), [*self._standing, *edits], batch.mask)
         visitor.check(self.parts.missing)
         self._forward(batch, LensPass(self.parts, visitor, dense=dense))
+        check_visited(visitor, self.bridge)
         values = {name: torch.stack([dense.answers[layer][name] for layer in layers]) for name in statistics}
         return AttentionRun(layers, values)
 

@@ -57,6 +57,7 @@ class Visitor(Pass):
 
     def pattern(self, layer: int, x: Tensor, visible: Bool[Tensor, "batch query key"]) -> Tensor:
         """Pattern [batch head query key] after the edits that act behind the softmax; captured on the way."""
+        self.visited.add(("pattern", layer))
         edits = [e for e in self.edits.get(("pattern", layer), ()) if not edits_scores(e)]
         if edits:
             x = edit_pattern(x.flatten(0, 1), self._tile(x, visible), edits, layer=layer).view_as(x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool
@@ -27,6 +28,8 @@ class Pass:
     Attributes:
         acts: what was kept. mask: real tokens of the prompts. offset: column of the first token of this pass.
         on: False while edits of a context make way for a run that carries them itself.
+        visited: places that the pass came by.
+        ended: the state to go back to, where an outer context was closed first.
     """
 
     def __init__(
@@ -42,6 +45,8 @@ class Pass:
         self.mask: Bool[Tensor, "batch prompt"] = torch.ones(0, 0, dtype=torch.bool)
         self.shape = (0, 0)
         self.offset, self.on, self.frozen = 0, True, False
+        self.visited: set[Place] = set()
+        self.ended: Any = None
 
     def begin(self, mask: Bool[Tensor, "batch prompt"] | None, shape: tuple[int, int], offset: int = 0) -> None:
         """Start of a forward pass of `shape` tokens; a pass that continues a prompt keeps the prompt's mask."""
@@ -70,6 +75,7 @@ class Pass:
         """The activation of a place after its edits; what was asked for is kept."""
         if not self.on:
             return x
+        self.visited.add((kind, layer))
         edits = self.edits.get((kind, layer))
         if edits:
             x = self._change(x, edits, layer, self.offset if offset is None else offset)

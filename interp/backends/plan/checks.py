@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 from jaxtyping import Bool
-from torch import Tensor
+from torch import Tensor, nn
 
 from interp.backends.plan.capture import Pass, refuse
 from interp.backends.plan.places import Place
@@ -14,6 +14,10 @@ from interp.edits import Edit
 from interp.errors import BackendError, SiteError
 from interp.sites import Site
 
+COMPILED = (
+    "the model is compiled, and compiled code calls no hooks: load it before torch.compile (or give the module inside, "
+    "`model._orig_mod`)"
+)
 FIXED = "is a consequence of the residual stream, not a value of its own; edit resid_pre or resid_mid instead"
 
 
@@ -43,6 +47,31 @@ def check_reached(
                 raise refuse(thing, f"the run stops after layer {last} and does not come by here")
         elif not first <= layer <= last:
             raise refuse(thing, f"layer {layer} is not run; this run has layers {first} to {last}")
+
+
+def check_visited(plan: Pass, module: nn.Module) -> None:
+    """Refuse a pass that did not come by every place of the plan: what was to happen there did not.
+
+    Raises:
+        BackendError: names the first such place.
+    """
+    for (kind, layer), thing in places_of(plan):
+        if (kind, layer) in plan.visited:
+            continue
+        site = thing.site if isinstance(thing, Edit) else thing
+        why = COMPILED if compiled(module) else "its module was not called as when the model was loaded"
+        raise BackendError(f"{site}: the pass did not come by here: {why}")
+
+
+def compiled(module: nn.Module) -> str | None:
+    """Name of a part that torch.compile has taken over, so that no hook of ours fires in it; None without any."""
+    for name, part in module.named_modules():
+        own = part.__dict__.get("forward")
+        if getattr(part, "_compiled_call_impl", None) is not None or hasattr(part, "_orig_mod"):
+            return name or type(part).__name__
+        if own is not None and hasattr(own, "_torchdynamo_orig_callable"):
+            return name or type(part).__name__
+    return None
 
 
 def places_of(plan: Pass) -> Iterator[tuple[Place, Site | Edit]]:

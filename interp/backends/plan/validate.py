@@ -11,11 +11,9 @@ def check_batch(batch: Batch, info: ModelInfo) -> Batch:
     """The batch, if the model can run it.
 
     Raises:
-        TaskError: empty, longer than the model's context, or ids outside its vocabulary.
+        TaskError: empty, padded within a prompt, longer than the model's context, or ids outside its vocabulary.
     """
-    length = int(batch.mask.sum(1).max())
-    if length == 0:
-        raise TaskError("empty prompt: at least one token is needed in each")
+    length = int(batch.checked().mask.sum(1).max())
     if info.context is not None and length > info.context:
         raise TaskError(f"prompt of {length} tokens is longer than the model's context of {info.context}")
     low, high = int(batch.ids.min()), int(batch.ids.max())

@@ -14,7 +14,7 @@ from tolerance import assert_equal_to_rounding
 import interp
 from interp.errors import TaskError
 from interp.measurement.prompts import T0
-from interp.results.stats import p_above
+from interp.results.stats import LEAST_P, p_above
 from probes.attention import temporal_context
 from probes.relevance import divergence_map, flow, rollout
 from probes.relevance._divergence import jensen_shannon
@@ -108,7 +108,9 @@ def test_a_single_peak_fits_the_temporal_context_model_only_at_lags_zero_and_one
 def test_p_above():
     same = np.full((5, 2), 0.3)
     same[:, 1] = np.nan
-    assert_allclose(p_above(same, margin=0.2), [0, 1])
-    assert_allclose(p_above(same, margin=0.3), [1, 1])
+    assert_allclose(p_above(same, margin=0.2), [0.5**5, np.nan])  # the sign test's
+    assert_allclose(p_above(same, margin=0.3), [1, np.nan])
+    sure = np.random.default_rng(0).normal(1e9, 1, size=(30, 1))
+    assert p_above(sure) == LEAST_P
     with pytest.raises(TaskError, match="at least 3"):
         p_above(same[:2])

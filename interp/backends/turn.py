@@ -1,0 +1,204 @@
+"""`Turn`: one thread at a time on one model, and a model that is afterwards as it was, whatever ended the run.
+
+Every backend's `run`, `attention`, `generate` and `editing` take the model's turn. Inside it other threads wait for up
+to `WAIT` seconds; a forward pass of their own through the module is refused meanwhile, since it would carry out our
+edits. A turn of the thread that has it already (a run inside `editing`) is taken at once.
+
+Each place that changes the model puts it back itself. An interrupt can come in the middle of that, so the state is
+written down when the turn is taken and put back by two guards, one around the other: an interrupt stops one of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+import torch
+from torch import nn
+
+from interp.attention import current_recorder, set_recorder
+from interp.errors import BackendError
+from interp.model import ModelInfo
+
+P = ParamSpec("P")
+R = TypeVar("R")
+M = TypeVar("M", bound="Exclusive")
+
+WAIT = 600.0
+"""Seconds that a thread waits for a model that another one runs."""
+_IMPLEMENTATION = "_attn_implementation_internal"  # where transformers' configurations keep it
+_POINTS = "fwd_hooks"  # where TransformerLens' hook points keep theirs
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+_ABOUT = {
+    "_forward_pre_hooks": ("_forward_pre_hooks_with_kwargs",),
+    "_forward_hooks": ("_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+}
+
+
+class State:
+    """What a run may change of a model, as it is now.
+
+    Args:
+        modules: all of the model's.
+        lists: further lists, restored to what they hold now (the plans that stand in a context).
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], lists: Sequence[list[Any]] = ()) -> None:
+        self.modules = list(modules)
+        self.hooks = {m: [tuple(getattr(m, kind)) for kind in _HOOKS] for m in self.modules if _hooked(m)}
+        self.training = [m for m in self.modules if m.training]
+        self.forwards = {m: m.__dict__["forward"] for m in self.modules if "forward" in m.__dict__}
+        self.configs = {id(c): c for m in self.modules if (c := m.__dict__.get("config")) is not None}
+        self.attention = {i: getattr(c, _IMPLEMENTATION, None) for i, c in self.configs.items()}
+        self.points = {m: list(hooks) for m in self.modules if (hooks := m.__dict__.get(_POINTS))}
+        self.lists = [(x, list(x), [getattr(item, "on", None) for item in x]) for x in lists]
+        self.trainable = [p for m in self.modules for p in m._parameters.values() if p is not None and p.requires_grad]
+        self.grad, self.recorder = torch.is_grad_enabled(), current_recorder()
+
+    def restore(self) -> None:
+        """Put everything back; what is as it was stays as it is."""
+        set_recorder(self.recorder)
+        torch._C._set_grad_enabled(self.grad)
+        training = set(self.training)
+        for module in self.modules:
+            self._unhook(module)
+            if module.training != (module in training):
+                module.training = module in training
+            forward = self.forwards.get(module)
+            if module.__dict__.get("forward") is not forward:
+                module.__dict__.pop("forward")
+                if forward is not None:
+                    module.__dict__["forward"] = forward
+        for i, config in self.configs.items():
+            if getattr(config, _IMPLEMENTATION, None) != self.attention[i]:
+                setattr(config, _IMPLEMENTATION, self.attention[i])
+        for parameter in self.trainable:
+            if not parameter.requires_grad:
+                parameter.requires_grad = True
+        for given, items, on in self.lists:
+            given[:] = items
+            for item, value in zip(items, on, strict=True):
+                if value is not None:
+                    item.on = value
+
+    def _unhook(self, module: nn.Module) -> None:
+        before = self.hooks.get(module, [(), ()])
+        for kind, kept in zip(_HOOKS, before, strict=True):
+            table = getattr(module, kind)
+            for key in [k for k in table if k not in kept]:
+                del table[key]
+                for about in _ABOUT[kind]:
+                    getattr(module, about).pop(key, None)
+        if module.__dict__.get(_POINTS):
+            module.__dict__[_POINTS][:] = self.points.get(module, [])
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+class Turn:
+    """The turn of one module: who has it, and how often the thread has taken it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.owner: int | None = None
+
+    def wait(self, name: str) -> None:
+        """Return once no other thread has the turn.
+
+        Raises:
+            BackendError: it is held for longer than `WAIT` seconds.
+        """
+        until, me = time.monotonic() + WAIT, threading.get_ident()
+        while self.owner not in (None, me):
+            if time.monotonic() > until:
+                raise BackendError(
+                    f"{name}: another thread has been running this model for {WAIT:g} s; wait for it, or load the model "
+                    "a second time for this thread"
+                )
+            time.sleep(0.0005)
+
+    def guard(self, module: nn.Module, _: Any) -> None:
+        """A forward pre-hook that refuses another thread's own pass."""
+        if self.owner not in (None, threading.get_ident()):
+            raise BackendError(
+                f"{type(module).__name__}: another thread is running this model with captures or edits; call it through "
+                "`Model.run`, which waits, or give each thread a model of its own"
+            )
+
+
+class Guard:
+    """Puts a state back when a run ends with an exception, and gives the turn back in any case."""
+
+    def __init__(self, turn: Turn, state: State, takes: nn.Module | None = None) -> None:
+        self.turn, self.state, self.takes = turn, state, takes
+        self.before = turn.owner
+        self.handle: Any = None
+
+    def __enter__(self) -> Guard:
+        if self.takes is not None and self.before is None:
+            self.turn.owner = threading.get_ident()
+            self.handle = self.takes.register_forward_pre_hook(self.turn.guard, prepend=True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.handle is not None:
+            self.handle.remove()
+        if kind is not None:
+            self.state.restore()
+        self.turn.owner = self.before
+
+
+_turns: weakref.WeakKeyDictionary[nn.Module, Turn] = weakref.WeakKeyDictionary()
+_turns_lock = threading.Lock()
+
+
+def turn_of(module: nn.Module) -> Turn:
+    """The turn of a module, the same for every `Model` around it."""
+    with _turns_lock:
+        if module not in _turns:
+            _turns[module] = Turn()
+        return _turns[module]
+
+
+class Exclusive(Protocol):
+    """A model that takes turns."""
+
+    torch_module: Any
+    info: ModelInfo
+
+    def state(self) -> State:
+        """What a run may change of it, as it is now."""
+        ...
+
+
+@contextlib.contextmanager
+def taken(model: Exclusive) -> Iterator[None]:
+    """Context in which this thread alone runs a model; afterwards it is as it was."""
+    turn = turn_of(model.torch_module)
+    turn.wait(model.info.name)
+    with turn.lock:
+        state = model.state()
+        with Guard(turn, state), Guard(turn, state, takes=model.torch_module):
+            yield
+
+
+def exclusive(method: Callable[Concatenate[M, P], R]) -> Callable[Concatenate[M, P], R]:
+    """A method of a model that takes its turn."""
+
+    @functools.wraps(method)
+    def held(self: M, *args: P.args, **kwargs: P.kwargs) -> R:
+        turn = turn_of(self.torch_module)
+        turn.wait(self.info.name)
+        with turn.lock:
+            state = self.state()
+            with Guard(turn, state), Guard(turn, state, takes=self.torch_module):
+                return method(self, *args, **kwargs)
+
+    return held
