@@ -76,11 +76,11 @@ class Found:
     def summary(self) -> str:
         """A few lines for a terminal."""
         row = self.table().iloc[0]
-        told = self.provenance
+        provenance = self.provenance
         return "\n".join(
             [
-                f"{told['method']} on {told['data']['task']}: {self.graph.n_edges} of {self.graph.layout.n_edges} "
-                f"edges ({self.graph.fraction:.1%}), {len(self.graph.nodes)} nodes",
+                f"{provenance['method']} on {provenance['data']['task']}: {self.graph.n_edges} of "
+                f"{self.graph.layout.n_edges} edges ({self.graph.fraction:.1%}), {len(self.graph.nodes)} nodes",
                 f"faithfulness {row['faithfulness']:.3f} ({row['ci_low']:.3f} .. {row['ci_high']:.3f}) on {row['n']} "
                 f"held-out prompts: {row['metric']} {row['value']:.3f} with these edges, {row['full']:.3f} with all, "
                 f"{row['empty']:.3f} with none ({row['ablation']})",
@@ -163,87 +163,97 @@ def circuit(
             circuit without any edge.
         TaskError: a task that is not known, or prompts without others to judge on.
     """
-    chosen = find_method(method)
-    chosen.check(options)
-    judging = {"edges": edges, "held_out": held_out, "ablation": ablation, "n_random": n_random, "control": control}
-    _refuse(chosen, judging)
-    if chosen.gives == "table":
-        finding = named_task(task, model, n=n_prompts, seed=seed) if isinstance(task, str) else task
-        table = chosen.run(model, finding, metric=metric, batch_size=batch_size, seed=seed, **options)
+    entry = find_method(method)
+    entry.check(options)
+    judge_options = {
+        "edges": edges,
+        "held_out": held_out,
+        "ablation": ablation,
+        "n_random": n_random,
+        "control": control,
+    }
+    _refuse_options(entry, judge_options)
+    if entry.gives == "table":
+        search_task = named_task(task, model, n=n_prompts, seed=seed) if isinstance(task, str) else task
+        table = entry.run(model, search_task, metric=metric, batch_size=batch_size, seed=seed, **options)
         assert isinstance(table, Result)  # what a method gives is declared
-        return replace(table, provenance={**_own(chosen, table.provenance), "data": finding.provenance()})
-    finding, judged_on = _prompts(model, task, held_out, n=n_prompts, seed=seed)
-    layout = Case.of(model, finding, metric=metric).layout
+        return replace(table, provenance={**_own(entry, table.provenance), "data": search_task.provenance()})
+    search_task, judge_task = _prompts(model, task, held_out, n=n_prompts, seed=seed)
+    layout = Case.of(model, search_task, metric=metric).layout
     if edges is not None and not 0 < edges <= layout.n_edges:
         raise SchemaError(f"{edges} edges asked for; expected 1 to {layout.n_edges}")
-    if edges is not None and chosen.gives == "circuit":
+    if edges is not None and entry.gives == "circuit":
         options = {**options, "edges": edges}
-    scored = chosen.run(model, finding, metric=metric, batch_size=batch_size, seed=seed, **options)
-    assert isinstance(scored, Graph)
-    return _judged(model, finding, judged_on, scored, judging, chosen, metric=metric, batch_size=batch_size, seed=seed)
+    scores = entry.run(model, search_task, metric=metric, batch_size=batch_size, seed=seed, **options)
+    assert isinstance(scores, Graph)
+    return _outcome(
+        model, search_task, judge_task, scores, judge_options, entry, metric=metric, batch_size=batch_size, seed=seed
+    )
 
 
-def _refuse(chosen: CircuitMethod, judging: Mapping[str, Any]) -> None:
+def _refuse_options(method: CircuitMethod, judge_options: Mapping[str, Any]) -> None:
     """Options of how a circuit is chosen and judged that mean nothing for this method."""
-    if chosen.gives == "circuit" and judging["edges"] is not None and "edges" not in chosen.options:
+    if method.gives == "circuit" and judge_options["edges"] is not None and "edges" not in method.options:
         raise SchemaError(
-            f"{chosen.name!r} chooses its edges itself; leave `edges` out, or take a method that scores them"
+            f"{method.name!r} chooses its edges itself; leave `edges` out, or take a method that scores them"
         )
     defaults = inspect.signature(circuit).parameters
-    for name, value in judging.items() if chosen.gives == "table" else ():
+    for name, value in judge_options.items() if method.gives == "table" else ():
         if value != defaults[name].default:
-            raise SchemaError(f"{chosen.name!r} gives a table of components and no circuit; leave `{name}` out")
+            raise SchemaError(f"{method.name!r} gives a table of components and no circuit; leave `{name}` out")
 
 
-def _own(chosen: CircuitMethod, scores: Mapping[str, Any]) -> dict[str, Any]:
+def _own(method: CircuitMethod, scores: Mapping[str, Any]) -> dict[str, Any]:
     """What provenance says beside the call: the method, the metric, and the call that the method made of it."""
     plain = json.loads(json.dumps(dict(scores), default=str))
-    return {"method": chosen.name, "metric": plain.get("metric"), "scores": plain}
+    return {"method": method.name, "metric": plain.get("metric"), "scores": plain}
 
 
-def _judged(
+def _outcome(
     model: Model,
-    finding: PromptTask,
-    judged_on: PromptTask,
-    scored: Graph,
-    judging: Mapping[str, Any],
-    chosen: CircuitMethod,
+    search_task: PromptTask,
+    judge_task: PromptTask,
+    scores: Graph,
+    judge_options: Mapping[str, Any],
+    method: CircuitMethod,
     *,
     metric: str | None,
     batch_size: int,
     seed: int,
 ) -> Found:
     """The circuit that scores lead to (or that was chosen), and what held-out prompts say of it."""
-    how = {"metric": metric, "ablation": judging["ablation"], "batch_size": batch_size}
-    if chosen.gives == "circuit":
-        graph, sizes, size = scored, None, scored.n_edges
+    how = {"metric": metric, "ablation": judge_options["ablation"], "batch_size": batch_size}
+    if method.gives == "circuit":
+        graph, sizes, size = scores, None, scores.n_edges
     else:
-        size = judging["edges"] or _size(model, finding, scored, **how)
-        graph = Graph.full(scored.layout, scored.scores, columns=scored.columns).greedy(size)
-        sizes = curve(model, judged_on, scored, **how)
+        size = judge_options["edges"] or _size(model, search_task, scores, **how)
+        graph = Graph.full(scores.layout, scores.scores, columns=scores.columns).greedy(size)
+        sizes = curve(model, judge_task, scores, **how)
     if not graph.n_edges:
-        raise SchemaError(f"{chosen.name!r} found no edge: there is no circuit to judge")
-    verdict = faithfulness(model, judged_on, graph, **how)
-    random = random_circuits(graph, n=judging["n_random"], seed=seed, how=judging["control"])
-    data = {**finding.provenance(), "judged_on": judged_on.provenance()}
-    own = {**_own(chosen, scored.provenance), "metric": verdict.metric, "edges": size, "data": data}
-    return Found(graph, scored, verdict, faithfulness(model, judged_on, random, **how), sizes, own)
+        raise SchemaError(f"{method.name!r} found no edge: there is no circuit to judge")
+    verdict = faithfulness(model, judge_task, graph, **how)
+    random = random_circuits(graph, n=judge_options["n_random"], seed=seed, how=judge_options["control"])
+    data = {**search_task.provenance(), "judged_on": judge_task.provenance()}
+    own = {**_own(method, scores.provenance), "metric": verdict.metric, "edges": size, "data": data}
+    return Found(graph, scores, verdict, faithfulness(model, judge_task, random, **how), sizes, own)
 
 
 def _prompts(
     model: Model, task: str | PromptTask, held_out: PromptTask | None, *, n: int, seed: int
 ) -> tuple[PromptTask, PromptTask]:
     if isinstance(task, str):
-        finding = named_task(task, model, n=n, seed=seed)
-        return finding, held_out or named_task(task, model, n=n, seed=seed, split="held-out")
+        search_task = named_task(task, model, n=n, seed=seed)
+        return search_task, held_out or named_task(task, model, n=n, seed=seed, split="held-out")
     if held_out is None:
         raise TaskError(f"{task.name}: prompts were given and none to judge on; pass `held_out` as well")
     return task, held_out
 
 
-def _size(model: Model, task: PromptTask, scored: Graph, **judged: Any) -> int:
+def _size(model: Model, task: PromptTask, scores: Graph, **options: Any) -> int:
     """The smallest size that is faithful enough, on the prompts that the scores are of."""
     fractions = tuple(f for f in FRACTIONS if f <= LARGEST)
-    found = curve(model, task, scored, fractions=fractions, **judged)
-    enough = [f for f, faith in zip(fractions, found.verdict.faithfulness, strict=True) if faith >= TARGET]
-    return max(1, round(min(enough, default=LARGEST) * scored.layout.n_edges))
+    size_curve = curve(model, task, scores, fractions=fractions, **options)
+    faithful_fractions = [
+        f for f, faith in zip(fractions, size_curve.verdict.faithfulness, strict=True) if faith >= TARGET
+    ]
+    return max(1, round(min(faithful_fractions, default=LARGEST) * scores.layout.n_edges))

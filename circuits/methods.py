@@ -79,11 +79,11 @@ class CircuitMethod:
         """
         for option in options:
             if option not in self.options:
-                has = nearest(option, self.options) if self.options else "it has none of its own"
-                raise SchemaError(f"{self.name!r} has no option {option!r}; {has}")
+                hint = nearest(option, self.options) if self.options else "it has none of its own"
+                raise SchemaError(f"{self.name!r} has no option {option!r}; {hint}")
 
 
-_registered: dict[str, CircuitMethod] = {}
+_registry: dict[str, CircuitMethod] = {}
 
 
 def circuit_method(
@@ -105,7 +105,7 @@ def circuit_method(
     """Register a method; what the arguments are is said at `CircuitMethod`."""
 
     def decorate(run: Run) -> Run:
-        _registered[name] = CircuitMethod(
+        _registry[name] = CircuitMethod(
             name=name,
             title=title,
             gives=gives,
@@ -128,7 +128,7 @@ def circuit_method(
 
 def names() -> tuple[str, ...]:
     """Names of all methods; no method's module is imported."""
-    return tuple(sorted({*plugin_names(CIRCUIT_METHODS), *_registered}))
+    return tuple(sorted({*plugin_names(CIRCUIT_METHODS), *_registry}))
 
 
 def find(name: str) -> CircuitMethod:
@@ -137,23 +137,23 @@ def find(name: str) -> CircuitMethod:
     Raises:
         SchemaError: no such method, or an announced one that its module does not register.
     """
-    if name not in _registered:
+    if name not in _registry:
         entries = metadata.entry_points(group=CIRCUIT_METHODS, name=name)
         if not entries:
             raise SchemaError(f"unknown method {name!r}; {nearest(name, names())}")
         for entry in entries:
             entry.load()
-    if name not in _registered:
+    if name not in _registry:
         raise SchemaError(f"a package announces the circuit method {name!r} and does not register it")
-    return _registered[name]
+    return _registry[name]
 
 
 def circuit_methods() -> dict[str, CircuitMethod]:
     """Every method by name, built-in ones and plug-ins, in the order they are shown."""
-    known = []
+    methods = []
     for name in names():
         try:
-            known.append(find(name))
+            methods.append(find(name))
         except ImportError as error:  # one broken plug-in must not take the others down
             log.warning("the circuit method %s is left out: %s", name, error)
-    return {method.name: method for method in sorted(known, key=lambda m: (m.order, m.name))}
+    return {method.name: method for method in sorted(methods, key=lambda m: (m.order, m.name))}

@@ -61,12 +61,12 @@ class Contraction:
         begin, stop, _ = senders.indices(n[0])
         for rows, span in self._tiles(batch, pos, width):
             where = (rows, span)
-            sent = self._sent(change, where)
-            parts = None if labels is None else _one_hot(labels[where], n_labels, sent)
-            for columns, pulled in self._pulled(slopes, where, positions):
+            writes = self._tile_writes(change, where)
+            parts = None if labels is None else _one_hot(labels[where], n_labels, writes)
+            for columns, gradients in self._slot_gradients(slopes, where, positions):
                 last = min(stop, self.before[columns.start])
                 if last > begin:
-                    scores[:, rows, begin:last, columns] += _product(sent[begin:last], pulled, parts)
+                    scores[:, rows, begin:last, columns] += _product(writes[begin:last], gradients, parts)
         self._logits(scores, case, change, slopes, (begin, stop), labels)
         return scores
 
@@ -82,24 +82,24 @@ class Contraction:
             for first in range(0, pos, tokens):
                 yield slice(row, row + 1), slice(first, first + tokens)
 
-    def _sent(self, change: Written, where: tuple[slice, slice]) -> Float[Tensor, "sender batch pos d_model"]:
+    def _tile_writes(self, change: Written, where: tuple[slice, slice]) -> Float[Tensor, "sender batch pos d_model"]:
         """What every sender adds to the stream at the tokens of a tile."""
         embed = change.embed[where]
-        sent = embed.new_empty(len(self.layout.senders), *embed.shape)
-        sent[0], at = embed, 1
+        writes = embed.new_empty(len(self.layout.senders), *embed.shape)
+        writes[0], at = embed, 1
         for layer in range(self.layout.n_layers):
             if layer in change.heads:
                 z = change.heads[layer][where]
                 heads = z.shape[2]
-                out = sent[at : at + heads].view(heads, -1, embed.shape[-1])
+                out = writes[at : at + heads].view(heads, -1, embed.shape[-1])
                 torch.bmm(z.reshape(-1, *z.shape[2:]).transpose(0, 1), self._output(layer, z), out=out)
                 at += heads
             if layer in change.mlps:
-                sent[at] = change.mlps[layer][where]
+                writes[at] = change.mlps[layer][where]
                 at += 1
-        return sent
+        return writes
 
-    def _pulled(
+    def _slot_gradients(
         self, slopes: Slopes, where: tuple[slice, slice], positions: Int[Tensor, "batch pos"]
     ) -> Iterator[tuple[slice, Float[Tensor, "slot batch pos d_model"]]]:
         """Gradients at the stream through each slot, of q, k and v of a layer together, then of its MLP."""
@@ -118,20 +118,20 @@ class Contraction:
         matrices, norm = self._slot(layer, x)
         tokens = x.shape[0] * x.shape[1]
         divisor = None if norm is None else norm.divisor(x).reshape(tokens, 1, 1)
-        pulled = x.new_empty(sum(m.shape[0] for m in matrices), tokens, x.shape[-1])
+        gradients = x.new_empty(sum(m.shape[0] for m in matrices), tokens, x.shape[-1])
         at = 0
         for grad, matrix in zip(grads, matrices, strict=True):
             flat = grad.reshape(tokens, *grad.shape[2:])
             flat = flat if divisor is None else flat / divisor
-            torch.bmm(flat.transpose(0, 1), matrix, out=pulled[at : at + len(matrix)])
+            torch.bmm(flat.transpose(0, 1), matrix, out=gradients[at : at + len(matrix)])
             at += len(matrix)
         if norm is not None and divisor is not None:
             centred = (x - x.mean(-1, keepdim=True) if norm.centred else x).reshape(tokens, -1)
-            along = torch.bmm(pulled.transpose(0, 1), centred[:, :, None])  # token slot 1
+            along = torch.bmm(gradients.transpose(0, 1), centred[:, :, None])  # token slot 1
             along = along.transpose(0, 1) / (-x.shape[-1] * divisor.reshape(1, tokens, 1).square())
-            pulled.addcmul_(along, centred[None])
+            gradients.addcmul_(along, centred[None])
         first = self.layout.slot(layer, "q")
-        return slice(first, first + at), pulled.view(at, *x.shape)
+        return slice(first, first + at), gradients.view(at, *x.shape)
 
     def _logits(
         self,
@@ -151,16 +151,16 @@ class Contraction:
             {i: x[rows, end][:, None] for i, x in change.heads.items()},
             {i: x[rows, end][:, None] for i, x in change.mlps.items()},
         )
-        sent = self._sent(only, (slice(None), slice(None)))[slice(*senders), :, 0]
-        scores[part, rows, slice(*senders), -1] += torch.einsum("ubd,bd->bu", sent, slopes.end)
+        writes = self._tile_writes(only, (slice(None), slice(None)))[slice(*senders), :, 0]
+        scores[part, rows, slice(*senders), -1] += torch.einsum("ubd,bd->bu", writes, slopes.end)
 
     def _slot(self, layer: int, like: Tensor) -> tuple[list[Tensor], Norm | None]:
         """[head d_head d_model] of q, k and v with the norm's gain and centring, and the norm."""
         if layer not in self._slots:
             w, norm = self.ports.layer(layer), self.ports.reads[layer].attn
             matrices = [getattr(w, f"w_{port}").mT for port in QKV]
-            folded = [m.contiguous() if norm is None else norm.transpose(m).contiguous() for m in matrices]
-            self._slots[layer] = [m.to(like) for m in folded], None if norm is None else norm.to(like.device)
+            folded_matrices = [m.contiguous() if norm is None else norm.transpose(m).contiguous() for m in matrices]
+            self._slots[layer] = [m.to(like) for m in folded_matrices], None if norm is None else norm.to(like.device)
         return self._slots[layer]
 
     def _output(self, layer: int, like: Tensor) -> Float[Tensor, "head d_value d_model"]:
@@ -177,14 +177,14 @@ def _one_hot(labels: Int[Tensor, "batch pos"], n: int, like: Tensor) -> Float[Te
 
 
 def _product(
-    sent: Float[Tensor, "sender batch pos d_model"],
-    pulled: Float[Tensor, "slot batch pos d_model"],
+    writes: Float[Tensor, "sender batch pos d_model"],
+    gradients: Float[Tensor, "slot batch pos d_model"],
     parts: Float[Tensor, "label batch pos"] | None,
 ) -> Float[Tensor, "label batch sender slot"]:
     """sum over tokens of d . g, or over those of each label."""
     if parts is None:
-        d, g = (x.flatten(2).transpose(0, 1) for x in (sent, pulled))
+        d, g = (x.flatten(2).transpose(0, 1) for x in (writes, gradients))
         return torch.bmm(d, g.mT)[None]
-    d, g = (x.flatten(1, 2).transpose(0, 1) for x in (sent, pulled))
-    by_token = torch.bmm(d, g.mT).unflatten(0, sent.shape[1:3])
+    d, g = (x.flatten(1, 2).transpose(0, 1) for x in (writes, gradients))
+    by_token = torch.bmm(d, g.mT).unflatten(0, writes.shape[1:3])
     return torch.einsum("rbp,bpuw->rbuw", parts, by_token)

@@ -49,10 +49,10 @@ class Plan:
 
     def __str__(self) -> str:
         parts = sorted(((size, name) for name, size in self.memory.items() if size), reverse=True)
-        listed = ", ".join(f"{name} {human_bytes(size)}" for size, name in parts)
+        breakdown = ", ".join(f"{name} {human_bytes(size)}" for size, name in parts)
         return (
             f"{self.method} of {self.n_prompts} prompts of {self.n_tokens} tokens: {self.forwards:g} forward and "
-            f"{self.backwards:g} backward passes in {self.calls} portions, {human_bytes(self.total)} ({listed})"
+            f"{self.backwards:g} backward passes in {self.calls} portions, {human_bytes(self.total)} ({breakdown})"
         )
 
     def require(self) -> None:
@@ -99,10 +99,10 @@ def plan(
     edges = len(layout.senders) * len(layout.slots)
     parts = len(task.roles) + 1 if by_role else 1
     forwards, backwards = _passes(method, [at for at, _ in path], info.n_layers)
-    held = 2 if method == "clean-corrupted" else 1
+    copies = 2 if method == "clean-corrupted" else 1
     memory = {
         "autograd": item * tokens * info.n_layers * (GRAPH[0] * info.d_model + GRAPH[1] * d_mlp),
-        "gradients": 4 * held * tokens * info.n_layers * (heads + 3 * info.d_model),
+        "gradients": 4 * copies * tokens * info.n_layers * (heads + 3 * info.d_model),
         "writes": 4 * tokens * writes * 3,
         "logits at END": 4 * 4 * rows * info.d_vocab,
         "tile": 4 * TILE,

@@ -30,7 +30,7 @@ from circuits.attribution.contraction import Contraction
 from circuits.attribution.cost import plan
 from circuits.attribution.edge_scores import EdgeScores, left_over
 from circuits.attribution.quadrature import nodes
-from circuits.attribution.slot_gradients import Slopes, Written, ended, slopes, write_sites, written
+from circuits.attribution.slot_gradients import Slopes, Written, end_run, slopes, write_sites, writes_of
 from circuits.wiring.case import Case
 from interp.edits import Edit, Replace
 from interp.errors import TaskError, nearest
@@ -103,12 +103,12 @@ def edge_attribution(
     if direction == "denoising":
         case = replace(case, task=replace(case.task, clean=case.task.corrupt, corrupt=case.task.clean))
     case.ports.prepare(int(case.task.clean.positions.max()) + 1)
-    tried: dict[str, float] = {}
+    residuals: dict[str, float] = {}
     while True:
-        found = _Gathered.of(case, method, path, batch_size, by_role=by_role, keep=keep_prompts)
-        tried[str(steps)] = found.residual
-        refine = method == "eap-ig" and tolerance is not None and found.residual > tolerance
-        if not refine or 2 * steps > max_steps:
+        totals = _Totals.of(case, method, path, batch_size, by_role=by_role, keep_prompts=keep_prompts)
+        residuals[str(steps)] = totals.residual
+        too_coarse = method == "eap-ig" and tolerance is not None and totals.residual > tolerance
+        if not too_coarse or 2 * steps > max_steps:
             break
         steps *= 2
         path = nodes(method, steps=steps, rule=rule)
@@ -119,15 +119,15 @@ def edge_attribution(
         "direction": direction,
         "steps": steps if along else None,
         "rule": rule if along else None,
-        "residual": found.residual,
-        "residuals": tried,
-        "change": found.change,
+        "residual": totals.residual,
+        "residuals": residuals,
+        "change": totals.change,
     }
-    return EdgeScores(case.layout, found.mean, found.prompts, found.residual, own, found.roles)
+    return EdgeScores(case.layout, totals.mean, totals.prompts, totals.residual, own, totals.roles)
 
 
 @dataclass(frozen=True, eq=False)
-class _Gathered:
+class _Totals:
     """Means over prompts, the prompts' own scores, and the change of the metric that they should explain."""
 
     mean: Float[np.ndarray, "sender slot"]
@@ -138,24 +138,24 @@ class _Gathered:
 
     @classmethod
     def of(
-        cls, case: Case, method: str, path: tuple[Point, ...], batch_size: int, *, by_role: bool, keep: bool
-    ) -> _Gathered:
+        cls, case: Case, method: str, path: tuple[Point, ...], batch_size: int, *, by_role: bool, keep_prompts: bool
+    ) -> _Totals:
         """Score portions of prompts, one after another."""
         names = (*case.task.roles, OTHER) if by_role else ("",)
         contract = Contraction(case)
         total = np.zeros((len(names), *case.layout.exists.shape))
-        kept, change = [], 0.0
+        prompt_scores, change = [], 0.0
         for part in case.batches(batch_size):
             labels = _labels(part) if by_role else None
             scorer = _Scorer(part, contract, labels, len(names))
             scores = scorer.activations(path) if method == "eap-ig-activations" else scorer.inputs(path)
             change += float(scorer.change.double().sum())
             total += scores.double().sum(1).cpu().numpy()
-            if keep:
-                kept.append(scores.sum(0).cpu().numpy())
+            if keep_prompts:
+                prompt_scores.append(scores.sum(0).cpu().numpy())
         mean, change = total.sum(0) / len(case), change / len(case)
         roles = dict(zip(names, total / len(case), strict=True)) if by_role else {}
-        prompts = np.concatenate(kept) if keep else None
+        prompts = np.concatenate(prompt_scores) if keep_prompts else None
         return cls(mean, prompts, roles, change, left_over(case.layout, mean, change))
 
 
@@ -180,31 +180,31 @@ class _Scorer:
         """Gradients along the line between the embeddings; the ends need no pass of their own where one is a node."""
         case = self.case
         at_ends: dict[float, Slopes] = {
-            node: slopes(self._at(node), also=write_sites(case.layout)) for node, _ in nodes if node in (0.0, 1.0)
+            node: slopes(self._end_case(node), also=write_sites(case.layout)) for node, _ in nodes if node in (0.0, 1.0)
         }
         ends, values = [], []
         for node, tokens in ((0.0, case.task.clean), (1.0, case.task.corrupt)):
-            taken = at_ends.get(node)
-            acts, value = ended(case, tokens) if taken is None else (taken.acts, taken.value)
-            ends.append(written(case, acts))
+            gradients = at_ends.get(node)
+            acts, value = end_run(case, tokens) if gradients is None else (gradients.acts, gradients.value)
+            ends.append(writes_of(case, acts))
             values.append(value)
         self.change = (values[1] - values[0]).cpu()
         change, start = ends[1] - ends[0], ends[0].embed
         del ends
         scores = None
         for node, weight in nodes:
-            taken = at_ends.pop(node, None)
-            taken = taken or slopes(case, start=(0, start + node * change.embed))
-            scores = self._add(scores, weight, change, taken)
+            gradients = at_ends.pop(node, None)
+            gradients = gradients or slopes(case, start=(0, start + node * change.embed))
+            scores = self._add(scores, weight, change, gradients)
         assert scores is not None  # a path has at least one node
         return scores
 
     def activations(self, nodes: tuple[Point, ...]) -> Float[Tensor, "label batch sender slot"]:
         """Gradients as one layer's attention, or one MLP, goes over; edges out of it alone are scored."""
         case = self.case
-        (own, first), (other, second) = (ended(case, t, streams=True) for t in (case.task.clean, case.task.corrupt))
+        (own, first), (other, second) = (end_run(case, t, streams=True) for t in (case.task.clean, case.task.corrupt))
         self.change = (second - first).cpu()
-        change, scores = written(case, other) - written(case, own), None
+        change, scores = writes_of(case, other) - writes_of(case, own), None
         for site, senders in self._paths():
             for node, weight in nodes:
                 value = own[site] + node * (other[site] - own[site])
@@ -213,7 +213,7 @@ class _Scorer:
         assert scores is not None  # a path has at least one node
         return scores
 
-    def _at(self, node: float) -> Case:
+    def _end_case(self, node: float) -> Case:
         """The case whose clean prompts are those of an end."""
         task = self.case.task
         return self.case if node == 0 else replace(self.case, task=replace(task, clean=task.corrupt))
@@ -240,9 +240,9 @@ class _Scorer:
         return (layer, own[Site("resid_pre", layer)]), [Replace(site, value)]
 
     def _add(
-        self, scores: Tensor | None, weight: float, change: Written, taken: Slopes, senders: slice = slice(None)
+        self, scores: Tensor | None, weight: float, change: Written, gradients: Slopes, senders: slice = slice(None)
     ) -> Tensor:
-        found = self.contract(self.case, change, taken, senders=senders, labels=self.labels, n_labels=self.n_labels)
+        term = self.contract(self.case, change, gradients, senders=senders, labels=self.labels, n_labels=self.n_labels)
         if weight != 1.0:
-            found *= weight
-        return found if scores is None else scores.add_(found)
+            term *= weight
+        return term if scores is None else scores.add_(term)

@@ -81,8 +81,10 @@ class EdgeScores:
     roles: Mapping[str, Float[ndarray, "sender slot"]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        kept = "means only" if self.prompts is None else f"{len(self.prompts)} prompts"
-        return f"EdgeScores({self.provenance['method']}, {self.layout.n_edges} edges, {kept}, {self.residual:.2%} left)"
+        extent = "means only" if self.prompts is None else f"{len(self.prompts)} prompts"
+        return (
+            f"EdgeScores({self.provenance['method']}, {self.layout.n_edges} edges, {extent}, {self.residual:.2%} left)"
+        )
 
     @cached_property
     def graph(self) -> Graph:
@@ -103,13 +105,13 @@ class EdgeScores:
 
     def table(self) -> pd.DataFrame:
         """One row per edge, strongest first, with its interval, and one column per role where they are apart."""
-        found = self.graph.table()
+        table = self.graph.table()
         if self.roles:
-            places = [self.layout.place((e.sender, e.receiver, e.port)) for e in found.itertuples()]  # type: ignore[attr-defined]
+            places = [self.layout.place((e.sender, e.receiver, e.port)) for e in table.itertuples()]  # type: ignore[attr-defined]
             rows, columns = np.array(places).T
             for name, scores in self.roles.items():
-                found[f"at {name}"] = scores[rows, columns]
-        return found
+                table[f"at {name}"] = scores[rows, columns]
+        return table
 
     def stability(
         self, n: int, *, how: str = "greedy", absolute: bool = True, resamples: int = 50, seed: int = 0
@@ -121,22 +123,23 @@ class EdgeScores:
         """
         if how not in CHOICES:
             raise SchemaError(f"unknown way of choosing edges {how!r}; {nearest(how, CHOICES)}")
-        each = self._each()
-        drawn = resample(len(each), seed=seed, n_resamples=resamples) @ each.reshape(len(each), -1)
+        prompt_scores = self._prompt_scores()
+        weights = resample(len(prompt_scores), seed=seed, n_resamples=resamples)
+        draws = weights @ prompt_scores.reshape(len(prompt_scores), -1)
 
-        def chosen(scores: ndarray) -> Bool[ndarray, " edge"]:
+        def circuit_mask(scores: ndarray) -> Bool[ndarray, " edge"]:
             mask = CHOICES[how](scores.reshape(self.mean.shape), self.layout, n, absolute=absolute)
             return mask[self.layout.exists]
 
-        full = chosen(self.mean)
-        masks = np.stack([chosen(scores) for scores in drawn])
+        full = circuit_mask(self.mean)
+        masks = np.stack([circuit_mask(scores) for scores in draws])
         exists = self.layout.exists.ravel()
-        signs = np.sign(drawn[:, exists][:, full]) == np.sign(self.mean.ravel()[exists][full])
+        signs = np.sign(draws[:, exists][:, full]) == np.sign(self.mean.ravel()[exists][full])
         overlap = _jaccard(masks, masks)
         pairs = overlap[np.triu_indices(resamples, 1)]
         return Stability(n, _jaccard(masks, full[None])[:, 0], float(pairs.mean()), signs.mean(0))
 
-    def _each(self) -> Float[ndarray, "prompt sender slot"]:
+    def _prompt_scores(self) -> Float[ndarray, "prompt sender slot"]:
         if self.prompts is None:
             raise SchemaError("scores of single prompts were not kept: keep_prompts=False leaves nothing to resample")
         return self.prompts
@@ -159,8 +162,8 @@ class EdgeScores:
 
 def left_over(layout: Layout, mean: Float[ndarray, "sender slot"], change: float) -> float:
     """|sum of edges out of `embed` - change| / |change|; NaN where nothing changes."""
-    found = float(mean[layout.sender_index[EMBED]].sum())
-    return abs(found - change) / abs(change) if abs(change) > np.finfo(np.float32).eps else float("nan")
+    total = float(mean[layout.sender_index[EMBED]].sum())
+    return abs(total - change) / abs(change) if abs(change) > np.finfo(np.float32).eps else float("nan")
 
 
 def _jaccard(a: Bool[ndarray, "row edge"], b: Bool[ndarray, "column edge"]) -> Float[ndarray, "row column"]:

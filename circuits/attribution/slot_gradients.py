@@ -62,14 +62,14 @@ class Slopes:
 
 
 def write_sites(layout: Layout) -> list[Site]:
-    """Sites from which `written` is made."""
+    """Sites from which `writes_of` is made."""
     heads = [Site("z", i) for i in range(layout.n_layers) if layout.has_heads(i)]
     mlps = [Site("mlp_out", i) for i in range(layout.n_layers)] if layout.mlps else []
     return [Site("resid_pre", 0), *heads, *mlps]
 
 
 @torch.no_grad()
-def written(case: Case, acts: dict[Site, Tensor]) -> Written:
+def writes_of(case: Case, acts: dict[Site, Tensor]) -> Written:
     """What senders write, from the captures of a run; at least in float32."""
     heads = {}
     for site, z in acts.items():
@@ -83,7 +83,7 @@ def written(case: Case, acts: dict[Site, Tensor]) -> Written:
 
 
 @torch.no_grad()
-def ended(case: Case, tokens: Batch, *, streams: bool = False) -> tuple[dict[Site, Tensor], Float[Tensor, " batch"]]:
+def end_run(case: Case, tokens: Batch, *, streams: bool = False) -> tuple[dict[Site, Tensor], Float[Tensor, " batch"]]:
     """Captures of a run that need no gradient, and the metric; `streams` adds what the activation paths start from."""
     last = case.layout.n_layers - 1
     sites = write_sites(case.layout)
@@ -91,10 +91,10 @@ def ended(case: Case, tokens: Batch, *, streams: bool = False) -> tuple[dict[Sit
         sites += [Site("resid_pre", i) for i in range(1, last + 1)] + [
             Site("attn_out", i) for i in range(last + 1) if case.layout.has_heads(i)
         ]
-    behind = Site("resid_post", last)
-    run = case.model.run(tokens, capture={**dict.fromkeys(sites), behind: lambda x: at_end(case, x)}, stop=last)
+    last_stream = Site("resid_post", last)
+    run = case.model.run(tokens, capture={**dict.fromkeys(sites), last_stream: lambda x: at_end(case, x)}, stop=last)
     acts = dict(run.acts)
-    return acts, value_at_end(case, acts.pop(behind))
+    return acts, value_at_end(case, acts.pop(last_stream))
 
 
 def slopes(
@@ -111,19 +111,20 @@ def slopes(
     """
     layout, first = case.layout, 0 if start is None else start[0]
     layers = range(first, layout.n_layers)
-    slots = [Site(kind, i) for i in layers for kind in _read_at(layout, i)]
-    beside = [Site("resid_pre", i) for i in layers]
+    slots = [Site(kind, i) for i in layers for kind in _slot_kinds(layout, i)]
+    stream_sites = [Site("resid_pre", i) for i in layers]
     if layout.mlps and not layout.parallel:
-        beside += [Site("attn_out", i) for i in layers if layout.has_heads(i)]
-    found = metric_gradients(case, slots, beside=[*beside, *also], start=start, edits=edits)
-    acts = found.acts
+        stream_sites += [Site("attn_out", i) for i in layers if layout.has_heads(i)]
+    grads = metric_gradients(case, slots, beside=[*stream_sites, *also], start=start, edits=edits)
+    acts = grads.acts
     stream = {i: wide(acts[Site("resid_pre", i)]) for i in layers}
     mid = {
-        i: stream[i] + wide(acts[Site("attn_out", i)]) if Site("attn_out", i) in beside else stream[i] for i in layers
+        i: stream[i] + wide(acts[Site("attn_out", i)]) if Site("attn_out", i) in stream_sites else stream[i]
+        for i in layers
     }
-    kept = {site: acts[site] for site in also}
-    return Slopes(found.sites, found.end, stream, mid, kept, found.value)
+    captures = {site: acts[site] for site in also}
+    return Slopes(grads.sites, grads.end, stream, mid, captures, grads.value)
 
 
-def _read_at(layout: Layout, layer: int) -> tuple[str, ...]:
+def _slot_kinds(layout: Layout, layer: int) -> tuple[str, ...]:
     return (*(QKV if layout.has_heads(layer) else ()), *(("mlp_in",) if layout.mlps else ()))

@@ -60,9 +60,9 @@ class Curve:
 
     def table(self) -> pd.DataFrame:
         """One row per size, with the fraction asked for beside the one that is left."""
-        found = self.verdict.table()
-        found.insert(0, "asked", self.fractions)
-        return found
+        table = self.verdict.table()
+        table.insert(0, "asked", self.fractions)
+        return table
 
     def plot(self) -> go.Figure:
         """Faithfulness over the fraction of edges that are left, with its interval."""

@@ -79,10 +79,10 @@ class Verdict:
         """One row per circuit: edges, metric, faithfulness with its interval, quantiles over prompts, error |1 - f|."""
         low, high = self.interval(seed=seed).T
         own = self.per_prompt
-        found = [bool(np.isfinite(row).any()) for row in own]
+        finite_rows = [bool(np.isfinite(row).any()) for row in own]
         quantiles = [
-            [float(np.nanquantile(row, at)) if some else np.nan for at in (0.25, 0.5, 0.75)]
-            for row, some in zip(own, found, strict=True)
+            [float(np.nanquantile(row, at)) if finite else np.nan for at in (0.25, 0.5, 0.75)]
+            for row, finite in zip(own, finite_rows, strict=True)
         ]
         return pd.DataFrame(
             {
@@ -97,7 +97,7 @@ class Verdict:
                 "ci_low": low,
                 "ci_high": high,
                 "mean_of_ratios": [
-                    float(np.nanmean(r)) if some else np.nan for r, some in zip(own, found, strict=True)
+                    float(np.nanmean(r)) if finite else np.nan for r, finite in zip(own, finite_rows, strict=True)
                 ],
                 "q25": [q[0] for q in quantiles],
                 "median": [q[1] for q in quantiles],
@@ -135,15 +135,15 @@ def faithfulness(
         TaskError: an unknown ablation, a reference without a template of the task, or a metric by which the whole model
             is no better than nothing.
     """
-    case, found = Case.of(model, task, metric=metric), (graphs,) if isinstance(graphs, Graph) else tuple(graphs)
-    values = evaluate(case, found, ablation=ablation, reference=reference, batch_size=batch_size)
+    case, circuits = Case.of(model, task, metric=metric), (graphs,) if isinstance(graphs, Graph) else tuple(graphs)
+    values = evaluate(case, circuits, ablation=ablation, reference=reference, batch_size=batch_size)
     full, empty = case.clean.cpu().double().numpy(), values[-1]
     if abs(full.mean() - empty.mean()) < LEAST:
         raise TaskError(
             f"{task.name}: {case.metric} is {full.mean():.3g} for the model and the same with every edge removed: "
             "there is nothing to explain"
         )
-    return Verdict(found, values[:-1], full, empty, case.metric, ablation, {"metric": case.metric})
+    return Verdict(circuits, values[:-1], full, empty, case.metric, ablation, {"metric": case.metric})
 
 
 @torch.no_grad()
@@ -163,7 +163,7 @@ def evaluate(
     masks = [mask.to(case.task.clean.ids.device) for mask in masks]
     parts = []
     for part, other in portions(case, ablation, reference=reference, batch_size=batch_size):
-        runs = [run_edges(case.model, case.ports, part.task.clean, keep, other).logits for keep in masks]
+        runs = [run_edges(case.model, case.ports, part.task.clean, edge_mask, other).logits for edge_mask in masks]
         parts.append(torch.stack([part.value(logits) for logits in runs]))
     return torch.cat(parts, 1).cpu().double().numpy()
 
@@ -181,7 +181,7 @@ def portions(
         elif ablation == "resample":
             yield part, part.sent_corrupt
         else:
-            yield part, _of_groups(part.task, means)
+            yield part, _group_means(part.task, means)
 
 
 Key = tuple[str, int]
@@ -196,25 +196,25 @@ def _keys(task: PromptTask) -> list[Key]:
 def _means(case: Case, reference: PromptTask) -> dict[Key, Float[Tensor, "sender _ d_model"]]:
     """What senders write on the reference's corrupted prompts, mean within template and length, by position."""
     keys = _keys(reference)
-    lacking = set(_keys(case.task)) - set(keys)
-    if lacking:
-        name, length = min(lacking)
+    missing_keys = set(_keys(case.task)) - set(keys)
+    if missing_keys:
+        name, length = min(missing_keys)
         raise TaskError(
             f"no reference prompt of {length} tokens has the template {name!r}: no mean to put in its place"
         )
-    found = {}
+    means = {}
     for key in dict.fromkeys(keys):
         rows = [i for i, other in enumerate(keys) if other == key]
-        written = sent(case.model, case.ports, reference.select(rows).to(case.task.clean.ids.device).corrupt)
-        found[key] = written.mean(1)
-    return found
+        writes = sent(case.model, case.ports, reference.select(rows).to(case.task.clean.ids.device).corrupt)
+        means[key] = writes.mean(1)
+    return means
 
 
-def _of_groups(task: PromptTask, means: dict[Key, Float[Tensor, "sender _ d_model"]]) -> Other:
+def _group_means(task: PromptTask, means: dict[Key, Float[Tensor, "sender _ d_model"]]) -> Other:
     rows = [means[key] for key in _keys(task)]
     width = task.clean.ids.shape[1]
-    padded = [torch.nn.functional.pad(row, (0, 0, 0, width - row.shape[1])) for row in rows]
-    return torch.stack(padded, 1)
+    padded_means = [torch.nn.functional.pad(row, (0, 0, 0, width - row.shape[1])) for row in rows]
+    return torch.stack(padded_means, 1)
 
 
 def _ratio(value: ndarray, full: ndarray | float, empty: ndarray | float) -> ndarray:

@@ -65,24 +65,24 @@ def hypotheses(
     case = Case.of(model, task, metric=metric)
     random = random_circuits(graph, n=n_random, seed=seed, how=how)
     names = [name for name in graph.nodes if name not in (EMBED, LOGITS)]
-    inflated = _inflated(graph, random)
+    inflated_pairs = _inflated_pairs(graph, random)
     groups: list[Sequence[Graph]] = [
         [graph, graph.complement()],
         random,
         [other.complement() for other in random],
         [without(graph, name) for name in names],
-        [whole for whole, _ in inflated],
-        [lacking for _, lacking in inflated],
+        [whole for whole, _ in inflated_pairs],
+        [without_it for _, without_it in inflated_pairs],
     ]
     values = evaluate(case, [g for group in groups for g in group], ablation=ablation, batch_size=batch_size)[:-1]
-    own, fair, taken, lacking, whole, reduced = np.split(values, np.cumsum([len(g) for g in groups])[:-1])
+    own, fair, fair_rest, own_without, whole, whole_without = np.split(values, np.cumsum([len(g) for g in groups])[:-1])
     full = case.clean.cpu().double().numpy()
     rows = [
         {"test": "equivalence", **_equivalence(own[0], full)},
         {"test": "independence", **_independence(own[1], full, n=n_permutations, seed=seed)},
-        {"test": "minimality", **_minimality(own[0] - lacking, whole - reduced, names)},
-        {"test": "sufficiency", **_against(np.abs(own[0] - full).mean() < np.abs(fair - full).mean(1))},
-        {"test": "partial_necessity", **_against(np.abs(own[1] - full).mean() > np.abs(taken - full).mean(1))},
+        {"test": "minimality", **_minimality(own[0] - own_without, whole - whole_without, names)},
+        {"test": "sufficiency", **_share_beaten(np.abs(own[0] - full).mean() < np.abs(fair - full).mean(1))},
+        {"test": "partial_necessity", **_share_beaten(np.abs(own[1] - full).mean() > np.abs(fair_rest - full).mean(1))},
     ]
     return pd.DataFrame(rows)
 
@@ -102,11 +102,11 @@ def _independence(
     rng = np.random.default_rng(seed)
     a, b = _kernel(rest), _kernel(full)
     size = len(full)
-    observed = float((a * b).mean())
+    hsic = float((a * b).mean())
     orders = (rng.permutation(size) for _ in range(n))
-    drawn = np.array([(a * b[np.ix_(order, order)]).mean() for order in orders])
-    p = float((1 + (drawn >= observed - 1e-12).sum()) / (n + 1))
-    return {"statistic": observed, "p": p, "upheld": p >= 0.05, "n": size, "note": "HSIC of complement and model"}
+    null_hsic = np.array([(a * b[np.ix_(order, order)]).mean() for order in orders])
+    p = float((1 + (null_hsic >= hsic - 1e-12).sum()) / (n + 1))
+    return {"statistic": hsic, "p": p, "upheld": p >= 0.05, "n": size, "note": "HSIC of complement and model"}
 
 
 def _kernel(x: Float[ndarray, " prompt"]) -> Float[ndarray, "prompt prompt"]:
@@ -118,25 +118,25 @@ def _kernel(x: Float[ndarray, " prompt"]) -> Float[ndarray, "prompt prompt"]:
 
 
 def _minimality(
-    lost: Float[ndarray, "part prompt"], null: Float[ndarray, "draw prompt"], names: Sequence[str]
+    changes: Float[ndarray, "part prompt"], null: Float[ndarray, "draw prompt"], names: Sequence[str]
 ) -> dict[str, object]:
-    mine, other = np.abs(lost.mean(1)), np.abs(null.mean(1))
-    p = (1 + (other[None, :] >= mine[:, None]).sum(1)) / (1 + len(other))
-    corrected = np.minimum(1.0, p * len(names))
-    least = int(mine.argmin())
-    found = float(corrected.max())
-    note = f"least needed: {names[least]}; p cannot fall below {min(1.0, len(names) / (1 + len(other))):.2g}"
-    return {"statistic": float(mine[least]), "p": found, "upheld": found < 0.05, "n": len(names), "note": note}
+    size, null_size = np.abs(changes.mean(1)), np.abs(null.mean(1))
+    p = (1 + (null_size[None, :] >= size[:, None]).sum(1)) / (1 + len(null_size))
+    corrected_p = np.minimum(1.0, p * len(names))
+    least = int(size.argmin())
+    largest_p = float(corrected_p.max())
+    note = f"least needed: {names[least]}; p cannot fall below {min(1.0, len(names) / (1 + len(null_size))):.2g}"
+    return {"statistic": float(size[least]), "p": largest_p, "upheld": largest_p < 0.05, "n": len(names), "note": note}
 
 
-def _against(beaten: ndarray) -> dict[str, object]:
-    n, wins = len(beaten), int(beaten.sum())
+def _share_beaten(comparisons: ndarray) -> dict[str, object]:
+    n, wins = len(comparisons), int(comparisons.sum())
     p = float(stats.binom.cdf(wins, n, SHARE))
     note = f"random circuits of the size beaten; rejected if fewer than {SHARE:.0%} are plausible"
     return {"statistic": wins / n, "p": p, "upheld": p >= 0.05, "n": n, "note": note}
 
 
-def _inflated(graph: Graph, random: Sequence[Graph]) -> list[tuple[Graph, Graph]]:
+def _inflated_pairs(graph: Graph, random: Sequence[Graph]) -> list[tuple[Graph, Graph]]:
     """The circuit with one random circuit's component and its edges added, and the same without it."""
     pairs = []
     for other in random:
@@ -149,8 +149,8 @@ def _inflated(graph: Graph, random: Sequence[Graph]) -> list[tuple[Graph, Graph]
             mask[row] = other.mask[row]
             into = layout.owners[:, row]
             mask[:, into] = other.mask[:, into]
-            added = Graph(layout, graph.scores, graph.mask | mask)
-            pairs.append((added, without(added, name)))
+            larger = Graph(layout, graph.scores, graph.mask | mask)
+            pairs.append((larger, without(larger, name)))
             break
     if not pairs:
         raise SchemaError("every component is in the circuit already: nothing can be added to compare with")

@@ -32,10 +32,10 @@ def without(graph: Graph, part: str) -> Graph:
         raise SchemaError(f"{part!r} is none of the circuit's components: {', '.join(graph.nodes[1:-1]) or 'none'}")
     mask = graph.mask.copy()
     mask[layout.sender_index[part]] = False
-    staying = np.any(mask, axis=1)
-    fed = layout.owners[:, layout.sender_index[part]]
-    useless = fed & ~np.any(layout.owners & staying[None, :], axis=1)
-    mask[:, np.flatnonzero(useless)] = False
+    live_senders = np.any(mask, axis=1)
+    part_slots = layout.owners[:, layout.sender_index[part]]
+    dead_slots = part_slots & ~np.any(layout.owners & live_senders[None, :], axis=1)
+    mask[:, np.flatnonzero(dead_slots)] = False
     return Graph(layout, graph.scores, mask, graph.provenance, graph.columns)
 
 
@@ -73,17 +73,17 @@ def minimality(
         parts = [graph - Graph.of(graph.layout, [edge]) for edge in graph.edges]
     values = evaluate(case, [graph, *parts], ablation=ablation, batch_size=batch_size)
     span = float(case.clean.double().mean()) - float(values[-1].mean())
-    lost = values[0] - values[1:-1]
-    found = stats.bootstrap_mean(lost.T, seed=seed)
+    changes = values[0] - values[1:-1]
+    interval = stats.bootstrap_mean(changes.T, seed=seed)
     table = pd.DataFrame(
         {
             PARTS[of]: names,
-            "change": found.mean,
-            "ci_low": found.low,
-            "ci_high": found.high,
-            "share": found.mean / span,
-            "needed": np.abs(found.mean / span) >= SMALLEST,
-            "n": found.n,
+            "change": interval.mean,
+            "ci_low": interval.low,
+            "ci_high": interval.high,
+            "share": interval.mean / span,
+            "needed": np.abs(interval.mean / span) >= SMALLEST,
+            "n": interval.n,
         }
     )
     return table.sort_values("share", key=lambda s: -s.abs(), kind="stable", ignore_index=True)
@@ -120,7 +120,7 @@ def completeness(
         [(name, [name]) for name in names] + [(f"half {i}", half) for i, half in enumerate(halves)] + [("all", names)]
     )
     whole = Graph.full(graph.layout)
-    circuits = [_lacking(graph, k) for _, k in sets] + [_lacking(whole, k) for _, k in sets]
+    circuits = [_without_senders(graph, k) for _, k in sets] + [_without_senders(whole, k) for _, k in sets]
     values = evaluate(case, circuits, ablation=ablation, batch_size=batch_size)
     circuit, model_ = values[: len(sets)].mean(1), values[len(sets) : -1].mean(1)
     span = float(case.clean.double().mean()) - float(values[-1].mean())
@@ -136,7 +136,7 @@ def completeness(
     )
 
 
-def _lacking(graph: Graph, names: list[str]) -> Graph:
+def _without_senders(graph: Graph, names: list[str]) -> Graph:
     """Without all edges that these components send: what is removed carries the ablation's activation."""
     mask = graph.mask.copy()
     mask[[graph.layout.sender_index[name] for name in names]] = False

@@ -38,19 +38,19 @@ def overlap(
             continue
         pairs = list(zip(draws[a], reversed(draws[b]), strict=True))
         jaccard = np.array([x.jaccard(y, of=of) for x, y in pairs])
-        reused = np.array([x.reuse(y, of=of) for x, y in pairs])
-        found = circuits[a].jaccard(circuits[b], of=of)
+        reuse_shares = np.array([x.reuse(y, of=of) for x, y in pairs])
+        own_jaccard = circuits[a].jaccard(circuits[b], of=of)
         rows.append(
             {
                 "circuit": a,
                 "other": b,
                 "of": of,
-                "jaccard": found,
+                "jaccard": own_jaccard,
                 "reused": circuits[a].reuse(circuits[b], of=of),
                 "random_jaccard": jaccard.mean(),
                 "random_jaccard_max": jaccard.max(),
-                "random_reused": reused.mean(),
-                "p": (1 + (jaccard >= found).sum()) / (1 + len(jaccard)),
+                "random_reused": reuse_shares.mean(),
+                "p": (1 + (jaccard >= own_jaccard).sum()) / (1 + len(jaccard)),
             }
         )
     return pd.DataFrame(rows)
@@ -72,11 +72,11 @@ def cross_faithfulness(
     """
     if set(circuits) - set(tasks):
         raise SchemaError(f"circuits of {sorted(set(circuits) - set(tasks))}, for which there is no task")
-    found = {
+    columns = {
         name: faithfulness(model, task, list(circuits.values()), ablation=ablation, batch_size=batch_size).faithfulness
         for name, task in tasks.items()
     }
-    return pd.DataFrame(found, index=list(circuits))
+    return pd.DataFrame(columns, index=list(circuits))
 
 
 @recorded
@@ -111,8 +111,8 @@ def repair(
     pairs = [parse_head(name) for name in heads]
     pool = [(layer, head) for layer in model.info.attention_layers for head in range(model.info.n_heads)]
     sets = {"none": (), "heads": tuple(pairs)}
-    for how, drawn in stats.matched_sets(pairs, pool, n_sets=n_random, seed=seed).items():
-        sets |= {f"random {i} ({how})": one for i, one in enumerate(drawn)}
+    for how, draws in stats.matched_sets(pairs, pool, n_sets=n_random, seed=seed).items():
+        sets |= {f"random {i} ({how})": draw for i, draw in enumerate(draws)}
     values: dict[str, list[np.ndarray]] = {name: [] for name in sets}
     for part in case.batches(batch_size):
         rows = torch.arange(len(part))
@@ -126,16 +126,16 @@ def repair(
             logits = model.run(part.task.clean, edits=edits).logits
             assert logits is not None  # the run goes to the end
             values[name].append(metrics.by_name(metric)(logits, part.task).cpu().double().numpy())
-    joined = {name: np.concatenate(found) for name, found in values.items()}
+    by_set = {name: np.concatenate(set_values) for name, set_values in values.items()}
     return pd.DataFrame(
         [
             {
                 "heads": name,
                 "metric": metric,
-                "value": found.mean(),
-                "change": (found - joined["none"]).mean(),
-                "n": len(found),
+                "value": set_values.mean(),
+                "change": (set_values - by_set["none"]).mean(),
+                "n": len(set_values),
             }
-            for name, found in joined.items()
+            for name, set_values in by_set.items()
         ]
     )

@@ -57,17 +57,19 @@ def scoreboard(
     Raises:
         SchemaError: an unknown method, mechanism or architecture.
     """
-    chosen = _methods(methods)
-    for what, given, known in (
+    method_names = _methods(methods)
+    for what, names, valid_names in (
         ("architecture", architectures, ARCHITECTURES),
         ("mechanism", mechanisms, {m.name for m in ALL}),
     ):
-        for name in given:
-            if name not in known:
-                raise SchemaError(f"unknown {what} {name!r}; {nearest(name, known)}")
+        for name in names:
+            if name not in valid_names:
+                raise SchemaError(f"unknown {what} {name!r}; {nearest(name, valid_names)}")
     cases = [(m, a, s) for m in mechanisms for a in architectures for s in range(seeds)]
-    judged = each(lambda case: _case(*case, methods=chosen, n=n, noise=noise), cases, jobs=jobs, progress=progress)
-    return pd.DataFrame([row for rows in judged for row in rows])
+    case_rows = each(
+        lambda case: _case(*case, methods=method_names, n=n, noise=noise), cases, jobs=jobs, progress=progress
+    )
+    return pd.DataFrame([row for rows in case_rows for row in rows])
 
 
 def _case(
@@ -75,9 +77,9 @@ def _case(
 ) -> list[dict[str, Any]]:
     """Rows of all methods on one planted model."""
     planted_one = [m for m in ALL if m.name == mechanism]
-    made = plant(planted_one, architecture=architecture, seed=seed, noise=noise)
+    planted_model = plant(planted_one, architecture=architecture, seed=seed, noise=noise)
     place = {"mechanism": mechanism, "architecture": architecture, "seed": seed}
-    return [{"method": name} | place | _judged(made, mechanism, name, n=n, seed=seed) for name in methods]
+    return [{"method": name} | place | _method_row(planted_model, mechanism, name, n=n, seed=seed) for name in methods]
 
 
 def failed(board: pd.DataFrame) -> bool:
@@ -92,8 +94,8 @@ def failed(board: pd.DataFrame) -> bool:
 
 def summary(board: pd.DataFrame) -> pd.DataFrame:
     """Worst and mean over seeds, per method, mechanism and architecture."""
-    grouped = board.groupby(["method", "mechanism", "architecture"], sort=False)
-    return grouped.agg(
+    groups = board.groupby(["method", "mechanism", "architecture"], sort=False)
+    return groups.agg(
         models=("seed", "size"),
         edges=("edges", "max"),
         auroc_mean=("auroc", "mean"),
@@ -129,20 +131,20 @@ def agreement(
     true = exact.scores[exists]
     order = np.argsort(-np.abs(true))
     rows = []
-    for name in methods or _alike():
-        started = time.process_time()
-        found = np.nan_to_num(_graph(find(name), model, task, **options).scores[exists])
+    for name in methods or _comparable_methods():
+        start = time.process_time()
+        estimate = np.nan_to_num(_graph(find(name), model, task, **options).scores[exists])
         target = true if find(name).signed else np.abs(true)
         row: dict[str, float | str | int] = {
             "method": name,
             "edges": len(true),
-            "spearman": spearman(found, target).rho,
-            "pearson": float(np.corrcoef(found, target)[0, 1]),
-            "largest": spearman(found[order[:LARGEST]], target[order[:LARGEST]]).rho,
+            "spearman": spearman(estimate, target).rho,
+            "pearson": float(np.corrcoef(estimate, target)[0, 1]),
+            "largest": spearman(estimate[order[:LARGEST]], target[order[:LARGEST]]).rho,
         }
-        mine = np.argsort(-np.abs(found), kind="stable")
-        row |= {f"top_{n}": len(set(mine[:n].tolist()) & set(order[:n].tolist())) / n for n in k}
-        rows.append(row | {"seconds": time.process_time() - started})
+        own_order = np.argsort(-np.abs(estimate), kind="stable")
+        row |= {f"top_{n}": len(set(own_order[:n].tolist()) & set(order[:n].tolist())) / n for n in k}
+        rows.append(row | {"seconds": time.process_time() - start})
     return pd.DataFrame(rows)
 
 
@@ -160,61 +162,62 @@ def _methods(names: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _alike() -> list[str]:
+def _comparable_methods() -> list[str]:
     """Methods whose scores of all edges estimate the exact effects, or their size."""
-    known = circuit_methods().values()
-    return [m.name for m in known if m.gives == "scores" and m.name != "exact" and m.routine]
+    methods = circuit_methods().values()
+    return [m.name for m in methods if m.gives == "scores" and m.name != "exact" and m.routine]
 
 
 def _graph(method: CircuitMethod, model: Model, task: PromptTask, **options: Any) -> Graph:
-    found = method.run(model, task, **options)
-    if not isinstance(found, Graph):
+    outcome = method.run(model, task, **options)
+    if not isinstance(outcome, Graph):
         raise SchemaError(f"{method.name!r} scores no edges")
-    return found
+    return outcome
 
 
-def _judged(made: Planted, mechanism: str, name: str, *, n: int, seed: int) -> dict[str, float | int]:
-    model, method = load(made.model, tokenizer=made.tokenizer), find(name)
+def _method_row(planted_model: Planted, mechanism: str, name: str, *, n: int, seed: int) -> dict[str, float | int]:
+    model, method = load(planted_model.model, tokenizer=planted_model.tokenizer), find(name)
     try:
-        task = planted_task(made, mechanism, n=n, seed=seed)
+        task = planted_task(planted_model, mechanism, n=n, seed=seed)
     except TaskError as error:
         raise SchemaError(f"{mechanism} has no task to find a circuit of: {error}") from error
     case = Case.of(model, task)
-    truth, whole = planted(made.truth, case.layout, mechanism=mechanism), planted(made.truth, case.layout)
-    started = time.process_time()
+    truth = planted(planted_model.truth, case.layout, mechanism=mechanism)
+    whole = planted(planted_model.truth, case.layout)
+    start = time.process_time()
     outcome = method.run(model, task, metric=None, batch_size=n, seed=seed)
-    seconds = time.process_time() - started
-    judge = _edges(case, outcome, truth, whole) if isinstance(outcome, Graph) else _nodes(case, outcome, truth, whole)
-    return {**judge, "edges": truth.n_edges, "seconds": seconds}
+    seconds = time.process_time() - start
+    ranking = _edges(case, outcome, truth, whole) if isinstance(outcome, Graph) else _nodes(case, outcome, truth, whole)
+    return {**ranking, "edges": truth.n_edges, "seconds": seconds}
 
 
-def _edges(case: Case, scored: Graph, truth: Graph, whole: Graph) -> dict[str, float]:
+def _edges(case: Case, graph: Graph, truth: Graph, whole: Graph) -> dict[str, float]:
     """How edges are ranked, and what circuits of as many edges keep."""
-    grown = Graph.full(case.layout, scored.scores).greedy(truth.n_edges)
-    kept = faithfulness(case.model, case.task, [truth, grown]).faithfulness  # refuses a task no corruption changes
-    scores = np.abs(np.nan_to_num(scored.scores)) / _span(case)
+    grown = Graph.full(case.layout, graph.scores).greedy(truth.n_edges)
+    ratios = faithfulness(case.model, case.task, [truth, grown]).faithfulness  # refuses a task no corruption changes
+    scores = np.abs(np.nan_to_num(graph.scores)) / _span(case)
     return {
-        **judge_edges(scored, truth, beside=whole),
+        **judge_edges(graph, truth, beside=whole),
         "lowest": float(scores[truth.mask].min()),
         "highest": float(scores[case.layout.exists & ~whole.mask].max()),
-        "planted": float(kept[0]),
-        "found": float(kept[1]),
+        "planted": float(ratios[0]),
+        "found": float(ratios[1]),
     }
 
 
 def _nodes(case: Case, table: Result, truth: Graph, whole: Graph) -> dict[str, float]:
     """How heads and MLPs are ranked, each by its largest row; those of another task's circuit are left out."""
-    kept = faithfulness(case.model, case.task, truth).faithfulness
+    ratios = faithfulness(case.model, case.task, truth).faithfulness
     largest = table.table["value"].abs().groupby(table.table["component"]).max()
-    inside, beside = set(truth.nodes) - {EMBED, LOGITS}, set(whole.nodes)
-    among = [name for name in case.layout.senders if name != EMBED and (name in inside or name not in beside)]
+    inside, planted_nodes = set(truth.nodes) - {EMBED, LOGITS}, set(whole.nodes)
+    among = [name for name in case.layout.senders if name != EMBED and (name in inside or name not in planted_nodes)]
     scores = {str(name): float(value) for name, value in largest.items() if name in among}
     shares = {name: scores.get(name, 0.0) / _span(case) for name in among}
     return {
         **judge_nodes(scores, inside, among=among),
         "lowest": min((share for name, share in shares.items() if name in inside), default=np.nan),
         "highest": max((share for name, share in shares.items() if name not in inside), default=np.nan),
-        "planted": float(kept[0]),
+        "planted": float(ratios[0]),
         "found": np.nan,
     }
 

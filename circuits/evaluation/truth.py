@@ -65,8 +65,8 @@ class Published:
         """
         if not self.edges:
             raise SchemaError(f"{self.name}, variant {self.variant!r}, lists components and no edges")
-        told = {"circuit": self.name, "version": self.version, "variant": self.variant, "source": self.source}
-        return Graph.of(self.layout, self.edges, provenance=told)
+        provenance = {"circuit": self.name, "version": self.version, "variant": self.variant, "source": self.source}
+        return Graph.of(self.layout, self.edges, provenance=provenance)
 
 
 def names() -> tuple[str, ...]:
@@ -87,24 +87,24 @@ def published(name: str, *, variant: str | None = None) -> Published:
         SchemaError: no such circuit or variant; names the nearest.
     """
     content = _content(name)
-    chosen = variant or content["default"]
-    if chosen not in content["variants"]:
-        raise SchemaError(f"{name} has no variant {chosen!r}; {nearest(chosen, content['variants'])}")
-    found = content["variants"][chosen]
+    variant_name = variant or content["default"]
+    if variant_name not in content["variants"]:
+        raise SchemaError(f"{name} has no variant {variant_name!r}; {nearest(variant_name, content['variants'])}")
+    entry = content["variants"][variant_name]
     layout = Layout.of_dict(content["layout"])
-    heads, mlps = ({k: tuple(v) for k, v in found.get(part, {}).items()} for part in ("heads", "mlps"))
+    heads, mlps = ({k: tuple(v) for k, v in entry.get(part, {}).items()} for part in ("heads", "mlps"))
     return Published(
         name=name,
         version=content["version"],
-        variant=chosen,
+        variant=variant_name,
         task=content["task"],
         model=content["model"],
-        source=found["source"],
-        checked=found["checked"],
+        source=entry["source"],
+        checked=entry["checked"],
         layout=layout,
         heads=heads,
         mlps=mlps,
-        edges=_expanded(found, {**heads, **mlps}, layout),
+        edges=_connection_edges(entry, {**heads, **mlps}, layout),
         disagreements=tuple(content["disagreements"]),
     )
 
@@ -120,8 +120,8 @@ def planted(truth: Truth, layout: Layout, *, mechanism: str | None = None) -> Gr
     if mechanism is not None and mechanism not in truth.uses:
         raise SchemaError(f"no mechanism {mechanism!r} in this model; {nearest(mechanism, truth.uses)}")
     edges = truth.edges if mechanism is None else truth.uses[mechanism]
-    told = {"circuit": "planted", "roles": list(truth.roles), "mechanism": mechanism}
-    return Graph.of(layout, edges, provenance=told)
+    provenance = {"circuit": "planted", "roles": list(truth.roles), "mechanism": mechanism}
+    return Graph.of(layout, edges, provenance=provenance)
 
 
 def judge_edges(scored: Graph, truth: Graph, *, absolute: bool = True, beside: Graph | None = None) -> dict[str, float]:
@@ -132,8 +132,8 @@ def judge_edges(scored: Graph, truth: Graph, *, absolute: bool = True, beside: G
     """
     if any(other.layout != scored.layout for other in (truth, beside) if other is not None):
         raise SchemaError("scores and truth are of different models")
-    judged = scored.layout.exists & (truth.mask | (True if beside is None else ~beside.mask))
-    return _judged(scored.scores[judged], truth.mask[judged], absolute=absolute)
+    edge_mask = scored.layout.exists & (truth.mask | (True if beside is None else ~beside.mask))
+    return _ranking_quality(scored.scores[edge_mask], truth.mask[edge_mask], absolute=absolute)
 
 
 def judge_nodes(
@@ -142,19 +142,19 @@ def judge_nodes(
     """How well node scores rank the true nodes among those named (all heads, say); as `judge_edges`."""
     inside, candidates = set(truth), [name for name in among if name not in (EMBED, LOGITS)]
     values = np.array([scores.get(name, np.nan) for name in candidates], dtype=float)
-    return _judged(values, np.array([name in inside for name in candidates], dtype=bool), absolute=absolute)
+    return _ranking_quality(values, np.array([name in inside for name in candidates], dtype=bool), absolute=absolute)
 
 
-def _judged(values: ndarray, true: ndarray, *, absolute: bool) -> dict[str, float]:
+def _ranking_quality(values: ndarray, true: ndarray, *, absolute: bool) -> dict[str, float]:
     from sklearn.metrics import average_precision_score, roc_auc_score
 
-    ranked = np.abs(values) if absolute else values
-    lowest = np.nanmin(ranked, initial=0.0) - 1.0
-    ranked = np.where(np.isnan(ranked), lowest, ranked)
+    ranking = np.abs(values) if absolute else values
+    lowest = np.nanmin(ranking, initial=0.0) - 1.0
+    ranking = np.where(np.isnan(ranking), lowest, ranking)
     both = bool(true.any()) and not bool(true.all())
     return {
-        "auroc": float(roc_auc_score(true, ranked)) if both else float("nan"),
-        "average_precision": float(average_precision_score(true, ranked)) if both else float("nan"),
+        "auroc": float(roc_auc_score(true, ranking)) if both else float("nan"),
+        "average_precision": float(average_precision_score(true, ranking)) if both else float("nan"),
         "n_true": float(true.sum()),
         "n": float(true.size),
     }
@@ -169,15 +169,17 @@ def _content(name: str) -> dict[str, Any]:
     return content
 
 
-def _expanded(found: Mapping[str, Any], classes: Mapping[str, tuple[str, ...]], layout: Layout) -> tuple[Edge, ...]:
+def _connection_edges(
+    entry: Mapping[str, Any], classes: Mapping[str, tuple[str, ...]], layout: Layout
+) -> tuple[Edge, ...]:
     """Edges of all connections, once each, in the order of the stream; those against the stream do not exist."""
     places: set[tuple[int, int]] = set()
-    for connection in found["connections"]:
+    for connection in entry["connections"]:
         senders, receivers = (_members(connection[end], classes) for end in ("from", "to"))
         for sender in senders:
             for receiver in receivers:
                 for port in connection["ports"]:
-                    places |= set(_path(layout, sender, receiver, port, through_mlps=found["mlps_between"]))
+                    places |= set(_path(layout, sender, receiver, port, through_mlps=entry["mlps_between"]))
     return tuple(layout.edge(*place) for place in sorted(places))
 
 

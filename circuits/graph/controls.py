@@ -31,13 +31,13 @@ def random_circuits(graph: Graph, *, n: int = 20, seed: int = 0, how: str = "con
     if not graph.n_edges:
         raise SchemaError("an empty circuit has no random counterpart")
     draw = {"connected": _connected, "matched": _matched, "uniform": _uniform}[how]
-    drawn = []
+    circuits = []
     for i in range(n):
         mask = draw(graph, np.random.default_rng((seed, i)))
-        told = {"control": how, "seed": seed, "draw": i, "edges": int(mask.sum()), "of": graph.n_edges}
-        nothing = np.full(graph.scores.shape, np.nan)
-        drawn.append(Graph(graph.layout, nothing, mask, told))
-    return tuple(drawn)
+        provenance = {"control": how, "seed": seed, "draw": i, "edges": int(mask.sum()), "of": graph.n_edges}
+        no_scores = np.full(graph.scores.shape, np.nan)
+        circuits.append(Graph(graph.layout, no_scores, mask, provenance))
+    return tuple(circuits)
 
 
 def _uniform(graph: Graph, rng: np.random.Generator) -> ndarray:
@@ -73,8 +73,8 @@ def _matched(graph: Graph, rng: np.random.Generator) -> ndarray:
     mask = np.zeros(graph.mask.shape, dtype=bool)
     for which in np.unique(stratum[inside]):
         members = np.flatnonzero(stratum == which)
-        chosen = rng.choice(members, size=int(inside[members].sum()), replace=False)
-        mask[rows[chosen], columns[chosen]] = True
+        sample = rng.choice(members, size=int(inside[members].sum()), replace=False)
+        mask[rows[sample], columns[sample]] = True
     return mask
 
 

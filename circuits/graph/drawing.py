@@ -57,19 +57,29 @@ def draw(links: Iterable[Link], n_layers: int, *, title: str = "", caption: str 
     Without a title the caption stands there, and how many of the links are drawn where that is not all of them.
     """
     links = sorted(links, key=lambda link: -_size(link.score))
-    shown = links[:MOST]
-    if not shown:
+    visible_links = links[:MOST]
+    if not visible_links:
         return _empty(title or "a circuit without edges")
-    places = _places(shown, n_layers)
+    places = _places(visible_links, n_layers)
     rows = 1 + max(y for _, y in places.values())
-    largest = max((_size(link.score) for link in shown), default=0.0) or 1.0
+    largest = max((_size(link.score) for link in visible_links), default=0.0) or 1.0
     figure = go.Figure(
-        [*_curves(shown, places, largest), *_boxes(places), _ports(shown, places), _names(shown, places)]
+        [
+            *_curves(visible_links, places, largest),
+            *_boxes(places),
+            _ports(visible_links, places),
+            _names(visible_links, places),
+        ]
     )
-    figure.add_trace(_middles(shown, places, largest))
-    left = "" if len(links) == len(shown) else f", the strongest {len(shown)} of {len(links)} links drawn"
-    head = title or f"{caption}{left}"
-    reach = [*(x for x, _ in places.values()), *(float(x) for link in shown for x in _curve(link, places)[:, 0])]
+    figure.add_trace(_middles(visible_links, places, largest))
+    note = (
+        "" if len(links) == len(visible_links) else f", the strongest {len(visible_links)} of {len(links)} links drawn"
+    )
+    head = title or f"{caption}{note}"
+    reach = [
+        *(x for x, _ in places.values()),
+        *(float(x) for link in visible_links for x in _curve(link, places)[:, 0]),
+    ]
     middle, wide = (max(reach) + min(reach)) / 2, max(NARROWEST, (max(reach) - min(reach)) / 2 + 0.5)
     figure.update_layout(
         template=template(),
@@ -105,9 +115,9 @@ def _places(links: Sequence[Link], n_layers: int) -> dict[str, Point]:
     x = {name: _spread(row)[name] for row in ordered for name in row}
     for sweep in range(SWEEPS):  # barycentres, up and down in turn
         for row in ordered if sweep % 2 else ordered[::-1]:
-            wanted = {name: float(np.mean([x[other] for other in neighbours[name]])) for name in row}
-            row.sort(key=lambda name: (wanted[name], _number(name)))  # noqa: B023  (used at once)
-            x |= _settled(row, wanted)
+            targets = {name: float(np.mean([x[other] for other in neighbours[name]])) for name in row}
+            row.sort(key=lambda name: (targets[name], _number(name)))  # noqa: B023  (used at once)
+            x |= _spaced_row(row, targets)
     y = {name: float(i) for i, row in enumerate(ordered) for name in row}
     return {name: (x[name], y[name]) for name in names}
 
@@ -117,12 +127,12 @@ def _spread(row: Sequence[str]) -> dict[str, float]:
     return {name: i - (len(row) - 1) / 2 for i, name in enumerate(row)}
 
 
-def _settled(row: Sequence[str], wanted: Mapping[str, float]) -> dict[str, float]:
+def _spaced_row(row: Sequence[str], targets: Mapping[str, float]) -> dict[str, float]:
     """As near to where each wants to be as one width between neighbours allows, the row's mean kept."""
-    x = [wanted[name] for name in row]
+    x = [targets[name] for name in row]
     for i in range(1, len(x)):
         x[i] = max(x[i], x[i - 1] + 1.0)
-    shift = float(np.mean([wanted[name] for name in row])) - float(np.mean(x))
+    shift = float(np.mean([targets[name] for name in row])) - float(np.mean(x))
     return {name: value + shift for name, value in zip(row, x, strict=True)}
 
 
@@ -156,16 +166,16 @@ def _bin(score: float, largest: float) -> int:
 
 def _curves(links: Sequence[Link], places: Mapping[str, Point], largest: float) -> list[go.Scatter]:
     """One broken line per colour, weak ones first."""
-    binned: dict[int, list[ndarray]] = {}
+    lines_by_bin: dict[int, list[ndarray]] = {}
     gap = np.full((1, 2), np.nan)
     for link in links:
-        binned.setdefault(_bin(link.score, largest), []).extend([_curve(link, places), gap])
+        lines_by_bin.setdefault(_bin(link.score, largest), []).extend([_curve(link, places), gap])
     traces = []
-    for number in sorted(binned, key=lambda i: abs(i - BINS // 2)):
-        line = np.concatenate(binned[number])
+    for number in sorted(lines_by_bin, key=lambda i: abs(i - BINS // 2)):
+        line = np.concatenate(lines_by_bin[number])
         size = abs(number - BINS // 2) / (BINS // 2)
-        look = {"color": COLOURS[number], "width": 1.0 + 3.5 * size}
-        traces.append(go.Scatter(x=line[:, 0], y=line[:, 1], mode="lines", line=look, hoverinfo="skip", opacity=0.9))
+        style = {"color": COLOURS[number], "width": 1.0 + 3.5 * size}
+        traces.append(go.Scatter(x=line[:, 0], y=line[:, 1], mode="lines", line=style, hoverinfo="skip", opacity=0.9))
     return traces
 
 
@@ -178,7 +188,7 @@ def _middles(links: Sequence[Link], places: Mapping[str, Point], largest: float)
         + ("" if link.edge.receiver == link.receiver else f"<br>shared by {link.edge.receiver}")
         for link in links
     ]
-    scored = any(not math.isnan(link.score) for link in links)
+    has_scores = any(not math.isnan(link.score) for link in links)
     scale = [[i / (BINS - 1), colour] for i, colour in enumerate(COLOURS)]
     marker: dict[str, Any] = {
         "size": 6,
@@ -186,7 +196,7 @@ def _middles(links: Sequence[Link], places: Mapping[str, Point], largest: float)
         "colorscale": scale,
         "cmin": -largest,
         "cmax": largest,
-        "showscale": scored,
+        "showscale": has_scores,
         "colorbar": {"title": {"text": "score", "side": "right"}, "thickness": 10, "outlinewidth": 0, "len": 0.6},
     }
     return go.Scatter(
@@ -197,8 +207,8 @@ def _middles(links: Sequence[Link], places: Mapping[str, Point], largest: float)
 def _handle(curve: Float[ndarray, "point 2"]) -> Float[ndarray, " 2"]:
     """The point nearest the middle that lies between two rows, where no box covers it."""
     free = np.abs(curve[:, 1] % 1 - 0.5) < 0.5 - HALF_HEIGHT - 0.08
-    away = np.abs(np.arange(len(curve)) - len(curve) / 2) + np.where(free, 0, len(curve))
-    return curve[int(away.argmin())]
+    distance = np.abs(np.arange(len(curve)) - len(curve) / 2) + np.where(free, 0, len(curve))
+    return curve[int(distance.argmin())]
 
 
 def _boxes(places: Mapping[str, Point]) -> list[go.Scatter]:
@@ -210,8 +220,8 @@ def _boxes(places: Mapping[str, Point]) -> list[go.Scatter]:
             continue
         x = at[:, :1] + np.array([-1, 1, 1, -1, -1, np.nan]) * HALF_WIDTH
         y = at[:, 1:] + np.array([-1, -1, 1, 1, -1, np.nan]) * HALF_HEIGHT
-        look = {"fill": "toself", "fillcolor": face, "line": {"color": BORDERS[what], "width": 1.5}}
-        traces.append(go.Scatter(x=x.ravel(), y=y.ravel(), mode="lines", hoverinfo="skip", **look))
+        style = {"fill": "toself", "fillcolor": face, "line": {"color": BORDERS[what], "width": 1.5}}
+        traces.append(go.Scatter(x=x.ravel(), y=y.ravel(), mode="lines", hoverinfo="skip", **style))
     return traces
 
 
@@ -223,30 +233,30 @@ def _names(links: Sequence[Link], places: Mapping[str, Point]) -> go.Scatter:
         mode="text",
         text=list(places),
         textfont={"size": 11, "color": INK},
-        hovertext=[_told(name, links) for name in places],
+        hovertext=[_hover_text(name, links) for name in places],
         hovertemplate="%{hovertext}<extra></extra>",
     )
 
 
 def _ports(links: Sequence[Link], places: Mapping[str, Point]) -> go.Scatter:
     """The letters q, k and v inside a head's lower edge, where something enters."""
-    used = dict.fromkeys((link.receiver, link.port) for link in links if link.port != "in")
+    used_ports = dict.fromkeys((link.receiver, link.port) for link in links if link.port != "in")
     return go.Scatter(
-        x=[places[name][0] + ENTRY[port] for name, port in used],
-        y=[places[name][1] - HALF_HEIGHT + 0.07 for name, _ in used],
+        x=[places[name][0] + ENTRY[port] for name, port in used_ports],
+        y=[places[name][1] - HALF_HEIGHT + 0.07 for name, _ in used_ports],
         mode="text",
-        text=[port for _, port in used],
+        text=[port for _, port in used_ports],
         textfont={"size": 9, "color": "#4a545e"},
         hoverinfo="skip",
     )
 
 
-def _told(name: str, links: Sequence[Link]) -> str:
-    entering = [link for link in links if link.receiver == name]
-    leaving = [link for link in links if link.sender == name]
-    total = {way: sum(_size(link.score) for link in some) for way, some in (("in", entering), ("out", leaving))}
+def _hover_text(name: str, links: Sequence[Link]) -> str:
+    links_in = [link for link in links if link.receiver == name]
+    links_out = [link for link in links if link.sender == name]
+    total = {way: sum(_size(link.score) for link in side) for way, side in (("in", links_in), ("out", links_out))}
     return (
-        f"<b>{name}</b><br>{len(entering)} edges in, {len(leaving)} out"
+        f"<b>{name}</b><br>{len(links_in)} edges in, {len(links_out)} out"
         f"<br>|score| in {total['in']:.3g}, out {total['out']:.3g}"
     )
 

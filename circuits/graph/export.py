@@ -21,12 +21,12 @@ def networkx(
     """Components as nodes (`layer`, `kind`), links as edges keyed by port (`score`, `edge`)."""
     import networkx as nx
 
-    found = nx.MultiDiGraph(provenance=dict(provenance))
+    graph = nx.MultiDiGraph(provenance=dict(provenance))
     for name in nodes:
-        found.add_node(name, layer=layer_of(name, n_layers), kind=kind(name))
+        graph.add_node(name, layer=layer_of(name, n_layers), kind=kind(name))
     for link in links:
-        found.add_edge(link.sender, link.receiver, key=link.port, score=link.score, edge=tuple(link.edge))
-    return found
+        graph.add_edge(link.sender, link.receiver, key=link.port, score=link.score, edge=tuple(link.edge))
+    return graph
 
 
 def dot(nodes: Sequence[str], links: Sequence[Link], n_layers: int) -> str:
@@ -45,12 +45,12 @@ def dot(nodes: Sequence[str], links: Sequence[Link], n_layers: int) -> str:
     for link in links:
         label = "" if link.port == "in" else f'label="{link.port}", '
         if math.isnan(link.score):
-            look = f'color="{NO_SCORE}"'
+            style = f'color="{NO_SCORE}"'
         else:
             share = abs(link.score) / largest if largest else 0.0
             colour = POSITIVE if link.score >= 0 else NEGATIVE
-            look = (
+            style = (
                 f'color="{colour}", penwidth={THINNEST + (WIDEST - THINNEST) * share:.2f}, tooltip="{link.score:.4g}"'
             )
-        lines.append(f'  "{link.sender}" -> "{link.receiver}" [{label}{look}];')
+        lines.append(f'  "{link.sender}" -> "{link.receiver}" [{label}{style}];')
     return "\n".join([*lines, "}"]) + "\n"

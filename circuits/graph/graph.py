@@ -69,10 +69,10 @@ class Graph:
         columns: Mapping[str, ndarray] | None = None,
     ) -> Graph:
         """Every edge of the model; scores of pairs that are no edges are dropped."""
-        given = np.full(layout.exists.shape, np.nan) if scores is None else np.asarray(scores, dtype=float)
+        array = np.full(layout.exists.shape, np.nan) if scores is None else np.asarray(scores, dtype=float)
         return cls(
             layout,
-            np.where(layout.exists, given, np.nan) if given.shape == layout.exists.shape else given,
+            np.where(layout.exists, array, np.nan) if array.shape == layout.exists.shape else array,
             layout.exists.copy(),
             dict(provenance or {}),
             {k: np.asarray(v, dtype=float) for k, v in (columns or {}).items()},
@@ -126,8 +126,8 @@ class Graph:
 
         Of a key-value group, the heads that lead somewhere; all of them where none does.
         """
-        used = {name for link in self.links() for name in link[:2]}
-        return tuple(name for name in (*self.layout.senders, LOGITS) if name in used)
+        endpoints = {name for link in self.links() for name in link[:2]}
+        return tuple(name for name in (*self.layout.senders, LOGITS) if name in endpoints)
 
     def __contains__(self, edge: Edge | tuple[str, str, str]) -> bool:
         return bool(self.mask[self.layout.place(edge)])
@@ -141,26 +141,26 @@ class Graph:
 
     def links(self) -> Iterator[Link]:
         """Edges between components, for drawing and for graph libraries: groups are resolved into their heads."""
-        leads = {self.layout.senders[row] for row in np.flatnonzero(self.mask.any(1))}
+        live_senders = {self.layout.senders[row] for row in np.flatnonzero(self.mask.any(1))}
         for row, column in np.argwhere(self.mask).tolist():
             edge = self.layout.edge(row, column)
             heads = self.layout.readers(edge.receiver)
-            for head in [h for h in heads if h in leads] or heads:
+            for head in [h for h in heads if h in live_senders] or heads:
                 yield Link(edge.sender, head, edge.port, float(self.scores[row, column]), edge)
 
     # One verb per way to choose; each gives a new graph with the same scores.
 
     def top(self, n: int, *, absolute: bool = True, prune: bool = True) -> Graph:
         """The n edges of this graph with the largest scores; pruned, fewer may be left."""
-        return self._chosen(select.top(self._inside, self.layout, n, absolute=absolute), prune=prune)
+        return self._with_mask(select.top(self._inside, self.layout, n, absolute=absolute), prune=prune)
 
     def threshold(self, at: float, *, absolute: bool = True, prune: bool = True) -> Graph:
         """Edges of this graph that score at least so much."""
-        return self._chosen(select.above(self._inside, self.layout, at, absolute=absolute), prune=prune)
+        return self._with_mask(select.above(self._inside, self.layout, at, absolute=absolute), prune=prune)
 
     def greedy(self, n: int, *, absolute: bool = True, prune: bool = True) -> Graph:
         """n edges of this graph grown from the logits, always the strongest into what is there."""
-        return self._chosen(select.greedy(self._inside, self.layout, n, absolute=absolute), prune=prune)
+        return self._with_mask(select.greedy(self._inside, self.layout, n, absolute=absolute), prune=prune)
 
     def pruned(self) -> Graph:
         """Without edges from what is not fed, or into what does not lead to the logits."""
@@ -174,36 +174,36 @@ class Graph:
     def _inside(self) -> Float[ndarray, "sender slot"]:
         return np.where(self.mask, self.scores, np.nan)
 
-    def _chosen(self, mask: Bool[ndarray, "sender slot"], *, prune: bool) -> Graph:
+    def _with_mask(self, mask: Bool[ndarray, "sender slot"], *, prune: bool) -> Graph:
         return replace(self, mask=select.prune(mask, self.layout) if prune else mask)
 
     # Sets: the scores of the left one are kept.
 
     def __and__(self, other: Graph) -> Graph:
-        return replace(self, mask=self.mask & self._same(other).mask)
+        return replace(self, mask=self.mask & self._of_same_model(other).mask)
 
     def __or__(self, other: Graph) -> Graph:
-        return replace(self, mask=self.mask | self._same(other).mask)
+        return replace(self, mask=self.mask | self._of_same_model(other).mask)
 
     def __sub__(self, other: Graph) -> Graph:
-        return replace(self, mask=self.mask & ~self._same(other).mask)
+        return replace(self, mask=self.mask & ~self._of_same_model(other).mask)
 
     def jaccard(self, other: Graph, *, of: str = "edges") -> float:
         """|A & B| / |A | B| over edges or nodes; 1 for two empty circuits. Nodes leave `embed` and `logits` out."""
-        a, b = self._members(of), self._same(other)._members(of)
+        a, b = self._members(of), self._of_same_model(other)._members(of)
         return len(a & b) / len(a | b) if a | b else 1.0
 
     def reuse(self, other: Graph, *, of: str = "edges") -> float:
         """|A & B| / |A|: the part of this circuit that the other uses too; NaN for an empty one."""
-        mine = self._members(of)
-        return len(mine & self._same(other)._members(of)) / len(mine) if mine else float("nan")
+        members = self._members(of)
+        return len(members & self._of_same_model(other)._members(of)) / len(members) if members else float("nan")
 
     def _members(self, of: str) -> set[Any]:
         if of not in ("edges", "nodes"):
             raise SchemaError(f"overlap of {of!r}; choose edges or nodes")
         return set(self.edges) if of == "edges" else set(self.nodes) - {EMBED, LOGITS}
 
-    def _same(self, other: Graph) -> Graph:
+    def _of_same_model(self, other: Graph) -> Graph:
         if other.layout != self.layout:
             raise SchemaError("circuits of different models cannot be compared edge by edge")
         return other

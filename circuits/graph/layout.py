@@ -101,16 +101,16 @@ class Layout:
     @cached_property
     def slots(self) -> tuple[tuple[str, Port], ...]:
         """(receiver, port) of everything that reads, in order: each layer's q, k and v, its MLP, at last the logits."""
-        found: list[tuple[str, Port]] = []
+        slots: list[tuple[str, Port]] = []
         for layer in range(self.n_layers):
             if self.has_heads(layer):
-                shared = [kv_head_name(layer, i, group=self.group) for i in range(self.n_kv_heads)]
-                found.extend((head_name(layer, i), "q") for i in range(self.n_heads))
-                found.extend((name, "k") for name in shared)
-                found.extend((name, "v") for name in shared)
+                kv_heads = [kv_head_name(layer, i, group=self.group) for i in range(self.n_kv_heads)]
+                slots.extend((head_name(layer, i), "q") for i in range(self.n_heads))
+                slots.extend((name, "k") for name in kv_heads)
+                slots.extend((name, "v") for name in kv_heads)
             if self.mlps:
-                found.append((mlp_name(layer), "in"))
-        return (*found, (LOGITS, "in"))
+                slots.append((mlp_name(layer), "in"))
+        return (*slots, (LOGITS, "in"))
 
     @cached_property
     def sender_index(self) -> dict[str, int]:
@@ -141,9 +141,9 @@ class Layout:
     @cached_property
     def exists(self) -> Bool[ndarray, "sender slot"]:
         """Which senders are written before which slots are read."""
-        written = np.array([self._depth(name, writes=True) for name in self.senders])
-        read = np.array([self._depth(name, writes=False) for name, _ in self.slots])
-        return written[:, None] < read[None, :]
+        write_depth = np.array([self._depth(name, writes=True) for name in self.senders])
+        read_depth = np.array([self._depth(name, writes=False) for name, _ in self.slots])
+        return write_depth[:, None] < read_depth[None, :]
 
     @property
     def n_edges(self) -> int:
@@ -153,12 +153,12 @@ class Layout:
     @cached_property
     def owners(self) -> Bool[ndarray, "slot sender"]:
         """Which senders a slot feeds: a head its own q, every head of a group its k and v, an MLP its input."""
-        feeds = np.zeros((len(self.slots), len(self.senders)), dtype=bool)
+        mask = np.zeros((len(self.slots), len(self.senders)), dtype=bool)
         for i, (name, _) in enumerate(self.slots):
             for reader in self.readers(name):
                 if reader in self.sender_index:
-                    feeds[i, self.sender_index[reader]] = True
-        return feeds
+                    mask[i, self.sender_index[reader]] = True
+        return mask
 
     @cached_property
     def sender_layers(self) -> Int[ndarray, " sender"]:
@@ -167,20 +167,20 @@ class Layout:
 
     def readers(self, receiver: str) -> tuple[str, ...]:
         """Components that a receiver stands for: itself, or the query heads of a key-value head."""
-        found = Component.parse(receiver)
-        if found.kind != "kv_head" or found.layer is None or found.index is None:
+        component = Component.parse(receiver)
+        if component.kind != "kv_head" or component.layer is None or component.index is None:
             return (receiver,)
-        first = found.index * self.group
-        return tuple(head_name(found.layer, head) for head in range(first, first + self.group))
+        first = component.index * self.group
+        return tuple(head_name(component.layer, head) for head in range(first, first + self.group))
 
     def shared(self, receiver: str, port: str) -> str:
         """The receiver as it is called here: k and v of a head are those of the key-value head that it shares."""
-        found = Component.parse(receiver)
-        if found.kind not in ("head", "kv_head") or port not in ("k", "v"):
+        component = Component.parse(receiver)
+        if component.kind not in ("head", "kv_head") or port not in ("k", "v"):
             return receiver
-        assert found.layer is not None and found.index is not None  # both kinds have them
-        index = found.index // self.group if found.kind == "head" else found.index
-        return kv_head_name(found.layer, index, group=self.group)
+        assert component.layer is not None and component.index is not None  # both kinds have them
+        index = component.index // self.group if component.kind == "head" else component.index
+        return kv_head_name(component.layer, index, group=self.group)
 
     def place(self, edge: Edge | tuple[str, str, str]) -> tuple[int, int]:
         """(row, column) of an edge; k and v of a head mean those of its key-value head.
@@ -191,10 +191,10 @@ class Layout:
         sender, receiver, port = edge
         receiver = self.shared(receiver, port)
         if sender not in self.sender_index or (receiver, port) not in self.slot_index:
-            lacking = (
+            missing_part = (
                 f"sender {sender!r}" if sender not in self.sender_index else f"receiver {receiver!r} at port {port!r}"
             )
-            raise SchemaError(f"no {lacking} in {self.n_layers} layers of {self.n_heads} heads")
+            raise SchemaError(f"no {missing_part} in {self.n_layers} layers of {self.n_heads} heads")
         row, column = self.sender_index[sender], self.slot_index[receiver, port]
         if not self.exists[row, column]:
             raise SchemaError(f"no edge from {sender} to {receiver}: it is read before {sender} is written")

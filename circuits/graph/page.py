@@ -31,7 +31,7 @@ p {{ margin: 0 0 8px; max-width: 90ch; }}
 <body>
 <main>
 <h1>{title}</h1>
-{told}
+{paragraphs}
 <div class="drawing" tabindex="0" role="group" aria-label="Drawing of the circuit, scrolls sideways; \
 edges.csv beside this page lists the same edges">
 {drawing}
@@ -48,5 +48,5 @@ def page(graph: Graph, summary: str) -> str:
     figure = graph.draw(title=" ").update_layout(width=None, margin={"t": 8})
     options = {"config": {"responsive": True, "displaylogo": False}, "div_id": "circuit"}
     drawing = figure.to_html(include_plotlyjs=True, full_html=False, **options)
-    told = "\n".join(f"<p>{escape(line)}</p>" for line in lines)
-    return PAGE.format(title=escape(title), told=told, drawing=drawing)
+    paragraphs = "\n".join(f"<p>{escape(line)}</p>" for line in lines)
+    return PAGE.format(title=escape(title), paragraphs=paragraphs, drawing=drawing)

@@ -21,18 +21,18 @@ Mask = Bool[ndarray, "sender slot"]
 
 def strength(scores: Scores, layout: Layout, *, absolute: bool) -> Scores:
     """What edges are ranked by; -inf where there is no edge or no score."""
-    ranked = np.abs(scores) if absolute else scores
-    return np.where(layout.exists & ~np.isnan(scores), ranked, -np.inf)
+    keys = np.abs(scores) if absolute else scores
+    return np.where(layout.exists & ~np.isnan(scores), keys, -np.inf)
 
 
 def top(scores: Scores, layout: Layout, n: int, *, absolute: bool = True) -> Mask:
     """The n largest; ties go to the earlier edge, in the order of the stream."""
     if n < 0:
         raise SchemaError(f"{n} edges asked for; at least 0")
-    ranked = strength(scores, layout, absolute=absolute).ravel()
-    order = np.argsort(-ranked, kind="stable")[:n]
-    mask = np.zeros(ranked.shape, dtype=bool)
-    mask[order[np.isfinite(ranked[order])]] = True
+    strengths = strength(scores, layout, absolute=absolute).ravel()
+    order = np.argsort(-strengths, kind="stable")[:n]
+    mask = np.zeros(strengths.shape, dtype=bool)
+    mask[order[np.isfinite(strengths[order])]] = True
     return mask.reshape(scores.shape)
 
 
@@ -48,17 +48,17 @@ def greedy(scores: Scores, layout: Layout, n: int, *, absolute: bool = True) -> 
     """
     if n < 0:
         raise SchemaError(f"{n} edges asked for; at least 0")
-    ranked = strength(scores, layout, absolute=absolute)
+    strengths = strength(scores, layout, absolute=absolute)
     mask = np.zeros(scores.shape, dtype=bool)
-    reached = np.zeros(len(layout.senders), dtype=bool)
-    opened = np.zeros(len(layout.slots), dtype=bool)
+    reached_senders = np.zeros(len(layout.senders), dtype=bool)
+    opened_slots = np.zeros(len(layout.slots), dtype=bool)
     heap: list[tuple[float, int, int]] = []
 
     def open_slots(columns: ndarray) -> None:
-        for column in columns[~opened[columns]]:
-            opened[column] = True
-            for row in np.flatnonzero(np.isfinite(ranked[:, column])):
-                heapq.heappush(heap, (-float(ranked[row, column]), int(row), int(column)))
+        for column in columns[~opened_slots[columns]]:
+            opened_slots[column] = True
+            for row in np.flatnonzero(np.isfinite(strengths[:, column])):
+                heapq.heappush(heap, (-float(strengths[row, column]), int(row), int(column)))
 
     open_slots(np.array([len(layout.slots) - 1]))
     for _ in range(n):
@@ -66,8 +66,8 @@ def greedy(scores: Scores, layout: Layout, n: int, *, absolute: bool = True) -> 
             break
         _, row, column = heapq.heappop(heap)
         mask[row, column] = True
-        if not reached[row]:
-            reached[row] = True
+        if not reached_senders[row]:
+            reached_senders[row] = True
             open_slots(np.flatnonzero(layout.owners[:, row]))
     return mask
 
@@ -79,11 +79,11 @@ def prune(mask: Mask, layout: Layout) -> Mask:
     """
     mask = mask & layout.exists
     while True:
-        leads = np.any(mask, axis=1)
-        fed = np.any(np.any(mask, axis=0)[:, None] & layout.owners, axis=0) | (np.arange(len(leads)) == 0)
-        feeds_someone = np.any(layout.owners & leads[None, :], axis=1)
+        writers = np.any(mask, axis=1)
+        fed_senders = np.any(np.any(mask, axis=0)[:, None] & layout.owners, axis=0) | (np.arange(len(writers)) == 0)
+        live_slots = np.any(layout.owners & writers[None, :], axis=1)
         logits = np.arange(mask.shape[1]) == mask.shape[1] - 1
-        kept = mask & (leads & fed)[:, None] & (feeds_someone | logits)[None, :]
-        if (kept == mask).all():
+        live_edges = mask & (writers & fed_senders)[:, None] & (live_slots | logits)[None, :]
+        if (live_edges == mask).all():
             return mask
-        mask = kept
+        mask = live_edges

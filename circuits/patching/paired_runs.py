@@ -52,7 +52,7 @@ class Both:
         """Whether END is the only token that is kept."""
         return self.gap.shape[2] == 1 < self.base.ids.shape[1]
 
-    def moved(self, senders: Bool[Tensor, " sender"]) -> Float[Tensor, "batch pos d_model"]:
+    def stream_change(self, senders: Bool[Tensor, " sender"]) -> Float[Tensor, "batch pos d_model"]:
         """What a stream gains that gets the other run's writes of some senders in the place of the base run's."""
         return self.gap[senders].sum(0)
 
@@ -80,14 +80,14 @@ class Both:
 
         layers = [i for i in range(info.n_layers) if layout.has_heads(i)]
         heads = {Site("z" if only_end else "head_out", i): of_both if only_end else less for i in layers}
-        wanted: dict[Site | str, Callable[[Tensor], Tensor] | None] = {
+        captures: dict[Site | str, Callable[[Tensor], Tensor] | None] = {
             **{Site("resid_pre", i): of_base if i else of_both for i in range(info.n_layers)},
             **heads,
             **{Site("attn_out", i): of_base for i in layers},
             **({Site("mlp_out", i): of_both for i in range(info.n_layers)} if layout.mlps else {}),
             last: lambda x: x[rows, ends],
         }
-        run = part.model.run(both, capture=wanted, stop=info.n_layers - 1)
+        run = part.model.run(both, capture=captures, stop=info.n_layers - 1)
         pre = [run.acts[Site("resid_pre", i)] for i in range(info.n_layers)]
         return cls(
             part,
@@ -104,30 +104,32 @@ def _gap(
     part: Case, run: Run, embed: Float[Tensor, "1 batch pos d_model"], *, only_end: bool
 ) -> Float[Tensor, "sender batch pos d_model"]:
     """In the order of the layout."""
-    found = [embed]
+    gaps = [embed]
     for layer in range(part.model.info.n_layers):
         if part.layout.has_heads(layer):
             kind = "z" if only_end else "head_out"
             x = run.acts[Site(kind, layer)]
-            found.append(_written(part, layer, x) if only_end else x.permute(2, 0, 1, 3))
+            gaps.append(_head_gaps(part, layer, x) if only_end else x.permute(2, 0, 1, 3))
         if part.layout.mlps:
             x = run.acts[Site("mlp_out", layer)]
-            found.append((x[len(part) :] - x[: len(part)])[None])
-    return torch.cat(found)
+            gaps.append((x[len(part) :] - x[: len(part)])[None])
+    return torch.cat(gaps)
 
 
-def _written(part: Case, layer: int, z: Float[Tensor, "both 1 head d_value"]) -> Float[Tensor, "head batch 1 d_model"]:
+def _head_gaps(
+    part: Case, layer: int, z: Float[Tensor, "both 1 head d_value"]
+) -> Float[Tensor, "head batch 1 d_model"]:
     """What each head writes more in the other run, from z at one token of both."""
     write = part.model.writes(layer).attn
     assert write is not None  # the layout has heads in this layer
     heads = torch.arange(z.shape[2], device=z.device)
-    apart = z.new_zeros(*z.shape[:3], *z.shape[2:])
-    apart[:, :, heads, heads] = z
+    z_by_head = z.new_zeros(*z.shape[:3], *z.shape[2:])
+    z_by_head[:, :, heads, heads] = z
     n, divisor = len(z) // 2, write.divisor(z.flatten(2))
     if write.norm is None:  # linear: the difference of z is enough
-        out = _linear(write, (apart[n:] - apart[:n]).flatten(3))
+        out = _linear(write, (z_by_head[n:] - z_by_head[:n]).flatten(3))
         return out.permute(2, 0, 1, 3)
-    out = _linear(write, apart.flatten(3)) / divisor[:, :, None].to(z.device)
+    out = _linear(write, z_by_head.flatten(3)) / divisor[:, :, None].to(z.device)
     return (out[n:] - out[:n]).permute(2, 0, 1, 3)
 
 

@@ -61,26 +61,26 @@ class Reach:
     @torch.no_grad()
     def values(self, paths: Sequence[Path]) -> Float[Tensor, "path batch"]:
         """The metric of each prompt with each path patched."""
-        found = torch.zeros(len(paths), self.n, dtype=torch.float64, device=self.both.end.device)
+        values = torch.zeros(len(paths), self.n, dtype=torch.float64, device=self.both.end.device)
         groups: dict[tuple[int, int], list[int]] = {}
         for i, path in enumerate(paths):
-            if not self.live and self._tangled(path):
-                found[i] = self._rewired(path).to(found)
+            if not self.live and self._has_feedback(path):
+                values[i] = self._value_by_full_run(path).to(values)
             else:
                 groups.setdefault((self._first(path), self._lowest(path) if self.live else -1), []).append(i)
         for (first, _), members in sorted(groups.items()):
             analytic = first > self.last and not self.live
             size = len(members) if analytic else self.size
             for at in range(0, len(members), size):
-                chosen = members[at : at + size]
-                resid = self._end([paths[i] for i in chosen], first)
-                found[chosen] = self.exit.values(self.both.part, resid, divisor=self.divisor).to(found)
-        return found
+                block = members[at : at + size]
+                resid = self._end([paths[i] for i in block], first)
+                values[block] = self.exit.values(self.both.part, resid, divisor=self.divisor).to(values)
+        return values
 
-    def _tangled(self, path: Path) -> bool:
+    def _has_feedback(self, path: Path) -> bool:
         """Whether a sender is changed by what a receiver hears: what it writes is then not the base run's."""
-        heard = (path.senders & self.exists[:, list(path.slots)].any(1)).numpy()
-        return bool(self._feeds[list(path.slots)][:, heard].any())
+        changed_senders = (path.senders & self.exists[:, list(path.slots)].any(1)).numpy()
+        return bool(self._feeds[list(path.slots)][:, changed_senders].any())
 
     @cached_property
     def _feeds(self) -> Bool[ndarray, "slot sender"]:
@@ -89,15 +89,15 @@ class Reach:
         later = exists.astype(np.int64) @ owners.astype(np.int64) > 0  # [sender sender]
         return owners | (owners.astype(np.int64) @ later.astype(np.int64) > 0)
 
-    def _rewired(self, path: Path) -> Float[Tensor, " batch"]:
+    def _value_by_full_run(self, path: Path) -> Float[Tensor, " batch"]:
         """The path by a whole run with its edges removed."""
         part = self.both.part
         if self._other is None:
             task = part.task
             self._other = sent(self.model, self.ports, task.corrupt if self.both.base is task.clean else task.clean)
-        keep = torch.ones(self.exists.shape)
-        keep[path.senders.nonzero(), torch.tensor(path.slots)] = 0
-        return part.value(run_edges(self.model, self.ports, self.both.base, keep, self._other).logits)
+        edge_mask = torch.ones(self.exists.shape)
+        edge_mask[path.senders.nonzero(), torch.tensor(path.slots)] = 0
+        return part.value(run_edges(self.model, self.ports, self.both.base, edge_mask, self._other).logits)
 
     def _end(self, paths: Sequence[Path], first: int) -> Float[Tensor, "path batch d_model"]:
         """The stream behind the last layer at END."""
@@ -106,20 +106,20 @@ class Reach:
         if self.live:
             streams, gain = self._through_mlps(paths, stages, logits=any(out))
         else:
-            streams = {stage: torch.stack([self._moved(path, stage) for path in paths]) for stage in stages}
-            gain = torch.stack([self._at_end(self._moved(path, None)) for path in paths]) if any(out) else None
+            streams = {stage: torch.stack([self._direct_change(path, stage) for path in paths]) for stage in stages}
+            gain = torch.stack([self._at_end(self._direct_change(path, None)) for path in paths]) if any(out) else None
         resid = self._run(paths, first, streams) if stages else self.both.end[0].expand(len(paths), -1, -1)
         if gain is None:
             return resid
         wide = torch.promote_types(resid.dtype, torch.float32)
         return resid.to(wide) + gain.to(wide) * torch.tensor(out, device=gain.device)[:, None, None]
 
-    def _moved(self, path: Path, stage: Stage | None) -> Float[Tensor, "batch pos d_model"]:
+    def _direct_change(self, path: Path, stage: Stage | None) -> Float[Tensor, "batch pos d_model"]:
         """What direct edges carry to what reads at a stage, or to the logits (None)."""
         slots = self._of_stage(path, stage) if stage is not None else (self.logits,)
         if not slots:
             return torch.zeros_like(self.both.gap[0])
-        return self.both.moved(path.senders & self.exists[:, slots[0]])
+        return self.both.stream_change(path.senders & self.exists[:, slots[0]])
 
     def _through_mlps(
         self, paths: Sequence[Path], stages: Sequence[Stage], *, logits: bool
@@ -127,18 +127,20 @@ class Reach:
         """Streams at the stages, and what the logits gain: attention as it was but for the senders, MLPs live."""
         both, times = self.both, len(paths)
         first = min(self._lowest(path) for path in paths)
-        places = {stage: self._behind(stage) for stage in stages}
+        places = {stage: self._site_before(stage) for stage in stages}
         stop = self.last if logits else max((site.first or 0 for site in places.values() if site), default=-1)
-        embed = torch.stack([both.moved(path.senders & self._named(-1, "embed")) for path in paths])
+        embed = torch.stack([both.stream_change(path.senders & self._senders_of_kind(-1, "embed")) for path in paths])
         start, acts = both.pre[first][None] + embed, dict[Site, Tensor]()
         if stop >= first:
-            reached = [site for site in places.values() if site is not None and site.first in range(first, stop + 1)]
+            stage_sites = [
+                site for site in places.values() if site is not None and site.first in range(first, stop + 1)
+            ]
             acts = self.model.run(
-                self._batch(times, alone=both.only_end),
+                self._batch(times, end_only=both.only_end),
                 start=(first, start.flatten(0, 1)),
                 stop=stop,
-                edits=[edit for layer in range(first, stop + 1) for edit in self._fixed(paths, layer)],
-                capture=list(dict.fromkeys([*reached, Site("resid_post", stop)])),
+                edits=[edit for layer in range(first, stop + 1) for edit in self._frozen_edits(paths, layer)],
+                capture=list(dict.fromkeys([*stage_sites, Site("resid_post", stop)])),
             ).acts
         streams: dict[Stage, Tensor] = {}
         for stage, site in places.items():
@@ -152,55 +154,55 @@ class Reach:
         end = acts[Site("resid_post", self.last)].unflatten(0, (times, self.n))
         return streams, torch.stack([self._at_end(x) for x in end]) - both.end[0]
 
-    def _behind(self, stage: Stage) -> Site | None:
+    def _site_before(self, stage: Stage) -> Site | None:
         """Where the stream that is read at a stage is found before anything of that stage runs; None at the bottom."""
         site = stream_site(self.layout, stage)
         if site.kind == "resid_mid":
             return site
         return Site("resid_post", stage[0] - 1) if stage[0] else None
 
-    def _named(self, layer: int, what: Kind) -> Bool[Tensor, " sender"]:
+    def _senders_of_kind(self, layer: int, what: Kind) -> Bool[Tensor, " sender"]:
         """Senders of a kind in a layer."""
         layers = self.layout.sender_layers
-        found = [layers[i] == layer and kind(name) == what for i, name in enumerate(self.layout.senders)]
-        return torch.tensor(found)
+        members = [layers[i] == layer and kind(name) == what for i, name in enumerate(self.layout.senders)]
+        return torch.tensor(members)
 
-    def _fixed(self, paths: Sequence[Path], layer: int) -> list[Edit]:
+    def _frozen_edits(self, paths: Sequence[Path], layer: int) -> list[Edit]:
         """What attention of a layer writes, senders from the other run; and MLPs that are senders."""
-        both, found = self.both, []
+        both, edits = self.both, []
         if layer in both.attn:
-            heads = self._named(layer, "head")
-            out = torch.cat([both.attn[layer] + both.moved(path.senders & heads) for path in paths])
-            found.append(Replace(Site("attn_out", layer), out))
+            heads = self._senders_of_kind(layer, "head")
+            out = torch.cat([both.attn[layer] + both.stream_change(path.senders & heads) for path in paths])
+            edits.append(Replace(Site("attn_out", layer), out))
         if layer in both.mlp:
             at = self.layout.sender(layer)
             value, blocks = both.mlp[layer] + both.gap[at], [i for i, path in enumerate(paths) if path.senders[at]]
-            found += [Replace(Site("mlp_out", layer), value, rows=torch.arange(self.n) + i * self.n) for i in blocks]
-        return found
+            edits += [Replace(Site("mlp_out", layer), value, rows=torch.arange(self.n) + i * self.n) for i in blocks]
+        return edits
 
     def _run(self, paths: Sequence[Path], first: int, streams: Streams) -> Float[Tensor, "path batch d_model"]:
         """The run from the lowest receiver on, everything above live; at END, behind the last layer."""
         times, batch = len(paths), self._batch(len(paths))
-        ends, leaving = self.both.part.task.end.repeat(times), Site("resid_post", self.last)
+        ends, exit_site = self.both.part.task.end.repeat(times), Site("resid_post", self.last)
         self.ports.prepare(int(batch.positions.max()) + 1)
-        hear = Receivers(self.ports, [path.slots for path in paths], streams, batch.positions, fixed=self.live)
-        wanted: dict[Site | str, Callable[[Tensor], Tensor] | None] = {
-            leaving: lambda x: x[torch.arange(len(x)), ends],
-            **hear.captures(),
+        receivers = Receivers(self.ports, [path.slots for path in paths], streams, batch.positions, fixed=self.live)
+        captures: dict[Site | str, Callable[[Tensor], Tensor] | None] = {
+            exit_site: lambda x: x[torch.arange(len(x)), ends],
+            **receivers.captures(),
         }
         run = self.model.run(
             batch,
             start=(first, self.both.pre[first].repeat(times, 1, 1)),
             stop=self.last,
-            edits=hear.edits(),
-            capture=wanted,
+            edits=receivers.edits(),
+            capture=captures,
         )
-        return run.acts[leaving].unflatten(0, (times, self.n))
+        return run.acts[exit_site].unflatten(0, (times, self.n))
 
-    def _batch(self, times: int, *, alone: bool = False) -> Batch:
+    def _batch(self, times: int, *, end_only: bool = False) -> Batch:
         """The base prompts so many times over; or one token in the place of each, where END is all that runs."""
         base = self.both.base
-        if alone:
+        if end_only:
             return Batch.of(torch.zeros(times * self.n, 1, dtype=torch.long, device=base.ids.device))
         return Batch(base.ids.repeat(times, 1), base.mask.repeat(times, 1))
 

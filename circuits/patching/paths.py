@@ -115,13 +115,13 @@ def path_patching(
     if final_norm == "frozen" and slots != (len(case.layout.slots) - 1,):
         raise SchemaError("a frozen final norm is for paths into the logits alone")
     names = sets_of(case.layout, senders, slots)
-    paths, still = [path_of(case.layout, own, slots) for own in names], final_norm == "frozen"
-    found = swept(case, paths, policy=policy, mode=way, batch_size=batch_size, frozen_norm=still)
+    paths, is_frozen = [path_of(case.layout, own, slots) for own in names], final_norm == "frozen"
+    values = path_values(case, paths, policy=policy, mode=way, batch_size=batch_size, frozen_norm=is_frozen)
     to = ", ".join(slot_name(*case.layout.slots[i]) for i in slots)
-    about = {"receivers": to, "variant": f"mlps {policy}", "mode": way, "unit": case.metric}
+    labels = {"receivers": to, "variant": f"mlps {policy}", "mode": way, "unit": case.metric}
     rows = [
-        {"analysis": "path_patching", **_named(own), **about, **effect}
-        for own, effect in zip(names, effects(*found, seed=seed), strict=True)
+        {"analysis": "path_patching", **_component_fields(own), **labels, **effect}
+        for own, effect in zip(names, effects(*values, seed=seed), strict=True)
     ]
     return Result(frame(rows, extra=COLUMNS), {"method": "path-patching", "metric": case.metric})
 
@@ -157,19 +157,19 @@ def all_edges_exact(
     layout = case.layout
     places = np.argwhere(layout.exists)
     paths = [path_of(layout, (layout.senders[u],), (w,)) for u, w in places.tolist()]
-    patched, base, other = swept(case, paths, policy="frozen", mode=way, batch_size=batch_size)
-    found = effects(patched, base, other, seed=seed)
+    patched_values, base, other = path_values(case, paths, policy="frozen", mode=way, batch_size=batch_size)
+    statistics = effects(patched_values, base, other, seed=seed)
     columns = {
         name: np.full(layout.exists.shape, np.nan) for name in ("value", "se", "ci_low", "ci_high", "normalised")
     }
-    for (u, w), effect in zip(places.tolist(), found, strict=True):
+    for (u, w), effect in zip(places.tolist(), statistics, strict=True):
         for name, array in columns.items():
             array[u, w] = effect[name]
     own = {"method": "exact", "metric": case.metric}
     return Graph.full(layout, columns.pop("value"), provenance=own, columns=columns)
 
 
-def swept(
+def path_values(
     case: Case,
     paths: Sequence[Path],
     *,
@@ -188,8 +188,8 @@ def swept(
         reach = Reach(both, way_out, live=policy == "live", batch_size=batch_size, frozen_norm=frozen_norm)
         ends = way_out.values(part, both.end, divisor=reach.divisor)
         parts.append((reach.values(paths), ends[0], ends[1]))
-    patched, base, other = (torch.cat(x, -1).cpu().double().numpy() for x in zip(*parts, strict=True))
-    return patched, base, other
+    patched_values, base, other = (torch.cat(x, -1).cpu().double().numpy() for x in zip(*parts, strict=True))
+    return patched_values, base, other
 
 
 def slots_of(layout: Layout, receivers: Receivers) -> tuple[int, ...]:
@@ -199,11 +199,11 @@ def slots_of(layout: Layout, receivers: Receivers) -> tuple[int, ...]:
         SchemaError: no such receiver, or none.
         SiteError: one that is not written like a slot.
     """
-    given = (receivers,) if isinstance(receivers, str) else receivers
-    found = dict.fromkeys(slot_of(layout, *(parse_slot(each) if isinstance(each, str) else each)) for each in given)
-    if not found:
+    entries = (receivers,) if isinstance(receivers, str) else receivers
+    columns = dict.fromkeys(slot_of(layout, *(parse_slot(each) if isinstance(each, str) else each)) for each in entries)
+    if not columns:
         raise SchemaError("no receivers")
-    return tuple(sorted(found))
+    return tuple(sorted(columns))
 
 
 def sets_of(layout: Layout, senders: Senders, slots: Sequence[int]) -> list[tuple[str, ...]]:
@@ -212,22 +212,26 @@ def sets_of(layout: Layout, senders: Senders, slots: Sequence[int]) -> list[tupl
     Raises:
         SchemaError: no such sender or group, or a named set that no receiver can hear.
     """
-    heard: ndarray = np.any(layout.exists[:, list(slots)], axis=1)
+    audible: ndarray = np.any(layout.exists[:, list(slots)], axis=1)
     if isinstance(senders, str) and senders in GROUPS:
         kinds = GROUPS[senders]
-        return [(name,) for name, hears in zip(layout.senders, heard, strict=True) if hears and kind(name) in kinds]
-    given = (senders,) if isinstance(senders, str) else senders
-    found = [(each,) if isinstance(each, str) else tuple(each) for each in given]
-    if not found:
+        return [
+            (name,)
+            for name, is_audible in zip(layout.senders, audible, strict=True)
+            if is_audible and kind(name) in kinds
+        ]
+    entries = (senders,) if isinstance(senders, str) else senders
+    sets = [(each,) if isinstance(each, str) else tuple(each) for each in entries]
+    if not sets:
         raise SchemaError("no senders")
-    for own in found:
+    for own in sets:
         unknown = [name for name in own if name not in layout.sender_index]
         if unknown or not own:
             wrong = unknown[0] if unknown else ""
             raise SchemaError(f"no sender {wrong!r}; {nearest(wrong, (*GROUPS, *layout.senders))}")
-        if not any(heard[layout.sender_index[name]] for name in own):
+        if not any(audible[layout.sender_index[name]] for name in own):
             raise SchemaError(f"no receiver is read after {', '.join(own)} is written")
-    return found
+    return sets
 
 
 def path_of(layout: Layout, senders: Sequence[str], slots: Sequence[int]) -> Path:
@@ -248,15 +252,15 @@ def slot_of(layout: Layout, name: str, port: str) -> int:
     """Column of a receiver; k and v of a head mean those of its key-value head."""
     column = layout.slot_index.get((layout.shared(name, port), port))
     if column is None:
-        wrong, known = slot_name(name, port), [slot_name(*slot) for slot in layout.slots]
-        raise SchemaError(f"no receiver {wrong!r}; {nearest(wrong, known)}")
+        wrong, options = slot_name(name, port), [slot_name(*slot) for slot in layout.slots]
+        raise SchemaError(f"no receiver {wrong!r}; {nearest(wrong, options)}")
     return column
 
 
-def _named(senders: Sequence[str]) -> dict[str, object]:
+def _component_fields(senders: Sequence[str]) -> dict[str, object]:
     """Component, and its layer and head where it is one."""
-    one = Component.parse(senders[0]) if len(senders) == 1 else None
-    layer, head = (None, None) if one is None else (one.layer, one.index)
+    component = Component.parse(senders[0]) if len(senders) == 1 else None
+    layer, head = (None, None) if component is None else (component.layer, component.index)
     return {"component": " + ".join(senders), "layer": layer, "head": head}
 
 

@@ -59,30 +59,30 @@ class Receivers:
         for stage in streams:
             for block, own in enumerate(slots):
                 self._note(stage, block, own)
-        self.seen: dict[Site, Tensor] = {}
+        self.acts: dict[Site, Tensor] = {}
 
     def captures(self) -> dict[Site, Callable[[Tensor], Tensor]]:
         """Reducers that note the streams that are read, and keep nothing."""
 
-        def noting(site: Site) -> Callable[[Tensor], Tensor]:
+        def reducer(site: Site) -> Callable[[Tensor], Tensor]:
             def note(x: Tensor) -> Tensor:
-                self.seen[site] = x
+                self.acts[site] = x
                 return x[:0]
 
             return note
 
-        return {} if self.fixed else {site: noting(site) for site in {self._site(stage) for stage in self.streams}}
+        return {} if self.fixed else {site: reducer(site) for site in {self._site(stage) for stage in self.streams}}
 
     def edits(self) -> list[Edit]:
         """One for every port that is read otherwise."""
-        found: list[Edit] = []
+        edits: list[Edit] = []
         for stage, by_port in self.rows.items():
             for port, rows in by_port.items():
                 if port == "in":
-                    found.append(Apply(Site("mlp_in", stage[0]), self._mlp(stage, rows[(0,)])))
+                    edits.append(Apply(Site("mlp_in", stage[0]), self._mlp(stage, rows[(0,)])))
                 else:
-                    found.append(Apply(Site(port, stage[0]), self._port(stage, port, rows)))
-        return found
+                    edits.append(Apply(Site(port, stage[0]), self._port(stage, port, rows)))
+        return edits
 
     def _note(self, stage: Stage, block: int, slots: Sequence[int]) -> None:
         heads: dict[Port, list[int]] = {}
@@ -90,23 +90,23 @@ class Receivers:
             name, port = self.layout.slots[slot]
             if slot < len(self.layout.slots) - 1 and stage_of(self.layout, slot) == stage:
                 heads.setdefault(port, []).append(Component.parse(name).index or 0)
-        mine = torch.arange(self.n) + block * self.n
-        for port, some in heads.items():
-            known = self.rows[stage].setdefault(port, {})
-            key = tuple(sorted(some))
-            known[key] = torch.cat([known[key], mine]) if key in known else mine
+        rows = torch.arange(self.n) + block * self.n
+        for port, head_list in heads.items():
+            row_table = self.rows[stage].setdefault(port, {})
+            key = tuple(sorted(head_list))
+            row_table[key] = torch.cat([row_table[key], rows]) if key in row_table else rows
 
     def _site(self, stage: Stage) -> Site:
         return stream_site(self.layout, stage)
 
     def _mlp(self, stage: Stage, rows: Int[Tensor, " some"]) -> Callable[[Tensor], Tensor]:
         def change(site: Tensor) -> Tensor:
-            given, out = self.streams[stage][rows], site.clone()
+            value, out = self.streams[stage][rows], site.clone()
             if self.fixed:
-                out[rows] = self.ports.read_mlp(stage[0], given).to(site)
+                out[rows] = self.ports.read_mlp(stage[0], value).to(site)
             else:
-                x = wide(self.seen[self._site(stage)])[rows]
-                new, old = (self.ports.read_mlp(stage[0], stream) for stream in (x + given, x))
+                x = wide(self.acts[self._site(stage)])[rows]
+                new, old = (self.ports.read_mlp(stage[0], stream) for stream in (x + value, x))
                 out[rows] += (new - old).to(site)
             return out
 
@@ -119,34 +119,34 @@ class Receivers:
 
         def change(site: Tensor) -> Tensor:
             out = site.clone()
-            for heads, mine in rows.items():
-                given, at, some = self.streams[stage][mine], self.positions[mine], out[mine]
+            for heads, row_ids in rows.items():
+                value, at, block = self.streams[stage][row_ids], self.positions[row_ids], out[row_ids]
                 if self.fixed:
-                    some[:, :, list(heads)] = self._fixed(layer, port, given, heads, at).to(site)
+                    block[:, :, list(heads)] = self._read_stream(layer, port, value, heads, at).to(site)
                 else:
-                    x = wide(self.seen[self._site(stage)])[mine]
-                    chosen, change = self._gained(layer, port, x, given, heads, at)
-                    some[:, :, chosen] += change.to(site)
-                out[mine] = some
+                    x = wide(self.acts[self._site(stage)])[row_ids]
+                    changed_heads, change = self._site_gain(layer, port, x, value, heads, at)
+                    block[:, :, changed_heads] += change.to(site)
+                out[row_ids] = block
             return out
 
         return change
 
-    def _fixed(self, layer: int, port: QKV, x: Tensor, heads: Sequence[int], at: Tensor) -> Tensor:
+    def _read_stream(self, layer: int, port: QKV, x: Tensor, heads: Sequence[int], at: Tensor) -> Tensor:
         """What heads read from x."""
         if self.ports.shared(layer, port):
             return self.ports.read(layer, port, x, at)[:, :, list(heads)]
         return self.ports.read(layer, port, x, at, heads)
 
-    def _gained(
-        self, layer: int, port: QKV, x: Tensor, given: Tensor, heads: Sequence[int], at: Tensor
+    def _site_gain(
+        self, layer: int, port: QKV, x: Tensor, gain: Tensor, heads: Sequence[int], at: Tensor
     ) -> tuple[list[int], Tensor]:
-        """What the site gains where heads read x + given: all of its heads, where a norm joins them."""
+        """What the site gains where heads read x + gain: all of its heads, where a norm joins them."""
         if not self.ports.shared(layer, port):
-            new, old = (self.ports.read(layer, port, stream, at, heads) for stream in (x + given, x))
+            new, old = (self.ports.read(layer, port, stream, at, heads) for stream in (x + gain, x))
             return list(heads), new - old
         raw = self.ports.raw(layer, port, x)
         other = raw.clone()
-        other[:, :, list(heads)] = self.ports.raw(layer, port, x + given, heads)
+        other[:, :, list(heads)] = self.ports.raw(layer, port, x + gain, heads)
         new, old = (self.ports.finish(layer, port, each, at) for each in (other, raw))
         return list(range(raw.shape[2])), new - old

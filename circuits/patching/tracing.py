@@ -12,7 +12,7 @@ import pandas as pd
 from circuits.graph.graph import Graph
 from circuits.graph.layout import Layout
 from circuits.methods import circuit_method
-from circuits.patching.paths import GROUPS, Policy, path_of, policy_of, sets_of, slot_of, swept
+from circuits.patching.paths import GROUPS, Policy, path_of, path_values, policy_of, sets_of, slot_of
 from circuits.wiring.case import Case
 from interp.components import LOGITS, Port, kind
 from interp.errors import SchemaError, nearest
@@ -49,8 +49,8 @@ class Traced:
 
     def table(self) -> pd.DataFrame:
         """The senders that were kept, stage by stage, the strongest first."""
-        kept = self.stages[self.stages["kept"]]
-        order = kept.assign(size=-kept["value"].abs()).sort_values(["stage", "port", "size"], kind="stable")
+        kept_rows = self.stages[self.stages["kept"]]
+        order = kept_rows.assign(size=-kept_rows["value"].abs()).sort_values(["stage", "port", "size"], kind="stable")
         return order.drop(columns=["kept", "size"]).reset_index(drop=True)
 
 
@@ -64,18 +64,18 @@ class Rule:
 
     def __post_init__(self) -> None:
         """One of them."""
-        given = [name for name in ("k", "sd", "share") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise SchemaError(f"one of k, sd and share says who is kept; got {', '.join(given) or 'none'}")
-        if getattr(self, given[0]) <= 0:
-            raise SchemaError(f"{given[0]}={getattr(self, given[0])}: expected more than 0")
+        bounds = [name for name in ("k", "sd", "share") if getattr(self, name) is not None]
+        if len(bounds) != 1:
+            raise SchemaError(f"one of k, sd and share says who is kept; got {', '.join(bounds) or 'none'}")
+        if getattr(self, bounds[0]) <= 0:
+            raise SchemaError(f"{bounds[0]}={getattr(self, bounds[0])}: expected more than 0")
 
     def keeps(self, values: np.ndarray, normalised: np.ndarray) -> np.ndarray:
         """Which effects are kept."""
         if self.k is not None:
-            kept = np.zeros(len(values), dtype=bool)
-            kept[np.argsort(-np.abs(values), kind="stable")[: self.k]] = True
-            return kept & (values != 0)
+            mask = np.zeros(len(values), dtype=bool)
+            mask[np.argsort(-np.abs(values), kind="stable")[: self.k]] = True
+            return mask & (values != 0)
         if self.sd is not None:
             return np.abs(values - values.mean()) > self.sd * values.std()
         return np.abs(normalised) >= (self.share or 0.0)
@@ -132,16 +132,18 @@ def trace(
     unknown = [port for port in ports if port not in QKV]
     if unknown:
         raise SchemaError(f"unknown port {unknown[0]!r}; {nearest(unknown[0], QKV)}")
-    followed: list[Port] = [port for port in QKV if port in ports]
+    trace_ports: list[Port] = [port for port in QKV if port in ports]
     how = _How(senders, policy_of(mlps), checked(mode), batch_size, seed)
     sweeps: list[_Sweep] = []
-    waiting: list[tuple[Port, list[int]]] = [("in", [case.layout.slot_index[LOGITS, "in"]])]
+    queue: list[tuple[Port, list[int]]] = [("in", [case.layout.slot_index[LOGITS, "in"]])]
     for stage in range(depth + 1):
-        now = [_swept(case, stage, port, slots, rule, how) for port, slots in waiting]
-        sweeps += now
-        taken = {slot for sweep in sweeps for slot in sweep.slots}
-        further = _next(case.layout, [name for sweep in now for name in sweep.kept], followed, taken)
-        waiting = [(port, slots) for port, slots in further if sets_of(case.layout, senders, slots)]
+        stage_sweeps = [_run_sweep(case, stage, port, slots, rule, how) for port, slots in queue]
+        sweeps += stage_sweeps
+        visited_slots = {slot for sweep in sweeps for slot in sweep.slots}
+        next_slots = _next(
+            case.layout, [name for sweep in stage_sweeps for name in sweep.kept_senders], trace_ports, visited_slots
+        )
+        queue = [(port, slots) for port, slots in next_slots if sets_of(case.layout, senders, slots)]
     return Traced(
         _graph(case.layout, sweeps, case.metric), pd.concat([sweep.table for sweep in sweeps], ignore_index=True)
     )
@@ -166,17 +168,19 @@ class _Sweep:
     table: pd.DataFrame
 
     @property
-    def kept(self) -> list[str]:
+    def kept_senders(self) -> list[str]:
         """Senders that go on."""
         return self.table.loc[self.table["kept"], "sender"].tolist()
 
 
-def _swept(case: Case, stage: int, port: Port, slots: list[int], rule: Rule, how: _How) -> _Sweep:
+def _run_sweep(case: Case, stage: int, port: Port, slots: list[int], rule: Rule, how: _How) -> _Sweep:
     layout = case.layout
     names = [own[0] for own in sets_of(layout, how.senders, slots)]
     paths = [path_of(layout, [name], slots) for name in names]
-    found = effects(*swept(case, paths, policy=how.policy, mode=how.mode, batch_size=how.batch_size), seed=how.seed)
-    table = pd.DataFrame(found, columns=["value", "ci_low", "ci_high", "normalised", "n"])
+    rows = effects(
+        *path_values(case, paths, policy=how.policy, mode=how.mode, batch_size=how.batch_size), seed=how.seed
+    )
+    table = pd.DataFrame(rows, columns=["value", "ci_low", "ci_high", "normalised", "n"])
     table.insert(0, "sender", names)
     table.insert(0, "receivers", ", ".join(layout.slots[slot][0] for slot in slots))
     table.insert(0, "port", port)
@@ -185,27 +189,29 @@ def _swept(case: Case, stage: int, port: Port, slots: list[int], rule: Rule, how
     return _Sweep(slots, table)
 
 
-def _next(layout: Layout, kept: Sequence[str], ports: Sequence[Port], taken: set[int]) -> list[tuple[Port, list[int]]]:
+def _next(
+    layout: Layout, senders: Sequence[str], ports: Sequence[Port], visited_slots: set[int]
+) -> list[tuple[Port, list[int]]]:
     """Slots of what was kept, port by port; those that something can be heard at, and no slot twice."""
-    wanted: dict[Port, dict[int, None]] = {}
-    for name in kept:
+    slots_by_port: dict[Port, dict[int, None]] = {}
+    for name in senders:
         own = {"mlp": ("in",), "head": tuple(ports)}.get(kind(name), ())
         for port in own:
             slot = slot_of(layout, name, port)
-            if slot not in taken:
-                wanted.setdefault(port, {})[slot] = None
-    return [(port, sorted(slots)) for port, slots in wanted.items()]
+            if slot not in visited_slots:
+                slots_by_port.setdefault(port, {})[slot] = None
+    return [(port, sorted(slots)) for port, slots in slots_by_port.items()]
 
 
 def _graph(layout: Layout, sweeps: Sequence[_Sweep], metric: str) -> Graph:
     """Edges by what their sender's sweep gave; a sender is joined to those receivers that can hear it."""
     scores, mask = np.full(layout.exists.shape, np.nan), np.zeros(layout.exists.shape, dtype=bool)
     for sweep in sweeps:
-        for name, value, kept in zip(*(sweep.table[c] for c in ("sender", "value", "kept")), strict=True):
+        for name, value, is_kept in zip(*(sweep.table[c] for c in ("sender", "value", "kept")), strict=True):
             row = layout.sender_index[name]
-            heard = [slot for slot in sweep.slots if layout.exists[row, slot]]
-            scores[row, heard] = value
-            mask[row, heard] |= kept
+            receivers = [slot for slot in sweep.slots if layout.exists[row, slot]]
+            scores[row, receivers] = value
+            mask[row, receivers] |= is_kept
     return Graph(layout, scores, mask, {"method": "tracing", "metric": metric})
 
 
@@ -235,7 +241,7 @@ def _trace(
     mode: str = "noising",
 ) -> Graph:
     """The edges found by `trace`, direct ones of all components unless said; a tenth of the metric's change is kept."""
-    traced = trace(
+    outcome = trace(
         model,
         task,
         k=k,
@@ -249,4 +255,4 @@ def _trace(
         batch_size=batch_size,
         seed=seed,
     )
-    return traced.graph
+    return outcome.graph

@@ -82,8 +82,8 @@ def acdc(
         SchemaError: a threshold that is no number, an unknown ordering, or scores of another form.
         TaskError: no such metric or ablation.
     """
-    case, splice = _begun(model, task, metric, ablation)
-    return _searched(
+    case, splice = _start_state(model, task, metric, ablation)
+    return _search(
         case,
         splice,
         _order(case.layout, ordering, seed),
@@ -104,8 +104,8 @@ class Sweep:
     @property
     def graph(self) -> Graph:
         """Every edge with the largest threshold at which it survives, 0 where it survives none: what is ranked."""
-        survived = np.stack([g.mask * t for g, t in zip(self.graphs, self.thresholds, strict=True)]).max(0)
-        return Graph.full(self.graphs[0].layout, survived, provenance=self.provenance)
+        levels = np.stack([g.mask * t for g, t in zip(self.graphs, self.thresholds, strict=True)]).max(0)
+        return Graph.full(self.graphs[0].layout, levels, provenance=self.provenance)
 
     def table(self) -> pd.DataFrame:
         """One row per threshold: edges left, the metric without the others, edges tried, cost in forward passes."""
@@ -130,10 +130,10 @@ def acdc_sweep(
     """`acdc` at each threshold, with the same options: one search each, which costs less the higher it is."""
     if not thresholds:
         raise SchemaError("no thresholds; at least one is needed")
-    ordered = tuple(sorted(thresholds))
-    graphs = tuple(acdc(model, task, threshold=t, metric=metric, **options) for t in ordered)
-    own = {"method": "acdc", "thresholds": list(ordered), "metric_full": graphs[0].provenance["metric_full"]}
-    return Sweep(ordered, graphs, own)
+    sorted_thresholds = tuple(sorted(thresholds))
+    graphs = tuple(acdc(model, task, threshold=t, metric=metric, **options) for t in sorted_thresholds)
+    own = {"method": "acdc", "thresholds": list(sorted_thresholds), "metric_full": graphs[0].provenance["metric_full"]}
+    return Sweep(sorted_thresholds, graphs, own)
 
 
 @dataclass(frozen=True)
@@ -153,13 +153,13 @@ class _Rule:
         return (np.abs(change) if self.absolute else self.sign * change) < self.threshold
 
 
-def _begun(model: Model, task: PromptTask, metric: str, ablation: str) -> tuple[Case, Splice]:
+def _start_state(model: Model, task: PromptTask, metric: str, ablation: str) -> tuple[Case, Splice]:
     case = Case.of(model, task, metric=metric)
     whole, other = next(portions(case, ablation, batch_size=len(case)))
     return whole, Splice(whole, other)
 
 
-def _searched(
+def _search(
     case: Case,
     splice: Splice,
     order: Iterator[tuple[int, list[int]]],
@@ -170,7 +170,7 @@ def _searched(
 ) -> Graph:
     layout, full = case.layout, splice.value
     scores = np.full(layout.exists.shape, np.nan)
-    tried = 0
+    n_tried = 0
     for slot, senders in order:
         if progress is not None:
             progress(" ".join(layout.slots[slot]))
@@ -178,8 +178,8 @@ def _searched(
         if not splice.leads(slot):
             splice.commit(slot, senders, splice.without(slot, senders, at_once=True) if splice.needed[slot] else None)
             continue
-        tried += len(senders)
-        _visited(splice, slot, senders, rule, rows, scores[:, slot])
+        n_tried += len(senders)
+        _try_senders(splice, slot, senders, rule, rows, scores[:, slot])
     size = layout.n_layers * case.task.clean.ids.numel()
     provenance = {
         "method": "acdc",
@@ -187,30 +187,30 @@ def _searched(
         "threshold": rule.threshold,
         "metric_full": full,
         "metric_removed": splice.value,
-        "tried": tried,
+        "tried": n_tried,
         "forwards": splice.parts.cost / size,
     }
     return replace(Graph.full(layout, scores, provenance=provenance), mask=splice.keep.copy())
 
 
-def _visited(
+def _try_senders(
     splice: Splice, slot: int, senders: Sequence[int], rule: _Rule, rows: int, scores: Float[ndarray, " sender"]
 ) -> None:
     """Try the edges into a slot in order; as many at once as have lately passed in a row."""
     rows = rows * NARROW if splice.narrow[slot] else rows
     at, size = 0, rows
     while at < len(senders):
-        some = list(senders[at : at + size])
-        trial = splice.without(slot, some)
+        candidates = list(senders[at : at + size])
+        trial = splice.without(slot, candidates)
         values = trial.value.numpy()
         changes = np.diff(values, prepend=splice.value)
-        goes = rule.goes(changes)
-        passed = len(some) if goes.all() else int(np.argmin(goes))
-        scores[some[: passed + 1]] = changes[: passed + 1]
-        if passed:
-            splice.commit(slot, some[:passed], trial, passed - 1)
-        at += passed + (passed < len(some))
-        size = min(rows, 2 * passed + 1)
+        removable = rule.goes(changes)
+        n_removed = len(candidates) if removable.all() else int(np.argmin(removable))
+        scores[candidates[: n_removed + 1]] = changes[: n_removed + 1]
+        if n_removed:
+            splice.commit(slot, candidates[:n_removed], trial, n_removed - 1)
+        at += n_removed + (n_removed < len(candidates))
+        size = min(rows, 2 * n_removed + 1)
 
 
 def _order(layout: Layout, ordering: Ordering, seed: int) -> Iterator[tuple[int, list[int]]]:

@@ -119,32 +119,32 @@ class Relevance:
         if k < 1 or depth < 0:
             raise SchemaError(f"k = {k}, depth = {depth}: at least one sender is kept, and depth is not negative")
         scores, layout = self.graph().scores, self.layout
-        able = np.array([not heads or kind(name) == "head" for name in layout.senders])
+        candidates = np.array([not heads or kind(name) == "head" for name in layout.senders])
         mask, logits = np.zeros(layout.exists.shape, dtype=bool), len(layout.slots) - 1
-        relevance, slots, taken = np.abs(self.to_logits.mean(1)), [logits], {logits}
+        relevance, slots, visited_slots = np.abs(self.to_logits.mean(1)), [logits], {logits}
         for _ in range(depth + 1):
-            heard = able & layout.exists[:, slots].any(1)
-            kept = _first(np.where(heard, relevance, 0.0), layout.sender_layers, k, per_layer=per_layer)
-            for u in kept:
+            reachable = candidates & layout.exists[:, slots].any(1)
+            senders = _most_relevant(np.where(reachable, relevance, 0.0), layout.sender_layers, k, per_layer=per_layer)
+            for u in senders:
                 mask[u, [w for w in slots if layout.exists[u, w]]] = True
-            slots = [w for w in range(logits) if w not in taken and layout.owners[w][kept].any()]
+            slots = [w for w in range(logits) if w not in visited_slots and layout.owners[w][senders].any()]
             if not slots:
                 break
-            taken.update(slots)
+            visited_slots.update(slots)
             relevance = np.nan_to_num(scores[:, slots]).sum(1)
         own = {**self.provenance, "search": {"k": k, "depth": depth, "heads": heads, "per_layer": per_layer}}
         return Graph(layout, scores, mask, own)
 
 
-def _first(
+def _most_relevant(
     relevance: Float[ndarray, " sender"], layers: Int[ndarray, " sender"], k: int, *, per_layer: bool
 ) -> list[int]:
     """The k most relevant; those without any relevance are none."""
     rank = relevance.copy()
     if per_layer:
         for layer in np.unique(layers):
-            mine = layers == layer
-            rank[mine] /= max(relevance[mine].max(), SMALL)
+            in_layer = layers == layer
+            rank[in_layer] /= max(relevance[in_layer].max(), SMALL)
     order = np.lexsort((-relevance, -rank))
     return [u for u in order.tolist() if relevance[u] > 0][:k]
 
@@ -187,14 +187,14 @@ def contextual_decomposition(
     names = tuple(case.layout.senders) if sources is None else tuple(sources)
     with torch.no_grad():
         split = _Split(case, other, normalise=normalise)
-        inject = torch.stack([split.places(name) for name in names])
-        rows, found = max(1, batch_size // len(case)), []
-        order = np.argsort([split.first(one) for one in inject], kind="stable")
+        injections = torch.stack([split.places(name) for name in names])
+        rows, results = max(1, batch_size // len(case)), []
+        order = np.argsort([split.first(one) for one in injections], kind="stable")
         for part in np.split(order, range(rows, len(order), rows)):
-            found.append(split.follow(inject[part.tolist()]))
-        back = np.argsort(order)
-        logits, slots = (torch.cat([f[i] for f in found])[back].double().cpu().numpy() for i in (0, 1))
-        whole = split.answered(split.parts.last[None])[0].double().cpu().numpy()
+            results.append(split.follow(injections[part.tolist()]))
+        inverse = np.argsort(order)
+        logits, slots = (torch.cat([f[i] for f in results])[inverse].double().cpu().numpy() for i in (0, 1))
+        whole = split.answer_relevance(split.parts.last[None])[0].double().cpu().numpy()
     labels = tuple(name if isinstance(name, str) else " + ".join(name) for name in names)
     return Relevance(labels, case.layout, logits, whole, slots, {"method": "cdt"})
 
@@ -210,86 +210,86 @@ class _Split:
 
     def places(self, name: str | Sequence[str]) -> Bool[Tensor, "sender batch pos"]:
         """Where a source writes beta."""
-        found = torch.zeros(self.clean.shape[:3], dtype=torch.bool, device=self.clean.device)
+        injection = torch.zeros(self.clean.shape[:3], dtype=torch.bool, device=self.clean.device)
         for one in (name,) if isinstance(name, str) else name:
             sender, _, role = one.partition("@")
             if sender not in self.layout.sender_index:
                 raise SchemaError(f"no sender {sender!r}; {nearest(sender, self.layout.senders)}")
-            row = found[self.layout.sender_index[sender]]
+            row = injection[self.layout.sender_index[sender]]
             if not role:
                 row[:] = True
                 continue
             where = self.case.task.role(role)
             row[torch.arange(len(where))[where >= 0], where[where >= 0]] = True
-        return found
+        return injection
 
-    def first(self, inject: Bool[Tensor, "sender batch pos"]) -> int:
+    def first(self, injection: Bool[Tensor, "sender batch pos"]) -> int:
         """Lowest layer in which a source writes."""
-        written = inject.flatten(1).any(1).cpu().numpy()
-        return int(self.layout.sender_layers[written].min()) if written.any() else self.layout.n_layers
+        writers = injection.flatten(1).any(1).cpu().numpy()
+        return int(self.layout.sender_layers[writers].min()) if writers.any() else self.layout.n_layers
 
     def follow(
-        self, inject: Bool[Tensor, "row sender batch pos"]
+        self, injections: Bool[Tensor, "row sender batch pos"]
     ) -> tuple[Float[Tensor, "row batch"], Float[Tensor, "row slot batch"]]:
         """Relevance to the logits, and to every slot."""
-        start, shares = min(self.first(one) for one in inject), {}
-        beta = torch.where(inject[:, 0, :, :, None], self.gap[0], 0.0)
+        start, shares = min(self.first(one) for one in injections), {}
+        beta = torch.where(injections[:, 0, :, :, None], self.gap[0], 0.0)
         for layer in range(max(0, start), self.layout.n_layers):
-            beta = self._layer(layer, beta, inject, shares)
+            beta = self._layer(layer, beta, injections, shares)
         end = self.case.task.end
         logits = len(self.layout.slots) - 1
         shares[logits] = _share(at(beta, end)[..., 0, :], at(self.parts.last, end)[..., 0, :])
-        none = torch.full((len(inject), len(self.mask)), torch.nan, device=beta.device)
+        none = torch.full((len(injections), len(self.mask)), torch.nan, device=beta.device)
         slots = torch.stack([shares.get(s, none) for s in range(logits + 1)], 1)
-        reached = torch.stack([self._reached(one) for one in inject])
-        return self.answered(beta), torch.where(reached[:, :, None], slots, torch.nan)
+        reachable = torch.stack([self._reachable_slots(one) for one in injections])
+        return self.answer_relevance(beta), torch.where(reachable[:, :, None], slots, torch.nan)
 
-    def _layer(self, layer: int, beta: Beta, inject: Tensor, shares: dict[int, Tensor]) -> Beta:
+    def _layer(self, layer: int, beta: Beta, injections: Tensor, shares: dict[int, Tensor]) -> Beta:
         """beta of the stream behind a layer; what neither heads nor MLP write is a bias of the one that came last."""
         parts, heads, mlps = self.parts, self.layout.has_heads(layer), self.layout.mlps
         x, above = parts.resid[layer], parts.resid.get(layer + 1, parts.last)
-        mine = self.layout.sender_layers == layer
-        own = self.clean[torch.from_numpy(mine)].sum(0)
-        written = self._attention(layer, beta, inject, shares) if heads else torch.zeros_like(beta)
+        in_layer = self.layout.sender_layers == layer
+        own = self.clean[torch.from_numpy(in_layer)].sum(0)
+        beta_out = self._attention(layer, beta, injections, shares) if heads else torch.zeros_like(beta)
         if heads and mlps and not self.layout.parallel:
             middle = parts.middle[layer]
             mlp = self.clean[self.layout.sender(layer)]
-            written = written + _shared(middle - x - (own - mlp), written, own - mlp - written)
-            beta = self._settled(beta + written, middle)
-            x, own, written = middle, mlp, torch.zeros_like(beta)
+            beta_out = beta_out + _bias_part(middle - x - (own - mlp), beta_out, own - mlp - beta_out)
+            beta = self._sign_rule(beta + beta_out, middle)
+            x, own, beta_out = middle, mlp, torch.zeros_like(beta)
         if mlps:
-            written = written + self._mlp(layer, beta, inject, shares)
-        written = written + _shared(above - x - own, written, own - written)
-        return self._settled(beta + written, above)
+            beta_out = beta_out + self._mlp(layer, beta, injections, shares)
+        beta_out = beta_out + _bias_part(above - x - own, beta_out, own - beta_out)
+        return self._sign_rule(beta + beta_out, above)
 
-    def answered(self, beta: Beta) -> Float[Tensor, "row batch"]:
+    def answer_relevance(self, beta: Beta) -> Float[Tensor, "row batch"]:
         """beta's part of the difference of logits."""
         task, end = self.case.task, self.case.task.end
         norm, x = self.ports.final_norm, at(self.parts.last, end)[:, 0]
-        read = _normed(norm, at(beta, end)[..., 0, :], x)
-        return (read * (self._direction(task.answers) - self._direction(task.wrong)).to(read)).sum(-1)
+        beta_in = _normed(norm, at(beta, end)[..., 0, :], x)
+        return (beta_in * (self._direction(task.answers) - self._direction(task.wrong)).to(beta_in)).sum(-1)
 
     def _direction(self, ids: Tensor) -> Float[Tensor, "batch d_model"]:
         """Mean column of W_U over the ids of each prompt."""
         if not ids.shape[1]:
             return torch.zeros(len(ids), self.clean.shape[-1])
         rows = self.ports.weights.source.columns(ids.clamp(min=0).flatten().cpu()).unflatten(0, ids.shape)
-        known = (ids >= 0).cpu()[..., None]
-        return (rows * known).sum(1) / known.sum(1).clamp(min=1)
+        valid = (ids >= 0).cpu()[..., None]
+        return (rows * valid).sum(1) / valid.sum(1).clamp(min=1)
 
-    def _reached(self, inject: Bool[Tensor, "sender batch pos"]) -> Bool[Tensor, " slot"]:
-        senders = inject.flatten(1).any(1).cpu().numpy()
-        return torch.from_numpy(self.layout.exists[senders].any(0)).to(inject.device)
+    def _reachable_slots(self, injection: Bool[Tensor, "sender batch pos"]) -> Bool[Tensor, " slot"]:
+        senders = injection.flatten(1).any(1).cpu().numpy()
+        return torch.from_numpy(self.layout.exists[senders].any(0)).to(injection.device)
 
-    def _settled(self, beta: Beta, x: Float[Tensor, "batch pos d_model"]) -> Beta:
+    def _sign_rule(self, beta: Beta, x: Float[Tensor, "batch pos d_model"]) -> Beta:
         """Where beta and gamma differ in sign the larger gets all."""
         if not self.normalise:
             return beta
         gamma = x - beta
-        winner = torch.where(beta.abs() >= gamma.abs(), x, 0.0)
-        return torch.where(beta * gamma < 0, winner, beta)
+        larger = torch.where(beta.abs() >= gamma.abs(), x, 0.0)
+        return torch.where(beta * gamma < 0, larger, beta)
 
-    def _attention(self, layer: int, beta: Beta, inject: Tensor, shares: dict[int, Tensor]) -> Beta:
+    def _attention(self, layer: int, beta: Beta, injections: Tensor, shares: dict[int, Tensor]) -> Beta:
         """beta of what attention writes."""
         parts, x, sites = self.parts, self.parts.resid[layer], {}
         for port in PORTS:
@@ -302,21 +302,21 @@ class _Split:
         z = parts.through(layer, {p: s.flatten(0, 1) for p, s in sites.items()}, len(beta))
         z = z.unflatten(0, beta.shape[:2]) / parts.divisor(layer)[..., None]
         first = self.layout.sender(layer, 0)
-        written = torch.zeros_like(beta)
+        beta_out = torch.zeros_like(beta)
         for h, matrix in enumerate(parts.matrix(layer)):
             u = first + h
-            written = written + torch.where(inject[:, u, :, :, None], self.gap[u], z[..., h, :] @ matrix)
-        return written
+            beta_out = beta_out + torch.where(injections[:, u, :, :, None], self.gap[u], z[..., h, :] @ matrix)
+        return beta_out
 
     def _site(self, layer: int, port: QKV, beta: Beta, x: Tensor) -> Float[Tensor, "row batch pos head d_head"]:
         """beta of q, k or v."""
         w = self.ports.layer(layer)
         matrix, bias = getattr(w, f"w_{port}").to(x), getattr(w, f"b_{port}").to(x)
         norm = self.ports.reads[layer].attn
-        read = _normed(norm, beta, x)
-        raw = torch.einsum("rbpm,hmk->rbphk", read, matrix)
+        beta_in = _normed(norm, beta, x)
+        raw = torch.einsum("rbpm,hmk->rbphk", beta_in, matrix)
         whole = self.ports.raw(layer, port, x)
-        raw = raw + _shared(bias, raw, whole - bias - raw)
+        raw = raw + _bias_part(bias, raw, whole - bias - raw)
         inner: HeadNorm | None = {"q": w.q_norm, "k": w.k_norm, "v": w.v_norm}[port]
         turn = None if port == "v" else self.ports.turn(layer, port, self.case.task.clean.positions)
         if turn is not None:
@@ -327,21 +327,21 @@ class _Split:
             raw = _head_normed(inner, raw, whole)
         return raw if turn is None else raw @ turn
 
-    def _mlp(self, layer: int, beta: Beta, inject: Tensor, shares: dict[int, Tensor]) -> Beta:
+    def _mlp(self, layer: int, beta: Beta, injections: Tensor, shares: dict[int, Tensor]) -> Beta:
         """beta of what an MLP writes."""
         u, x = self.layout.sender(layer), self.parts.middle[layer]
         whole = self.ports.read_mlp(layer, x)
-        read = _normed(self.ports.reads[layer].mlp, beta, x)
-        shares[self.layout.slot(layer, "in")] = _share(read, whole, self.mask)
-        rest = self.parts.mlp_of(layer, whole - read)
-        nothing = self.parts.mlp_of(layer, torch.zeros_like(whole[:1, :1]))
-        some = (read != 0).any(-1, keepdim=True)  # else what is left is rounding, and the rules would hand it on
-        written = torch.where(some, self.clean[u] - rest, 0.0)
-        written = written + _shared(nothing, written, rest - nothing)
-        return torch.where(inject[:, u, :, :, None], self.gap[u], written)
+        beta_in = _normed(self.ports.reads[layer].mlp, beta, x)
+        shares[self.layout.slot(layer, "in")] = _share(beta_in, whole, self.mask)
+        rest = self.parts.mlp_of(layer, whole - beta_in)
+        bias_out = self.parts.mlp_of(layer, torch.zeros_like(whole[:1, :1]))
+        active = (beta_in != 0).any(-1, keepdim=True)  # else what is left is rounding, and the rules would hand it on
+        beta_out = torch.where(active, self.clean[u] - rest, 0.0)
+        beta_out = beta_out + _bias_part(bias_out, beta_out, rest - bias_out)
+        return torch.where(injections[:, u, :, :, None], self.gap[u], beta_out)
 
 
-def _shared(bias: Tensor, beta: Tensor, gamma: Tensor) -> Tensor:
+def _bias_part(bias: Tensor, beta: Tensor, gamma: Tensor) -> Tensor:
     """beta's part of a bias; all of it is gamma's where both are zero."""
     return bias * (beta.abs() / (beta.abs() + gamma.abs()).clamp(min=SMALL))
 
@@ -352,17 +352,17 @@ def _normed(norm: Norm | None, beta: Tensor, x: Tensor) -> Tensor:
         return beta
     norm = norm.to(x.device)
     divisor = norm.divisor(x)
-    read = norm.linear(beta) / divisor
-    return read + _shared(norm.bias, read, norm.linear(x) / divisor - read)
+    out = norm.linear(beta) / divisor
+    return out + _bias_part(norm.bias, out, norm.linear(x) / divisor - out)
 
 
 def _head_normed(norm: HeadNorm, beta: Tensor, x: Tensor) -> Tensor:
     """The same for a norm inside attention."""
     norm = replace(norm, gain=norm.gain.to(x), bias=norm.bias.to(x))
-    centred = replace(norm, gain=torch.ones_like(norm.gain)).linear(x)
-    divisor = (centred.square().mean((-2, -1) if norm.whole else (-1,), keepdim=True) + norm.eps).sqrt()
-    read = norm.linear(beta) / divisor
-    return read + _shared(norm.bias, read, norm.linear(x) / divisor - read)
+    centred_x = replace(norm, gain=torch.ones_like(norm.gain)).linear(x)
+    divisor = (centred_x.square().mean((-2, -1) if norm.whole else (-1,), keepdim=True) + norm.eps).sqrt()
+    out = norm.linear(beta) / divisor
+    return out + _bias_part(norm.bias, out, norm.linear(x) / divisor - out)
 
 
 def _share(beta: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -385,7 +385,7 @@ def _share(beta: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
     order=80,
     signed=False,
 )
-def _decomposed(
+def _cdt(
     model: Model,
     task: PromptTask,
     *,

@@ -46,8 +46,8 @@ class Target:
 
     def loss(self, closed: Float[Tensor, ""], progress: float) -> Float[Tensor, ""]:
         """At a moment of the warm-up, over which t grows from 0 to the share asked for."""
-        missing = self.share * min(1.0, progress) - closed
-        return self.multipliers[0] * missing + self.multipliers[1] * missing.square()
+        deficit = self.share * min(1.0, progress) - closed
+        return self.multipliers[0] * deficit + self.multipliers[1] * deficit.square()
 
 
 @dataclass(frozen=True)
@@ -90,29 +90,29 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     down = torch.optim.Adam([gates.a for gates, _ in parts], lr=schedule.lr)
     up = torch.optim.Adam([target.multipliers for _, target in parts], lr=schedule.lr, maximize=True)
-    mean, best, best_at, done = float("nan"), float("inf"), 0, 0
-    for done in range(1, schedule.steps + 1):
-        rate = min(1.0, done / max(1.0, schedule.lr_warm_up * schedule.steps))
+    mean, best, best_at, n_steps = float("nan"), float("inf"), 0, 0
+    for n_steps in range(1, schedule.steps + 1):
+        rate = min(1.0, n_steps / max(1.0, schedule.lr_warm_up * schedule.steps))
         for group in (*down.param_groups, *up.param_groups):
             group["lr"] = schedule.lr * rate
-        moment = done / max(1.0, schedule.warm_up * schedule.steps)
-        value = step([gates.sample(generator) for gates, _ in parts], done)
+        moment = n_steps / max(1.0, schedule.warm_up * schedule.steps)
+        value = step([gates.sample(generator) for gates, _ in parts], n_steps)
         closed = [1 - gates.open.mean() for gates, _ in parts]
         loss = value + sum(target.loss(share, moment) for (_, target), share in zip(parts, closed, strict=True))
-        learned = [x for gates, target in parts for x in (gates.a, target.multipliers)]
-        for x, grad in zip(learned, torch.autograd.grad(loss, learned), strict=True):
+        parameters = [x for gates, target in parts for x in (gates.a, target.multipliers)]
+        for x, grad in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
             x.grad = grad
         down.step()
         up.step()
         now = float(value.detach())
-        mean = now if done == 1 else SMOOTH * mean + (1 - SMOOTH) * now
+        mean = now if n_steps == 1 else SMOOTH * mean + (1 - SMOOTH) * now
         if progress is not None:
-            progress(done, mean, float(closed[0].detach()))
+            progress(n_steps, mean, float(closed[0].detach()))
         near = all(abs(float(s.detach()) - t.share) <= NEAR for (_, t), s in zip(parts, closed, strict=True))
         if moment < 1 or not near:
             continue
         if mean < best:
-            best, best_at = mean, done
-        if done - best_at >= schedule.patience:
+            best, best_at = mean, n_steps
+        if n_steps - best_at >= schedule.patience:
             break
-    return done, mean
+    return n_steps, mean

@@ -28,13 +28,13 @@ class Trial:
     """What a change of one slot's stream makes of everything above it, row by row.
 
     Attributes:
-        streams: slot -> what its stream gains over the clean one. written: sender -> what it writes more than clean.
+        streams: slot -> what its stream gains over the clean one. writes: sender -> what it writes more than clean.
         sites, raw, z: (layer, port, head) -> q, k or v, and before a norm that joins heads; (layer, head) -> values.
         value: the metric, mean over prompts, of each row.
     """
 
     streams: dict[int, Float[Tensor, "row batch some d_model"]]
-    written: dict[int, Float[Tensor, "row batch some d_model"]] = field(default_factory=dict)
+    writes: dict[int, Float[Tensor, "row batch some d_model"]] = field(default_factory=dict)
     sites: dict[Key, Float[Tensor, "row batch pos d_head"]] = field(default_factory=dict)
     raw: dict[Key, Float[Tensor, "row batch some d_head"]] = field(default_factory=dict)
     z: dict[tuple[int, int], Float[Tensor, "row batch some d_head"]] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class Splice:
         self.case, self.layout, self.parts = case, case.layout, Parts(case)
         clean = case.sent_clean
         self.gap = (other.to(clean) - clean).expand_as(clean)
-        self.written = torch.zeros_like(clean)  # over the clean run, under the edges left
+        self.writes = torch.zeros_like(clean)  # over the clean run, under the edges left
         self.keep: Bool[ndarray, "sender slot"] = self.layout.exists.copy()
         self.end = case.task.end
         self.value = float(case.clean.double().mean())
@@ -64,20 +64,20 @@ class Splice:
     def refresh(self) -> None:
         """Find again which slots matter (`needed`), and which of them at END alone (`narrow`)."""
         layout, owners = self.layout, self.layout.owners
-        leads = np.asarray(self.keep.any(1))
-        wide = np.zeros(len(leads), dtype=bool)
+        live = np.asarray(self.keep.any(1))
+        wide = np.zeros(len(live), dtype=bool)
         keys = np.array([port in ("k", "v") for _, port in layout.slots])
         for layer in reversed(range(layout.n_layers)):
-            mine = np.flatnonzero(layout.sender_layers == layer)
-            heads = np.array([u for u in mine.tolist() if kind(layout.senders[u]) == "head"], dtype=int)
-            for group in (np.setdiff1d(mine, heads), heads):  # an MLP stands above the heads of its layer
-                fed = owners.any(1) & (owners & wide[None, :]).any(1)
-                reads = (keys & (owners & leads[None, :]).any(1)) | fed
+            in_layer = np.flatnonzero(layout.sender_layers == layer)
+            heads = np.array([u for u in in_layer.tolist() if kind(layout.senders[u]) == "head"], dtype=int)
+            for group in (np.setdiff1d(in_layer, heads), heads):  # an MLP stands above the heads of its layer
+                wide_slots = owners.any(1) & (owners & wide[None, :]).any(1)
+                reads = (keys & (owners & live[None, :]).any(1)) | wide_slots
                 wide[group] = (self.keep[group] & reads[None, :]).any(1)
             if len(heads) and self.parts.coupled(layer):
-                wide[heads], leads[heads] = wide[heads].any(), leads[heads].any()
+                wide[heads], live[heads] = wide[heads].any(), live[heads].any()
         logits = np.array([name == LOGITS for name, _ in layout.slots])
-        self.needed = (owners & leads[None, :]).any(1) | logits
+        self.needed = (owners & live[None, :]).any(1) | logits
         self.narrow = self.needed & ~keys & ~(owners & wide[None, :]).any(1)
         self.wide = wide
 
@@ -87,21 +87,21 @@ class Splice:
 
     def stream(self, slot: int) -> Float[Tensor, "batch some d_model"]:
         """What the slot's stream gains over the clean run's: changes that arrive, and what removed edges carry."""
-        known = self._streams.get(slot)
-        if known is None:
-            keep = torch.from_numpy(self.keep[:, slot]).to(self.gap)
-            lost = torch.from_numpy(self.layout.exists[:, slot] & ~self.keep[:, slot]).to(self.gap)
-            written, gap = (at(x, self.end) if self.narrow[slot] else x for x in (self.written, self.gap))
-            known = torch.einsum("u,ubpd->bpd", keep, written) + torch.einsum("u,ubpd->bpd", lost, gap)
-        elif self.narrow[slot] and known.shape[1] > 1:
-            known = at(known, self.end)
-        self._streams[slot] = known
-        return known
+        gain = self._streams.get(slot)
+        if gain is None:
+            present = torch.from_numpy(self.keep[:, slot]).to(self.gap)
+            removal = torch.from_numpy(self.layout.exists[:, slot] & ~self.keep[:, slot]).to(self.gap)
+            writes, gap = (at(x, self.end) if self.narrow[slot] else x for x in (self.writes, self.gap))
+            gain = torch.einsum("u,ubpd->bpd", present, writes) + torch.einsum("u,ubpd->bpd", removal, gap)
+        elif self.narrow[slot] and gain.shape[1] > 1:
+            gain = at(gain, self.end)
+        self._streams[slot] = gain
+        return gain
 
     @torch.no_grad()
     def without(self, slot: int, senders: Sequence[int], *, at_once: bool = False) -> Trial:
         """Row i with the first i + 1 of the senders removed from the slot as well; one row for all with `at_once`."""
-        steps = self.gap[list(senders)] - self.written[list(senders)]
+        steps = self.gap[list(senders)] - self.writes[list(senders)]
         if self.narrow[slot]:
             steps = at(steps, self.end)
         rows = self.stream(slot) + (steps.sum(0, keepdim=True) if at_once else steps.cumsum(0))
@@ -112,8 +112,8 @@ class Splice:
             if self.layout.mlps:
                 self._mlp(layer, trial)
         last = trial.streams.get(len(self.layout.slots) - 1)
-        same = torch.full((len(rows),), self.value, dtype=torch.float64)
-        trial.value = same if last is None else self.parts.metric(last)
+        unchanged = torch.full((len(rows),), self.value, dtype=torch.float64)
+        trial.value = unchanged if last is None else self.parts.metric(last)
         return trial
 
     def commit(self, slot: int, senders: Sequence[int], trial: Trial | None, row: int = 0) -> None:
@@ -124,19 +124,19 @@ class Splice:
             return
         for w, rows in trial.streams.items():
             self._streams[w] = rows[row].clone()
-        for u, rows in trial.written.items():
-            self._put(self.written[u], rows[row])
+        for u, rows in trial.writes.items():
+            self._overwrite(self.writes[u], rows[row])
         for (layer, port, i), rows in trial.sites.items():
             self.parts.sites[layer, port][:, :, i] = rows[row]
         for (layer, port, i), rows in trial.raw.items():
-            self._put(self.parts.raw(layer, port)[:, :, i], rows[row])
+            self._overwrite(self.parts.raw(layer, port)[:, :, i], rows[row])
         for (layer, i), rows in trial.z.items():
-            self._put(self.parts.z[layer][:, :, i], rows[row])
+            self._overwrite(self.parts.z[layer][:, :, i], rows[row])
         self.value = float(trial.value[row])
 
     def _attention(self, layer: int, trial: Trial) -> None:
         """What heads write whose q, k or v changed."""
-        groups = self._read(layer, trial)
+        groups = self._changed_groups(layer, trial)
         if not groups:
             return
         first = self.layout.sender(layer, 0)
@@ -145,12 +145,12 @@ class Splice:
         end = None if wide else self.end
         z = {h: x if wide else at(x, self.end) for h, x in self.parts.attend(layer, groups, trial.sites).items()}
         trial.z |= {(layer, h): x for h, x in z.items()}
-        changed = heads if self.parts.coupled(layer) else np.array(sorted(z))
-        chosen = changed[self.keep[first + changed].any(1)].tolist()
-        for h, out in self.parts.write(layer, chosen, z, end).items():
-            self._push(trial, first + h, out)
+        changed_heads = heads if self.parts.coupled(layer) else np.array(sorted(z))
+        writers = changed_heads[self.keep[first + changed_heads].any(1)].tolist()
+        for h, out in self.parts.write(layer, writers, z, end).items():
+            self._propagate(trial, first + h, out)
 
-    def _read(self, layer: int, trial: Trial) -> list[int]:
+    def _changed_groups(self, layer: int, trial: Trial) -> list[int]:
         """New q, k and v of slots whose streams changed; the key-value groups they belong to."""
         layout, parts, groups = self.layout, self.parts, set()
         for port in PORTS:
@@ -159,11 +159,13 @@ class Splice:
                 slot = layout.slot(layer, port, i)
                 if slot in trial.streams and self.needed[slot]:
                     gains.setdefault(bool(self.narrow[slot]), {})[i] = trial.streams[slot]
-            for narrow, found in gains.items():
-                sites, raw = parts.read(layer, port, found, self.end if narrow else None)
+            for narrow, head_gains in gains.items():
+                sites, raw = parts.read(layer, port, head_gains, self.end if narrow else None)
                 trial.raw |= {(layer, port, i): x for i, x in raw.items()}
                 for i, x in sites.items():
-                    trial.sites[layer, port, i] = self._spread(parts.sites[layer, port][:, :, i], x) if narrow else x
+                    trial.sites[layer, port, i] = (
+                        self._expand_end(parts.sites[layer, port][:, :, i], x) if narrow else x
+                    )
                     groups.add(i // layout.group if port == "q" else i)
         return sorted(groups)
 
@@ -172,39 +174,39 @@ class Splice:
         if slot not in trial.streams or not self.needed[slot]:
             return
         gain, u, end = trial.streams[slot], self.layout.sender(layer), None
-        now, real = self.case.sent_clean[u] + self.written[u], self.case.task.clean.mask[..., None]
+        now, real = self.case.sent_clean[u] + self.writes[u], self.case.task.clean.mask[..., None]
         if self.narrow[slot]:
             now, real, end = at(now, self.end), at(real, self.end), self.end
         tokens = (gain != self.stream(slot)).any(-1) & real[..., 0]  # at the others nothing has changed
         out = now.repeat(len(gain), 1, 1, 1)
         if tokens.any():
             out[tokens] = self.parts.mlp(layer, gain, end, tokens)
-        self._push(trial, u, out)
+        self._propagate(trial, u, out)
 
-    def _push(self, trial: Trial, u: int, out: Float[Tensor, "row batch some d_model"]) -> None:
+    def _propagate(self, trial: Trial, u: int, out: Float[Tensor, "row batch some d_model"]) -> None:
         """Note what a sender writes, and hand the difference to every slot that still hears of it."""
-        short = out.shape[2] < self.gap.shape[2]
-        clean, before = (at(x[u], self.end) if short else x[u] for x in (self.case.sent_clean, self.written))
-        trial.written[u] = out - clean
-        step = trial.written[u] - before
+        end_only = out.shape[2] < self.gap.shape[2]
+        clean, before = (at(x[u], self.end) if end_only else x[u] for x in (self.case.sent_clean, self.writes))
+        trial.writes[u] = out - clean
+        step = trial.writes[u] - before
         for w in np.flatnonzero(self.keep[u] & self.needed).tolist():
-            part = step if short or not self.narrow[w] else at(step, self.end)
+            part = step if end_only or not self.narrow[w] else at(step, self.end)
             if w in trial.streams:
                 trial.streams[w] += part
             else:
                 trial.streams[w] = self.stream(w)[None] + part
 
-    def _spread(
-        self, now: Float[Tensor, "batch pos d"], new: Float[Tensor, "row batch 1 d"]
+    def _expand_end(
+        self, now: Float[Tensor, "batch pos d"], end_rows: Float[Tensor, "row batch 1 d"]
     ) -> Float[Tensor, "row batch pos d"]:
         """The same in every row but at END."""
-        rows = now.repeat(len(new), 1, 1, 1)
-        rows[:, torch.arange(len(self.end)), self.end] = new[:, :, 0]
+        rows = now.repeat(len(end_rows), 1, 1, 1)
+        rows[:, torch.arange(len(self.end)), self.end] = end_rows[:, :, 0]
         return rows
 
-    def _put(self, into: Float[Tensor, "batch pos d"], new: Float[Tensor, "batch some d"]) -> None:
+    def _overwrite(self, into: Float[Tensor, "batch pos d"], values: Float[Tensor, "batch some d"]) -> None:
         """Over all positions, or at END where there is but one."""
-        if new.shape[1] == into.shape[1]:
-            into.copy_(new)
+        if values.shape[1] == into.shape[1]:
+            into.copy_(values)
         else:
-            into[torch.arange(len(self.end)), self.end] = new[:, 0]
+            into[torch.arange(len(self.end)), self.end] = values[:, 0]

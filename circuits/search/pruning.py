@@ -74,15 +74,15 @@ def edge_pruning(
     steps = schedule or Schedule()
     training = _Training(Case.of(model, task, metric="kl"), ablation, batch_size, seed)
     layout = training.case.layout
-    kept = round((1 - sparsity) * layout.n_edges) if edges is None else edges
-    _check(sparsity, "sparsity")
-    if not 0 < kept <= layout.n_edges:
-        raise SchemaError(f"{kept} edges asked for; expected 1 to {layout.n_edges}")
+    n_edges = round((1 - sparsity) * layout.n_edges) if edges is None else edges
+    _check_share(sparsity, "sparsity")
+    if not 0 < n_edges <= layout.n_edges:
+        raise SchemaError(f"{n_edges} edges asked for; expected 1 to {layout.n_edges}")
     rows, columns = map(torch.from_numpy, np.nonzero(layout.exists))
     gates = Gates(layout.n_edges, training.device)
-    parts = [(gates, Target(1 - kept / layout.n_edges, training.device))]
+    parts = [(gates, Target(1 - n_edges / layout.n_edges, training.device))]
     if node_sparsity is not None:
-        _check(node_sparsity, "node_sparsity")
+        _check_share(node_sparsity, "node_sparsity")
         parts.append((Gates(len(layout.senders) - 1, training.device), Target(node_sparsity, training.device)))
 
     def step(drawn: list[Tensor], number: int) -> Tensor:
@@ -91,15 +91,17 @@ def edge_pruning(
             z = z * torch.cat([z.new_ones(1), drawn[1]])[rows]
         return training.loss(z.new_zeros(layout.exists.shape).index_put((rows, columns), z), number)
 
-    done, loss = train(parts, step, steps, seed=seed, progress=progress)
-    opened = [part.a.detach().double() for part, _ in parts]
-    score = opened[0]
-    if len(opened) > 1:  # an edge is as open as the narrower of its two gates
-        score = torch.minimum(score, torch.cat([score.new_full((1,), torch.inf), opened[1]])[rows])
+    n_steps, loss = train(parts, step, steps, seed=seed, progress=progress)
+    gate_logits = [part.a.detach().double() for part, _ in parts]
+    score = gate_logits[0]
+    if len(gate_logits) > 1:  # an edge is as open as the narrower of its two gates
+        score = torch.minimum(score, torch.cat([score.new_full((1,), torch.inf), gate_logits[1]])[rows])
     scores = np.full(layout.exists.shape, np.nan)
     scores[rows, columns] = _probability(score)
-    own = {"method": "edge-pruning", "sparsity": 1 - kept / layout.n_edges, "node_sparsity": node_sparsity}
-    return training.rounded(scores, kept, {**own, "steps": done, "loss": loss, "closed": _closed(gates)})
+    own = {"method": "edge-pruning", "sparsity": 1 - n_edges / layout.n_edges, "node_sparsity": node_sparsity}
+    return training.hard_circuit(
+        scores, n_edges, {**own, "steps": n_steps, "loss": loss, "closed": _closed_share(gates)}
+    )
 
 
 @recorded
@@ -144,16 +146,22 @@ def subnetwork_probing(
         return training.loss(torch.cat([drawn[0].new_ones(1), drawn[0]])[:, None] * exists, number)
 
     parts = [(gates, Target(1 - nodes / n, training.device))]
-    done, loss = train(parts, step, schedule or Schedule(), seed=seed, progress=progress)
-    opened = np.concatenate([[1.0], _probability(gates.a.detach().double())])
-    reads = np.where(layout.owners, opened[None, :], 0.0).max(1)
+    n_steps, loss = train(parts, step, schedule or Schedule(), seed=seed, progress=progress)
+    open_probability = np.concatenate([[1.0], _probability(gates.a.detach().double())])
+    reads = np.where(layout.owners, open_probability[None, :], 0.0).max(1)
     reads[[name == LOGITS for name, _ in layout.slots]] = 1.0
-    scores = np.where(layout.exists, np.minimum(opened[:, None], reads[None, :]), np.nan)
-    chosen = np.sort(opened[1:])[::-1][nodes - 1]
-    inside = np.where(layout.exists, scores, -1.0) >= chosen
-    own = {"method": "subnetwork-probing", "nodes": nodes, "steps": done, "loss": loss, "closed": _closed(gates)}
-    graph = training.rounded(scores, layout.n_edges, own)
-    return replace(graph, mask=inside, provenance={**graph.provenance, "kl": training.measured(inside)})
+    scores = np.where(layout.exists, np.minimum(open_probability[:, None], reads[None, :]), np.nan)
+    cutoff = np.sort(open_probability[1:])[::-1][nodes - 1]
+    inside = np.where(layout.exists, scores, -1.0) >= cutoff
+    own = {
+        "method": "subnetwork-probing",
+        "nodes": nodes,
+        "steps": n_steps,
+        "loss": loss,
+        "closed": _closed_share(gates),
+    }
+    graph = training.hard_circuit(scores, layout.n_edges, own)
+    return replace(graph, mask=inside, provenance={**graph.provenance, "kl": training.mean_kl(inside)})
 
 
 class _Training:
@@ -167,35 +175,35 @@ class _Training:
         self.rows: list[int] = []
         self.device = whole.task.clean.ids.device
 
-    def loss(self, keep: Float[Tensor, "sender slot"], number: int) -> Float[Tensor, ""]:
+    def loss(self, edge_mask: Float[Tensor, "sender slot"], number: int) -> Float[Tensor, ""]:
         """KL of a step's prompts, each seen once before any is seen again."""
         del number
-        part, other = self._batch()
-        run = run_edges(part.model, part.ports, part.task.clean, keep, other, gradients=True)
+        part, other = self._step_batch()
+        run = run_edges(part.model, part.ports, part.task.clean, edge_mask, other, gradients=True)
         return part.value(run.logits).mean()
 
     @torch.no_grad()
-    def measured(self, mask: ndarray) -> float:
+    def mean_kl(self, mask: ndarray) -> float:
         """KL of a mask, mean over all prompts."""
-        keep = torch.from_numpy(mask).to(self.device)
-        run = run_edges(self.case.model, self.case.ports, self.case.task.clean, keep, self.other)
+        edge_mask = torch.from_numpy(mask).to(self.device)
+        run = run_edges(self.case.model, self.case.ports, self.case.task.clean, edge_mask, self.other)
         return float(self.case.value(run.logits).double().mean())
 
-    def rounded(self, scores: Float[ndarray, "sender slot"], n: int, own: dict[str, Any]) -> Graph:
+    def hard_circuit(self, scores: Float[ndarray, "sender slot"], n: int, own: dict[str, Any]) -> Graph:
         """The n most open edges, with the KL that they alone have."""
         own = {**own, "metric": "kl"}
         graph = Graph.full(self.case.layout, scores, provenance=own).top(n, absolute=False, prune=False)
-        return replace(graph, provenance={**own, "kl": self.measured(graph.mask)})
+        return replace(graph, provenance={**own, "kl": self.mean_kl(graph.mask)})
 
-    def _batch(self) -> tuple[Case, Tensor]:
+    def _step_batch(self) -> tuple[Case, Tensor]:
         if len(self.case) <= self.size:
             return self.case, self.other
         if len(self.rows) < self.size:
             self.rows += torch.randperm(len(self.case), generator=self.generator).tolist()
-        chosen, self.rows = self.rows[: self.size], self.rows[self.size :]
-        part = self.case.select(chosen)
+        rows, self.rows = self.rows[: self.size], self.rows[self.size :]
+        part = self.case.select(rows)
         width = part.task.clean.ids.shape[1]
-        other = self.other[:, chosen] if self.other.shape[1] > 1 else self.other
+        other = self.other[:, rows] if self.other.shape[1] > 1 else self.other
         return part, other[:, :, :width]
 
 
@@ -205,11 +213,11 @@ def _probability(a: Float[Tensor, " gate"]) -> Float[ndarray, " gate"]:
     return gates.open.cpu().numpy()
 
 
-def _closed(gates: Gates) -> float:
+def _closed_share(gates: Gates) -> float:
     return float(1 - gates.open.detach().mean())
 
 
-def _check(share: float, name: str) -> None:
+def _check_share(share: float, name: str) -> None:
     if not 0 <= share < 1:
         raise SchemaError(f"{name} {share}; expected a share of at least 0 and below 1")
 

@@ -74,10 +74,10 @@ class Tracing:
 
     def table(self) -> pd.DataFrame:
         """One row per head, side and sender: mean contribution over firings, its share of the kept score, se, n."""
-        joined = self.contributions.merge(self.firings[["firing", "head", "kept"]], on="firing")
-        joined["share"] = joined["value"] / joined["kept"]
-        grouped = joined.groupby(["head", "side", "sender"], sort=False)
-        frame = grouped.agg(value=("value", "mean"), se=("value", "sem"), share=("share", "mean"), n=("value", "size"))
+        parts = self.contributions.merge(self.firings[["firing", "head", "kept"]], on="firing")
+        parts["share"] = parts["value"] / parts["kept"]
+        groups = parts.groupby(["head", "side", "sender"], sort=False)
+        frame = groups.agg(value=("value", "mean"), se=("value", "sem"), share=("share", "mean"), n=("value", "size"))
         return frame.reset_index().sort_values("value", ascending=False, kind="stable", ignore_index=True)
 
     def result(self) -> Result:
@@ -100,18 +100,18 @@ class Tracing:
 
         Scores are mean contributions, for every sender that was asked about.
         """
-        table, chosen = self.table(), []
+        table, places = self.table(), []
         scores: dict[Edge, float] = {}
         for (head, side), part in table.groupby(["head", "side"], sort=False):
             port = next(p for p, name in SIDES.items() if name == side)
-            kept = part["value"].to_numpy()
-            for sender, value in zip(part["sender"], kept, strict=True):
+            values = part["value"].to_numpy()
+            for sender, value in zip(part["sender"], values, strict=True):
                 scores[self.layout.edge(*self.layout.place((sender, str(head), port)))] = float(value)
-            for sender in part["sender"].iloc[: _enough(kept, upstream)]:
-                chosen.append(self.layout.place((sender, str(head), port)))
+            for sender in part["sender"].iloc[: _count_for_share(values, upstream)]:
+                places.append(self.layout.place((sender, str(head), port)))
         graph = Graph.of(self.layout, scores, provenance={**self.provenance, "upstream": upstream})
         graph.mask[:] = False
-        for place in chosen:
+        for place in places:
             graph.mask[place] = True
         return graph
 
@@ -162,16 +162,16 @@ def trace_attention(
     with torch.no_grad():
         tracer = _Tracer(case, least, share)
         columns = case.task.role(query).tolist()
-        asked = {_head(case.layout, name): [(b, i) for b, i in enumerate(columns) if i >= 0] for name in heads}
-        seen: set[tuple[tuple[int, int], int, int]] = set()
+        places_by_head = {_head(case.layout, name): [(b, i) for b, i in enumerate(columns) if i >= 0] for name in heads}
+        history: set[tuple[tuple[int, int], int, int]] = set()
         for _ in range(depth):
-            deeper: dict[tuple[int, int], list[tuple[int, int]]] = {}
-            for where, places in asked.items():
-                new = [(b, i) for b, i in places if (where, b, i) not in seen]
-                seen |= {(where, b, i) for b, i in new}
-                for above, place in tracer.explain(where, new, upstream):
-                    deeper.setdefault(above, []).append(place)
-            asked = deeper
+            next_places: dict[tuple[int, int], list[tuple[int, int]]] = {}
+            for where, places in places_by_head.items():
+                new_places = [(b, i) for b, i in places if (where, b, i) not in history]
+                history |= {(where, b, i) for b, i in new_places}
+                for above, place in tracer.explain(where, new_places, upstream):
+                    next_places.setdefault(above, []).append(place)
+            places_by_head = next_places
     return tracer.tracing()
 
 
@@ -180,12 +180,12 @@ class _Tracer:
 
     def __init__(self, case: Case, least: float, share: float) -> None:
         self.case, self.layout, self.least, self.share = case, case.layout, least, share
-        self.weights, self.sent = case.ports.weights, case.sent_clean
+        self.weights, self.writes = case.ports.weights, case.sent_clean
         layers = [i for i in range(self.layout.n_layers) if self.layout.has_heads(i)]
         sites = [Site(kind, i) for i in layers for kind in ("resid_pre", "pattern")]
         self.acts = case.model.run(case.task.clean, capture=sites, stop=self.layout.n_layers - 1).acts
         self.positions = case.task.clean.positions
-        self._found: dict[tuple[int, int, int], tuple[Tensor, Tensor, Tensor]] = {}
+        self._factors: dict[tuple[int, int, int], tuple[Tensor, Tensor, Tensor]] = {}
         self.firings: list[dict[str, Any]] = []
         self.contributions: list[pd.DataFrame] = []
 
@@ -194,18 +194,18 @@ class _Tracer:
     ) -> list[tuple[tuple[int, int], tuple[int, int]]]:
         """Explain a head at (prompt, query) places; heads further down that matter, with where they wrote."""
         layer, head = where
-        pattern, first, deeper = self.acts[Site("pattern", layer)][:, head], self.case.task.clean.first.tolist(), []
+        pattern, first, sources = self.acts[Site("pattern", layer)][:, head], self.case.task.clean.first.tolist(), []
         for b, i in places:
             for j in (pattern[b, i, : i + 1] >= self.least).nonzero()[:, 0].tolist():
                 if j == first[b]:
                     continue
                 for side, place in self._firing(layer, head, b, i, j, float(pattern[b, i, j])):
                     order = np.argsort(-side["value"].to_numpy(), kind="stable")
-                    for n in order[: _enough(side["value"].to_numpy()[order], upstream)]:
+                    for n in order[: _count_for_share(side["value"].to_numpy()[order], upstream)]:
                         name = str(side["sender"].iloc[n])
                         if kind(name) == "head":
-                            deeper.append((_head(self.layout, name), (b, place)))
-        return deeper
+                            sources.append((_head(self.layout, name), (b, place)))
+        return sources
 
     def _firing(
         self, layer: int, head: int, b: int, i: int, j: int, probability: float
@@ -214,24 +214,24 @@ class _Tracer:
         x = self.acts[Site("resid_pre", layer)][b]
         u, s, v = self._vectors(layer, head, int(self.positions[b, i] - self.positions[b, j]))
         scale = self.weights[layer].scale / self._divisors(layer, head, x[i], x[j])
-        left, right = self._read(layer, x[i]) @ u, self._read(layer, x[j]) @ v
+        left, right = self._extended_input(layer, x[i]) @ u, self._extended_input(layer, x[j]) @ v
         terms = scale * left * s * right
         order = terms.argsort(descending=True)
-        kept = order[: _enough(terms[order].cpu().numpy(), self.share, of=float(terms.sum()))]
+        top_terms = order[: _count_for_share(terms[order].cpu().numpy(), self.share, of=float(terms.sum()))]
         score = float(terms.sum())
         if score <= 0:
             return []
         number = len(self.firings)
-        told = {"firing": number, "head": head_name(layer, head), "prompt": b, "query": i, "key": j}
-        size = {"probability": probability, "score": score, "kept": float(terms[kept].sum())}
-        self.firings.append({**told, **size, "vectors": len(kept), "rank": len(s)})
+        labels = {"firing": number, "head": head_name(layer, head), "prompt": b, "query": i, "key": j}
+        size = {"probability": probability, "score": score, "kept": float(terms[top_terms].sum())}
+        self.firings.append({**labels, **size, "vectors": len(top_terms), "rank": len(s)})
         sides = []
         for name, at, vectors, other in (("query", i, u, right), ("key", j, v, left)):
-            signal = (scale * s * other)[kept] @ vectors[:-1, kept].T
-            earlier = self.layout.exists[:, self.layout.place((EMBED, head_name(layer, head), name[0]))[1]]
-            wrote = self._linear(layer, self.sent[torch.from_numpy(earlier), b, at], x[at])
-            names = [n for n, e in zip(self.layout.senders, earlier, strict=True) if e]
-            frame = pd.DataFrame({"firing": number, "side": name, "sender": names, "value": (wrote @ signal).tolist()})
+            signal = (scale * s * other)[top_terms] @ vectors[:-1, top_terms].T
+            sender_mask = self.layout.exists[:, self.layout.place((EMBED, head_name(layer, head), name[0]))[1]]
+            writes = self._linear(layer, self.writes[torch.from_numpy(sender_mask), b, at], x[at])
+            names = [n for n, e in zip(self.layout.senders, sender_mask, strict=True) if e]
+            frame = pd.DataFrame({"firing": number, "side": name, "sender": names, "value": (writes @ signal).tolist()})
             self.contributions.append(frame)
             sides.append((frame, at))
         return sides
@@ -244,23 +244,23 @@ class _Tracer:
         return Tracing(firings, pd.concat(sides, ignore_index=True), self.layout, {"method": "sparse-attention"})
 
     def _vectors(self, layer: int, head: int, offset: int) -> tuple[Tensor, Tensor, Tensor]:
-        if (layer, head, offset) not in self._found:
+        if (layer, head, offset) not in self._factors:
             u, s, vh = extended_qk(self.weights, layer, head, offset=offset).svd()
-            on = self.sent.device
-            self._found[layer, head, offset] = u.to(on), s.to(on), vh.mT.to(on)
-        return self._found[layer, head, offset]
+            on = self.writes.device
+            self._factors[layer, head, offset] = u.to(on), s.to(on), vh.mT.to(on)
+        return self._factors[layer, head, offset]
 
-    def _read(self, layer: int, x: Float[Tensor, " d_model"]) -> Float[Tensor, " d_extended"]:
+    def _extended_input(self, layer: int, x: Float[Tensor, " d_model"]) -> Float[Tensor, " d_extended"]:
         """[n(x); 1]."""
         norm = self.case.ports.reads[layer].attn
         return torch.cat([x if norm is None else norm.to(x.device)(x), x.new_ones(1)])
 
     def _linear(
-        self, layer: int, wrote: Float[Tensor, "sender d_model"], x: Float[Tensor, " d_model"]
+        self, layer: int, writes: Float[Tensor, "sender d_model"], x: Float[Tensor, " d_model"]
     ) -> Float[Tensor, "sender d_model"]:
         """What of n(x) each sender wrote, the divisor held."""
         norm = self.case.ports.reads[layer].attn
-        return wrote if norm is None else norm.to(x.device).linear(wrote) / norm.to(x.device).divisor(x)
+        return writes if norm is None else norm.to(x.device).linear(writes) / norm.to(x.device).divisor(x)
 
     def _divisors(self, layer: int, head: int, query: Tensor, key: Tensor) -> float:
         """What norms on q and k divide by; 1 without."""
@@ -277,12 +277,12 @@ class _Tracer:
         return product
 
 
-def _enough(values: np.ndarray, share: float, *, of: float | None = None) -> int:
+def _count_for_share(values: np.ndarray, share: float, *, of: float | None = None) -> int:
     """How many of values, largest first, sum to a share of a total (of all positive ones)."""
     positive = np.clip(values, 0, None)
     total = positive.sum() if of is None else of
-    reached = np.flatnonzero(np.cumsum(positive) >= share * total - 1e-9 * abs(total))
-    return int(reached[0]) + 1 if total > 0 and len(reached) else int((values > 0).sum())
+    crossings = np.flatnonzero(np.cumsum(positive) >= share * total - 1e-9 * abs(total))
+    return int(crossings[0]) + 1 if total > 0 and len(crossings) else int((values > 0).sum())
 
 
 def _head(layout: Layout, name: str) -> tuple[int, int]:

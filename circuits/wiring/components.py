@@ -72,8 +72,8 @@ class Parts:
 
     def coupled(self, layer: int) -> bool:
         """Whether what a head of the layer reads or writes depends on the others: norms over all heads together."""
-        shared = any(self.ports.shared(layer, port) for port in ("q", "k", "v"))
-        return shared or self._writes[layer].norm is not None
+        has_joint_norm = any(self.ports.shared(layer, port) for port in ("q", "k", "v"))
+        return has_joint_norm or self._writes[layer].norm is not None
 
     def read(
         self, layer: int, port: QKV, gains: Mapping[int, Gain], end: End
@@ -107,15 +107,15 @@ class Parts:
         """z of the heads of key-value groups: `new` where a site is given, the run's own elsewhere."""
         g = self.layout.group
         rows = next(len(x) for (i, _, _), x in new.items() if i == layer)
-        each: dict[QKV, int] = {"q": g, "k": 1, "v": 1}
+        group_sizes: dict[QKV, int] = {"q": g, "k": 1, "v": 1}
         own: dict[QKV, Tensor] = {
-            port: torch.cat([self._group(layer, port, group, each[port], rows, new) for group in groups])
+            port: torch.cat([self._group(layer, port, group, group_sizes[port], rows, new) for group in groups])
             for port in PORTS
         }
         visible = self._formula(layer)
-        z = self._seated(layer, groups, rows, own) if visible is None else self._softmax(layer, own, visible)
-        found = z.unflatten(0, (len(groups), rows))  # group row batch pos g d_head
-        return {group * g + i: found[n, :, :, :, i] for n, group in enumerate(groups) for i in range(g)}
+        z = self._z_of_model(layer, groups, rows, own) if visible is None else self._softmax(layer, own, visible)
+        z_by_group = z.unflatten(0, (len(groups), rows))  # group row batch pos g d_head
+        return {group * g + i: z_by_group[n, :, :, :, i] for n, group in enumerate(groups) for i in range(g)}
 
     def _softmax(
         self, layer: int, own: Mapping[QKV, Tensor], visible: Bool[Tensor, "batch query key"]
@@ -133,10 +133,10 @@ class Parts:
         if layer not in self._visible:
             n_kv, place = self.layout.n_kv_heads, self.batch.positions
             window = self.model.info.windows[self.model.info.attention_layers.index(layer)]
-            apart = place[:, :, None] - place[:, None]
+            distance = place[:, :, None] - place[:, None]
             own_token = torch.eye(place.shape[1], dtype=torch.bool, device=place.device)
-            visible = (apart >= 0) & self.batch.mask[:, None] | own_token  # padding sees itself: no empty row
-            visible = visible if window is None else visible & (apart < window)
+            visible = (distance >= 0) & self.batch.mask[:, None] | own_token  # padding sees itself: no empty row
+            visible = visible if window is None else visible & (distance < window)
             own: dict[QKV, Tensor] = {
                 port: self.sites[layer, port].unflatten(2, (n_kv, -1)).movedim(2, 0) for port in PORTS
             }
@@ -145,39 +145,39 @@ class Parts:
             self._visible[layer] = visible if bool(error <= ALIKE * z[real].abs().max()) else None
         return self._visible[layer]
 
-    def _seated(
+    def _z_of_model(
         self, layer: int, groups: Sequence[int], rows: int, own: Mapping[QKV, Tensor]
     ) -> Float[Tensor, "job batch pos head d_head"]:
         """The same by the model: every row is a copy of the prompts in which the groups' heads are exchanged."""
-        n_kv, size, chosen = self.layout.n_kv_heads, len(self.batch.ids), list(groups)
+        n_kv, size, group_ids = self.layout.n_kv_heads, len(self.batch.ids), list(groups)
         inputs: dict[QKV, Tensor] = {}
         for port in PORTS:
             now = self.sites[layer, port].unflatten(2, (n_kv, -1))
             full = now.expand(rows, *now.shape).clone()
-            full[:, :, :, chosen] = own[port].unflatten(0, (len(chosen), rows)).movedim(0, 3)
+            full[:, :, :, group_ids] = own[port].unflatten(0, (len(group_ids), rows)).movedim(0, 3)
             inputs[port] = full.flatten(0, 1).flatten(2, 3)
         z = self.through(layer, inputs, rows).unflatten(0, (rows, size)).unflatten(3, (n_kv, -1))
-        return z[:, :, :, chosen].movedim(3, 0).flatten(0, 1)
+        return z[:, :, :, group_ids].movedim(3, 0).flatten(0, 1)
 
     def _group(self, layer: int, port: QKV, group: int, each: int, rows: int, new: Mapping[Key, Rows]) -> Tensor:
         """[row batch pos head d_head] of a group's heads."""
         now = self.sites[layer, port]
-        mine = range(group * each, (group + 1) * each)
-        return torch.stack([new.get((layer, port, i), now[:, :, i].expand(rows, -1, -1, -1)) for i in mine], 3)
+        members = range(group * each, (group + 1) * each)
+        return torch.stack([new.get((layer, port, i), now[:, :, i].expand(rows, -1, -1, -1)) for i in members], 3)
 
     def through(self, layer: int, inputs: Mapping[QKV, Tensor], times: int) -> Float[Tensor, "rows pos head d_head"]:
         """z of a layer whose q, k and v are replaced, for the prompts `times` over; it runs no further."""
         batch = Batch(self.batch.ids.repeat(times, 1), self.batch.mask.repeat(times, 1))
-        found: list[Tensor] = []
+        captures: list[Tensor] = []
 
-        def enough(z: Tensor) -> Tensor:
-            found.append(z)
+        def stop_run(z: Tensor) -> Tensor:
+            captures.append(z)
             raise StopForward  # what comes behind is another component's
 
-        edits = [*(Replace(Site(port, layer), x) for port, x in inputs.items()), Apply(Site("z", layer), enough)]
+        edits = [*(Replace(Site(port, layer), x) for port, x in inputs.items()), Apply(Site("z", layer), stop_run)]
         self.cost += batch.ids.numel()
         self.model.run(batch, edits=edits, start=(layer, self.resid[layer].repeat(times, 1, 1)), stop=layer)
-        return found[0]
+        return captures[0]
 
     def write(self, layer: int, heads: Sequence[int], new: Mapping[int, Rows], end: End) -> dict[int, Gain]:
         """What heads write, from their new z (all at END alone with `end`); the run's own z stands for the others."""
@@ -206,19 +206,19 @@ class Parts:
         x = self.middle[layer] if end is None else at(self.middle[layer], end)
         return self.mlp_of(layer, self.ports.read_mlp(layer, (x + gain)[tokens]))
 
-    def mlp_of(self, layer: int, read: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+    def mlp_of(self, layer: int, inputs: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """What an MLP writes for inputs mlp_in, token by token."""
         with torch.no_grad():
-            known = self.ports.reads[layer].mlp_of(read.to(self.last))
-        if known is not None:
-            self.cost += read.shape[:-1].numel()
-            return known
-        flat = read.flatten(0, -2)[:, None]
+            output = self.ports.reads[layer].mlp_of(inputs.to(self.last))
+        if output is not None:
+            self.cost += inputs.shape[:-1].numel()
+            return output
+        flat = inputs.flatten(0, -2)[:, None]
         out, ids = Site("mlp_out", layer), torch.zeros(len(flat), 1, dtype=torch.long, device=flat.device)
         edits = [Replace(Site("mlp_in", layer), flat)]
         self.cost += len(flat)
         run = self.model.run(ids, capture=[out], edits=edits, start=(layer, torch.zeros_like(flat)), stop=layer)
-        return run.acts[out][:, 0].view(read.shape)
+        return run.acts[out][:, 0].view(inputs.shape)
 
     def metric(self, gain: Float[Tensor, "row batch 1 d_model"]) -> Float[Tensor, " row"]:
         """Mean over prompts of the metric, from what the logits' stream gains at END."""

@@ -104,20 +104,20 @@ def _whole(x: Tensor) -> Tensor:
 
 def _writers(layout: Layout, first: int = 0) -> list[tuple[Site, slice]]:
     """Sites whose captures, one after another, are what the senders from a layer on write; and which senders."""
-    found, at = [], 0
+    sites, at = [], 0
     if first == 0:
-        found.append((Site("resid_pre", 0), slice(0, 1)))
+        sites.append((Site("resid_pre", 0), slice(0, 1)))
         at = 1
     else:
         at = int((layout.sender_layers < first).sum())
     for layer in range(first, layout.n_layers):
         if layout.has_heads(layer):
-            found.append((Site("head_out", layer), slice(at, at + layout.n_heads)))
+            sites.append((Site("head_out", layer), slice(at, at + layout.n_heads)))
             at += layout.n_heads
         if layout.mlps:
-            found.append((Site("mlp_out", layer), slice(at, at + 1)))
+            sites.append((Site("mlp_out", layer), slice(at, at + 1)))
             at += 1
-    return found
+    return sites
 
 
 def _by_sender(x: Float[Tensor, "batch pos *head d_model"]) -> Sent:
@@ -142,10 +142,10 @@ class _Cut:
             raise SchemaError(f"activations of shape {tuple(other.shape)} for {form[0]} senders of width {width}")
         self.ports, self.layout, self.positions = ports, layout, batch.positions
         exists = torch.from_numpy(layout.exists).to(keep.device)
-        self.removed = torch.where(exists, 1 - keep.to(torch.promote_types(keep.dtype, torch.float32)), 0.0)
+        self.removal = torch.where(exists, 1 - keep.to(torch.promote_types(keep.dtype, torch.float32)), 0.0)
         # a mask with a gradient must be followed even where it happens to be one
-        any_row = self.removed.detach() if self.removed.ndim == 2 else self.removed.detach().amax(0)
-        self.touched = exists.any(0) if keep.requires_grad else (any_row != 0).any(0)
+        any_row = self.removal.detach() if self.removal.ndim == 2 else self.removal.detach().amax(0)
+        self.edited_slots = exists.any(0) if keep.requires_grad else (any_row != 0).any(0)
         self.other, self.gradients = other, gradients
         self.shape = (*batch.ids.shape, width)
         self.changes: list[Tensor] = []
@@ -157,36 +157,36 @@ class _Cut:
 
     def captures(self, first: int) -> dict[Site, Callable[[Tensor], Tensor]]:
         """Reducers that note what is written and the stream that is read, and keep nothing."""
-        found: dict[Site, Callable[[Tensor], Tensor]] = {}
+        reducers: dict[Site, Callable[[Tensor], Tensor]] = {}
         for layer in range(first, self.layout.n_layers):
-            found[Site("resid_pre", layer)] = self._noting(layer)
-            if self.layout.mlps and not self.layout.parallel and self.touched[self._slots("in", layer)].any():
-                found[Site("resid_mid", layer)] = self._seen("mid")
+            reducers[Site("resid_pre", layer)] = self._pre_reducer(layer)
+            if self.layout.mlps and not self.layout.parallel and self.edited_slots[self._slots("in", layer)].any():
+                reducers[Site("resid_mid", layer)] = self._stream_reducer("mid")
         for site, _ in _writers(self.layout, first):
             if site.kind != "resid_pre":
-                found[site] = self._written
-        return found
+                reducers[site] = self._write_reducer
+        return reducers
 
     def edits(self, first: int) -> list[Edit]:
         """Edits of every slot that loses an edge."""
-        found: list[Edit] = []
+        edits: list[Edit] = []
         for layer in range(first, self.layout.n_layers):
             if self.layout.has_heads(layer):
                 for port in ("q", "k", "v"):
-                    if self.touched[self._slots(port, layer)].any():
-                        found.append(Apply(Site(port, layer), self._qkv(layer, port)))
-            if self.layout.mlps and self.touched[self._slots("in", layer)].any():
-                found.append(Apply(Site("mlp_in", layer), self._mlp(layer)))
-        if self.touched[-1]:
-            found.append(Apply(Site("resid_post", self.layout.n_layers - 1), self._logits))
-        return found
+                    if self.edited_slots[self._slots(port, layer)].any():
+                        edits.append(Apply(Site(port, layer), self._qkv(layer, port)))
+            if self.layout.mlps and self.edited_slots[self._slots("in", layer)].any():
+                edits.append(Apply(Site("mlp_in", layer), self._mlp(layer)))
+        if self.edited_slots[-1]:
+            edits.append(Apply(Site("resid_post", self.layout.n_layers - 1), self._logits))
+        return edits
 
     def _slots(self, what: Port, layer: int) -> slice:
         """Columns of a layer's q, k, v or MLP slots."""
         at = self.layout.slot(layer, what)
         return slice(at, at + {"q": self.layout.n_heads, "in": 1}.get(what, self.layout.n_kv_heads))
 
-    def _noting(self, layer: int) -> Callable[[Tensor], Tensor]:
+    def _pre_reducer(self, layer: int) -> Callable[[Tensor], Tensor]:
         def note(x: Tensor) -> Tensor:
             self.stream["pre"] = x
             if layer == 0:
@@ -195,14 +195,14 @@ class _Cut:
 
         return note
 
-    def _seen(self, name: str) -> Callable[[Tensor], Tensor]:
+    def _stream_reducer(self, name: str) -> Callable[[Tensor], Tensor]:
         def note(x: Tensor) -> Tensor:
             self.stream[name] = x
             return x[:0]
 
         return note
 
-    def _written(self, x: Tensor) -> Tensor:
+    def _write_reducer(self, x: Tensor) -> Tensor:
         self._append(_by_sender(x))
         return x[:0]
 
@@ -218,7 +218,7 @@ class _Cut:
             self.buffer[self.n : self.n + n] = change
         self.n += n
 
-    def _change(self, slots: Tensor | slice) -> Float[Tensor, "batch pos slot d_model"]:
+    def _stream_change(self, slots: Tensor | slice) -> Float[Tensor, "batch pos slot d_model"]:
         """What the slots' streams gain."""
         if self.gradients:
             self.changes = [torch.cat(self.changes)]
@@ -226,23 +226,23 @@ class _Cut:
         else:
             assert self.buffer is not None  # a sender was noted before any slot reads
             changes = self.buffer[: self.n]
-        removed = self.removed[..., : self.n, slots].to(changes)
-        form = "us,ubpd->bpsd" if removed.ndim == 2 else "bus,ubpd->bpsd"
-        return torch.einsum(form, removed, changes)
+        removal = self.removal[..., : self.n, slots].to(changes)
+        form = "us,ubpd->bpsd" if removal.ndim == 2 else "bus,ubpd->bpsd"
+        return torch.einsum(form, removal, changes)
 
     def _qkv(self, layer: int, port: QKV) -> Callable[[Tensor], Tensor]:
         slots = self._slots(port, layer)
-        heads = self.touched[slots].nonzero()[:, 0].tolist()
+        heads = self.edited_slots[slots].nonzero()[:, 0].tolist()
 
         def change(site: Tensor) -> Tensor:
             x = self.stream["pre"]
             wide = x.to(torch.promote_types(x.dtype, torch.float32))
-            chosen = list(range(site.shape[2])) if self.ports.shared(layer, port) else heads
-            columns = torch.tensor(chosen) + slots.start
-            own = wide[:, :, None] + self._change(columns)
-            new = self.ports.read(layer, port, own, self.positions, chosen)
-            old = self.ports.read(layer, port, wide, self.positions, chosen)
-            index = torch.tensor(chosen, device=site.device)
+            head_ids = list(range(site.shape[2])) if self.ports.shared(layer, port) else heads
+            columns = torch.tensor(head_ids) + slots.start
+            own = wide[:, :, None] + self._stream_change(columns)
+            new = self.ports.read(layer, port, own, self.positions, head_ids)
+            old = self.ports.read(layer, port, wide, self.positions, head_ids)
+            index = torch.tensor(head_ids, device=site.device)
             return site.index_add(2, index, (new - old).to(site))
 
         return change
@@ -253,10 +253,10 @@ class _Cut:
         def change(site: Tensor) -> Tensor:
             x = self.stream["pre" if self.layout.parallel else "mid"]
             wide = x.to(torch.promote_types(x.dtype, torch.float32))
-            new = self.ports.read_mlp(layer, wide + self._change(slots)[:, :, 0])
+            new = self.ports.read_mlp(layer, wide + self._stream_change(slots)[:, :, 0])
             return site + (new - self.ports.read_mlp(layer, wide)).to(site)
 
         return change
 
     def _logits(self, x: Tensor) -> Tensor:
-        return x + self._change(slice(len(self.layout.slots) - 1, None))[:, :, 0].to(x)
+        return x + self._stream_change(slice(len(self.layout.slots) - 1, None))[:, :, 0].to(x)

@@ -27,7 +27,7 @@ from interp.weights.stream import Reads
 from interp.weights.weights import LayerWeights, Weights
 
 QKV = Literal["q", "k", "v"]
-PROBED = 3
+PROBES = 3
 """A layer turns like another if it does so at its second, middle and last position."""
 
 
@@ -48,7 +48,7 @@ class Ports:
         self._model = weakref.ref(model)  # what is kept of a model must not keep it alive
         self.reads: tuple[Reads, ...] = tuple(model.reads(layer) for layer in range(self.info.n_layers))
         self.layout = _layout(model, self.reads)
-        self._read: dict[int, LayerWeights] = {}
+        self._layers: dict[int, LayerWeights] = {}
         self._turns: dict[tuple[int, int], tuple[Tensor | None, Tensor | None]] = {}
 
     @cached_property
@@ -77,9 +77,9 @@ class Ports:
 
     def layer(self, layer: int) -> LayerWeights:
         """One layer's attention, kept once read."""
-        if layer not in self._read:
-            self._read[layer] = self.weights[layer]
-        return self._read[layer]
+        if layer not in self._layers:
+            self._layers[layer] = self.weights[layer]
+        return self._layers[layer]
 
     def shared(self, layer: int, port: QKV) -> bool:
         """Whether a norm inside attention makes each head's reading depend on the other heads' projections."""
@@ -175,23 +175,25 @@ class Ports:
 
     def _rotations(self, layer: int, n: int) -> tuple[Tensor | None, Tensor | None]:
         """R_q, R_k at positions 0 .. n-1; None where positions do nothing. Layers that turn alike share them."""
-        known = next((key for key in self._turns if key[0] == layer and key[1] >= n), None)
-        if known is not None:
-            return self._turns[known]
+        cached_key = next((key for key in self._turns if key[0] == layer and key[1] >= n), None)
+        if cached_key is not None:
+            return self._turns[cached_key]
         source = self.weights.source
-        few = sorted({min(1, n - 1), n // 2, n - 1})
-        q, k = source.turns(layer, few)
+        probes = sorted({min(1, n - 1), n // 2, n - 1})
+        q, k = source.turns(layer, probes)
         for (_, length), turns in self._turns.items():
-            if length >= n and all(_alike(mine, theirs, few) for mine, theirs in zip((q, k), turns, strict=True)):
+            if length >= n and all(
+                _same_rotation(mine, theirs, probes) for mine, theirs in zip((q, k), turns, strict=True)
+            ):
                 self._turns[layer, length] = turns
                 return turns
-        still = [bool(torch.allclose(t, torch.eye(t.shape[-1]).expand_as(t), atol=1e-5)) for t in (q, k)]
-        q, k = source.turns(layer, range(n)) if not all(still) else (q, k)
-        self._turns[layer, n] = (None if still[0] else q, None if still[1] else k)
+        identity = [bool(torch.allclose(t, torch.eye(t.shape[-1]).expand_as(t), atol=1e-5)) for t in (q, k)]
+        q, k = source.turns(layer, range(n)) if not all(identity) else (q, k)
+        self._turns[layer, n] = (None if identity[0] else q, None if identity[1] else k)
         return self._turns[layer, n]
 
 
-def _alike(mine: Tensor, theirs: Tensor | None, at: Sequence[int]) -> bool:
+def _same_rotation(mine: Tensor, theirs: Tensor | None, at: Sequence[int]) -> bool:
     other = torch.eye(mine.shape[-1]).expand_as(mine) if theirs is None else theirs[list(at)]
     return bool(torch.allclose(mine, other, atol=1e-5))
 
@@ -203,27 +205,27 @@ def _layout(model: Model, reads: Sequence[Reads]) -> Layout:
         BackendError: a layer of which the parts are not told apart, or that differs in its parts from the others.
     """
     info = model.info
-    for layer, read in enumerate(reads):
+    for layer, layer_reads in enumerate(reads):
         for kind in ("attn_out", "head_out"):
-            if kind in read.missing and layer in info.attention_layers:
-                raise BackendError(f"{info.name}: layer {layer} has no edges of its own: {read.missing[kind]}")
-    without = [layer for layer, read in enumerate(reads) if "mlp_out" in read.missing]
+            if kind in layer_reads.missing and layer in info.attention_layers:
+                raise BackendError(f"{info.name}: layer {layer} has no edges of its own: {layer_reads.missing[kind]}")
+    without = [layer for layer, layer_reads in enumerate(reads) if "mlp_out" in layer_reads.missing]
     if without and len(without) < len(reads):
         raise BackendError(f"{info.name}: layer {without[0]} has no MLP to be told apart, others have: not covered")
-    forms = {read.parallel for read in reads if "mlp_out" not in read.missing}
+    forms = {layer_reads.parallel for layer_reads in reads if "mlp_out" not in layer_reads.missing}
     if len(forms) > 1:
         raise BackendError(f"{info.name}: some layers are parallel and some are not: not covered")
     return replace(Layout.of(info, parallel=forms == {True}), mlps=not without)
 
 
-KEPT: WeakKeyDictionary[Model, tuple[Hashable, Ports]] = WeakKeyDictionary()
+CACHE: WeakKeyDictionary[Model, tuple[Hashable, Ports]] = WeakKeyDictionary()
 """Ports that have been read, beside what the model's fingerprint was then."""
 
 
 def ports(model: Model) -> Ports:
     """The ports of a model, read once as long as no parameter is changed; gone with the model."""
     state = model.fingerprint()
-    known = KEPT.get(model)
-    if known is None or known[0] != state:
-        known = KEPT[model] = (state, Ports(model))
-    return known[1]
+    entry = CACHE.get(model)
+    if entry is None or entry[0] != state:
+        entry = CACHE[model] = (state, Ports(model))
+    return entry[1]

@@ -109,32 +109,32 @@ def attribute(
             is known here.
         TaskError: an answer that is no token.
     """
-    right = token_ids(model, answer, len(model.batch(tokens).ids))
-    against = None if wrong is None else token_ids(model, wrong, len(right))
+    right_ids = token_ids(model, answer, len(model.batch(tokens).ids))
+    wrong_ids = None if wrong is None else token_ids(model, wrong, len(right_ids))
     stream = run_stream(
         model, tokens, layer=None, position=position, heads=heads, sources=sources, neurons=neurons, logits=True
     )
     weights, resid = model.weights(), stream.at("resid_post", stream.last).cpu()
     head = _head(stream, weights, resid[:, 0])
-    w = _contrast(weights.source.columns, right, against) * head.multiplier
+    w = _contrast(weights.source.columns, right_ids, wrong_ids) * head.multiplier
     norm = weights.final_norm
     direction = w[:, None] if norm is None else norm.transpose(w)[:, None] / norm.divisor(resid)
     components, values, errors = collect(stream, direction, heads=heads, neurons=neurons)
     scale = head.before.abs().amax(1)
     check((errors[..., 0] / scale).amax(1), model, tolerance, what="logits")
-    unembed = _contrast(lambda ids: weights.b_u[ids], right, against) * head.multiplier
+    unembed = _contrast(lambda ids: weights.b_u[ids], right_ids, wrong_ids) * head.multiplier
     ends = {"b_unembed": unembed} if norm is None else {"b_norm": w @ norm.bias, "b_unembed": unembed}
     ends = {name: x for name, x in ends.items() if bool(x.any())}
     components += [Term(name, "bias") for name in ends]
     parts = torch.cat([values[:, :, 0, 0], *(x[None].float() for x in ends.values())])
-    logit, capped = (_mean_logit(x, right, against) for x in (head.before, head.logits))
+    logit, capped_logit = (_mean_logit(x, right_ids, wrong_ids) for x in (head.before, head.logits))
     error = float(((parts.double().sum(0) - logit).abs() / scale).max())
     limit = allowed(model) if tolerance is None else tolerance
     if not error <= limit:
         raise BackendError(
             f"{model.info.name}: attributions miss the logit by {error:.1e} of the largest, over {limit:.0e}"
         )
-    return Attribution(tuple(components), parts, logit, capped, head.softcap, error)
+    return Attribution(tuple(components), parts, logit, capped_logit, head.softcap, error)
 
 
 def _head(stream: StreamRun, weights: Weights, resid: Float[Tensor, "batch d_model"]) -> LogitHead:

@@ -47,8 +47,8 @@ def effective_embedding(
     if len(ids) == 0:
         raise TaskError("no tokens to embed; leave `tokens` out for the whole vocabulary")
     site = Site("embed") if variant == "embed" else Site("resid_post", layer)
-    silent = [Site("attn_out", a) for a in model.info.attention_layers if a <= layer and variant == "mlp"]
-    edits = [Ablate(s, "zero") for s in silent]
+    attn_sites = [Site("attn_out", a) for a in model.info.attention_layers if a <= layer and variant == "mlp"]
+    edits = [Ablate(s, "zero") for s in attn_sites]
     parts = []
     for part in ids.split(per_pass):
         rows = part[:, None] if bos is None else torch.stack([torch.full_like(part, bos), part], dim=1)

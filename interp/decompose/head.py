@@ -39,20 +39,20 @@ def read_head(
     """
     size = float(logits.abs().max())
 
-    def misses(ours: Tensor) -> float:
-        return float((ours - logits).abs().max()) / size
+    def error_of(fit: Tensor) -> float:
+        return float((fit - logits).abs().max()) / size
 
-    if misses(raw) <= slack:
+    if error_of(raw) <= slack:
         return LogitHead(raw, logits)
     a = float((raw.double() * logits).sum() / raw.double().square().sum())
-    if misses(raw * a) <= slack:
+    if error_of(raw * a) <= slack:
         return LogitHead(raw * a, logits, multiplier=a)
     for cap in _caps(raw, logits):
-        if misses(cap * torch.tanh(raw / cap)) <= 5 * slack:  # the slope of tanh takes part in the rounding
+        if error_of(cap * torch.tanh(raw / cap)) <= 5 * slack:  # the slope of tanh takes part in the rounding
             return LogitHead(raw, logits, softcap=cap)
     raise BackendError(
         "the logits are not norm, unembedding and at most a multiplier or a soft-cap: nothing else can be attributed "
-        f"(without: {misses(raw):.1e} of the largest logit, with a multiplier {a:.3g}: {misses(raw * a):.1e})"
+        f"(without: {error_of(raw):.1e} of the largest logit, with a multiplier {a:.3g}: {error_of(raw * a):.1e})"
     )
 
 

@@ -114,21 +114,21 @@ def logit_lens(
     assert run.logits is not None  # the run has no `stop`
     final = run.logits[rows, at].float().log_softmax(-1)
     ids = None if answer is None else token_ids(model, answer, len(at))[:, :1].to(at.device)
-    readings = [_read(model, run.acts[site], final, ids, min(top, model.info.d_vocab)) for site in sites]
+    readings = [_layer_readout(model, run.acts[site], final, ids, min(top, model.info.d_vocab)) for site in sites]
     top_ids, top_p, kl, p, rank = (torch.stack(x).cpu() for x in zip(*readings, strict=True))
     top_tokens = top_ids.unique().tolist() if model.tokenizer is not None else []
     texts = {i: str(model.tokenizer.decode([i])) for i in top_tokens} if model.tokenizer is not None else {}
     return LogitLens(tuple(layers), at.cpu(), batch.mask.gather(1, at).cpu(), top_ids, top_p, kl, p, rank, texts)
 
 
-def _read(model: Model, resid: Tensor, final: Tensor, ids: Tensor | None, top: int) -> tuple[Tensor, ...]:
+def _layer_readout(model: Model, resid: Tensor, final: Tensor, ids: Tensor | None, top: int) -> tuple[Tensor, ...]:
     """(top ids, top p, kl, p, rank) of one layer."""
     log_p = read_out(model, resid).float().log_softmax(-1).to(final)
     likeliest = log_p.topk(top, dim=-1)
     kl = (final.exp() * (final - log_p)).sum(-1)
     if ids is None:
-        none = torch.full_like(kl, torch.nan)
-        return likeliest.indices, likeliest.values.exp(), kl, none, none
+        nans = torch.full_like(kl, torch.nan)
+        return likeliest.indices, likeliest.values.exp(), kl, nans, nans
     own = log_p.gather(2, ids[:, None].expand(-1, log_p.shape[1], -1))
     return likeliest.indices, likeliest.values.exp(), kl, own[..., 0].exp(), (log_p > own).sum(-1).float()
 

@@ -172,8 +172,8 @@ def embedding_terms(stream: StreamRun, direction: Direction) -> list[Contributio
     other = Batch((stream.batch.ids[:1] + 1) % model.info.d_vocab, stream.batch.mask[:1])
     site = Site("embed", position=stream.position)
     acts = model.run(other, capture=[site], stop=0).acts[site].to(full)
-    again = _rest(model, (stream.ids[:1] + 1) % model.info.d_vocab, acts if stream.position is None else acts[:, None])
-    if again is None or float(((again - rest[:1])[stream.mask[:1]]).abs().max()) > 1e-5 * float(full.abs().max()):
+    probe = _rest(model, (stream.ids[:1] + 1) % model.info.d_vocab, acts if stream.position is None else acts[:, None])
+    if probe is None or float(((probe - rest[:1])[stream.mask[:1]]).abs().max()) > 1e-5 * float(full.abs().max()):
         return whole
     tokens = along(full - rest, direction)[None]
     return [([embed()], tokens), ([Term("pos", "pos")], along(rest, direction)[None])]

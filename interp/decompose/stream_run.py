@@ -83,17 +83,17 @@ def run_stream(
     writes = tuple(model.writes(i) for i in range(last + 1))
     for i in neurons:
         if not 0 <= i <= last or writes[i].mlp is None:
-            why = (
+            reason = (
                 "out of range" if not 0 <= i <= last else writes[i].missing.get("mlp_post", "no single set of neurons")
             )
-            raise SiteError(f"neurons of layer {i}: {why}; layers here are 0 to {last}")
-    split = tuple(i for i in range(last + 1) if sources and writes[i].attn is not None)
-    capture = [Site("embed", position=position), *_sites(writes, position), *(Site("v", i) for i in split)]
+            raise SiteError(f"neurons of layer {i}: {reason}; layers here are 0 to {last}")
+    split_layers = tuple(i for i in range(last + 1) if sources and writes[i].attn is not None)
+    capture = [Site("embed", position=position), *_sites(writes, position), *(Site("v", i) for i in split_layers)]
     run = model.run(batch, capture=capture, stop=None if logits else last)
     patterns: dict[int, Tensor] = {}
-    if split:
-        answers = model.attention(batch, {"rows": Rows(position_columns(batch, position))}, layers=split)["rows"]
-        patterns = {i: answers[n, :, :, 0].nan_to_num() for n, i in enumerate(split)}
+    if split_layers:
+        answers = model.attention(batch, {"rows": Rows(position_columns(batch, position))}, layers=split_layers)["rows"]
+        patterns = {i: answers[n, :, :, 0].nan_to_num() for n, i in enumerate(split_layers)}
     return StreamRun(model, batch, run, last, position, writes, patterns)
 
 

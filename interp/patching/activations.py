@@ -113,11 +113,11 @@ def activation_patching(
     rows: list[dict[str, object]] = []
     for case in cases:
         places = _places(case.task, positions)
-        patched, base, other = patched_values(case, sites, places, mode=way, batch_size=batch_size)
-        found = effects(patched, base, other, seed=seed)
-        for i, effect in enumerate(found):
+        values, base, other = patched_values(case, sites, places, mode=way, batch_size=batch_size)
+        statistics = effects(values, base, other, seed=seed)
+        for i, effect in enumerate(statistics):
             where = places[i % len(places)]
-            rows.append({**_named(sites[i // len(places)], where, case), "mode": mode, **effect})
+            rows.append({**_row_labels(sites[i // len(places)], where, case), "mode": mode, **effect})
     return Result(frame(rows, extra=COLUMNS), {"method": "activation-patching", "metric": cases[0].metric})
 
 
@@ -129,13 +129,13 @@ def patched_values(
     parts, first, way_out = [], 0, None
     for part in case.batches(batch_size):
         rows, width = slice(first, first + len(part)), part.task.clean.ids.shape[1]
-        here = [replace(p, mask=None if p.mask is None else p.mask[rows, :width]) for p in places]
+        part_places = [replace(p, mask=None if p.mask is None else p.mask[rows, :width]) for p in places]
         portion = _Portion(part, sites, mode)
         way_out = way_out or Exit.of(part, portion.base_end)
-        parts.append(portion.values(here, batch_size, way_out))
+        parts.append(portion.values(part_places, batch_size, way_out))
         first += len(part)
-    patched, base, other = (torch.cat(x, -1).cpu().double().numpy() for x in zip(*parts, strict=True))
-    return patched, base, other
+    values, base, other = (torch.cat(x, -1).cpu().double().numpy() for x in zip(*parts, strict=True))
+    return values, base, other
 
 
 class _Portion:
@@ -146,13 +146,13 @@ class _Portion:
         task, self.last = part.task, part.model.info.n_layers - 1
         self.base, other = (task.clean, task.corrupt) if mode == MODES[0] else (task.corrupt, task.clean)
         both = Batch(torch.cat([self.base.ids, other.ids]), torch.cat([self.base.mask, other.mask]))
-        entering = [Site("resid_pre", layer) for layer in {_layer(site) for site in sites}]
-        leaving = Site("resid_post", self.last)
-        wanted = list(dict.fromkeys([*entering, *map(_whole, sites), leaving]))
-        acts = part.model.run(both, capture=wanted, stop=self.last).acts
-        self.resid = {_layer(site): acts[site][: self.n] for site in entering}
+        entry_sites = [Site("resid_pre", layer) for layer in {_layer(site) for site in sites}]
+        exit_site = Site("resid_post", self.last)
+        captures = list(dict.fromkeys([*entry_sites, *map(_whole, sites), exit_site]))
+        acts = part.model.run(both, capture=captures, stop=self.last).acts
+        self.resid = {_layer(site): acts[site][: self.n] for site in entry_sites}
         self.other = {_whole(site): acts[_whole(site)][self.n :] for site in sites}
-        self.end = acts[leaving][torch.arange(len(both.ids)), task.end.repeat(2)]
+        self.end = acts[exit_site][torch.arange(len(both.ids)), task.end.repeat(2)]
 
     @property
     def base_end(self) -> Float[Tensor, "prompt d_model"]:
@@ -164,36 +164,36 @@ class _Portion:
     ) -> tuple[Float[Tensor, "node prompt"], Float[Tensor, " prompt"], Float[Tensor, " prompt"]]:
         """Patched, base and other, of these prompts."""
         jobs = [(site, place) for site in self.sites for place in places]
-        found = torch.full((len(jobs), self.n), torch.nan, dtype=torch.float64, device=self.end.device)
+        metric_values = torch.full((len(jobs), self.n), torch.nan, dtype=torch.float64, device=self.end.device)
         by_layer: dict[int, list[int]] = {}
         for i, (site, _) in enumerate(jobs):
             by_layer.setdefault(_layer(site), []).append(i)
         size = max(1, batch_size // self.n)
         for layer, members in sorted(by_layer.items()):
             for first in range(0, len(members), size):
-                chosen = members[first : first + size]
-                resid = self._patched(layer, [jobs[i] for i in chosen])
-                found[chosen] = way_out.values(self.part, resid).double()
+                block = members[first : first + size]
+                resid = self._patched_stream(layer, [jobs[i] for i in block])
+                metric_values[block] = way_out.values(self.part, resid).double()
         for i, (_, place) in enumerate(jobs):
             if place.mask is not None:
-                found[i, ~place.mask.any(1)] = torch.nan
+                metric_values[i, ~place.mask.any(1)] = torch.nan
         ends = way_out.values(self.part, self.end.unflatten(0, (2, self.n)))
-        return found, ends[0], ends[1]
+        return metric_values, ends[0], ends[1]
 
-    def _patched(self, layer: int, jobs: Sequence[tuple[Site, _Where]]) -> Float[Tensor, "node prompt d_model"]:
+    def _patched_stream(self, layer: int, jobs: Sequence[tuple[Site, _Where]]) -> Float[Tensor, "node prompt d_model"]:
         """The stream behind the last layer at END, one block of rows for every node."""
         times = len(jobs)
         batch = Batch(self.base.ids.repeat(times, 1), self.base.mask.repeat(times, 1))
-        leaving = Site("resid_post", self.last)
+        exit_site = Site("resid_post", self.last)
         ends = self.part.task.end.repeat(times)
         run = self.part.model.run(
             batch,
             start=(layer, self.resid[layer].repeat(times, 1, 1)),
             stop=self.last,
             edits=[self._edit(i, times, *job) for i, job in enumerate(jobs)],
-            capture={leaving: lambda x: x[torch.arange(len(x)), ends]},
+            capture={exit_site: lambda x: x[torch.arange(len(x)), ends]},
         )
-        return run.acts[leaving].unflatten(0, (times, self.n))
+        return run.acts[exit_site].unflatten(0, (times, self.n))
 
     def _edit(self, block: int, times: int, site: Site, place: _Where) -> Edit:
         other = self.other[_whole(site)]
@@ -217,9 +217,9 @@ def _sites(nodes: Nodes, info: ModelInfo) -> list[Site]:
     """One site per node: each at one layer, each head alone where a group is named."""
     if isinstance(nodes, str) and nodes not in NODES:
         raise SiteError(f"unknown nodes {nodes!r}; {nearest(nodes, NODES)}, or give a list of sites")
-    given = [NODES[nodes]] if isinstance(nodes, str) else nodes
-    found = []
-    for each in given:
+    entries = [NODES[nodes]] if isinstance(nodes, str) else nodes
+    sites = []
+    for each in entries:
         site = Site.parse(each) if isinstance(each, str) else each
         if site.kind in REFUSED:
             raise SiteError(f"{site}: cannot be patched; choose an activation inside a layer: {', '.join(NODES)}")
@@ -227,10 +227,10 @@ def _sites(nodes: Nodes, info: ModelInfo) -> list[Site]:
             assert layer is not None  # sites outside the layers are refused
             heads = info.n_kv_heads if site.kind in ("k", "v") else info.n_heads
             every = isinstance(nodes, str) and site.kind in PER_HEAD
-            found.extend(replace(site.at(layer), head=head) for head in (range(heads) if every else (site.head,)))
-    if not found:
+            sites.extend(replace(site.at(layer), head=head) for head in (range(heads) if every else (site.head,)))
+    if not sites:
         raise SiteError("no nodes to patch")
-    return found
+    return sites
 
 
 def _places(task: PromptTask, positions: Positions) -> list[_Where]:
@@ -246,12 +246,12 @@ def _places(task: PromptTask, positions: Positions) -> list[_Where]:
     return [_Where(_column(task, task.role(name), task.role(name) >= 0), role=name) for name in names]
 
 
-def _column(task: PromptTask, at: Int[Tensor, " prompt"], known: Bool[Tensor, " prompt"]) -> Bool[Tensor, "prompt pos"]:
-    columns = torch.arange(task.clean.ids.shape[1], device=known.device)
-    return (columns == at.to(known.device)[:, None]) & known[:, None]
+def _column(task: PromptTask, at: Int[Tensor, " prompt"], valid: Bool[Tensor, " prompt"]) -> Bool[Tensor, "prompt pos"]:
+    columns = torch.arange(task.clean.ids.shape[1], device=valid.device)
+    return (columns == at.to(valid.device)[:, None]) & valid[:, None]
 
 
-def _named(site: Site, where: _Where, case: Case) -> dict[str, object]:
+def _row_labels(site: Site, where: _Where, case: Case) -> dict[str, object]:
     info = case.model.info
     return {
         "analysis": "activation_patching",

@@ -44,14 +44,14 @@ class Case:
             TaskError: no such metric, or a prompt the model cannot take.
         """
         metrics.by_name(metric or task.metric)
-        here = task.to(model.batch(task.clean).ids.device)
-        case = cls(model, here, metric or task.metric)
+        device_task = task.to(model.batch(task.clean).ids.device)
+        case = cls(model, device_task, metric or task.metric)
         if case.metric != "kl":
             return case
         with torch.no_grad():
-            logits = model.run(here.clean).logits
+            logits = model.run(device_task.clean).logits
         assert logits is not None  # no `stop`
-        return replace(case, reference=metrics.answer_logits(logits, here))
+        return replace(case, reference=metrics.answer_logits(logits, device_task))
 
     def __len__(self) -> int:
         return len(self.task)
@@ -59,8 +59,8 @@ class Case:
     def select(self: Own, rows: slice | list[int] | Tensor) -> Own:
         """The same case on some of its prompts."""
         part = self.task.select(rows)
-        kept = None if self.reference is None else self.reference[torch.arange(len(self))[rows]]
-        return replace(self, task=part, reference=kept)
+        reference = None if self.reference is None else self.reference[torch.arange(len(self))[rows]]
+        return replace(self, task=part, reference=reference)
 
     def batches(self: Own, size: int) -> Iterator[Own]:
         """The prompts in portions, in order: a value per prompt does not depend on the size."""
@@ -80,19 +80,19 @@ class Case:
         return metrics.by_name(self.metric)(logits, self.task)
 
     @torch.no_grad()
-    def measured(self, batch: Batch) -> Float[Tensor, " batch"]:
+    def metric_values(self, batch: Batch) -> Float[Tensor, " batch"]:
         """The metric on prompts that stand in the place of the task's."""
         return self.value(self.model.run(batch).logits)
 
     @cached_property
     def clean(self) -> Float[Tensor, " batch"]:
         """m(clean), one value per prompt."""
-        return self.measured(self.task.clean)
+        return self.metric_values(self.task.clean)
 
     @cached_property
     def corrupt(self) -> Float[Tensor, " batch"]:
         """m(corrupt), one value per prompt."""
-        return self.measured(self.task.corrupt)
+        return self.metric_values(self.task.corrupt)
 
     @property
     def weights(self) -> Weights:

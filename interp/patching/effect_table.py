@@ -57,14 +57,14 @@ def effects(
     rows: list[dict[str, float | int]] = [{} for _ in patched]
     present = ~np.isnan(patched)
     for pattern, members in _groups(present).items():
-        chosen = np.array(pattern, dtype=bool)
-        n = int(chosen.sum())
+        mask = np.array(pattern, dtype=bool)
+        n = int(mask.sum())
         if n == 0:
             for i in members:
                 rows[i] = {"value": np.nan, "n": 0}
             continue
-        span = (other - base)[chosen]
-        change = patched[members][:, chosen] - base[chosen]
+        span = (other - base)[mask]
+        change = patched[members][:, mask] - base[mask]
         low, high, _ = bootstrap(lambda w: w @ change.T, n, seed=seed, level=level)  # noqa: B023  (used at once)
         whole = float(span.mean())
         spans = np.abs(whole) > LEAST
@@ -84,9 +84,9 @@ def effects(
                 "ci_low": float(low[k]),
                 "ci_high": float(high[k]),
                 "n": n,
-                "patched": float(patched[i, chosen].mean()),
-                "base": float(base[chosen].mean()),
-                "other": float(other[chosen].mean()),
+                "patched": float(patched[i, mask].mean()),
+                "base": float(base[mask].mean()),
+                "other": float(other[mask].mean()),
                 "normalised": mean / whole if spans else np.nan,
                 "normalised_low": float(share_low[k]) if spans else np.nan,
                 "normalised_high": float(share_high[k]) if spans else np.nan,
@@ -96,7 +96,7 @@ def effects(
 
 def _groups(present: ndarray) -> dict[tuple[bool, ...], list[int]]:
     """Nodes by which prompts have them."""
-    found: dict[tuple[bool, ...], list[int]] = {}
+    groups: dict[tuple[bool, ...], list[int]] = {}
     for i, row in enumerate(present):
-        found.setdefault(tuple(row.tolist()), []).append(i)
-    return found
+        groups.setdefault(tuple(row.tolist()), []).append(i)
+    return groups

@@ -70,18 +70,18 @@ class NodeScores:
 
     def table(self, *, seed: int = 0) -> pd.DataFrame:
         """One row per node, strongest first, with standard error and bootstrap interval (95 %) over prompts."""
-        found = bootstrap_mean(self.prompts, seed=seed)
+        interval = bootstrap_mean(self.prompts, seed=seed)
         frame = pd.DataFrame(
             {
                 "site": [str(s) for s in self.sites],
                 "kind": [s.kind for s in self.sites],
                 "layer": [s.first for s in self.sites],
                 "component": list(self.components),
-                "score": found.mean,
-                "se": found.se,
-                "ci_low": found.low,
-                "ci_high": found.high,
-                "n": found.n,
+                "score": interval.mean,
+                "se": interval.se,
+                "ci_low": interval.low,
+                "ci_high": interval.high,
+                "n": interval.n,
             }
         )
         return frame.sort_values("score", key=lambda s: -s.abs(), kind="stable", ignore_index=True)
@@ -186,12 +186,12 @@ def _scores(
     if method == "atp-qkfix":
         for layer in case.model.info.attention_layers:
             for port in ("q", "k"):
-                scores[Site(port, layer)] = _fixed(case, port, layer, own, other, grads)
+                scores[Site(port, layer)] = _qk_scores(case, port, layer, own, other, grads)
     return scores
 
 
 @torch.no_grad()
-def _fixed(
+def _qk_scores(
     case: Case, port: str, layer: int, own: dict[Site, Tensor], other: dict[Site, Tensor], grads: dict[Site, Tensor]
 ) -> Float[Tensor, "batch node"]:
     """sum_t (z' - z) . dm/dz, z' with every head's q (or k) from the other run: heads of a layer do not see another."""

@@ -28,7 +28,7 @@ from interp.weights.weights import Weights
 
 BY_COLUMNS = ("logit_diff", "logit_margin")
 """Metrics of the logits of a prompt's own answers."""
-PROBED = 4
+PROBES = 4
 """Streams from which a multiplier or soft-cap behind the unembedding is read."""
 AT_ONCE = 2**26
 """Logits made at one time."""
@@ -36,7 +36,7 @@ AT_ONCE = 2**26
 Head = tuple[float, float | None]
 """Multiplier and soft-cap behind the unembedding."""
 
-_known: WeakKeyDictionary[Weights, tuple[Norm | None, Head | None]] = WeakKeyDictionary()
+_cache: WeakKeyDictionary[Weights, tuple[Norm | None, Head | None]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +58,10 @@ class Exit:
     def of(cls, case: Case, resid: Float[Tensor, "prompt d_model"]) -> Exit:
         """Read once per copy of the weights: `resid` are some streams behind the last layer."""
         weights = case.weights
-        if weights not in _known:
+        if weights not in _cache:
             norm = weights.final_norm
-            _known[weights] = norm, _head(case.model, weights, norm, resid[:PROBED])
-        return cls(case.model, weights, *_known[weights])
+            _cache[weights] = norm, _head(case.model, weights, norm, resid[:PROBES])
+        return cls(case.model, weights, *_cache[weights])
 
     def values(
         self,
@@ -82,8 +82,10 @@ class Exit:
         by_columns = part.metric in BY_COLUMNS and self.head is not None
         if divisor is not None and not by_columns:
             raise TaskError(f"a frozen norm needs a metric among {', '.join(BY_COLUMNS)}; got {part.metric!r}")
-        found = self._by_columns(part, sets, divisor) if by_columns else torch.cat(list(self._by_all(part, sets)))
-        return found.reshape(resid.shape[:-1])
+        metric_values = (
+            self._by_columns(part, sets, divisor) if by_columns else torch.cat(list(self._by_all(part, sets)))
+        )
+        return metric_values.reshape(resid.shape[:-1])
 
     def divisor(self, resid: Float[Tensor, "prompt d_model"]) -> Float[Tensor, "prompt 1"]:
         """What the final norm divides by; ones without a norm."""
@@ -104,14 +106,14 @@ class Exit:
         logits = (torch.einsum("sbd,bkd->sbk", x, columns.to(x)) + bias.to(x)) * multiplier
         if cap is not None and divisor is None:
             logits = cap * torch.tanh(logits / cap)
-        answers, wrong = _numbered(ids, task.answers.shape[1])
+        answers, wrong = _column_numbers(ids, task.answers.shape[1])
         local, metric = replace(task, answers=answers, wrong=wrong), metrics.by_name(part.metric)
         return torch.stack([metric(own, local) for own in logits])
 
     def _by_all(self, part: Case, sets: Tensor) -> Iterator[Float[Tensor, "set prompt"]]:
         size = max(1, AT_ONCE // (self.model.info.d_vocab * sets.shape[1]))
-        for some in sets.split(size):
-            logits = unembedded(self.model, some.flatten(0, 1)).unflatten(0, some.shape[:2])
+        for block in sets.split(size):
+            logits = unembedded(self.model, block.flatten(0, 1)).unflatten(0, block.shape[:2])
             yield torch.stack([part.value(own) for own in logits])
 
 
@@ -150,13 +152,13 @@ def _head(model: Model, weights: Weights, norm: Norm | None, resid: Float[Tensor
     x = wide(resid).cpu()
     try:
         raw = weights.unembed(x if norm is None else norm.to("cpu")(x)) + weights.b_u
-        found = read_head(raw, unembedded(model, resid).float().cpu(), slack=2 * allowed(model))
+        logit_head = read_head(raw, unembedded(model, resid).float().cpu(), slack=2 * allowed(model))
     except BackendError:
         return None
-    return found.multiplier, found.softcap
+    return logit_head.multiplier, logit_head.softcap
 
 
-def _numbered(ids: Int[Tensor, "prompt k"], n: int) -> tuple[Tensor, Tensor]:
+def _column_numbers(ids: Int[Tensor, "prompt k"], n: int) -> tuple[Tensor, Tensor]:
     """Ids of the first n columns and of the others as numbers of the columns; what fills up stays."""
     numbers = torch.where(ids >= 0, torch.arange(ids.shape[1], device=ids.device), ids)
     return numbers[:, :n], numbers[:, n:]

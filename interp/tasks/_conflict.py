@@ -100,8 +100,8 @@ def conflict(
         if attribute not in row["answers"]:
             pair = speller.encode(_example(frame, cores[group], row, attribute))
             if pair is not None:
-                alone, _ = cores[group].fill(row["slots"], {})
-                question = [*speller.start, *speller.ids([alone])[0]]
+                bare_text, _ = cores[group].fill(row["slots"], {})
+                question = [*speller.start, *speller.ids([bare_text])[0]]
                 prompts.setdefault(tuple(pair.clean), (pair, i % len(wordings), group, question))
         if len(prompts) == n:
             return _as_conflict(prompts, facts, wordings, groups, {"coverage": coverage, "seed": seed, "bos": bos})
@@ -109,12 +109,12 @@ def conflict(
 
 
 def _base(model: Model, name: str | None) -> Document:
-    mine = checkpoint_tasks(model)
-    names = {*shipped_tasks(), *mine}
+    own_documents = checkpoint_tasks(model)
+    names = {*shipped_tasks(), *own_documents}
     base = next(b for b in BASES if b in names) if name is None else name
     if base not in names:
         raise TaskError(f"unknown task {base!r}; {nearest(base, names)}")
-    facts = mine[base] if base in mine else document(base)
+    facts = own_documents[base] if base in own_documents else document(base)
     if facts.family != "lookup":
         raise TaskError(f"{base!r} is no lookup task; {nearest(base, BASES)}")
     return facts

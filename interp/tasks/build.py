@@ -58,8 +58,8 @@ FAMILIES: Mapping[str, Family] = {
 
 def task_names(model: Model | None = None) -> tuple[str, ...]:
     """Tasks there are: shipped ones, `induction`, and those that the model's checkpoint brings along."""
-    mine = () if model is None else (*checkpoint_tasks(model), *planted.zoo_task_names(model))
-    return tuple(sorted({*shipped_tasks(), "induction", *mine}))
+    own_names = () if model is None else (*checkpoint_tasks(model), *planted.zoo_task_names(model))
+    return tuple(sorted({*shipped_tasks(), "induction", *own_names}))
 
 
 def task(
@@ -169,7 +169,7 @@ def fit_words(doc: Document, speller: Speller) -> tuple[Document, dict[str, list
     noun_lists = [k for k in words if k.endswith(" noun")]  # singular and plural stand side by side: both or neither
     if noun_lists:
         is_whole = [all(doc.words[k][i] in words[k] for k in noun_lists) for i in range(len(doc.words[noun_lists[0]]))]
-        words |= {k: tuple(w for w, keep in zip(doc.words[k], is_whole, strict=True) if keep) for k in noun_lists}
+        words |= {k: tuple(w for w, whole in zip(doc.words[k], is_whole, strict=True) if whole) for k in noun_lists}
     rows = tuple(row for row in (_row(row, doc, speller) for row in doc.rows) if row is not None)
     coverage = {k: [len(words[k]), len(doc.words[k])] for k in doc.words}
     if doc.rows:

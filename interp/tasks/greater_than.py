@@ -21,14 +21,14 @@ def draw(rng: Random, document: Document, corruption: str) -> Example:
     """Slots {century} and {year}, which must be tokens of their own; right is every later year of the century."""
     template = rng.choice(document.templates)
     year = rng.randint(FIRST, LAST)
-    fill = {slot: rng.choice(document.words[slot]) for slot in template.slots if slot != "year"}
+    fillers = {slot: rng.choice(document.words[slot]) for slot in template.slots if slot != "year"}
     other = 1 if corruption == "start_01" else rng.choice([y for y in range(FIRST, LAST + 1) if y != year])
     return Example(
         template,
-        clean={**fill, "year": YEARS[year]},
-        corrupt={**fill, "year": YEARS[other]},
+        clean={**fillers, "year": YEARS[year]},
+        corrupt={**fillers, "year": YEARS[other]},
         answers=YEARS[year + 1 :],
         wrong=YEARS[: year + 1],
-        key=(document.key or "{noun} {century} {year}").format(**fill, year=year),
+        key=(document.key or "{noun} {century} {year}").format(**fillers, year=year),
         contexts=CONTEXTS,
     )

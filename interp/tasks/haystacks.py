@@ -139,9 +139,9 @@ class _Prose(Writer):
         text = (
             text if text.endswith(" {value}") or not text.endswith("{value}") else text[: -len("{value}")] + " {value}"
         )
-        before = text.partition("{value}")[0].rstrip(" ").format(key=key)
-        through = text.partition("{value}")[0].format(key=key) + " ".join(value)
-        prefix, upto = self._encode(before), self._encode(through)
+        lead_text = text.partition("{value}")[0].rstrip(" ").format(key=key)
+        full_text = text.partition("{value}")[0].format(key=key) + " ".join(value)
+        prefix, upto = self._encode(lead_text), self._encode(full_text)
         start = next(
             (i for i, (a, b) in enumerate(zip(prefix, upto, strict=False)) if a != b), min(len(prefix), len(upto))
         )

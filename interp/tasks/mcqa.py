@@ -25,13 +25,13 @@ def draw(rng: Random, document: Document, corruption: str) -> Example:
     thing = rng.choice(document.words["object"])
     slots = {"object": thing, "colour": colours[right]}
 
-    def listed(words: list[str], marks: list[str]) -> dict[str, str]:
+    def choice_slots(words: list[str], marks: list[str]) -> dict[str, str]:
         return {f"c{i + 1}": w for i, w in enumerate(words)} | {f"l{i + 1}": m for i, m in enumerate(marks)}
 
     return Example(
         template,
-        clean={**slots, **listed(colours, letters)},
-        corrupt={**slots, **listed(new_colours, new_letters)},
+        clean={**slots, **choice_slots(colours, letters)},
+        corrupt={**slots, **choice_slots(new_colours, new_letters)},
         answers=(letters[right],),
         wrong=tuple(letter for i, letter in enumerate(letters) if i != right),
         key=(document.key or "{object} {colour}").format(**slots),

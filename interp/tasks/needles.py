@@ -149,10 +149,10 @@ def hide(
     writer = writer_for(model, form, length=min(length, model.info.context or length), bos=bos)
     rng = Random(seed)
     order = rng.sample(range(n * n_needles), n * n_needles)
-    even = [(k + 0.5) / len(order) for k in order]
+    even_depths = [(k + 0.5) / len(order) for k in order]
     prompts = []
     for b in range(n):
-        at = sorted(depths if depths is not None else even[b * n_needles : (b + 1) * n_needles])
+        at = sorted(depths if depths is not None else even_depths[b * n_needles : (b + 1) * n_needles])
         prompts.append(_prompt(writer, rng, prompt=b, depths=at, value_words=value_words))
     batch = Batch.of([w.ids for w in prompts])
     hay = torch.zeros_like(batch.mask)

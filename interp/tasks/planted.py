@@ -36,10 +36,10 @@ def of(planted: Planted, name: str, *, n: int = 64, seed: int = 0, corruption: s
     Raises:
         TaskError: no such mechanism with a task, or no such corruption of it.
     """
-    with_task = names_of(planted)
+    task_names = names_of(planted)
     mechanism = next((m for m in planted.mechanisms if m.name == name), None)
-    if mechanism is None or name not in with_task:
-        raise TaskError(f"no task for {name!r} is planted; {nearest(name, with_task)}")
+    if mechanism is None or name not in task_names:
+        raise TaskError(f"no task for {name!r} is planted; {nearest(name, task_names)}")
     corruptions = CORRUPTIONS if name in _MINIMAL else CORRUPTIONS[:1]
     if corruption not in corruptions:
         raise TaskError(f"{name} has no corruption {corruption!r}; {nearest(corruption, corruptions)}")

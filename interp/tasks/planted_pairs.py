@@ -38,8 +38,8 @@ def planted_conflict(facts: PromptTask, vocab: Vocabulary, *, seed: int = 0) -> 
         corruption="context agrees",
         metric="logit_diff",
     )
-    one = torch.zeros(len(task), dtype=torch.long)
-    return Conflict(task, facts.clean, (Frame("needle", "<needle> {told} {core}", None),), one, one)
+    zeros = torch.zeros(len(task), dtype=torch.long)
+    return Conflict(task, facts.clean, (Frame("needle", "<needle> {told} {core}", None),), zeros, zeros)
 
 
 def planted_times(dated: PromptTask, vocab: Vocabulary) -> PromptTask:

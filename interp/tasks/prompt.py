@@ -181,9 +181,11 @@ def collate(
             raise TaskError(f"{name}: a clean prompt of {len(clean)} tokens has a corrupt one of {len(corrupt)}")
     ends = [{**of, "END": of.get("END", len(pair[0]) - 1)} for of, pair in zip(roles, pairs, strict=True)]
     for of, (clean, _) in zip(ends, pairs, strict=True):
-        outside = [role for role, at in of.items() if not 0 <= at < len(clean)]
-        if outside:
-            raise TaskError(f"{name}: role {outside[0]!r} stands at {of[outside[0]]}, outside {len(clean)} tokens")
+        stray_roles = [role for role, at in of.items() if not 0 <= at < len(clean)]
+        if stray_roles:
+            raise TaskError(
+                f"{name}: role {stray_roles[0]!r} stands at {of[stray_roles[0]]}, outside {len(clean)} tokens"
+            )
     kinds = tuple(dict.fromkeys(templates))
     return PromptTask(
         name=name,

@@ -90,10 +90,12 @@ class Document:
             "family", "templates", "words", "rows", "many", "key", "one_in", "metric", "corruptions", "answer", "joint",
             "schema", "summary",
         }  # fmt: skip
-        unknown = sorted(set(content) - keys)
-        missing = sorted({"family", "templates"} - set(content))
-        if unknown or missing:
-            raise SchemaError(f"{source}, task {name!r}: unknown fields {unknown}, missing fields {missing}")
+        unknown_fields = sorted(set(content) - keys)
+        missing_fields = sorted({"family", "templates"} - set(content))
+        if unknown_fields or missing_fields:
+            raise SchemaError(
+                f"{source}, task {name!r}: unknown fields {unknown_fields}, missing fields {missing_fields}"
+            )
         joint = content.get("joint", " ")
         templates = tuple(_template(t, i, joint) for i, t in enumerate(content["templates"]))
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -69,10 +69,10 @@ class Speller:
 
     def ids(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Ids of each text, without special tokens."""
-        new = [text for text in dict.fromkeys(texts) if text not in self._ids]
-        if new:
-            encodings = self.tokenizer(new, add_special_tokens=False, verbose=False)["input_ids"]
-            self._ids |= {text: tuple(ids) for text, ids in zip(new, encodings, strict=True)}
+        new_texts = [text for text in dict.fromkeys(texts) if text not in self._ids]
+        if new_texts:
+            encodings = self.tokenizer(new_texts, add_special_tokens=False, verbose=False)["input_ids"]
+            self._ids |= {text: tuple(ids) for text, ids in zip(new_texts, encodings, strict=True)}
         return [self._ids[text] for text in texts]
 
     def tails(self, before: str, texts: Sequence[str]) -> list[tuple[int, ...] | None]:
@@ -95,8 +95,8 @@ class Speller:
         corrupt = self._prompt(example, example.corrupt)
         if clean is None or corrupt is None:
             return None
-        (text, ids, places), (_, other, theirs) = clean, corrupt
-        if len(ids) != len(other) or places != theirs or ids == other:
+        (text, ids, places), (_, other, other_places) = clean, corrupt
+        if len(ids) != len(other) or places != other_places or ids == other:
             return None
         joint = example.template.joint
         reader = self._closed_answers if example.contexts else self._answers
@@ -133,8 +133,8 @@ class Speller:
     ) -> list[int] | None:
         first_ids: dict[str, int] = {}
         for before in (_tail(text), *contexts):
-            missing = [c for c in continuations if c not in first_ids]
-            for continuation, ids in zip(missing, self.tails(before, missing), strict=True):
+            open_continuations = [c for c in continuations if c not in first_ids]
+            for continuation, ids in zip(open_continuations, self.tails(before, open_continuations), strict=True):
                 if ids is not None and (len(ids) == 1 or first_token):
                     first_ids[continuation] = ids[0]
             if len(first_ids) == len(continuations):

@@ -43,10 +43,10 @@ class Norm:
         self, grad: Float[Tensor, "*more width"], x: Float[Tensor, "*batch width"]
     ) -> Float[Tensor, "*more width"]:
         """J^T g, J the Jacobian of the norm at x: c(gain g / s - c(x) <c(x), gain g> / (width s^3)), s the divisor."""
-        centred, divisor = self._centre(x), self.divisor(x)
-        scaled = grad * self.gain / divisor
-        along = (scaled * centred).sum(-1, keepdim=True) / (x.shape[-1] * divisor.square())
-        return self._centre(scaled - centred * along)
+        centred_x, divisor = self._centre(x), self.divisor(x)
+        scaled_grad = grad * self.gain / divisor
+        along = (scaled_grad * centred_x).sum(-1, keepdim=True) / (x.shape[-1] * divisor.square())
+        return self._centre(scaled_grad - centred_x * along)
 
     def _centre(self, x: Tensor) -> Tensor:
         return x - x.mean(-1, keepdim=True) if self.centred else x

@@ -33,16 +33,16 @@ class Reads:
     whole: tuple[nn.Module, ...] = ()
     scale: float = 1.0
 
-    def mlp_of(self, read: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"] | None:
+    def mlp_of(self, mlp_in: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"] | None:
         """Write of the MLP for an input `mlp_in`, without a pass of the model; None where `whole` is empty."""
         if not self.whole:
             return None
-        x = read.flatten(0, -2)[None]
+        x = mlp_in.flatten(0, -2)[None]
         with evaluating(self.whole[0]):
             for module in self.whole:
                 output = module(x)
                 x = output if isinstance(output, Tensor) else output[0]
-        return (x * self.scale if self.scale != 1.0 else x).view(read.shape)
+        return (x * self.scale if self.scale != 1.0 else x).view(mlp_in.shape)
 
 
 @dataclass(frozen=True, eq=False)

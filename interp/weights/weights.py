@@ -73,9 +73,9 @@ class LayerWeights:
         w = self
         if w.norm is not None:
             n = w.norm
-            read = {f"w_{x}": n.transpose(getattr(w, f"w_{x}").mT).mT for x in "qkv"}
+            projections = {f"w_{x}": n.transpose(getattr(w, f"w_{x}").mT).mT for x in "qkv"}
             bias = {f"b_{x}": getattr(w, f"b_{x}") + n.bias @ getattr(w, f"w_{x}") for x in "qkv"}
-            w = replace(w, **read, **bias, norm=None)
+            w = replace(w, **projections, **bias, norm=None)
         if w.norm_after is not None:
             n = w.norm_after
             w = replace(w, w_o=n.linear(w.w_o), b_o=n.linear(w.b_o) + n.bias, norm_after=None)
@@ -136,7 +136,7 @@ class Weights:
     def __init__(self, source: Source, *, keep: int = KEEP) -> None:
         self.source, self.keep = source, keep
         self.layers = source.layers
-        self._read: OrderedDict[int, LayerWeights] = OrderedDict()
+        self._layer_cache: OrderedDict[int, LayerWeights] = OrderedDict()
         self._rotations: dict[tuple[int, int], Tensor] = {}
 
     def __getitem__(self, layer: int) -> LayerWeights:
@@ -147,12 +147,12 @@ class Weights:
         """
         if layer not in self.layers:
             raise SiteError(f"layer {layer} has no attention weights; layers with attention: {self.layers}")
-        if layer not in self._read:
-            self._read[layer] = self.source.layer(layer)
-            while len(self._read) > 1 and sum(w.nbytes for w in self._read.values()) > self.keep:
-                self._read.popitem(last=False)
-        self._read.move_to_end(layer)
-        return self._read[layer]
+        if layer not in self._layer_cache:
+            self._layer_cache[layer] = self.source.layer(layer)
+            while len(self._layer_cache) > 1 and sum(w.nbytes for w in self._layer_cache.values()) > self.keep:
+                self._layer_cache.popitem(last=False)
+        self._layer_cache.move_to_end(layer)
+        return self._layer_cache[layer]
 
     @cached_property
     def w_e(self) -> Float[Tensor, "d_vocab d_embed"]:
@@ -311,8 +311,8 @@ def copying_ratio(ov: OV) -> Float[Tensor, "layer head"]:
 
     Reference: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits", copying heads.
     """
-    centred = ov.w_u - ov.w_u.mean(1, keepdim=True)
-    inner = centred @ ov.w_e  # d_model d_model
+    centred_w_u = ov.w_u - ov.w_u.mean(1, keepdim=True)
+    inner = centred_w_u @ ov.w_e  # d_model d_model
     return positivity(torch.linalg.eigvals((ov.w_o @ inner @ ov.w_v).double()))
 
 

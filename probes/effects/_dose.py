@@ -61,25 +61,26 @@ def dose_response(
         raise TaskError(f"{len(heads)} heads, {len(batch.ids)} prompts and {len(answers)} answers: one answer for each")
     if not all(0 <= d <= 1 for d in doses):
         raise TaskError(f"doses {list(doses)} are no shares; they go from 0 to 1")
-    chosen = [parse_head(name) for name in heads]
+    head_set = [parse_head(name) for name in heads]
     every = [(layer, head) for layer in model.info.attention_layers for head in range(model.info.n_heads)]
-    missing = head_names(h for h in chosen if h not in every)
-    if missing:
+    absent_heads = head_names(h for h in head_set if h not in every)
+    if absent_heads:
         sizes = f"{len(model.info.attention_layers)} layers with attention, of {model.info.n_heads} heads each"
-        raise SiteError(f"{missing[0]} is out of range; the model has {sizes}")
-    sets = stats.matched_sets(chosen, every, n_sets=n_random, seed=seed)
-    matching, drawn = max(sets.items(), key=lambda item: len(item[1]), default=("none", []))
-    mean, run = model.mean(batch), Rerun.of_heads(model, chosen)
-    _answered(run, batch, answers, ())  # once as it is: what lies below the heads is kept
+        raise SiteError(f"{absent_heads[0]} is out of range; the model has {sizes}")
+    sets = stats.matched_sets(head_set, every, n_sets=n_random, seed=seed)
+    match_rule, random_sets = max(sets.items(), key=lambda item: len(item[1]), default=("none", []))
+    mean, run = model.mean(batch), Rerun.of_heads(model, head_set)
+    _answer_scores(run, batch, answers, ())  # once as it is: what lies below the heads is kept
     rows = []
     for dose in doses:
         own, *random = (
-            _answered(run, batch, answers, _edits(model, s, mean, dose, at_end=at_end)) for s in (chosen, *drawn)
+            _answer_scores(run, batch, answers, _edits(model, s, mean, dose, at_end=at_end))
+            for s in (head_set, *random_sets)
         )
         for metric, value in own.items():
             null = np.array([r[metric] for r in random])
-            row = {"set_id": " ".join(head_names(chosen)), "dose": dose, "metric": metric, "edited": value}
-            row |= {"matching": matching, "random_mean": null.mean() if len(null) else np.nan}
+            row = {"set_id": " ".join(head_names(head_set)), "dose": dose, "metric": metric, "edited": value}
+            row |= {"matching": match_rule, "random_mean": null.mean() if len(null) else np.nan}
             row |= {"random_sd": null.std(ddof=1) if len(null) > 1 else np.nan, "n_random": len(null)}
             rows.append(row)
     return pd.DataFrame(rows)
@@ -98,7 +99,7 @@ def _edits(model: Model, heads: Sequence[Head], mean: Tensor, dose: float, *, at
     return edits
 
 
-def _answered(run: Rerun, batch: Batch, answers: Tensor, edits: Sequence[Edit]) -> dict[str, float]:
+def _answer_scores(run: Rerun, batch: Batch, answers: Tensor, edits: Sequence[Edit]) -> dict[str, float]:
     logits = run(batch, edits).cpu()
     last = logits[torch.arange(len(answers)), batch.first + batch.mask.sum(1) - 1].float()
     loss = torch.nn.functional.cross_entropy(last, answers.cpu())

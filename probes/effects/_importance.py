@@ -94,41 +94,41 @@ def importance(
     Reference: Michel et al. 2019 (arXiv 1905.10650), equation 2. They prune on the data they score; halves, intervals
     and tests are ours. Not part of `interp detect`: one pass (from the head's layer on) per head and way of ablating.
     """
-    objective, other, data = _objective(model, task, prompts, n_prompts=n_prompts, length=length, bos=bos, seed=seed)
-    _checked(objective, how)
+    objective, donors, data = _objective(model, task, prompts, n_prompts=n_prompts, length=length, bos=bos, seed=seed)
+    _check_options(objective, how)
     mean = model.mean(objective.batch)[list(model.info.attention_layers)]
     values: dict[str, Any] = {"mean": mean, "zero": None, "resample": None}
     if "resample" in how:
-        values["resample"] = head_activations(model, other)
-    lost = {way: ablation_effects(model, objective, way, values[way]) for way in dict.fromkeys(("mean", *how))}
-    signed = first_order_effects(model, objective)
-    lost["mask_gradient"] = np.abs(signed)
+        values["resample"] = head_activations(model, donors)
+    costs = {way: ablation_effects(model, objective, way, values[way]) for way in dict.fromkeys(("mean", *how))}
+    signed_gradient = first_order_effects(model, objective)
+    costs["mask_gradient"] = np.abs(signed_gradient)
 
-    everything = ablate_heads([(x, h) for x in model.info.attention_layers for h in range(model.info.n_heads)])
-    whole = float((objective.measure(model) - objective.measure(model, everything)).mean())
-    score = stats.bootstrap_mean(lost["mean"], seed=seed)
+    full_ablation = ablate_heads([(x, h) for x in model.info.attention_layers for h in range(model.info.n_heads)])
+    whole = float((objective.measure(model) - objective.measure(model, full_ablation)).mean())
+    score = stats.bootstrap_mean(costs["mean"], seed=seed)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = (score.mean - SMALLEST * abs(whole)) / score.se
     p = distributions.t.sf(np.nan_to_num(t, nan=0.0), df=score.n - 1)
     q = stats.benjamini_hochberg(p)
     label = (q < LEVEL) & (score.mean >= SHARE * abs(whole))
     parts = []
-    for way, x in (*lost.items(), ("mask_gradient_signed", signed)):
-        more: dict[str, Any] = {"null": 0.0, "p": p, "q": q, "label": label} if way == "mean" else {}
+    for way, x in (*costs.items(), ("mask_gradient_signed", signed_gradient)):
+        extra: dict[str, Any] = {"null": 0.0, "p": p, "q": q, "label": label} if way == "mean" else {}
         columns = interval_columns(stats.bootstrap_mean(x, seed=seed))
-        parts.append(head_rows(model, way, objective.unit, **columns, **more))
-    gradient = lost["mask_gradient"].mean(0)
+        parts.append(head_rows(model, way, objective.unit, **columns, **extra))
+    gradient = costs["mask_gradient"].mean(0)
     norm = np.linalg.norm(gradient, axis=1, keepdims=True)
     by_layer = np.divide(gradient, norm, out=np.zeros_like(gradient), where=norm > 0)
     parts.append(head_rows(model, "mask_gradient_by_layer", "fraction", value=by_layer))
-    parts.append(_agreement(lost, seed))
+    parts.append(_agreement(costs, seed))
     if pruning:
-        parts.append(_pruned(model, objective, lost, n_random=n_random, seed=seed))
+        parts.append(_pruning_rows(model, objective, costs, n_random=n_random, seed=seed))
     data |= {"metric": objective.metric, "clean": float(objective.measure(model).mean()), "all_heads": whole}
     return Findings(pd.concat(parts, ignore_index=True), data)
 
 
-def _checked(objective: Objective, how: tuple[str, ...]) -> None:
+def _check_options(objective: Objective, how: tuple[str, ...]) -> None:
     """Refuse too few prompts and unknown ways of ablating."""
     for way in how:
         if way not in HOW:
@@ -154,12 +154,12 @@ def _objective(
         pair = tasks.task(task, model, n=n_prompts, seed=seed, bos=bos) if isinstance(task, str) else task
         return Objective.of_task(pair), pair.corrupt, dict(pair.provenance())
     if prompts is not None:
-        batch, first, told = model.batch(prompts).to("cpu"), 0, "prompts given"
+        batch, first, task_name = model.batch(prompts).to("cpu"), 0, "prompts given"
     else:
         start = int(tasks.bos_id(model, bos) is not None)
         lowest = min(length, ((model.info.context or 2 * length + start) - start) // 2)
-        drawn = tasks.repeated_random(model, lengths=[lowest], n_each=n_prompts, bos=bos, seed=seed)[0]
-        batch, first, told = drawn.batch, drawn.second[0], "repeated random tokens"
+        repeats = tasks.repeated_random(model, lengths=[lowest], n_each=n_prompts, bos=bos, seed=seed)[0]
+        batch, first, task_name = repeats.batch, repeats.second[0], "repeated random tokens"
     order = batch.mask.sum(1).argsort(stable=True)
     other = Batch(batch.ids[order.roll(1)], batch.mask[order.roll(1)])
     twin = Batch(torch.empty_like(batch.ids), torch.empty_like(batch.mask))
@@ -173,74 +173,72 @@ def _objective(
         loss = torch.nn.functional.cross_entropy(at, targets.flatten(), reduction="none").view(targets.shape)
         return -(loss * counts).sum(1) / counts.sum(1)
 
-    data = {"task": told, "n": len(batch.ids), "bos": bos, "sha256": tasks.fingerprint([batch])}
+    data = {"task": task_name, "n": len(batch.ids), "bos": bos, "sha256": tasks.fingerprint([batch])}
     return Objective(batch, value, "loss_nats", "nats"), twin, data
 
 
-def _agreement(lost: dict[str, Float[np.ndarray, "prompt layer head"]], seed: int) -> pd.DataFrame:
+def _agreement(costs: dict[str, Float[np.ndarray, "prompt layer head"]], seed: int) -> pd.DataFrame:
     """Spearman correlation over heads of every two measures, interval over prompts."""
-    n = len(next(iter(lost.values())))
+    n = len(next(iter(costs.values())))
     rows = []
-    for a, b in combinations(lost, 2):
-        x, y = (lost[way].reshape(n, -1) for way in (a, b))
-        found = stats.spearman(x.mean(0), y.mean(0))
-        drawn = stats.bootstrap(
+    for a, b in combinations(costs, 2):
+        x, y = (costs[way].reshape(n, -1) for way in (a, b))
+        correlation = stats.spearman(x.mean(0), y.mean(0))
+        interval = stats.bootstrap(
             lambda w: stats.spearman_rows(w @ x, w @ y),  # noqa: B023  (used at once)
             n,
             seed=seed,
             n_resamples=RESAMPLES,
-            around=found.rho,
+            around=correlation.rho,
             omit_nan=True,
         )
         rows.append(
             {
                 "variant": f"agreement_{a}_{b}",
                 "unit": "rank correlation",
-                "value": found.rho,
-                "ci_low": float(drawn.low),
-                "ci_high": float(drawn.high),
+                "value": correlation.rho,
+                "ci_low": float(interval.low),
+                "ci_high": float(interval.high),
                 "null": 0.0,
-                "p": found.p,
+                "p": correlation.p,
                 "n": x.shape[1],
             }
         )
     return pd.DataFrame(rows)
 
 
-def _pruned(
+def _pruning_rows(
     model: Model,
     objective: Objective,
-    lost: dict[str, Float[np.ndarray, "prompt layer head"]],
+    costs: dict[str, Float[np.ndarray, "prompt layer head"]],
     *,
     n_random: int,
     seed: int,
 ) -> pd.DataFrame:
     """Curves on the second half of the prompts, orders by the first; random orders beside them."""
     rng = np.random.default_rng(seed)
-    shuffled = rng.permutation(len(objective.batch.ids))
-    choose, judge = np.array_split(shuffled, 2)
-    held_out = objective.first(torch.from_numpy(judge))
-    n_heads = lost["mean"][0].size
+    permutation = rng.permutation(len(objective.batch.ids))
+    choose_rows, judge_rows = np.array_split(permutation, 2)
+    judge_objective = objective.first(torch.from_numpy(judge_rows))
+    n_heads = costs["mean"][0].size
     steps = sorted({round(n_heads * i / STEPS) for i in range(STEPS + 1)})
-    by = {way: np.argsort(np.abs(x[choose].mean(0)).ravel(), kind="stable") for way, x in lost.items()}
+    by = {way: np.argsort(np.abs(x[choose_rows].mean(0)).ravel(), kind="stable") for way, x in costs.items()}
     orders = [*by.values(), *(rng.permutation(n_heads) for _ in range(n_random))]
-    curves = np.stack([_curve(model, held_out, order, steps) for order in orders])  # order step prompt
+    curves = np.stack([_curve(model, judge_objective, order, steps) for order in orders])  # order step prompt
     random = curves[len(by) :].mean(2)
     clean, bare = curves[0, 0].mean(), curves[0, -1].mean()
     areas = (curves.mean(2) - bare).mean(1) / (clean - bare)
     chance = areas[len(by) :]
     rows: list[dict[str, object]] = []
     for i, way in enumerate(by):
-        kept = stats.bootstrap_mean(curves[i].T, seed=seed)
+        interval = stats.bootstrap_mean(curves[i].T, seed=seed)
         rows += [
             {"variant": f"pruned_by_{way}", "unit": objective.unit, "pruned": k, "null": random[:, s].mean()}
-            | {name: x[s] if isinstance(x, np.ndarray) else x for name, x in interval_columns(kept).items()}
+            | {name: x[s] if isinstance(x, np.ndarray) else x for name, x in interval_columns(interval).items()}
             for s, k in enumerate(steps)
         ]
-        beaten = (1 + (chance >= areas[i]).sum()) / (1 + n_random)
-        rows.append(
-            {"variant": f"area_by_{way}", "unit": "fraction", "value": areas[i], "null": chance.mean(), "p": beaten}
-        )
+        p = (1 + (chance >= areas[i]).sum()) / (1 + n_random)
+        rows.append({"variant": f"area_by_{way}", "unit": "fraction", "value": areas[i], "null": chance.mean(), "p": p})
     return pd.DataFrame(rows)
 
 
@@ -249,13 +247,13 @@ def _curve(
 ) -> Float[np.ndarray, "step prompt"]:
     """The value when the first k heads of the order are zeroed, for each k: all steps in one batch, by masks."""
     n, width = len(objective.batch.ids), model.info.n_heads
-    kept = torch.ones(len(steps), len(model.info.attention_layers) * width)
+    head_mask = torch.ones(len(steps), len(model.info.attention_layers) * width)
     for s, k in enumerate(steps):
-        kept[s, torch.from_numpy(order[:k])] = 0.0
-    masks = kept.view(len(steps), -1, width).repeat_interleave(n, dim=0)  # row layer head
+        head_mask[s, torch.from_numpy(order[:k])] = 0.0
+    masks = head_mask.view(len(steps), -1, width).repeat_interleave(n, dim=0)  # row layer head
     edits = [Scale(Site("z", x), masks[:, i, None, :, None]) for i, x in enumerate(model.info.attention_layers)]
-    tiled = Batch(objective.batch.ids.repeat(len(steps), 1), objective.batch.mask.repeat(len(steps), 1))
-    logits = model.run(tiled, edits=edits).logits
+    batch = Batch(objective.batch.ids.repeat(len(steps), 1), objective.batch.mask.repeat(len(steps), 1))
+    logits = model.run(batch, edits=edits).logits
     assert logits is not None  # the run has no `stop`
     values = objective.value(logits, torch.arange(n).repeat(len(steps)))
     return values.detach().view(len(steps), n).double().cpu().numpy()

@@ -27,11 +27,11 @@ def pruning_curve(result: Result) -> go.Figure:
         raise SchemaError("no pruning curve in this result; run the analysis 'importance' with pruning=True")
     figure = go.Figure(layout={"template": template(), "height": 360})
     for variant, curve in rows.groupby("variant", sort=False):
-        removed, value = curve["pruned"].to_numpy(dtype=float), curve["value"].to_numpy(dtype=float)
+        n_removed, value = curve["pruned"].to_numpy(dtype=float), curve["value"].to_numpy(dtype=float)
         above, below = (curve[c].to_numpy(dtype=float) for c in ("ci_high", "ci_low"))
         arms = {"array": above - value, "arrayminus": value - below, "thickness": 1, "width": 0}
         name = str(variant).removeprefix(CURVE)
-        figure.add_scatter(x=removed, y=value, mode="lines+markers", name=name, error_y={"symmetric": False, **arms})
+        figure.add_scatter(x=n_removed, y=value, mode="lines+markers", name=name, error_y={"symmetric": False, **arms})
     first = rows[rows["variant"] == rows["variant"].iloc[0]]
     random = {"x": first["pruned"].to_numpy(dtype=float), "y": first["null"].to_numpy(dtype=float)}
     figure.add_scatter(**random, mode="lines", name="random order", line={"color": GREY, "dash": "dash"})

@@ -84,22 +84,22 @@ def undifferentiated(
     """
     if (prompts is None) != (control is None):
         raise TaskError("`prompts` and `control` come together: the score is a difference between them")
-    asked, plain = _default(model, n_prompts, bos, seed) if prompts is None else (prompts, control)
-    batch, other = (model.batch(x).to("cpu") for x in (asked, plain))
+    main_prompts, control_prompts = _default(model, n_prompts, bos, seed) if prompts is None else (prompts, control)
+    batch, other = (model.batch(x).to("cpu") for x in (main_prompts, control_prompts))
     if min(len(batch.ids), len(other.ids)) < 3:
         raise TaskError(f"{len(batch.ids)} prompts and {len(other.ids)} controls; at least 3 of each are needed")
-    both = _joined(batch, other)
-    found = {how: np.split(_effects(model, both, how), [len(batch.ids)]) for how in ("uniform", "zero")}
-    p = {how: _p(*pair) for how, pair in found.items()}
+    both = _joint_batch(batch, other)
+    effects = {how: np.split(_effects(model, both, how), [len(batch.ids)]) for how in ("uniform", "zero")}
+    p = {how: _p(*pair) for how, pair in effects.items()}
     q = stats.benjamini_hochberg(p["uniform"])
-    mean = {how: pair[0].mean(0) for how, pair in found.items()}
+    mean = {how: pair[0].mean(0) for how, pair in effects.items()}
     label = (q < LEVEL) & (mean["uniform"] >= LEAST) & (mean["zero"] >= LEAST)
     total = mean["uniform"].sum(1, keepdims=True)
     mates = (total - mean["uniform"]) / max(1, model.info.n_heads - 1)
 
-    def variant(name: str, how: str, **more: object) -> pd.DataFrame:
-        interval = interval_columns(stats.bootstrap_mean(found[how][0], seed=seed))
-        return head_rows(model, name, "nats", **interval, null=found[how][1].mean(0), p=p[how], **more)
+    def variant(name: str, how: str, **extra: object) -> pd.DataFrame:
+        interval = interval_columns(stats.bootstrap_mean(effects[how][0], seed=seed))
+        return head_rows(model, name, "nats", **interval, null=effects[how][1].mean(0), p=p[how], **extra)
 
     parts = [
         variant("ships", "uniform", q=q, label=label),
@@ -136,12 +136,12 @@ def _effects(model: Model, batch: Batch, how: str) -> Float[np.ndarray, "prompt 
             value = None if spread is None else spread[:, :, head * info.n_kv_heads // info.n_heads]
             site = Site("z", layer, head=head)
             edit = Ablate(site) if value is None else Replace(site, value)
-            edited = _last(model.run(batch, edits=[edit]).logits, batch)
-            effects[:, row, head] = (clean.exp() * (clean - edited)).sum(-1)
+            log_probs = _last(model.run(batch, edits=[edit]).logits, batch)
+            effects[:, row, head] = (clean.exp() * (clean - log_probs)).sum(-1)
     return effects.clamp(min=0).numpy()
 
 
-def _joined(a: Batch, b: Batch) -> Batch:
+def _joint_batch(a: Batch, b: Batch) -> Batch:
     """Both sets as one batch: a pass per head then does for both."""
     return Batch.of([ids[mask].tolist() for batch in (a, b) for ids, mask in zip(batch.ids, batch.mask, strict=True)])
 
@@ -158,7 +158,7 @@ def _p(
     here: Float[np.ndarray, "prompt layer head"], there: Float[np.ndarray, "other layer head"]
 ) -> Float[np.ndarray, "layer head"]:
     """Welch's t: that the mean here is at most 0.05 above the mean there; 1 where neither ever changes."""
-    found = distributions.ttest_ind_from_stats(
+    test = distributions.ttest_ind_from_stats(
         here.mean(0) - MARGIN,
         here.std(0, ddof=1) + 1e-12,  # prompts that agree exactly
         len(here),
@@ -168,7 +168,7 @@ def _p(
         equal_var=False,
         alternative="greater",
     )
-    return np.asarray(found.pvalue)
+    return np.asarray(test.pvalue)
 
 
 def _default(model: Model, n: int, bos: str, seed: int) -> tuple[Sequence[list[int]], Sequence[list[int]]]:

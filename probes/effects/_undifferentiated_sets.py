@@ -63,8 +63,8 @@ class _Judge:
         return cls(model, batch, *_ends(model, batch, ()))
 
     def __call__(self, heads: Sequence[Head], how: str) -> Effect:
-        edited, direction = _ends(self.model, self.batch, _edits(heads, how))
-        each = (self.clean.exp() * (self.clean - edited)).sum(-1).clamp(min=0)
+        log_probs, direction = _ends(self.model, self.batch, _edits(heads, how))
+        each = (self.clean.exp() * (self.clean - log_probs)).sum(-1).clamp(min=0)
         cosine = (self.direction @ direction).abs().clamp(max=1)
         return Effect(each.numpy(), float(torch.rad2deg(torch.arccos(cosine))))
 
@@ -73,9 +73,11 @@ def _by_size(rows: pd.DataFrame) -> go.Figure:
     """Effect of the best set of each size, beside random sets."""
     from interp.plots import curves
 
-    ordered = rows.sort_values("k")
-    lines = {"random sets": ordered["null"], "best set": ordered["value"]}
-    return curves(ordered["k"], lines, x_title="heads", y_title=str(ordered["unit"].iloc[0]), control="random sets")
+    sorted_rows = rows.sort_values("k")
+    lines = {"random sets": sorted_rows["null"], "best set": sorted_rows["value"]}
+    return curves(
+        sorted_rows["k"], lines, x_title="heads", y_title=str(sorted_rows["unit"].iloc[0]), control="random sets"
+    )
 
 
 @analysis(
@@ -161,20 +163,20 @@ def undifferentiated_sets(
     half = len(batch.ids) // 2
     if half < CHOOSE:
         raise TaskError(f"{len(batch.ids)} prompts; at least {2 * CHOOSE} are needed: half choose heads, half judge")
-    choosing, judging = (_Judge.of(model, Batch(batch.ids[s], batch.mask[s])) for s in (slice(half), slice(half, None)))
+    chooser, judge = (_Judge.of(model, Batch(batch.ids[s], batch.mask[s])) for s in (slice(half), slice(half, None)))
     other = None if control is None else _Judge.of(model, model.batch(control).to("cpu"))
     rows: list[dict[str, object]] = []
     for how in WAYS:
-        chosen, singles = greedy(lambda s, how=how: getattr(choosing(s, how), by), every, size)
+        best_heads, singles = greedy(lambda s, how=how: getattr(chooser(s, how), by), every, size)
         for k in range(1, size + 1):
-            drawn = _random(chosen[:k], every, n=n_random, seed=seed)
-            found = _judged(judging, how, chosen[:k], singles[:k], drawn, seed=seed)
+            random_sets = _random(best_heads[:k], every, n=n_random, seed=seed)
+            set_rows = _rows_of_set(judge, how, best_heads[:k], singles[:k], random_sets, seed=seed)
             if other is not None:
-                found.append(_row(f"{how}_elsewhere", other(chosen[:k], how), seed=seed))
-            last = dict(zip(("layer", "head"), chosen[k - 1], strict=True))
-            rows += [{**last, "k": k, "heads": _names(chosen[:k]), **row} for row in found]
-    told = {"task": task, "n": len(batch.ids), "by": by, "bos": bos, "sha256": tasks.fingerprint([batch])}
-    return Findings(rows, told)
+                set_rows.append(_row(f"{how}_elsewhere", other(best_heads[:k], how), seed=seed))
+            last = dict(zip(("layer", "head"), best_heads[k - 1], strict=True))
+            rows += [{**last, "k": k, "heads": _names(best_heads[:k]), **row} for row in set_rows]
+    data = {"task": task, "n": len(batch.ids), "by": by, "bos": bos, "sha256": tasks.fingerprint([batch])}
+    return Findings(rows, data)
 
 
 def greedy(
@@ -184,43 +186,48 @@ def greedy(
 
     Of heads that add the same the first is taken.
     """
-    chosen: list[Head] = []
-    alone: list[Head] = []
-    while len(chosen) < size:
-        left = [h for h in heads if h not in chosen]
-        found = np.array([effect([*chosen, h]) for h in left])
-        alone = alone or [left[i] for i in np.argsort(-found, kind="stable")[:size]]
-        chosen.append(left[int(found.argmax())])
-    return chosen, alone
+    head_order: list[Head] = []
+    single_order: list[Head] = []
+    while len(head_order) < size:
+        rest = [h for h in heads if h not in head_order]
+        effects = np.array([effect([*head_order, h]) for h in rest])
+        single_order = single_order or [rest[i] for i in np.argsort(-effects, kind="stable")[:size]]
+        head_order.append(rest[int(effects.argmax())])
+    return head_order, single_order
 
 
 def _random(
-    chosen: Sequence[Head], every: Sequence[Head], *, n: int, seed: int
+    heads: Sequence[Head], every: Sequence[Head], *, n: int, seed: int
 ) -> tuple[str, Sequence[tuple[Head, ...]]]:
     """Random sets to compare with, and how they are matched: in the way that gives the most of them."""
-    sets = stats.matched_sets(chosen, every, n_sets=n, seed=seed)
+    sets = stats.matched_sets(heads, every, n_sets=n, seed=seed)
     return max(sets.items(), key=lambda item: len(item[1]), default=("none", []))
 
 
-def _judged(
+def _rows_of_set(
     judge: _Judge,
     how: str,
-    chosen: Sequence[Head],
+    heads: Sequence[Head],
     singles: Sequence[Head],
-    drawn: tuple[str, Sequence[tuple[Head, ...]]],
+    random_sets: tuple[str, Sequence[tuple[Head, ...]]],
     *,
     seed: int,
 ) -> list[dict[str, object]]:
     """Rows of one set: its effect and angle beside random sets, done the other way, and the best single heads."""
-    matching, sets = drawn
-    own, random = judge(chosen, how), [judge(s, how) for s in sets]
-    other = judge(chosen, WAYS[1 - WAYS.index(how)])
-    row = _row(how, own, random, seed=seed) | {"matching": matching}
+    match_rule, sets = random_sets
+    own, random = judge(heads, how), [judge(s, how) for s in sets]
+    other = judge(heads, WAYS[1 - WAYS.index(how)])
+    row = _row(how, own, random, seed=seed) | {"matching": match_rule}
     if how == "uniform":
-        sure = bool(random) and _p(own.kl, np.array([r.kl for r in random])) <= CHANCE
-        row["label"] = sure and min(own.kl, other.kl) >= LEAST
+        is_significant = bool(random) and _p(own.kl, np.array([r.kl for r in random])) <= CHANCE
+        row["label"] = is_significant and min(own.kl, other.kl) >= LEAST
     angles = np.array([r.angle for r in random])
-    angle: dict[str, object] = {"variant": f"{how}_angle", "unit": "degrees", "value": own.angle, "matching": matching}
+    angle: dict[str, object] = {
+        "variant": f"{how}_angle",
+        "unit": "degrees",
+        "value": own.angle,
+        "matching": match_rule,
+    }
     if len(angles):
         angle |= {"null": angles.mean(), "p": _p(own.angle, angles), "n": len(judge.batch.ids)}
     single = _row(f"{how}_singles", judge(singles, how), seed=seed)

@@ -62,9 +62,9 @@ class DivergenceMap:
         a, b = np.triu_indices(len(self.components), k=1)
         names = np.array(self.components, dtype=object)
         columns = {name: getattr(self, name)[a, b] for name in ("value", "se", "null", "p", "q")}
-        found = pd.DataFrame({"component": names[a], "other": names[b], **columns, "unit": "nats"})
-        found["label"] = (found["q"] < LEVEL) & (found["value"] < ALIKE * found["null"])
-        return found.sort_values("value", kind="stable", ignore_index=True)
+        frame = pd.DataFrame({"component": names[a], "other": names[b], **columns, "unit": "nats"})
+        frame["label"] = (frame["q"] < LEVEL) & (frame["value"] < ALIKE * frame["null"])
+        return frame.sort_values("value", kind="stable", ignore_index=True)
 
     def embedding(self, dimensions: int = 2) -> Float[np.ndarray, "head dimension"]:
         """Classical multidimensional scaling of the square roots, which are a metric: near points are alike.
@@ -114,11 +114,11 @@ def divergence_map(
     """
     data = prompt_set(model, prompts, n_prompts=n_prompts, length=length, bos=bos, seed=seed)
     names = [head_name(layer, head) for layer in model.info.attention_layers for head in range(model.info.n_heads)]
-    chosen = names if heads is None else list(heads)
-    for name in chosen:
+    head_list = names if heads is None else list(heads)
+    for name in head_list:
         if name not in names:
             raise SiteError(f"no head {name!r} in this model; {nearest(name, names)}")
-    index = [names.index(name) for name in chosen]
+    index = [names.index(name) for name in head_list]
     rows = _rows(data.batch, data.start, n_rows, seed=seed)
     patterns = (p[index] for p in _patterns(model, data.batch, rows, method=method))
     first = before = next(patterns)
@@ -132,14 +132,14 @@ def divergence_map(
     nulls = (nulls + nulls.transpose(0, 2, 1)) / 2
     p = p_above(nulls - values, margin=MARGIN * np.log(2))
     np.fill_diagonal(p, 1.0)
-    pairs = np.triu_indices(len(chosen), k=1)
+    pairs = np.triu_indices(len(head_list), k=1)
     q = np.ones_like(p)
     if len(pairs[0]):
         q[pairs] = stats.benjamini_hochberg(p[pairs])
         q.T[pairs] = q[pairs]
     se = values.std(0, ddof=1) / np.sqrt(len(values))
-    told = data.data | {"rows": rows.tolist()}
-    return DivergenceMap(tuple(chosen), values.mean(0), se, nulls.mean(0), p, q, told)
+    record = data.data | {"rows": rows.tolist()}
+    return DivergenceMap(tuple(head_list), values.mean(0), se, nulls.mean(0), p, q, record)
 
 
 def jensen_shannon(
@@ -147,8 +147,8 @@ def jensen_shannon(
 ) -> Float[np.ndarray, "head head"]:
     """Divergence in nats between every head of `a` and every head of `b`, mean over rows."""
     own_a, own_b = _entropy(a), _entropy(b)
-    mixed = np.stack([nan_mean(_entropy((one[None] + b) / 2), axis=-1) for one in a])
-    return np.maximum(mixed - (own_a.mean(-1)[:, None] + own_b.mean(-1)[None]) / 2, 0.0)
+    mixture_entropy = np.stack([nan_mean(_entropy((pattern[None] + b) / 2), axis=-1) for pattern in a])
+    return np.maximum(mixture_entropy - (own_a.mean(-1)[:, None] + own_b.mean(-1)[None]) / 2, 0.0)
 
 
 def _entropy(p: np.ndarray) -> np.ndarray:
@@ -167,9 +167,9 @@ def _patterns(model: Model, batch: Batch, rows: torch.Tensor, *, method: str):
     """For each prompt in turn, [head row outcome]: chosen rows of all heads, aligned on the prompt's first token."""
     for block in torch.arange(len(batch.ids)).split(BLOCK):
         part = Batch(batch.ids[block], batch.mask[block])
-        asked = Rows(part.first[:, None] + rows)
-        found = model.attention(part, {"rows": asked}, method=method)["rows"].double().numpy()
+        queries = Rows(part.first[:, None] + rows)
+        attention = model.attention(part, {"rows": queries}, method=method)["rows"].double().numpy()
         for i, first in enumerate(part.first.tolist()):
-            own = found[:, i].reshape(-1, len(rows), found.shape[-1])[..., first : first + int(rows[-1]) + 1]
+            own = attention[:, i].reshape(-1, len(rows), attention.shape[-1])[..., first : first + int(rows[-1]) + 1]
             slot = np.maximum(1 - own.sum(-1, keepdims=True), 0.0)
             yield np.concatenate([own, slot], axis=-1)

@@ -54,13 +54,13 @@ def rollout(
     copies = _one_row_each(batch, where)
     weight = torch.nn.functional.one_hot(where.flatten(), batch.ids.shape[1]).double()
     for layer in reversed(model.info.attention_layers):
-        scaled = weight
+        shares = weight
         if model.info.sink_logits:
-            kept = model.attention(copies, {"kept": KeyMass(copies.mask)}, layers=[layer], method=method)["kept"]
-            scaled = weight / kept[0].double().mean(1).nan_to_num(1.0)
-        asked = {"received": Received(scaled.float())}
-        moved = model.attention(copies, asked, layers=[layer], method=method)["received"][0].double().mean(1)
-        weight = (1 - residual) * moved.nan_to_num() + residual * weight
+            key_mass = model.attention(copies, {"kept": KeyMass(copies.mask)}, layers=[layer], method=method)["kept"]
+            shares = weight / key_mass[0].double().mean(1).nan_to_num(1.0)
+        statistics = {"received": Received(shares.float())}
+        inflow = model.attention(copies, statistics, layers=[layer], method=method)["received"][0].double().mean(1)
+        weight = (1 - residual) * inflow.nan_to_num() + residual * weight
     value = weight.unflatten(0, where.shape).numpy()
     return _relevance("rollout", value, _uniform_rollout(model, batch, where, residual), batch, where)
 
@@ -93,15 +93,15 @@ def flow(
     if n > LONGEST:
         raise TaskError(f"flow of {n} tokens needs the whole graph; at most {LONGEST} (rollout has no such limit)")
     every = torch.arange(n).expand(len(batch.ids), n)
-    found = model.attention(batch, {"rows": Rows(every)}, method=method)["rows"]
-    patterns = found.double().mean(2).nan_to_num().numpy()  # layer prompt query key
-    chance = [_uniform(seen) * batch.mask.numpy()[:, None] for seen in visible_keys(model, batch)]
+    attention = model.attention(batch, {"rows": Rows(every)}, method=method)["rows"]
+    patterns = attention.double().mean(2).nan_to_num().numpy()  # layer prompt query key
+    chance = [_uniform(n_keys) * batch.mask.numpy()[:, None] for n_keys in visible_keys(model, batch)]
     values, nulls = (np.full((*where.shape, n), np.nan) for _ in range(2))
     for prompt in range(len(batch.ids)):
         first, last = int(batch.first[prompt]), int(batch.first[prompt] + batch.mask[prompt].sum())
         own = slice(first, last)
         for store, layers in ((values, patterns[:, prompt]), (nulls, np.stack(chance)[:, prompt])):
-            graph = _mixed(layers[:, own, own], residual)
+            graph = _with_residual(layers[:, own, own], residual)
             for r, row in enumerate(where[prompt].tolist()):
                 store[prompt, r, own] = max_flows(graph, row - first)
     return _relevance("flow", np.nan_to_num(values), np.nan_to_num(nulls), batch, where)
@@ -114,8 +114,8 @@ def max_flows(layers: Float[np.ndarray, "layer query key"], row: int) -> Float[n
     capacity = np.rint(layers[layer, query, key] * UNITS).astype(np.int32)
     size = (depth + 1) * n
     graph = coo_array((capacity, ((layer + 1) * n + query, layer * n + key)), shape=(size, size)).tocsr()
-    found = np.array([maximum_flow(graph, depth * n + row, j).flow_value for j in range(n)], dtype=float)
-    return found / found.sum()
+    flows = np.array([maximum_flow(graph, depth * n + row, j).flow_value for j in range(n)], dtype=float)
+    return flows / flows.sum()
 
 
 def rolled_out(layers: Float[np.ndarray, "layer query key"]) -> Float[np.ndarray, "query key"]:
@@ -126,7 +126,9 @@ def rolled_out(layers: Float[np.ndarray, "layer query key"]) -> Float[np.ndarray
     return product
 
 
-def _mixed(patterns: Float[np.ndarray, "layer query key"], residual: float) -> Float[np.ndarray, "layer query key"]:
+def _with_residual(
+    patterns: Float[np.ndarray, "layer query key"], residual: float
+) -> Float[np.ndarray, "layer query key"]:
     """(1 - r) A + r I with the rows of A scaled to sum to one."""
     total = patterns.sum(-1, keepdims=True)
     return (1 - residual) * patterns / np.where(total > 0, total, 1.0) + residual * np.eye(patterns.shape[-1])
@@ -138,35 +140,35 @@ def _one_row_each(batch: Batch, where: Int[Tensor, "prompt row"]) -> Batch:
     return Batch(batch.ids.repeat_interleave(n, 0), batch.mask.repeat_interleave(n, 0))
 
 
-def _uniform(seen: Float[np.ndarray, "prompt query"]) -> Float[np.ndarray, "prompt query key"]:
-    """Rows that share themselves out over the `seen` keys up to the query; alignment is by position in the batch."""
-    n = seen.shape[1]
+def _uniform(n_keys: Float[np.ndarray, "prompt query"]) -> Float[np.ndarray, "prompt query key"]:
+    """Rows that share themselves out over the `n_keys` keys up to the query; alignment is by position in the batch."""
+    n = n_keys.shape[1]
     back = np.arange(n)[:, None] - np.arange(n)
-    inside = (back >= 0) & (back[None] < seen[:, :, None])
-    return inside / np.maximum(seen, 1)[:, :, None]
+    inside = (back >= 0) & (back[None] < n_keys[:, :, None])
+    return inside / np.maximum(n_keys, 1)[:, :, None]
 
 
 def _uniform_rollout(model: Model, batch: Batch, where: Tensor, residual: float) -> Float[np.ndarray, "prompt row key"]:
     """`rollout` under uniform attention: v_j <- (1 - r) sum of v_i / n_i over queries i that see j, + r v_j."""
     n = batch.ids.shape[1]
     weight = torch.nn.functional.one_hot(where, n).double().numpy()
-    for seen in reversed(visible_keys(model, batch)):
-        share = weight / np.maximum(seen, 1)[:, None]
+    for n_keys in reversed(visible_keys(model, batch)):
+        share = weight / np.maximum(n_keys, 1)[:, None]
         total = np.concatenate([np.zeros((*share.shape[:2], 1)), share.cumsum(-1)], -1)
-        moved = np.zeros_like(weight)
-        for prompt, last in enumerate(_last_query(seen)):
-            moved[prompt] = total[prompt][:, last + 1] - total[prompt][:, :-1]
-        weight = ((1 - residual) * moved + residual * weight) * batch.mask.numpy()[:, None]
+        inflow = np.zeros_like(weight)
+        for prompt, last in enumerate(_last_query(n_keys)):
+            inflow[prompt] = total[prompt][:, last + 1] - total[prompt][:, :-1]
+        weight = ((1 - residual) * inflow + residual * weight) * batch.mask.numpy()[:, None]
     return weight
 
 
-def _last_query(seen: Float[np.ndarray, "prompt query"]) -> Int[np.ndarray, "prompt key"]:
+def _last_query(n_keys: Float[np.ndarray, "prompt query"]) -> Int[np.ndarray, "prompt key"]:
     """The last query that sees each key: windows slide, so their first keys never go back."""
-    n = seen.shape[1]
-    first = np.arange(n) - seen + 1
+    n = n_keys.shape[1]
+    first = np.arange(n) - n_keys + 1
     return np.stack([np.searchsorted(row, np.arange(n), side="right") - 1 for row in first])
 
 
 def _relevance(method: str, value: np.ndarray, null: np.ndarray, batch: Batch, where: Tensor) -> Relevance:
-    seen = reachable(batch, where)
-    return Relevance(method, np.where(seen, value, np.nan), np.where(seen, null, np.nan), where, batch.ids)
+    mask = reachable(batch, where)
+    return Relevance(method, np.where(mask, value, np.nan), np.where(mask, null, np.nan), where, batch.ids)

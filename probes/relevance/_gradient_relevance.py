@@ -53,13 +53,13 @@ def gradient_relevance(
     where = chosen_rows(batch, rows)
     values = torch.zeros(*where.shape, batch.ids.shape[1], dtype=torch.float64)
     for r in range(where.shape[1]):
-        chosen = None if answers is None else answers[:, r]
-        values[:, r] = _one_row(model, batch, where[:, r], chosen, method=method)
-    seen = reachable(batch, where)
+        row_answers = None if answers is None else answers[:, r]
+        values[:, r] = _one_row(model, batch, where[:, r], row_answers, method=method)
+    mask = reachable(batch, where)
     return Relevance(
         "gradient relevance",
-        np.where(seen, values.numpy(), np.nan),
-        np.where(seen, 0.0, np.nan),
+        np.where(mask, values.numpy(), np.nan),
+        np.where(mask, 0.0, np.nan),
         where,
         batch.ids,
         unit="relevance",
@@ -72,27 +72,27 @@ def _one_row(
     model: Model, batch: Batch, row: Int[Tensor, " prompt"], answers: Int[Tensor, " prompt"] | None, *, method: str
 ) -> Float[Tensor, "prompt key"]:
     """One row of R per prompt: the row vector is sent down, v <- v + v A', last layer first."""
-    each = torch.arange(len(row))
+    index = torch.arange(len(row))
 
     def metric(logits: Tensor) -> Tensor:
-        at_row = logits[each.to(logits.device), row.to(logits.device)].float().log_softmax(-1)
-        chosen = at_row.argmax(-1) if answers is None else answers.to(logits.device)
-        return at_row.gather(-1, chosen[:, None])[:, 0]
+        at_row = logits[index.to(logits.device), row.to(logits.device)].float().log_softmax(-1)
+        ids = at_row.argmax(-1) if answers is None else answers.to(logits.device)
+        return at_row.gather(-1, ids[:, None])[:, 0]
 
     layers = model.info.attention_layers
-    found = gradients(model, batch, metric, [Site(kind, layer) for layer in layers for kind in ("z", "v")])
+    run = gradients(model, batch, metric, [Site(kind, layer) for layer in layers for kind in ("z", "v")])
     relevance = torch.nn.functional.one_hot(row, batch.ids.shape[1]).double()
     group = model.info.n_heads // model.info.n_kv_heads
     for layer in reversed(layers):
-        grad = found.grads[Site("z", layer)].cpu().double()
-        value = found.acts[Site("v", layer)].cpu().double().repeat_interleave(group, dim=2)
-        added = torch.zeros_like(relevance)
+        grad = run.grads[Site("z", layer)].cpu().double()
+        value = run.acts[Site("v", layer)].cpu().double().repeat_interleave(group, dim=2)
+        update = torch.zeros_like(relevance)
         last = int(row.max()) + 1
         for queries in torch.arange(last).split(BLOCK):
-            asked = {"rows": Rows(queries.expand(len(row), -1))}
-            pattern = model.attention(batch, asked, layers=[layer], method=method)["rows"][0].double().nan_to_num()
+            statistics = {"rows": Rows(queries.expand(len(row), -1))}
+            pattern = model.attention(batch, statistics, layers=[layer], method=method)["rows"][0].double().nan_to_num()
             gain = torch.einsum("bqhd,bkhd->bhqk", grad[:, queries], value)
             weight = (gain * pattern).relu().mean(1)  # prompt query key
-            added += torch.einsum("bq,bqk->bk", relevance[:, queries], weight)
-        relevance = relevance + added
+            update += torch.einsum("bq,bqk->bk", relevance[:, queries], weight)
+        relevance = relevance + update
     return relevance

@@ -59,10 +59,13 @@ class Perturbation:
                 ("negative", high, null, high - null),
                 ("gap", high - low, np.zeros_like(null), high - low),
             ):
-                found = stats.bootstrap_mean(value, seed=self.seed)
-                row = {"method": method, "variant": variant, "value": float(found.mean), "se": float(found.se)}
-                row |= {"ci_low": float(min(found.low, found.mean)), "ci_high": float(max(found.high, found.mean))}
-                row |= {"null": float(chance.mean()), "p": float(p_above(gain)), "n": found.n}
+                interval = stats.bootstrap_mean(value, seed=self.seed)
+                row = {"method": method, "variant": variant, "value": float(interval.mean), "se": float(interval.se)}
+                row |= {
+                    "ci_low": float(min(interval.low, interval.mean)),
+                    "ci_high": float(max(interval.high, interval.mean)),
+                }
+                row |= {"null": float(chance.mean()), "p": float(p_above(gain)), "n": interval.n}
                 rows.append(row | {"unit": UNITS[self.metric]})
         return pd.DataFrame(rows)
 
@@ -127,25 +130,25 @@ def perturbation(
     """
     if metric not in METRICS:
         raise SchemaError(f"unknown metric {metric!r}; {nearest(metric, METRICS)}")
-    first = _checked(maps)
+    first = _first_map(maps)
     if keep is None:
-        keep = _starts(model, first)
+        keep = _n_start_tokens(model, first)
     rng = np.random.default_rng(seed)
     pool = tasks.ordinary_tokens(model).numpy()
     fraction = np.linspace(0, 1, n_steps + 1)
     curves = np.zeros((2 * len(maps) + n_random, *first.value.shape[:2], n_steps + 1))
     for prompt, row in np.ndindex(*first.value.shape[:2]):
         real = np.flatnonzero(~np.isnan(first.value[prompt, row]))
-        ids, going = first.tokens[prompt].numpy()[real], np.arange(keep, len(real) - 1)
-        if len(going) < 2:
+        ids, removable = first.tokens[prompt].numpy()[real], np.arange(keep, len(real) - 1)
+        if len(removable) < 2:
             raise TaskError(
-                f"prompt {prompt}, row {int(first.rows[prompt, row])}: {len(going)} tokens before it can go"
+                f"prompt {prompt}, row {int(first.rows[prompt, row])}: {len(removable)} tokens before it can go"
             )
-        orders = _orders([m.value[prompt, row, real][going] for m in maps], n_random, rng)
+        orders = _orders([m.value[prompt, row, real][removable] for m in maps], n_random, rng)
         answer = int(_last(model, ids[None]).argmax()) if answers is None else int(answers[prompt, row])
-        news = np.setdiff1d(pool, [*ids, answer])
-        drawn = rng.choice(news if len(news) else pool, (n_draws, len(ids)))
-        curves[:, prompt, row] = _curves(model, ids, going[orders], drawn, fraction, answer, metric, block)
+        candidates = np.setdiff1d(pool, [*ids, answer])
+        fillers = rng.choice(candidates if len(candidates) else pool, (n_draws, len(ids)))
+        curves[:, prompt, row] = _curves(model, ids, removable[orders], fillers, fraction, answer, metric, block)
     by_prompt = curves.mean(2)
     ordered = by_prompt[: 2 * len(maps)].reshape(len(maps), 2, *by_prompt.shape[1:])
     return Perturbation(tuple(m.method for m in maps), metric, fraction, ordered, by_prompt[2 * len(maps) :], seed)
@@ -156,7 +159,7 @@ def area(curve: Float[np.ndarray, "*any step"], fraction: Float[np.ndarray, " st
     return np.trapezoid(curve, fraction, axis=-1)
 
 
-def _checked(maps: Sequence[Relevance]) -> Relevance:
+def _first_map(maps: Sequence[Relevance]) -> Relevance:
     """The first map, when all are of the same rows of the same prompts."""
     if not maps:
         raise TaskError("no relevance map was given; `rollout`, `occlusion` and others make one")
@@ -170,7 +173,7 @@ def _checked(maps: Sequence[Relevance]) -> Relevance:
     return first
 
 
-def _starts(model: Model, relevance: Relevance) -> int:
+def _n_start_tokens(model: Model, relevance: Relevance) -> int:
     """1 where every prompt starts with the model's BOS."""
     bos = tasks.bos_id(model, "default")
     real = ~np.isnan(relevance.value[:, 0])
@@ -195,20 +198,22 @@ def _curves(
     model: Model,
     ids: Int[np.ndarray, " token"],
     orders: Int[np.ndarray, "order place"],
-    drawn: Int[np.ndarray, "draw token"],
+    fillers: Int[np.ndarray, "draw token"],
     fraction: Float[np.ndarray, " step"],
     answer: int,
     metric: str,
     block: int,
 ) -> Float[np.ndarray, "order step"]:
     """The metric at the last token of one prompt, mean over draws, for every order and share removed."""
-    gone = np.zeros((len(orders), len(fraction), len(ids)), dtype=bool)
+    removed_mask = np.zeros((len(orders), len(fraction), len(ids)), dtype=bool)
     for step, count in enumerate(np.rint(fraction * orders.shape[1]).astype(int)):
-        np.put_along_axis(gone[:, step], orders[:, :count], True, axis=-1)
-    prompts = np.where(gone[:, :, None], drawn, ids).reshape(-1, len(ids))  # order step draw
-    unique, back = np.unique(prompts, axis=0, return_inverse=True)
-    found = np.concatenate([_last(model, unique[at : at + block])[:, answer] for at in range(0, len(unique), block)])
-    value = found[back.ravel()].reshape(len(orders), len(fraction), -1)
+        np.put_along_axis(removed_mask[:, step], orders[:, :count], True, axis=-1)
+    prompts = np.where(removed_mask[:, :, None], fillers, ids).reshape(-1, len(ids))  # order step draw
+    unique, inverse = np.unique(prompts, axis=0, return_inverse=True)
+    log_probs = np.concatenate(
+        [_last(model, unique[at : at + block])[:, answer] for at in range(0, len(unique), block)]
+    )
+    value = log_probs[inverse.ravel()].reshape(len(orders), len(fraction), -1)
     return (np.exp(value) if metric == "prob" else value).mean(-1)
 
 

@@ -72,8 +72,8 @@ def chosen_rows(batch: Batch, rows: Sequence[int] | None) -> Int[Tensor, "prompt
         TaskError: a row outside a prompt.
     """
     length = batch.mask.sum(1, keepdim=True)
-    wanted = torch.tensor([-1] if rows is None else list(rows))[None]
-    own = torch.where(wanted < 0, wanted + length, wanted)
+    offsets = torch.tensor([-1] if rows is None else list(rows))[None]
+    own = torch.where(offsets < 0, offsets + length, offsets)
     if bool((own < 0).any() | (own >= length).any()):
         raise TaskError(f"row {list(rows or [])} is outside a prompt; the shortest has {int(length.min())} tokens")
     return own + batch.first[:, None]
@@ -118,8 +118,8 @@ def occlusion(
     batch = model.batch(prompts).to("cpu")
     where = chosen_rows(batch, rows)
     clean = _log_probs(model, batch, where)
-    chosen = clean.argmax(-1) if answers is None else answers
-    clean = clean.gather(-1, chosen[..., None])[..., 0]
+    answer_ids = clean.argmax(-1) if answers is None else answers
+    clean = clean.gather(-1, answer_ids[..., None])[..., 0]
     pool = ordinary_tokens(model)
     generator = torch.Generator().manual_seed(seed)
     prompt, key = batch.mask.nonzero().repeat_interleave(n_draws, 0).T
@@ -127,23 +127,23 @@ def occlusion(
     for part in torch.arange(len(prompt)).split(block):
         ids = batch.ids[prompt[part]].clone()
         ids[torch.arange(len(part)), key[part]] = pool[torch.randint(len(pool), (len(part),), generator=generator)]
-        found = _log_probs(model, Batch(ids, batch.mask[prompt[part]]), where[prompt[part]])
-        drop[part] = clean[prompt[part]] - found.gather(-1, chosen[prompt[part]][..., None])[..., 0]
-    drawn = drop.unflatten(0, (-1, n_draws)).double().numpy()  # place draw row
+        log_probs = _log_probs(model, Batch(ids, batch.mask[prompt[part]]), where[prompt[part]])
+        drop[part] = clean[prompt[part]] - log_probs.gather(-1, answer_ids[prompt[part]][..., None])[..., 0]
+    drops = drop.unflatten(0, (-1, n_draws)).double().numpy()  # place draw row
     value = np.full((*where.shape, batch.ids.shape[1]), np.nan)
     se = value.copy()
     at = batch.mask.nonzero().numpy().T
-    value[at[0], :, at[1]] = drawn.mean(1)
-    se[at[0], :, at[1]] = drawn.std(1, ddof=1) / np.sqrt(n_draws) if n_draws > 1 else np.nan
-    seen = reachable(batch, where)
+    value[at[0], :, at[1]] = drops.mean(1)
+    se[at[0], :, at[1]] = drops.std(1, ddof=1) / np.sqrt(n_draws) if n_draws > 1 else np.nan
+    mask = reachable(batch, where)
     return Relevance(
         "occlusion",
-        np.where(seen, value, np.nan),
-        np.where(seen, 0.0, np.nan),
+        np.where(mask, value, np.nan),
+        np.where(mask, 0.0, np.nan),
         where,
         batch.ids,
         unit="nats",
-        se=np.where(seen, se, np.nan),
+        se=np.where(mask, se, np.nan),
         caution="Occlusion sees no use of two tokens where one is enough; random tokens may bring news of their own.",
     )
 
@@ -157,16 +157,16 @@ def agreement(a: Relevance, b: Relevance, *, n_permutations: int = 999, seed: in
     if a.value.shape != b.value.shape or not torch.equal(a.rows, b.rows):
         raise TaskError(f"{a.method} and {b.method} are not of the same rows: compare relevances of one call's rows")
     rng = np.random.default_rng(seed)
-    found = []
+    rows = []
     for prompt, row in np.ndindex(a.value.shape[:2]):
         x, y = a.value[prompt, row], b.value[prompt, row]
         both = ~np.isnan(x) & ~np.isnan(y)
         x, y = distributions.rankdata(x[both]), distributions.rankdata(y[both])
         rho = spearman(x, y).rho
         x, y = x - x.mean(), y - y.mean()
-        drawn = np.array([rng.permutation(x) @ y for _ in range(n_permutations)])
-        p = np.nan if np.isnan(rho) else (1 + (drawn >= x @ y - 1e-9).sum()) / (1 + n_permutations)
-        found.append(
+        null_products = np.array([rng.permutation(x) @ y for _ in range(n_permutations)])
+        p = np.nan if np.isnan(rho) else (1 + (null_products >= x @ y - 1e-9).sum()) / (1 + n_permutations)
+        rows.append(
             {
                 "prompt": prompt,
                 "row": int(a.rows[prompt, row]),
@@ -178,12 +178,12 @@ def agreement(a: Relevance, b: Relevance, *, n_permutations: int = 999, seed: in
                 "n": int(both.sum()),
             }
         )
-    return pd.DataFrame(found)
+    return pd.DataFrame(rows)
 
 
 def _log_probs(model: Model, batch: Batch, rows: Tensor) -> Float[Tensor, "prompt row d_vocab"]:
     logits = model.run(batch).logits
     if logits is None:
         raise RuntimeError("a run without early stop gave no logits")
-    picked = logits.cpu().float()[torch.arange(len(rows))[:, None], rows]
-    return picked.log_softmax(-1)
+    row_logits = logits.cpu().float()[torch.arange(len(rows))[:, None], rows]
+    return row_logits.log_softmax(-1)

@@ -33,7 +33,7 @@ def runs() -> dict[str, Callable[[], object]]:
     import interp
     from circuits.patching.paths import path_patching
     from circuits.wiring.edges import sent
-    from circuits.wiring.ports import KEPT, ports
+    from circuits.wiring.ports import CACHE, ports
     from interp.edits import Add
     from interp.tasks.prompt import collate
 
@@ -59,7 +59,7 @@ def runs() -> dict[str, Callable[[], object]]:
         return torch.tensor(path_patching(model, task, mlps=mlps).table["value"].to_numpy(copy=True))
 
     def first() -> torch.Tensor:
-        KEPT.pop(model, None)
+        CACHE.pop(model, None)
         return effects(model, "frozen")
 
     def naive() -> torch.Tensor:

@@ -151,7 +151,7 @@ def test_tables_are_judged_on_planted_components():
 
 
 def test_an_outsider_joins(asked, monkeypatch):
-    monkeypatch.setattr(methods, "_registered", dict(methods._registered))
+    monkeypatch.setattr(methods, "_registry", dict(methods._registry))
 
     @circuits.circuit_method(
         name="by-name",

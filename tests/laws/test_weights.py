@@ -348,11 +348,11 @@ def test_the_model_is_left_as_it_was():
 def test_layers_are_read_when_asked_for_and_forgotten_beyond_the_bound():
     weights = tiny("llama").weights()
     weights.keep = weights[0].nbytes
-    assert list(weights._read) == [0]
+    assert list(weights._layer_cache) == [0]
     first = weights[0]
     assert weights[0] is first
     weights[1].w_q  # noqa: B018
-    assert list(weights._read) == [1]
+    assert list(weights._layer_cache) == [1]
     assert_close(weights[0].w_q, first.w_q, rtol=0, atol=0)
 
 

@@ -187,7 +187,7 @@ class OtherOffset(Changed):
 class OtherWeights(Changed):
     def weights(self):
         weights = super().weights()
-        weights._read[0] = replace(weights[0], w_k=weights[0].w_k.flip(0))
+        weights._layer_cache[0] = replace(weights[0], w_k=weights[0].w_k.flip(0))
         return weights
 
 
