@@ -119,8 +119,8 @@ class Turn:
         while self.owner not in (None, me):
             if time.monotonic() > until:
                 raise BackendError(
-                    f"{name}: another thread has been running this model for {WAIT:g} s; wait for it, or load the model "
-                    "a second time for this thread"
+                    f"{name}: another thread has been running this model for {WAIT:g} s; wait for it, or load the "
+                    "model a second time for this thread"
                 )
             time.sleep(0.0005)
 
@@ -128,8 +128,8 @@ class Turn:
         """A forward pre-hook that refuses another thread's own pass."""
         if self.owner not in (None, threading.get_ident()):
             raise BackendError(
-                f"{type(module).__name__}: another thread is running this model with captures or edits; call it through "
-                "`Model.run`, which waits, or give each thread a model of its own"
+                f"{type(module).__name__}: another thread is running this model with captures or edits; call it "
+                "through `Model.run`, which waits, or give each thread a model of its own"
             )
 
 

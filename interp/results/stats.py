@@ -42,16 +42,15 @@ def p_against_nulls(
     if len(null) < LEAST_NULLS:
         raise TaskError(f"{len(null)} null draws are too few for a test; at least {LEAST_NULLS} are needed")
     finite = np.isfinite(null)
-    m = finite.sum(axis=0)
-    mean = nan_mean(np.where(finite, null, np.nan), axis=0)
-    squares = np.where(finite, null - mean, 0.0) ** 2
-    size = np.maximum(np.abs(value), np.where(finite, np.abs(null), 0.0).max(axis=0))
-    resolution = np.maximum(np.finfo(np.float32).eps * size, np.finfo(np.float32).tiny)
-    spread = np.maximum(np.sqrt(squares.sum(axis=0) / np.maximum(m - 1, 1)), resolution) * np.sqrt(
-        1 + 1 / np.maximum(m, 1)
-    )
-    p = stats.t.sf((value - mean - margin) / spread, df=np.maximum(m - 1, 1))
-    return np.where((m >= LEAST_NULLS) & np.isfinite(value), np.maximum(p, LEAST_P), np.nan)
+    m = np.maximum(finite.sum(axis=0), 2)
+    draws = np.where(finite, null, 0.0)
+    mean = draws.sum(axis=0) / m
+    variance = np.where(finite, (null - mean) ** 2, 0.0).sum(axis=0) / (m - 1)
+    largest = np.maximum(np.abs(value), np.abs(draws).max(axis=0))
+    resolution = np.maximum(np.finfo(np.float32).eps * largest, np.finfo(np.float32).tiny)
+    spread = np.maximum(np.sqrt(variance), resolution) * np.sqrt(1 + 1 / m)
+    p = np.maximum(stats.t.sf((value - mean - margin) / spread, df=m - 1), LEAST_P)
+    return np.where((finite.sum(axis=0) >= LEAST_NULLS) & np.isfinite(value), p, np.nan)
 
 
 def p_above(

@@ -154,7 +154,7 @@ class HFModel(ModuleModel):
                 raise refuse(plan.edits["pattern", layer][0], PATTERN_STATISTICS)
         recorder = Recorder(statistics, layers, method, last=max(layers), padded=batch.padded)
         self._forward(batch, plan, recorder=recorder)
-        check_visited(plan, self.torch_module)
+        check_visited(plan, self.torch_module, end=max(layers))
         spread = self.anatomy.shards
         if spread is not None:
             for answers in recorder.answers.values():

@@ -145,7 +145,7 @@ class LensModel(ModuleModel):
         visitor = Visitor(self.info, (), [*self._standing, *edits], batch.mask)
         visitor.check(self.parts.missing)
         self._forward(batch, LensPass(self.parts, visitor, dense=dense))
-        check_visited(visitor, self.bridge)
+        check_visited(visitor, self.bridge, end=max(layers))
         values = {name: torch.stack([dense.answers[layer][name] for layer in layers]) for name in statistics}
         return AttentionRun(layers, values)
 

@@ -180,6 +180,7 @@ class RemoteModel(HFModel):
         for i, capture in enumerate(program.captures):
             value = results[i].to(self.device)
             plan.acts[capture.site] = value if capture.reducer is None else capture.reducer(value)
+        plan.visited.update(plan.captures, plan.edits)  # a trace that misses one of its steps raises
         return None if stop is not None else results["logits"].to(self.device)
 
     def _trace(self, batch: Batch, program: list[dict[str, Any]], *, stopping: bool) -> dict[Any, Any]:

@@ -49,14 +49,17 @@ def check_reached(
             raise refuse(thing, f"layer {layer} is not run; this run has layers {first} to {last}")
 
 
-def check_visited(plan: Pass, module: nn.Module) -> None:
+def check_visited(plan: Pass, module: nn.Module, *, end: int | None = None) -> None:
     """Refuse a pass that did not come by every place of the plan: what was to happen there did not.
+
+    `end` is the layer whose attention was the last thing asked for; what stands behind it need not have been passed.
 
     Raises:
         BackendError: names the first such place.
     """
     for (kind, layer), thing in places_of(plan):
-        if (kind, layer) in plan.visited:
+        behind = end is not None and (layer is None or layer >= end) and kind != "embed"
+        if behind or (kind, layer) in plan.visited:
             continue
         site = thing.site if isinstance(thing, Edit) else thing
         why = COMPILED if compiled(module) else "its module was not called as when the model was loaded"

@@ -15,6 +15,7 @@ from interp.batch import Batch
 from interp.measurement.prompts import PromptSet, repeat_groups
 from interp.measurement.scoring import MARGIN
 from interp.results.stats import p_above, p_against_nulls
+from interp.tasks import permuted_repeats
 from interp.zoo.planted.mechanisms import Vocabulary
 from probes.attention._distraction import Spans, focus
 from probes.attention._lag_profile import lag_masses
