@@ -22,7 +22,7 @@ CHECKED = 30
 """Calls of a function that are checked. Checking all of them takes several times as long and has found no more."""
 DEAR = "tests that reach it are outside the pass, which wants a short one of its own"
 NOT_CALLED = {
-    "interp.zoo.planted.behaviour._stands": "within a sweep that takes eight seconds",
+    "interp.zoo.planted.behaviour._standing_share": "within a sweep that takes eight seconds",
     "circuits.patching.path_runs.Reach._base": DEAR,
     "interp.attention.masks.CausalMask.keys": DEAR,
     "interp.edits.attend.Tile.dense": DEAR,

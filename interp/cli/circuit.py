@@ -88,25 +88,25 @@ def _option(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _write_circuit(found: Found, *, out: Path | None, top: int, as_json: bool) -> None:
+def _write_circuit(outcome: Found, *, out: Path | None, top: int, as_json: bool) -> None:
     if out is not None:
-        for path in found.save(out).values():
+        for path in outcome.save(out).values():
             sys.stderr.write(f"wrote {path}\n")
     if as_json:
         document = {
-            "provenance": {**found.provenance, "command": _command()},
-            "faithfulness": json.loads(found.table().to_json(orient="records"))[0],
-            "rows": json.loads(found.graph.table().to_json(orient="records")),
+            "provenance": {**outcome.provenance, "command": _command()},
+            "faithfulness": json.loads(outcome.table().to_json(orient="records"))[0],
+            "rows": json.loads(outcome.graph.table().to_json(orient="records")),
         }
         sys.stdout.write(json.dumps(document, indent=1) + "\n")
         return
-    sys.stdout.write(found.summary() + "\n")
-    rows = found.graph.table().head(top)
+    sys.stdout.write(outcome.summary() + "\n")
+    rows = outcome.graph.table().head(top)
     if len(rows):
         sys.stdout.write(rows[["sender", "receiver", "port", "score"]].to_string(index=False) + "\n")
-    hidden = found.graph.n_edges - len(rows)
-    if hidden:
-        sys.stdout.write(f"... and {hidden} more\n")
+    n_more = outcome.graph.n_edges - len(rows)
+    if n_more:
+        sys.stdout.write(f"... and {n_more} more\n")
 
 
 def _write_table(result: Result, *, out: Path | None, top: int, as_json: bool) -> None:
@@ -120,13 +120,15 @@ def _write_table(result: Result, *, out: Path | None, top: int, as_json: bool) -
         sys.stdout.write(result.to_json() + "\n")
         return
     rows = result.table.sort_values("value", key=lambda v: -v.abs(), kind="stable").head(top)
-    told = result.provenance
-    sys.stdout.write(f"{told['method']} on {told['data']['task']}: {told['metric']}, {len(result.table)} rows\n")
-    shown = rows[["component", "variant", "value", "ci_low", "ci_high", "n"]]
-    sys.stdout.write(shown.to_string(index=False, na_rep="", float_format=lambda x: f"{x:.4g}") + "\n")
-    hidden = len(result.table) - len(rows)
-    if hidden:
-        sys.stdout.write(f"... and {hidden} more\n")
+    provenance = result.provenance
+    sys.stdout.write(
+        f"{provenance['method']} on {provenance['data']['task']}: {provenance['metric']}, {len(result.table)} rows\n"
+    )
+    columns = rows[["component", "variant", "value", "ci_low", "ci_high", "n"]]
+    sys.stdout.write(columns.to_string(index=False, na_rep="", float_format=lambda x: f"{x:.4g}") + "\n")
+    n_more = len(result.table) - len(rows)
+    if n_more:
+        sys.stdout.write(f"... and {n_more} more\n")
 
 
 def _command() -> str:

@@ -91,10 +91,10 @@ def detect(
     with _usage():
         for name in analysis or ():
             find(name)
-        target = None if out is None else _suffixed(out)
+        target = None if out is None else _table_path(out)
     target = None if target is None else writable(target)
-    loaded = load(model, revision=revision, dtype=dtype, device=device)
-    result = run(loaded, analysis, seed=seed, progress=cli_report.progress)
+    checkpoint = load(model, revision=revision, dtype=dtype, device=device)
+    result = run(checkpoint, analysis, seed=seed, progress=cli_report.progress)
     result.provenance["command"] = _command()
     for name, reason in result.provenance["left_out"].items():
         _say(f"left out: {name}: {reason}")
@@ -122,15 +122,15 @@ def demo(
     from interp.results.files import writable_file
 
     target = writable_file(out)
-    loaded = load(model)
+    checkpoint = load(model)
     if prompt is not None:
-        loaded.batch(prompt)  # a prompt that cannot be run is refused before the work, not after it
-    result = run(loaded, seed=seed, progress=cli_report.progress)
+        checkpoint.batch(prompt)  # a prompt that cannot be run is refused before the work, not after it
+    result = run(checkpoint, seed=seed, progress=cli_report.progress)
     result.provenance["command"] = _command()
     for name, reason in result.provenance["left_out"].items():
         _say(f"left out: {name}: {reason}")
     _print_tables(result, 3)
-    path = report(loaded, results=result, prompt=prompt, seed=seed, path=target, command=_command())
+    path = report(checkpoint, results=result, prompt=prompt, seed=seed, path=target, command=_command())
     sys.stdout.write(f"report: {path.resolve()}\n")
 
 
@@ -187,18 +187,18 @@ def _print_labelled(console: Any, result: Result, spec: Analysis) -> None:
     """One line with the number of labelled heads, and one with what removing them all does."""
     rows = result.top(spec.name, variant=spec.headline, k=len(result.table))
     labelled = list(rows.loc[rows["label"].fillna(False).astype(bool), "component"]) if "label" in rows else []
-    named = ", ".join(labelled[:12]) + (" ..." if len(labelled) > 12 else "")
-    console.print(f"{len(labelled)} of {len(rows)} heads labelled{': ' + named if named else ''}", soft_wrap=True)
+    names = ", ".join(labelled[:12]) + (" ..." if len(labelled) > 12 else "")
+    console.print(f"{len(labelled)} of {len(rows)} heads labelled{': ' + names if names else ''}", soft_wrap=True)
     effects: Any = result.interventions
     effects = effects[effects["analysis"] == spec.name]
     whole = set(effects["set_id"])
     for row in effects[effects["n_random"] > 0].to_dict(orient="records"):
         how, n = row["set_id"].split(":")[0], row["n_random"]
         dose = any(other.startswith(row["set_id"] + " ") for other in whole)  # the first few heads of a larger set
-        done = f"{how}-ablated" if how in ("zero", "mean", "resample") else how
+        edit = f"{how}-ablated" if how in ("zero", "mean", "resample") else how
         spread = f" +- {row['random_sd']:.3f}" if n > 1 else ""
         console.print(
-            f"  {'top' if dose else 'all'} {row['k']} {done}: {row['metric']} {row['clean']:.3f} -> {row['edited']:.3f}"
+            f"  {'top' if dose else 'all'} {row['k']} {edit}: {row['metric']} {row['clean']:.3f} -> {row['edited']:.3f}"
             f"  ({n} random set{'s' * (n > 1)}, {row['control']}: {row['random_mean']:.3f}{spread})",
             soft_wrap=True,
         )
@@ -214,7 +214,7 @@ def _print_roles(result: Result) -> None:
             sys.stdout.write("Roles\n" + "\n".join(atlas(result).summary()) + "\n")
 
 
-def _suffixed(path: Path) -> Path:
+def _table_path(path: Path) -> Path:
     from interp.results.files import SUFFIXES
 
     if path.suffix not in SUFFIXES:

@@ -51,12 +51,12 @@ def report(
     from interp.results.files import writable_file
 
     for name in analysis or ():
-        _checked(find, name)
-    _checked(find_method, method)
+        _check_name(find, name)
+    _check_name(find_method, method)
     target = writable_file(out.expanduser())
-    loaded = load(model, revision=revision, dtype=dtype, device=device)
+    checkpoint = load(model, revision=revision, dtype=dtype, device=device)
     path = write(
-        loaded,
+        checkpoint,
         analyses=analysis,
         tasks=task or (),
         method=method,
@@ -72,17 +72,17 @@ def report(
 
 def _questions(prompts: Sequence[str], answers: Sequence[str], wrong: Sequence[str]) -> list[tuple[str, Any, Any]]:
     """Prompt, answer and wrong answer by the order they were typed in; a usage error where they do not match."""
-    for name, given in (("--answer", answers), ("--wrong", wrong)):
-        if given and len(given) != len(prompts):
+    for name, options in (("--answer", answers), ("--wrong", wrong)):
+        if options and len(options) != len(prompts):
             raise typer.BadParameter(
-                f"{len(given)} {name} for {len(prompts)} --prompt; give one for each prompt, '' where there is none"
+                f"{len(options)} {name} for {len(prompts)} --prompt; give one for each prompt, '' where there is none"
             )
     right = answers or [""] * len(prompts)
     against = wrong or [""] * len(prompts)
     return [(p, a or None, w or None) for p, a, w in zip(prompts, right, against, strict=True)]
 
 
-def _checked(find: Any, name: str) -> None:
+def _check_name(find: Any, name: str) -> None:
     try:
         find(name)
     except InterpError as error:

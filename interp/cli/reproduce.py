@@ -28,25 +28,25 @@ def reproduce(
     from interp.studies import reproduce as compared
 
     if name is None:
-        for known in compared.names():
-            entry = compared.published(known)
-            sys.stdout.write(f"{known:20} {entry['model']:36} {entry['source']}\n")
+        for table_name in compared.names():
+            entry = compared.published(table_name)
+            sys.stdout.write(f"{table_name:20} {entry['model']:36} {entry['source']}\n")
         return
     try:
         compared.published(name)
     except SchemaError as error:
         raise typer.BadParameter(str(error)) from error
-    found = compared.reproduce(name, k=k, seed=seed, dtype=dtype, device=device).table
+    table = compared.reproduce(name, k=k, seed=seed, dtype=dtype, device=device).table
     if as_json:
-        sys.stdout.write(found.to_json(orient="records", indent=1) + "\n")
+        sys.stdout.write(table.to_json(orient="records", indent=1) + "\n")
         return
-    for row in found.to_dict(orient="records"):
+    for row in table.to_dict(orient="records"):
         sys.stdout.write(f"{row['what']}  ({row['analysis']}: {row['variant']}; {row['source']})\n")
         if isinstance(row["why"], str):
             sys.stdout.write(f"  not measured: {row['why']}\n")
             continue
-        ranked = row["spearman"] == row["spearman"]  # NaN for named heads
-        rho = f"Spearman {row['spearman']:.3f} over {row['heads']:.0f} heads, " if ranked else ""
+        has_rank = row["spearman"] == row["spearman"]  # NaN for named heads
+        rho = f"Spearman {row['spearman']:.3f} over {row['heads']:.0f} heads, " if has_rank else ""
         sys.stdout.write(
             f"  {rho}{row['overlap']:.0%} of the {row['k']:.0f} best heads shared (at random {row['chance']:.1%})\n"
         )

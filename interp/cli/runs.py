@@ -30,18 +30,18 @@ def runs(
     """
     from interp.results import runs as folders
 
-    found = folders.runs(folder, analysis=analysis, model=model)
-    for path, why in found.skipped.items():
+    listing = folders.runs(folder, analysis=analysis, model=model)
+    for path, why in listing.skipped.items():
         sys.stderr.write(f"skipped {path}: {why}\n")
     if sql is not None and compare is not None:
         raise typer.BadParameter("--sql and --compare are two questions; ask one at a time")
     if compare is not None:
-        a, b = (found.load(run) for run in compare)
+        a, b = (listing.load(run) for run in compare)
         table = folders.compare(a, b).head(top)
         for key, (left, right) in folders.differences(a, b).items():
             sys.stderr.write(f"{key}: {left} -> {right}\n")
     else:
-        table = found.table if sql is None else found.query(sql)
+        table = listing.table if sql is None else listing.query(sql)
     if as_json:
         sys.stdout.write(table.to_json(orient="records", indent=1) + "\n")
     elif not len(table):

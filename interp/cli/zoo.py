@@ -62,9 +62,9 @@ def card(name: Name) -> None:
     if truth is None:
         return
     for role, heads in truth.roles.items():
-        expected = f", expected score {truth.expected[role]:.4f}" if role in truth.expected else ""
+        score_text = f", expected score {truth.expected[role]:.4f}" if role in truth.expected else ""
         places = ", ".join(head_names(heads))
-        sys.stdout.write(f"- {role}: {places}{expected}\n")
+        sys.stdout.write(f"- {role}: {places}{score_text}\n")
     sys.stdout.write(f"\n{truth.docs}\n")
 
 
@@ -119,7 +119,7 @@ def verify(
     if circuits:
         from circuits.evaluation import scoreboard as edges
 
-        judged = edges
+        judge = edges
         board = edges.scoreboard(
             mechanisms=analysis or edges.MECHANISMS,
             architectures=architecture or edges.ARCHITECTURES,
@@ -128,20 +128,20 @@ def verify(
             progress=progress,
         )
     elif behaviour:
-        judged = planted
+        judge = planted
         board = planted.behaviour(
             seeds=seeds, architectures=architecture, mechanisms=analysis, jobs=jobs, progress=progress
         )
     else:
-        judged = scoreboard
+        judge = scoreboard
         board = scoreboard.scoreboard(
             names=analysis, seeds=seeds, architectures=architecture, jobs=jobs, progress=progress
         )
     if target is not None:
         atomic_write(target, lambda path: board.to_csv(path, index=False))
-    table = judged.summary(board)
+    table = judge.summary(board)
     sys.stdout.write((scoreboard.markdown(table) if as_markdown else table.to_string(index=False)) + "\n")
-    if judged.failed(board):
+    if judge.failed(board):
         raise typer.Exit(1)
 
 
@@ -156,22 +156,22 @@ def _verify_skills(name: str, *, items: int) -> None:
     from interp.zoo.trained.skills import report, vocabulary
 
     source = name if Path(name).is_dir() else f"zoo:{_bare(name)}"
-    found = read(source, tokenizer=None, revision=None, dtype="float32", device=None, device_map=None)
-    if found.tokenizer is None or found.tokenizer.get_vocab() != vocabulary.index():
-        trained = [n for n in zoo.names() if zoo.entry(n).kind == "trained"]
-        able = [f"zoo:{n}" for n in trained if zoo.load(n)[1].get_vocab() == vocabulary.index()]
+    checkpoint = read(source, tokenizer=None, revision=None, dtype="float32", device=None, device_map=None)
+    if checkpoint.tokenizer is None or checkpoint.tokenizer.get_vocab() != vocabulary.index():
+        trained_names = [n for n in zoo.names() if zoo.entry(n).kind == "trained"]
+        able = [f"zoo:{n}" for n in trained_names if zoo.load(n)[1].get_vocab() == vocabulary.index()]
         offer = ", ".join(able) or "no model of this package"
         raise typer.BadParameter(
             f"{name!r} was not taught the skills; what can be verified: {offer}, and folders "
             "that `python -m interp.zoo.trained.train` wrote. For the planted models, leave NAME out"
         )
-    model, tokenizer = cast(LlamaForCausalLM, found.model), cast(PreTrainedTokenizerFast, found.tokenizer)
-    measured = report.skill_scores(model, tokenizer, n=items)
-    sys.stdout.write(report.skill_table(measured) + "\n")
-    missed = report.failures(measured)
-    for line in missed:
+    model, tokenizer = cast(LlamaForCausalLM, checkpoint.model), cast(PreTrainedTokenizerFast, checkpoint.tokenizer)
+    scores = report.skill_scores(model, tokenizer, n=items)
+    sys.stdout.write(report.skill_table(scores) + "\n")
+    failures = report.failures(scores)
+    for line in failures:
         sys.stdout.write(f"not kept: {line}\n")
-    if missed:
+    if failures:
         raise typer.Exit(1)
 
 

@@ -114,19 +114,19 @@ def ablation_effects(
     run = model.run(objective.batch, capture=["resid_pre"])
     assert run.logits is not None  # the run has no `stop`
     clean = objective.value(run.logits, torch.arange(n))
-    lost = torch.zeros(n, len(model.info.attention_layers), model.info.n_heads)
+    effects = torch.zeros(n, len(model.info.attention_layers), model.info.n_heads)
     for i, layer in enumerate(model.info.attention_layers):
         resid = run.acts[Site("resid_pre", layer)]
         for chunk in torch.arange(model.info.n_heads).split(max(1, rows // n)):
             edits = []
             for copy, head in enumerate(chunk.tolist()):
-                put = None if value is None else value[i, ..., head, :]
+                head_value = None if value is None else value[i, ..., head, :]
                 own = torch.arange(copy * n, (copy + 1) * n)
-                edits.append(Ablate(Site("z", layer, head=head), how, put, rows=own))
+                edits.append(Ablate(Site("z", layer, head=head), how, head_value, rows=own))
             k = len(chunk)
-            tiled = Batch(objective.batch.ids.repeat(k, 1), objective.batch.mask.repeat(k, 1))
-            logits = model.run(tiled, edits=edits, start=(layer, resid.repeat(k, 1, 1))).logits
+            repeats = Batch(objective.batch.ids.repeat(k, 1), objective.batch.mask.repeat(k, 1))
+            logits = model.run(repeats, edits=edits, start=(layer, resid.repeat(k, 1, 1))).logits
             assert logits is not None  # the run has no `stop`
             edited = objective.value(logits, torch.arange(n).repeat(k)).view(k, n)
-            lost[:, i, chunk] = (clean - edited).T.float().cpu()
-    return lost.double().numpy()
+            effects[:, i, chunk] = (clean - edited).T.float().cpu()
+    return effects.double().numpy()

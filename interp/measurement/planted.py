@@ -31,7 +31,7 @@ def planted_prompts(planted: Planted, mechanism: str, *, n: int = PROMPTS, seed:
     return tasks.planted_task(able, mechanism, n=n, seed=seed, **options)
 
 
-def declared(spec: Analysis) -> PlantedTask:
+def planted_task(spec: Analysis) -> PlantedTask:
     """How planted models judge an analysis.
 
     Raises:
@@ -46,7 +46,7 @@ def mechanisms(spec: Analysis) -> list[Mechanism]:
     """Mechanisms with a head of the role (or kind) that the analysis should recover, and what it asks for beside."""
     from interp.zoo.planted.factory import ALL
 
-    task = declared(spec)
+    task = planted_task(spec)
     return [
         m for m in ALL if m.name in task.beside or any(task.recovers in (slot.role, *slot.also) for slot in m.slots)
     ]
@@ -57,7 +57,7 @@ def questions(spec: Analysis, planted: Planted, *, seed: int = 0) -> dict[str, A
 
     A model without the mechanism is asked the same.
     """
-    options = declared(spec).options
+    options = planted_task(spec).options
     return {} if options is None else dict(options(planted, seed))
 
 

@@ -44,7 +44,7 @@ class Findings:
     interventions: Sequence[Mapping[str, Any]] = ()
 
 
-_registered: dict[str, Analysis] = {}
+_registry: dict[str, Analysis] = {}
 
 
 def analysis(
@@ -77,17 +77,17 @@ def analysis(
     def decorate(body: Callable[Concatenate[Model, P], Findings]) -> Callable[Concatenate[Model, P], Result]:
         @functools.wraps(body)
         def run(model: Model, *args: P.args, **options: P.kwargs) -> Result:
-            started = time.perf_counter()
+            start = time.perf_counter()
             findings = body(model, *args, **options)
-            table = _completed(findings.rows, name, columns or {})
+            table = _full_table(findings.rows, name, columns or {})
             interventions = pd.DataFrame(list(findings.interventions))
             interventions.insert(0, "analysis", name)
-            provenance = _provenance(model, name, body, options, findings.data, time.perf_counter() - started)
+            provenance = _provenance(model, name, body, options, findings.data, time.perf_counter() - start)
             return Result(table, provenance, frame(interventions, interventions=True))
 
         run.__annotations__ = {**body.__annotations__, "return": "Result"}
         declare(name, figure, figures or {})
-        _registered[name] = Analysis(
+        _registry[name] = Analysis(
             name=name,
             family=family,
             title=title,
@@ -117,7 +117,7 @@ def analysis(
 def analyses() -> dict[str, Analysis]:
     """Every registered analysis by name, built-in ones and plug-ins, in the order they are shown."""
     load_plugins(GROUP)
-    return dict(sorted(_registered.items(), key=lambda item: (item[1].order, item[0])))
+    return dict(sorted(_registry.items(), key=lambda item: (item[1].order, item[0])))
 
 
 def find(name: str) -> Analysis:
@@ -126,10 +126,10 @@ def find(name: str) -> Analysis:
     Raises:
         SchemaError: no such analysis; names the nearest.
     """
-    known = analyses()
-    if name not in known:
-        raise SchemaError(f"unknown analysis {name!r}; {nearest(name, known)}")
-    return known[name]
+    specs = analyses()
+    if name not in specs:
+        raise SchemaError(f"unknown analysis {name!r}; {nearest(name, specs)}")
+    return specs[name]
 
 
 def analyze(model: Model, name: str, **options: Any) -> Result:
@@ -141,17 +141,17 @@ def analyze(model: Model, name: str, **options: Any) -> Result:
     True
     """
     spec = find(name)
-    allowed = [p for p in inspect.signature(spec.run).parameters if p != "model"]
+    parameters = [p for p in inspect.signature(spec.run).parameters if p != "model"]
     for option in options:
-        if option not in allowed:
-            raise SchemaError(f"{name!r} has no option {option!r}; {nearest(option, allowed)}")
-    lacking = _lacking(spec, model)
-    if lacking:
-        raise NotApplicable(f"{name!r} {lacking}")
+        if option not in parameters:
+            raise SchemaError(f"{name!r} has no option {option!r}; {nearest(option, parameters)}")
+    obstacle = _obstacle(spec, model)
+    if obstacle:
+        raise NotApplicable(f"{name!r} {obstacle}")
     return spec.run(model, **options)
 
 
-def _lacking(spec: Analysis, model: Model) -> str | None:
+def _obstacle(spec: Analysis, model: Model) -> str | None:
     """Why the model cannot be given to this analysis at all, None where it can."""
     mute = spec.needs == "text" and model.tokenizer is None
     return "needs text, and this checkpoint has no tokenizer" if mute else None
@@ -173,15 +173,15 @@ def detect(
         NotApplicable: an analysis asked for by name does not suit the model, or none does.
     """
     names = several(names, "names of analyses")
-    wanted = [find(n) for n in names] if names else [a for a in analyses().values() if a.unit == "head"]
-    lacking = {a.name: _lacking(a, model) for a in wanted}
-    left_out = {name: reason for name, reason in lacking.items() if reason}
+    specs = [find(n) for n in names] if names else [a for a in analyses().values() if a.unit == "head"]
+    obstacles = {a.name: _obstacle(a, model) for a in specs}
+    left_out = {name: reason for name, reason in obstacles.items() if reason}
     for name, reason in left_out.items():
         if names:
             raise NotApplicable(f"{name!r} {reason}")
-    suited = [a for a in wanted if a.name not in left_out]
+    suitable = [a for a in specs if a.name not in left_out]
     results = []
-    for spec in progress(suited) if progress else suited:
+    for spec in progress(suitable) if progress else suitable:
         try:
             results.append(analyze(model, spec.name, seed=seed))
         except NotApplicable as error:
@@ -190,12 +190,12 @@ def detect(
             left_out[spec.name] = str(error)
     if not results:
         raise NotApplicable(f"no analysis suits {model.info.name!r}: {'; '.join(left_out.values())}")
-    joined = Result.concat(results)
-    joined.provenance["left_out"] = left_out
-    return joined
+    result = Result.concat(results)
+    result.provenance["left_out"] = left_out
+    return result
 
 
-def _completed(rows: Sequence[Mapping[str, Any]] | pd.DataFrame, name: str, extra: Mapping[str, str]) -> pd.DataFrame:
+def _full_table(rows: Sequence[Mapping[str, Any]] | pd.DataFrame, name: str, extra: Mapping[str, str]) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     table["analysis"] = name
     if "component" not in table and {"layer", "head"} <= set(table.columns):

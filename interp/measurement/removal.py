@@ -60,16 +60,16 @@ def removal_rows(
     sets = stats.matched_sets(heads, pool, n_sets=n_random, seed=seed)
     rows: list[dict[str, object]] = []
     for way in how:
-        edited = measure(ablate_heads(heads, how=way, mean=_given(way, mean)))
-        for matching, drawn in (sets or {"none": []}).items():
-            controls = [measure(ablate_heads(s, how=way, mean=_given(way, mean))) for s in drawn]
-            rows += intervention_rows(set_name(way, heads), len(heads), matching, clean, edited, controls)
+        edited = measure(ablate_heads(heads, how=way, mean=_mean_value(way, mean)))
+        for control, control_sets in (sets or {"none": []}).items():
+            controls = [measure(ablate_heads(s, how=way, mean=_mean_value(way, mean))) for s in control_sets]
+            rows += intervention_rows(set_name(way, heads), len(heads), control, clean, edited, controls)
     for k in _doses(len(heads)):
-        edited = measure(ablate_heads(heads[:k], how=how[0], mean=_given(how[0], mean)))
-        drawn = stats.matched_sets(heads[:k], pool, n_sets=n_random_dose, seed=seed).get("same layers", [])
-        controls = [measure(ablate_heads(s, how=how[0], mean=_given(how[0], mean))) for s in drawn]
+        edited = measure(ablate_heads(heads[:k], how=how[0], mean=_mean_value(how[0], mean)))
+        control_sets = stats.matched_sets(heads[:k], pool, n_sets=n_random_dose, seed=seed).get("same layers", [])
+        controls = [measure(ablate_heads(s, how=how[0], mean=_mean_value(how[0], mean))) for s in control_sets]
         rows += intervention_rows(
-            set_name(how[0], heads[:k]), k, "same layers" if drawn else "none", clean, edited, controls
+            set_name(how[0], heads[:k]), k, "same layers" if control_sets else "none", clean, edited, controls
         )
     return rows
 
@@ -132,12 +132,12 @@ def second_copy(run: Rerun, groups: Sequence[Repeats], edits: Sequence[Ablate] =
 def _next_token(logits: Float[Tensor, "batch pos d_vocab"], group: Repeats) -> tuple[Tensor, Tensor]:
     queries = list(group.second)[:-1]
     target = group.batch.ids[:, group.second[1] : group.second[-1] + 1].to(logits.device)
-    picked = logits[:, queries].float()
-    loss = torch.nn.functional.cross_entropy(picked.flatten(0, 1), target.flatten(), reduction="none")
-    return loss.cpu(), (picked.argmax(-1) == target).float().flatten().cpu()
+    query_logits = logits[:, queries].float()
+    loss = torch.nn.functional.cross_entropy(query_logits.flatten(0, 1), target.flatten(), reduction="none")
+    return loss.cpu(), (query_logits.argmax(-1) == target).float().flatten().cpu()
 
 
-def _given(how: str, mean: Tensor) -> Tensor | None:
+def _mean_value(how: str, mean: Tensor) -> Tensor | None:
     return mean if how == "mean" else None
 
 

@@ -30,9 +30,9 @@ def removal(interventions: pd.DataFrame, metric: str, *, k: int = 12) -> go.Figu
     Raises:
         SchemaError: no such metric.
     """
-    known = interventions["metric"].unique()
-    if metric not in known:
-        raise SchemaError(f"no metric {metric!r} among these interventions; {nearest(metric, known)}")
+    metrics = interventions["metric"].unique()
+    if metric not in metrics:
+        raise SchemaError(f"no metric {metric!r} among these interventions; {nearest(metric, metrics)}")
     rows = interventions[interventions["metric"] == metric].head(k)
     at = np.arange(len(rows))
     figure = go.Figure()
@@ -109,13 +109,13 @@ def depth_grid(rows: pd.DataFrame) -> go.Figure:
     Raises:
         SchemaError: no rows with a length and a depth, or two for one cell.
     """
-    known = rows.dropna(subset=["length", "depth", "value"])
-    if known.empty:
+    full_rows = rows.dropna(subset=["length", "depth", "value"])
+    if full_rows.empty:
         raise SchemaError("nothing to plot: no rows with a length and a depth")
-    if known.duplicated(["length", "depth"]).any():
+    if full_rows.duplicated(["length", "depth"]).any():
         raise SchemaError("a grid needs one value per depth and length: choose one variant")
-    table = known.pivot(index="depth", columns="length", values="value").astype(float)
-    unit = _unit(known)
+    table = full_rows.pivot(index="depth", columns="length", values="value").astype(float)
+    unit = _unit(full_rows)
     reach = 1.0 if unit == "fraction" else float(table.max().max()) or 1.0
     bar = {"title": {"text": unit, "side": "right"}, "thickness": 10, "outlinewidth": 0}
     cells = {"texttemplate": "%{z:.2f}", "xgap": 1, "ygap": 1, "colorbar": bar}
@@ -132,12 +132,12 @@ def _sets(rows: pd.DataFrame) -> list[tuple[str, str]]:
     return list(zip(rows["set_id"].astype(str), rows["control"].fillna("none").astype(str), strict=True))
 
 
-def _names(heads: list[str], share: Float[np.ndarray, "head 2"], named: int) -> list[str]:
+def _names(heads: list[str], share: Float[np.ndarray, "head 2"], n_names: int) -> list[str]:
     """Text of each point: a name for those far out, nothing for the others."""
     size = np.abs(share).max(1)
-    far = [i for i in np.argsort(-size, kind="stable")[:named] if size[i] > OUT]
-    given = dict(zip(far, shared_names([heads[i] for i in far], share[far], near=NEAR), strict=True))
-    return [given.get(i, "") for i in range(len(heads))]
+    far = [i for i in np.argsort(-size, kind="stable")[:n_names] if size[i] > OUT]
+    names_by_index = dict(zip(far, shared_names([heads[i] for i in far], share[far], near=NEAR), strict=True))
+    return [names_by_index.get(i, "") for i in range(len(heads))]
 
 
 def _unit(rows: pd.DataFrame) -> str:
@@ -146,6 +146,6 @@ def _unit(rows: pd.DataFrame) -> str:
 
 def _axis(rows: pd.DataFrame) -> str:
     """Analysis, variant and unit of an axis, as far as they are known."""
-    told = [str(rows[c].iloc[0]) for c in ("analysis", "variant") if c in rows and pd.notna(rows[c].iloc[0])]
+    parts = [str(rows[c].iloc[0]) for c in ("analysis", "variant") if c in rows and pd.notna(rows[c].iloc[0])]
     unit = f" ({_unit(rows)})" if _unit(rows) else ""
-    return html.escape(": ".join(told).replace("_", " ") + unit, quote=False)
+    return html.escape(": ".join(parts).replace("_", " ") + unit, quote=False)

@@ -32,13 +32,13 @@ def profile_lines(rows: pd.DataFrame, *, k: int = LINES, axis: str = "offset") -
     Raises:
         SchemaError: no rows with a position and a value.
     """
-    known = rows.dropna(subset=["position", "value"])
-    if known.empty:
+    full_rows = rows.dropna(subset=["position", "value"])
+    if full_rows.empty:
         raise SchemaError("nothing to plot: no rows with a position and a value")
-    best = known.groupby("component")["value"].max().nlargest(k).index
+    best = full_rows.groupby("component")["value"].max().nlargest(k).index
     figure = go.Figure()
     for name in best:
-        own = known[known["component"] == name].sort_values("position")
+        own = full_rows[full_rows["component"] == name].sort_values("position")
         x, y = own["position"].to_numpy(dtype=float), own["value"].to_numpy(dtype=float)
         arms = {
             "array": own["ci_high"].to_numpy(dtype=float) - y,
@@ -46,7 +46,7 @@ def profile_lines(rows: pd.DataFrame, *, k: int = LINES, axis: str = "offset") -
         }
         error = {"type": "data", "symmetric": False, "thickness": 1, "width": 0} | arms
         figure.add_trace(go.Scatter(x=x, y=y, error_y=error, mode="lines+markers", name=str(name)))
-    null = known[known["component"].isin(best)].groupby("position")["null"].mean()
+    null = full_rows[full_rows["component"].isin(best)].groupby("position")["null"].mean()
     figure.add_trace(
         go.Scatter(
             x=null.index.to_numpy(dtype=float),
@@ -91,10 +91,10 @@ def embedding(points: Float[np.ndarray, "head 2"], components: Sequence[str]) ->
         raise SchemaError(f"points of shape {points.shape} do not fit {len(components)} components in two dimensions")
     names = [str(c) for c in components]
     span = max(float(np.ptp(points, axis=0).max(initial=0.0)), 1e-12)
-    said = shared_names(names, points / span, near=NEAR)
+    labels = shared_names(names, points / span, near=NEAR)
     place = {"x": points[:, 0], "y": points[:, 1]}
     heads = go.Scatter(**place, mode="markers", text=names, hovertemplate="%{text}<extra></extra>", marker={"size": 7})
-    figure = go.Figure([heads, go.Scatter(**place, mode="text", text=said, hoverinfo="skip")])
+    figure = go.Figure([heads, go.Scatter(**place, mode="text", text=labels, hoverinfo="skip")])
     figure.update_traces(textposition="top center", cliponaxis=False)
     figure.update_layout(template=template(), height=420, showlegend=False)
     figure.update_yaxes(scaleanchor="x")
@@ -116,9 +116,9 @@ def relevance_bars(table: pd.DataFrame, *, tokens: Sequence[str] | None = None, 
     if table.empty or len(table[["prompt", "row"]].drop_duplicates()) != 1:
         raise SchemaError("relevance bars show one prompt and one query row; choose them from the table")
     figure = go.Figure()
-    shared = table["unit"].nunique() == 1
+    same_unit = table["unit"].nunique() == 1
     for method, own in table.groupby("method", sort=False):
-        scale = 1.0 if shared else float(own["value"].clip(lower=0).sum()) or 1.0
+        scale = 1.0 if same_unit else float(own["value"].clip(lower=0).sum()) or 1.0
         figure.add_trace(go.Bar(x=own["key"], y=own["value"] / scale, name=str(method)))
     first = table[table["method"] == table["method"].iloc[0]]
     if (first["null"] != 0).any():
@@ -130,7 +130,7 @@ def relevance_bars(table: pd.DataFrame, *, tokens: Sequence[str] | None = None, 
     below = 76 + 14 * len(lines) if note else 40
     figure.update_layout(template=template(), height=250 + below, barmode="group", margin={"b": below})
     figure.update_xaxes(tickvals=keys, ticktext=text)
-    figure.update_yaxes(title_text=str(table["unit"].iloc[0]) if shared else "share of positive values")
+    figure.update_yaxes(title_text=str(table["unit"].iloc[0]) if same_unit else "share of positive values")
     if note:
         place = {"xref": "paper", "yref": "paper", "x": 0, "y": 0, "yshift": -54, "showarrow": False, "align": "left"}
         figure.add_annotation(text="<br>".join(lines), font={"size": 10}, xanchor="left", yanchor="top", **place)

@@ -146,16 +146,16 @@ def before_and_after(
         figure.add_scatter(x=table["step"], y=table[column], mode="lines+markers", name=name, line=line, row=1, col=1)
     dark = None
     for column, rows in ((1, before), (2, after)):
-        drawn: Any = head_map(rows)  # plotly's attributes are resolved at run time
-        dark = drawn.layout.meta["dark"]
-        for trace in drawn.data:
+        panel: Any = head_map(rows)  # plotly's attributes are resolved at run time
+        dark = panel.layout.meta["dark"]
+        for trace in panel.data:
             trace.update(showlegend=False)
             if trace.type == "heatmap":
                 trace.update(zmin=0.0, zmax=1.0, showscale=column == 2)
                 trace.colorbar.update(len=0.4, y=0.0, yanchor="bottom")
             figure.add_trace(trace, row=2, col=column)
-        figure.update_xaxes(title_text="head", dtick=1, range=list(drawn.layout.xaxis.range), row=2, col=column)
-        figure.update_yaxes(dtick=1, range=list(drawn.layout.yaxis.range), row=2, col=column)
+        figure.update_xaxes(title_text="head", dtick=1, range=list(panel.layout.xaxis.range), row=2, col=column)
+        figure.update_yaxes(dtick=1, range=list(panel.layout.yaxis.range), row=2, col=column)
     shade = {"x0": steps[0], "x1": steps[1], "y0": 0, "y1": 1, "yref": "y domain", "xref": "x", "layer": "below"}
     figure.add_shape(type="rect", fillcolor=GREY, opacity=0.15, line_width=0, **shade)
     figure.update_xaxes(title_text="step", row=1, col=1)
@@ -171,19 +171,19 @@ def shared_names(names: Sequence[str], points: np.ndarray, *, near: float) -> li
 
     Distance is the larger of the two coordinates'; of more than three names the first two are given and how many more.
     """
-    text, told = [""] * len(names), set[int]()
+    text, members = [""] * len(names), set[int]()
     for i in range(len(names)):
-        if i not in told:
-            own = [j for j in range(i, len(names)) if j not in told and np.abs(points[i] - points[j]).max() < near]
-            said = [names[j] for j in (own if len(own) <= 3 else own[:2])]
-            text[i] = as_text(" ".join([*said, *([f"+{len(own) - 2}"] if len(own) > 3 else [])]))
-            told.update(own)
+        if i not in members:
+            own = [j for j in range(i, len(names)) if j not in members and np.abs(points[i] - points[j]).max() < near]
+            own_names = [names[j] for j in (own if len(own) <= 3 else own[:2])]
+            text[i] = as_text(" ".join([*own_names, *([f"+{len(own) - 2}"] if len(own) > 3 else [])]))
+            members.update(own)
     return text
 
 
-def _cells(found: Iterable[Score]) -> dict[tuple[int, int], Score]:
+def _cells(row_scores: Iterable[Score]) -> dict[tuple[int, int], Score]:
     cells: dict[tuple[int, int], Score] = {}
-    for score in found:
+    for score in row_scores:
         if score.layer is None or score.head is None:
             raise SchemaError("a head map needs rows with a layer and a head")
         place = (score.layer, score.head)
@@ -218,12 +218,12 @@ def colour_scale(values: np.ndarray, unit: str, *, signed: bool = False) -> dict
 
     Signed, or with a negative value among them: as far on both sides of 0. Bounded units reach a fixed end.
     """
-    known = values[~np.isnan(values)]
-    reach = float(np.abs(known).max(initial=0.0))
+    finite = values[~np.isnan(values)]
+    reach = float(np.abs(finite).max(initial=0.0))
     if unit in BOUNDED and reach <= 1:
         reach = 1.0 if reach > FLOOR else FLOOR
     reach = reach or 1.0
-    if signed or (known < 0).any():
+    if signed or (finite < 0).any():
         return {"zmin": -reach, "zmax": reach, "colorscale": "RdBu", "dark": stops(SIGNED_DARK)}
     return {"zmin": 0.0, "zmax": reach, "colorscale": stops(MAGNITUDE), "dark": stops(MAGNITUDE_DARK)}
 
@@ -258,38 +258,38 @@ def _outlines(places: Sequence[tuple[int, int]]) -> list[go.Scatter]:
 
 
 def _dots(best: Sequence[Score]) -> list[go.Scatter]:
-    named = any(score.label for score in best)
+    any_label = any(score.label for score in best)
     traces = []
-    for wanted, name, fill in ((True, "labelled", ACCENT), (False, "not labelled", "rgba(0,0,0,0)")):
-        chosen = [(i, score) for i, score in enumerate(best) if bool(score.label) is wanted]
-        if not chosen:
+    for label, name, fill in ((True, "labelled", ACCENT), (False, "not labelled", "rgba(0,0,0,0)")):
+        points = [(i, score) for i, score in enumerate(best) if bool(score.label) is label]
+        if not points:
             continue
-        value, low, high = np.array([(s.value, s.low, s.high) for _, s in chosen]).T
+        value, low, high = np.array([(s.value, s.low, s.high) for _, s in points]).T
         arms = {"array": np.nan_to_num(high - value), "arrayminus": np.nan_to_num(value - low)}
         traces.append(
             go.Scatter(
                 x=value,
-                y=[i for i, _ in chosen],
+                y=[i for i, _ in points],
                 mode="markers",
                 marker={"size": 9, "color": fill, "line": {"color": ACCENT, "width": 2}},
                 error_x={"type": "data", "symmetric": False, "thickness": 1.6, "width": 0, "color": ACCENT, **arms},
-                text=[_hover(s) for _, s in chosen],
+                text=[_hover(s) for _, s in points],
                 hovertemplate="%{text}<extra></extra>",
-                name=name if named else "score",
+                name=name if any_label else "score",
             )
         )
     return traces
 
 
 def _null(best: Sequence[Score]) -> list[go.Scatter]:
-    known = [(i, score.null) for i, score in enumerate(best) if not math.isnan(score.null)]
-    if not known:
+    points = [(i, score.null) for i, score in enumerate(best) if not math.isnan(score.null)]
+    if not points:
         return []
     grey = {"color": GREY, "width": 1.5}
-    nulls = [null for _, null in known]
+    nulls = [null for _, null in points]
     if np.ptp(nulls) < 1e-12:
         x, y = [nulls[0]] * 2, [-0.5, len(best) - 0.5]
         return [go.Scatter(x=x, y=y, mode="lines", line={**grey, "dash": "dash"}, name="null", hoverinfo="skip")]
     marker = {"symbol": "line-ns-open", "size": 14, "line": grey, "color": GREY}
-    rows = [i for i, _ in known]
+    rows = [i for i, _ in points]
     return [go.Scatter(x=nulls, y=rows, mode="markers", marker=marker, name="null", hoverinfo="skip")]

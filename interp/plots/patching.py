@@ -24,17 +24,17 @@ def patch_map(rows: pd.DataFrame, *, value: str = "normalised", order: list[str]
     if value not in rows:
         raise SchemaError(f"no column {value!r} in these rows")
     across = "role" if "role" in rows and rows["role"].notna().any() else "position"
-    known = rows.dropna(subset=["layer", across])
-    if known.empty:
+    full_rows = rows.dropna(subset=["layer", across])
+    if full_rows.empty:
         raise SchemaError('nothing to plot: no rows with a layer and a role or position; patch at positions="roles"')
-    if known.duplicated(["layer", across]).any():
+    if full_rows.duplicated(["layer", across]).any():
         raise SchemaError(f"a map needs one value per layer and {across}: choose one kind of node and one corruption")
-    table = known.pivot(index="layer", columns=across, values=value).astype(float)
-    names = list(dict.fromkeys(known[across])) if across == "role" else sorted(known[across].unique())
+    table = full_rows.pivot(index="layer", columns=across, values=value).astype(float)
+    names = list(dict.fromkeys(full_rows[across])) if across == "role" else sorted(full_rows[across].unique())
     if order is not None:
-        lacking = [str(name) for name in names if name not in order]
-        if lacking:
-            raise SchemaError(f"order lacks {', '.join(map(repr, lacking))}")
+        absent = [str(name) for name in names if name not in order]
+        if absent:
+            raise SchemaError(f"order lacks {', '.join(map(repr, absent))}")
         names = [name for name in order if name in names]
     table = table[names]
     z = table.to_numpy()

@@ -71,27 +71,27 @@ def report(
     from interp.measurement.registry import detect, find
     from interp.reports import circuits
     from interp.reports.page import render
-    from interp.reports.questions import asked
+    from interp.reports.questions import token_questions
 
     analyses = several(analyses, "names of analyses") or None
     tasks = several(tasks, "tasks", one=(str, Result, Found))
     for name in analyses or () if results is None else ():
         find(name)
-    questions = asked(model, prompts)
+    questions = token_questions(model, prompts)
     if prompt is not None:
         model.batch(prompt)
     elif questions:
         prompt = list(questions[0].ids)
     pairs = circuits.prompts(model, tasks, seed=seed, method=method)
-    measured = detect(model, analyses, seed=seed, progress=progress) if results is None else results
-    found = circuits.find(model, pairs, seed=seed, method=method, told=told)
+    result = detect(model, analyses, seed=seed, progress=progress) if results is None else results
+    outcomes = circuits.find(model, pairs, seed=seed, method=method, told=told)
     page = render(
         model,
-        measured,
+        result,
         analyses=analyses,
         prompt=prompt,
         questions=questions,
-        circuits=found,
+        circuits=outcomes,
         seed=seed,
         command=command,
     )

@@ -24,10 +24,10 @@ def attention(model: Model, result: Result, prompt: Any, *, seed: int) -> View:
     Raises:
         TaskError: no analysis of heads, no room for a sample prompt, or a prompt that cannot be run.
     """
-    shown = dict(list(top_heads(result).items())[:MOST])
-    ids, targets, about = _sample(model, seed=seed) if prompt is None else _given(model, prompt)
-    heads, queries = choose(model, ids, list(shown), None)
-    notes = [f"{why[:1].upper()}{why[1:]}." for why in shown.values()]
+    reasons = dict(list(top_heads(result).items())[:MOST])
+    ids, targets, about = _sample(model, seed=seed) if prompt is None else _own_prompt(model, prompt)
+    heads, queries = choose(model, ids, list(reasons), None)
+    notes = [f"{why[:1].upper()}{why[1:]}." for why in reasons.values()]
     return view_of(model, ids, heads, queries=queries, about=about, notes=notes, targets=targets)
 
 
@@ -40,24 +40,24 @@ def top_heads(result: Result) -> dict[Head, str]:
         TaskError: no analysis of heads in the result.
     """
     names = [str(n) for n in dict.fromkeys(result.table["analysis"])]
-    opening = {name: find(name).noun for name in names if name in analyses() and find(name).section == "attention"}
+    nouns = {name: find(name).noun for name in names if name in analyses() and find(name).section == "attention"}
     reasons: dict[Head, list[str]] = {}
-    unlabelled = dict.fromkeys(names, "")
-    for name, noun in opening.items():
+    remarks = dict.fromkeys(names, "")
+    for name, noun in nouns.items():
         labelled = largest((s for s in scores(headline(result, name)) if s.label), 1)
         for best in labelled:
             if best.layer is not None and best.head is not None:
                 reasons.setdefault((best.layer, best.head), []).append(f"the labelled {noun} with the highest score")
         if not labelled:
             article = "an" if noun[:1] in "aeiou" else "a"
-            unlabelled[name] = f"; no head was labelled {article} {noun}"
-    shown = {name for name in opening if not unlabelled[name]}
+            remarks[name] = f"; no head was labelled {article} {noun}"
+    labelled_names = {name for name in nouns if not remarks[name]}
     for name in names:
         for best in largest(scores(headline(result, name)), 1):
             if best.layer is not None and best.head is not None:
                 why = reasons.setdefault((best.layer, best.head), [])
-                if not (name in shown and why):
-                    why.append(f"the highest score under {title_of(name)}{unlabelled[name]}")
+                if not (name in labelled_names and why):
+                    why.append(f"the highest score under {title_of(name)}{remarks[name]}")
     if not reasons:
         raise TaskError("no analysis of heads in these results")
     return {head: ", ".join(why) for head, why in reasons.items()}
@@ -76,7 +76,7 @@ def _sample(model: Model, *, seed: int) -> tuple[list[int], dict[int, int], str]
     return group.batch.ids[0].tolist(), {int(i): int(i) - length + 1 for i in group.second}, about
 
 
-def _given(model: Model, prompt: Any) -> tuple[list[int], dict[int, int], str]:
+def _own_prompt(model: Model, prompt: Any) -> tuple[list[int], dict[int, int], str]:
     batch = model.batch(prompt)
     ids = batch.ids[0][batch.mask[0]].tolist()
     return ids, {}, f"The given prompt, {len(ids)} token{'s' * (len(ids) != 1)}."

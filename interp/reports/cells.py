@@ -35,8 +35,8 @@ def number(value: float, digits: int = 3) -> str:
 
 def cell(value: float | int, digits: int = 3, *, text: str | None = None) -> Cell:
     """A number as a cell, written as `text` where that is given."""
-    shown = number(value, digits) if text is None else text
-    return Cell(shown, "" if math.isnan(value) else f"{value:.7g}")
+    content = number(value, digits) if text is None else text
+    return Cell(content, "" if math.isnan(value) else f"{value:.7g}")
 
 
 def signed(value: float, digits: int = 3) -> Cell:

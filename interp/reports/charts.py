@@ -23,7 +23,7 @@ DARK = stops(SIGNED_DARK)
 """Colour scale of signed values on a dark page."""
 
 
-def drawn(graph: Graph) -> go.Figure:
+def circuit_figure(graph: Graph) -> go.Figure:
     """The drawing of a circuit, as wide as the page lets it be."""
     figure: Any = graph.draw()  # plotly makes its attributes at run time
     x = np.concatenate([np.asarray(trace.x, dtype=float) for trace in figure.data] or [np.zeros(1)])
@@ -62,10 +62,10 @@ def columns(parts: Mapping[str, float], *, unit: str) -> go.Figure:
                 name=kind or "outside the layers",
             )
     step = max(1, len(order) // 12)
-    shown = [i for i, place in enumerate(order) if not place.isdigit() or int(place) % step == 0]
+    ticks = [i for i, place in enumerate(order) if not place.isdigit() or int(place) % step == 0]
     legend = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "xanchor": "left"}
     figure.update_layout(template=template(), height=320, legend=legend, barmode="group", bargap=0.25)
-    figure.update_xaxes(tickvals=shown, ticktext=[order[i] for i in shown], title_text="layer", tickangle=0)
+    figure.update_xaxes(tickvals=ticks, ticktext=[order[i] for i in ticks], title_text="layer", tickangle=0)
     zero = {"zeroline": True, "zerolinecolor": GREY, "zerolinewidth": 1}
     figure.update_yaxes(title_text=unit, showgrid=True, gridcolor="rgba(128,138,150,0.25)", nticks=6, **zero)
     return figure

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from interp.errors import SchemaError
 from interp.model import Model
 from interp.reports.cells import DASH, Cell, cell, interval, number, percent
-from interp.reports.charts import drawn
+from interp.reports.charts import circuit_figure
 from interp.reports.facts import check_identity
 from interp.tasks import PromptTask
 from interp.tasks import task as named_task
@@ -100,9 +100,9 @@ def prompts(model: Model, names: Sequence[Any], *, seed: int, method: str = "eap
             continue
         if not isinstance(name, str):
             raise SchemaError(f"{name!r}: expected the name of a task, or what `circuits.circuit` found")
-        finding, judging = (named_task(name, model, n=PROMPTS, seed=seed, split=s) for s in ("train", "held-out"))
-        Case.of(model, finding)
-        pairs.append((finding, judging))
+        train, held_out = (named_task(name, model, n=PROMPTS, seed=seed, split=s) for s in ("train", "held-out"))
+        Case.of(model, train)
+        pairs.append((train, held_out))
     return pairs
 
 
@@ -118,22 +118,22 @@ def find(
     from circuits.find import circuit
     from circuits.methods import find as find_method
 
-    judged, found = find_method(method).gives != "table", []
+    uses_held_out, outcomes = find_method(method).gives != "table", []
     for pair in pairs:
         if not isinstance(pair, tuple):
-            found.append(pair)
+            outcomes.append(pair)
             continue
-        finding, judging = pair
+        train, held_out = pair
         if told is not None:
-            told(finding.name)
-        found.append(circuit(model, finding, method=method, held_out=judging if judged else None, seed=seed))
-    return found
+            told(train.name)
+        outcomes.append(circuit(model, train, method=method, held_out=held_out if uses_held_out else None, seed=seed))
+    return outcomes
 
 
-def task_circuit(found: Found) -> TaskCircuit:
+def task_circuit(result: Found) -> TaskCircuit:
     """A found circuit in the form of the page."""
-    row, own = found.table().iloc[0], found.provenance
-    graph = found.graph
+    row, own = result.table().iloc[0], result.provenance
+    graph = result.graph
     return TaskCircuit(
         task=str(own["data"]["task"]).replace("_", " "),
         method=str(own["method"]),
@@ -157,31 +157,31 @@ def task_circuit(found: Found) -> TaskCircuit:
         least_p=bool(row["p"] <= 1 / (1 + row["n_random"])),
         corruption=str(own["data"].get("corruption", DASH)).replace("_", " "),
         judged_on=dict(own["data"]["judged_on"]),
-        rows=_edges(found),
-        sizes=_sizes(found),
-        figures={"circuit": drawn(graph)},
+        rows=_edges(result),
+        sizes=_sizes(result),
+        figures={"circuit": circuit_figure(graph)},
     )
 
 
-def run_line(found: Found | Result) -> dict[str, str]:
+def run_line(result: Found | Result) -> dict[str, str]:
     """The line of the provenance table."""
-    told = found.provenance
-    task, judged = told["data"], told["data"].get("judged_on")
+    provenance = result.provenance
+    task, held_out = provenance["data"], provenance["data"].get("judged_on")
     return {
         "analysis": "circuit",
         "data": str(task["task"]),
-        "prompts": str(task["n_prompts"]) + (f" + {judged['n_prompts']} held out" if judged else ""),
+        "prompts": str(task["n_prompts"]) + (f" + {held_out['n_prompts']} held out" if held_out else ""),
         "bos": str(task.get("bos", DASH)),
-        "method": str(told["method"]),
-        "seed": str(told["seed"]),
-        "hash": f"{task['sha256']}, {judged['sha256']}" if judged else str(task["sha256"]),
-        "when": str(told["created_utc"]).replace("T", " ").rstrip("Z"),
-        "seconds": f"{told['seconds']:.2f}",
-        "id": str(told["run_id"]),
+        "method": str(provenance["method"]),
+        "seed": str(provenance["seed"]),
+        "hash": f"{task['sha256']}, {held_out['sha256']}" if held_out else str(task["sha256"]),
+        "when": str(provenance["created_utc"]).replace("T", " ").rstrip("Z"),
+        "seconds": f"{provenance['seconds']:.2f}",
+        "id": str(provenance["run_id"]),
     }
 
 
-def _edges(found: Found) -> list[Edge]:
+def _edges(result: Found) -> list[Edge]:
     return [
         Edge(
             str(row["sender"]),
@@ -190,15 +190,15 @@ def _edges(found: Found) -> list[Edge]:
             cell(row["score"]),
             interval(row.get("ci_low", float("nan")), row.get("ci_high", float("nan"))),
         )
-        for row in found.graph.table().head(EDGES).to_dict("records")
+        for row in result.graph.table().head(EDGES).to_dict("records")
     ]
 
 
-def _sizes(found: Found) -> list[Size]:
+def _sizes(result: Found) -> list[Size]:
     """Circuits of other sizes, each size once."""
-    if found.curve is None:
+    if result.curve is None:
         return []
-    rows = found.curve.table().drop_duplicates("edges").sort_values("edges").to_dict("records")
+    rows = result.curve.table().drop_duplicates("edges").sort_values("edges").to_dict("records")
     return [
         Size(
             cell(float(row["edges"]), 0),

@@ -15,7 +15,7 @@ from interp.model import Model
 from interp.plots.heads import head_map
 from interp.reports.cells import Cell, cell, number, signed, small
 from interp.reports.charts import columns
-from interp.reports.questions import Asked
+from interp.reports.questions import TokenQuestion
 from interp.reports.tokens import Piece, pieces, texts
 
 HEADS = 10  # shown in the table
@@ -103,45 +103,45 @@ class Direct:
     spoken: str
 
 
-def direct(model: Model, asked: Asked) -> Direct:
+def direct(model: Model, question: TokenQuestion) -> Direct:
     """The logit of an answer, less that of the wrong one or else the mean over the vocabulary, as a sum of parts.
 
     Raises:
         BackendError: the parts do not sum to the logit.
     """
-    ids, info = list(asked.ids), model.info
-    split = info.n_layers * info.n_heads * len(ids) <= SPLIT
-    against = torch.arange(info.d_vocab)[None] if asked.wrong is None else asked.wrong
-    found = attribute(model, ids, asked.answer, against, sources=split)
-    lens = logit_lens(model, ids, positions=-1, answer=asked.answer, top=LIKELY)
+    ids, info = list(question.ids), model.info
+    by_source = info.n_layers * info.n_heads * len(ids) <= SPLIT
+    against = torch.arange(info.d_vocab)[None] if question.wrong is None else question.wrong
+    attribution = attribute(model, ids, question.answer, against, sources=by_source)
+    lens = logit_lens(model, ids, positions=-1, answer=question.answer, top=LIKELY)
     words = texts(ids, model.tokenizer)
-    values = [float(x) for x in found.values[:, 0]]
-    total, given = float(found.values[:, 0].double().sum()), float(found.logit[0])
-    groups = _groups(found.terms, values)
-    heads = _heads(found, values, words)
+    values = [float(x) for x in attribution.values[:, 0]]
+    total, model_logit = float(attribution.values[:, 0].double().sum()), float(attribution.logit[0])
+    groups = _groups(attribution.terms, values)
+    heads = _heads(attribution, values, words)
     unknown = None if model.tokenizer is None else getattr(model.tokenizer, "unk_token_id", None)
     return Direct(
-        chips=_chips(found.terms, values, words, ids)[-SHOWN:],
+        chips=_chips(attribution.terms, values, words, ids)[-SHOWN:],
         cut=max(0, len(ids) - SHOWN),
         length=len(ids),
         unknown=sum(i == unknown for i in ids),
-        answer=_token(model, asked.answer),
-        wrong=None if asked.wrong is None else _token(model, asked.wrong),
-        chosen=asked.chosen,
+        answer=_token(model, question.answer),
+        wrong=None if question.wrong is None else _token(model, question.wrong),
+        chosen=question.chosen,
         total=number(total, 4),
-        given=number(given, 4),
-        missed=small(abs(total - given)),
-        relative=small(found.error),
-        softcap=found.softcap,
-        capped=number(float(found.capped[0]), 4),
+        given=number(model_logit, 4),
+        missed=small(abs(total - model_logit)),
+        relative=small(attribution.error),
+        softcap=attribution.softcap,
+        capped=number(float(attribution.capped[0]), 4),
         parts=[Part(name, signed(value, 4)) for name, value in groups.items()],
         heads=heads,
-        split=split,
-        likely=_likely(model, lens, asked.answer),
+        split=by_source,
+        likely=_likely(model, lens, question.answer),
         layers=_layers(model, lens),
         rank=int(lens.rank[-1, 0, 0]),
-        figures=_figures(groups, found),
-        spoken=_spoken(groups, heads),
+        figures=_figures(groups, attribution),
+        spoken=_sentence(groups, heads),
     )
 
 
@@ -165,33 +165,32 @@ def _group(part: Term) -> str:
     return f"{'MLP' if part.name.startswith('b_mlp') else kind} {part.layer}"
 
 
-def _heads(found: Attribution, values: Sequence[float], words: Sequence[str]) -> list[HeadLine]:
+def _heads(attribution: Attribution, values: Sequence[float], words: Sequence[str]) -> list[HeadLine]:
     """The heads that added most, by size, each with the tokens that most of it came from."""
     by_head: dict[tuple[int, int], list[tuple[int | None, float]]] = {}
-    for part, value in zip(found.terms, values, strict=True):
+    for part, value in zip(attribution.terms, values, strict=True):
         if part.layer is not None and part.head is not None:
             by_head.setdefault((part.layer, part.head), []).append((part.source, value))
-    sums = {place: sum(v for _, v in brought) for place, brought in by_head.items()}
+    sums = {place: sum(v for _, v in terms) for place, terms in by_head.items()}
     lines = []
     for place in sorted(sums, key=lambda at: -abs(sums[at]))[:HEADS]:
-        brought = sorted(((j, v) for j, v in by_head[place] if j is not None), key=lambda item: -abs(item[1]))
-        rest = sum(v for _, v in brought[BROUGHT:])
-        named = [Source(pieces(words[j]), j, signed(v)) for j, v in brought[:BROUGHT]]
+        terms = sorted(((j, v) for j, v in by_head[place] if j is not None), key=lambda item: -abs(item[1]))
+        rest = sum(v for _, v in terms[BROUGHT:])
+        sources = [Source(pieces(words[j]), j, signed(v)) for j, v in terms[:BROUGHT]]
         lines.append(
-            HeadLine(head_name(*place), signed(sums[place]), named, signed(rest) if len(brought) > BROUGHT else None)
+            HeadLine(head_name(*place), signed(sums[place]), sources, signed(rest) if len(terms) > BROUGHT else None)
         )
     return lines
 
 
 def _chips(parts: Sequence[Term], values: Sequence[float], words: Sequence[str], ids: Sequence[int]) -> list[Chip]:
-    brought = [0.0] * len(ids)
+    totals = [0.0] * len(ids)
     for part, value in zip(parts, values, strict=True):
         if part.source is not None:
-            brought[part.source] += value
-    most = max(map(abs, brought)) or 1.0
+            totals[part.source] += value
+    most = max(map(abs, totals)) or 1.0
     return [
-        Chip(pieces(word), ids[j], j, signed(brought[j], 2), round(brought[j] / most, 3))
-        for j, word in enumerate(words)
+        Chip(pieces(word), ids[j], j, signed(totals[j], 2), round(totals[j] / most, 3)) for j, word in enumerate(words)
     ]
 
 
@@ -214,9 +213,9 @@ def _layers(model: Model, lens: LogitLens) -> list[Layer]:
     ]
 
 
-def _figures(groups: dict[str, float], found: Attribution) -> dict[str, go.Figure]:
+def _figures(groups: dict[str, float], attribution: Attribution) -> dict[str, go.Figure]:
     figures = {"depth": columns(groups, unit="logit")}
-    own, values = {c.layer for c in found.terms if c.head is not None}, found.heads[:, :, 0].tolist()
+    own, values = {c.layer for c in attribution.terms if c.head is not None}, attribution.heads[:, :, 0].tolist()
     rows = [
         {"layer": layer, "head": head, "component": head_name(layer, head), "value": value, "unit": "logit"}
         for layer in sorted(layer for layer in own if layer is not None)
@@ -227,9 +226,9 @@ def _figures(groups: dict[str, float], found: Attribution) -> dict[str, go.Figur
     return figures
 
 
-def _spoken(groups: dict[str, float], heads: Sequence[HeadLine]) -> str:
+def _sentence(groups: dict[str, float], heads: Sequence[HeadLine]) -> str:
     """The figures in a sentence."""
     largest = sorted(groups, key=lambda name: -abs(groups[name]))[:3]
-    told = ", ".join(f"{name} {signed(groups[name])}" for name in largest)
+    parts = ", ".join(f"{name} {signed(groups[name])}" for name in largest)
     best = f" Largest head: {heads[0].component} with {heads[0].value}." if heads else ""
-    return f"Largest parts: {told}.{best}"
+    return f"Largest parts: {parts}.{best}"

@@ -45,17 +45,17 @@ def task_effects(result: Result) -> TaskEffects:
     """A method's table in the form of the page, largest effects first."""
     from circuits.methods import find
 
-    told, table = result.provenance, result.table
-    method = find(str(told["method"]))
+    provenance, table = result.provenance, result.table
+    method = find(str(provenance["method"]))
     rows: Any = table.sort_values("value", key=lambda v: -v.abs(), kind="stable").head(ROWS)
     return TaskEffects(
-        task=str(told["data"]["task"]).replace("_", " "),
+        task=str(provenance["data"]["task"]).replace("_", " "),
         method=method.name,
         title=method.title,
         means=method.means,
         misleads=method.misleads,
         unit=str(table["unit"].iloc[0]).replace("_", " ") if len(table) else "",
-        n=int(told["data"]["n_prompts"]),
+        n=int(provenance["data"]["n_prompts"]),
         more=len(table) - len(rows),
         rows=[
             Effect(

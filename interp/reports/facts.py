@@ -28,14 +28,14 @@ def check_same_model(model: Model, result: Result) -> None:
             raise SchemaError(f"these results are of another model: this one has no head {score.component}")
 
 
-def check_identity(model: Model, measured: Mapping[str, Any], what: str) -> None:
+def check_identity(model: Model, identity: Mapping[str, Any], what: str) -> None:
     """Refuse what was measured on another model; its name does not matter, what both know does.
 
     Raises:
         SchemaError: sizes, commit or weights differ.
     """
     for name in IDENTITY:
-        own, other = getattr(model.info, name), measured.get(name)
+        own, other = getattr(model.info, name), identity.get(name)
         if own is not None and other is not None and own != other:
             raise SchemaError(f"{what} of another model: {name} is {other!r} there and {own!r} here")
 
@@ -64,9 +64,9 @@ def runs(provenance: Mapping[str, Any]) -> list[dict[str, str]]:
     return [_run({**provenance, **own}) for own in provenance.get("calls") or [provenance]]
 
 
-def own_run(known: Mapping[str, str]) -> dict[str, str]:
+def own_run(facts: Mapping[str, str]) -> dict[str, str]:
     """A line of the same table for what is no analysis: what is not known of it is a dash."""
-    return dict.fromkeys(_run({}), DASH) | dict(known)
+    return dict.fromkeys(_run({}), DASH) | dict(facts)
 
 
 def _run(run: Mapping[str, Any]) -> dict[str, str]:

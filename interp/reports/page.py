@@ -16,12 +16,12 @@ from interp.reports.attention import attention
 from interp.reports.circuits import run_line, task_circuit
 from interp.reports.direct import direct
 from interp.reports.effects import task_effects
-from interp.reports.questions import Asked, question_line
+from interp.reports.questions import TokenQuestion, question_line
 from interp.reports.roles import roles
 from interp.reports.sections import Section, sections
 from interp.reports.sinks import sinks
 from interp.reports.templates import environment
-from interp.reports.viewer import View, said
+from interp.reports.viewer import View, p_str
 from interp.results.results import Result
 
 KINDS = 5  # named in the first sentence
@@ -33,7 +33,7 @@ def render(
     *,
     analyses: Sequence[str] | None = None,
     prompt: Any = None,
-    questions: Sequence[Asked] = (),
+    questions: Sequence[TokenQuestion] = (),
     circuits: Sequence[Any] = (),
     seed: int = 0,
     command: str | None = None,
@@ -43,11 +43,11 @@ def render(
 
     facts.check_same_model(model, result)
     parts = sections(result, analyses)
-    shown = [name in {s.name for s in parts} for name in result.table["analysis"]]
-    result = Result(cast(pd.DataFrame, result.table[shown]), result.provenance, result.interventions)
+    in_sections = [name in {s.name for s in parts} for name in result.table["analysis"]]
+    result = Result(cast(pd.DataFrame, result.table[in_sections]), result.provenance, result.interventions)
     answers = [direct(model, question) for question in questions]
-    tasks = [task_circuit(found) for found in circuits if not isinstance(found, Result)]
-    effects = [task_effects(found) for found in circuits if isinstance(found, Result)]
+    tasks = [task_circuit(outcome) for outcome in circuits if not isinstance(outcome, Result)]
+    effects = [task_effects(outcome) for outcome in circuits if isinstance(outcome, Result)]
     atlas = roles(result)
     view, refusal = _view(model, result, prompt, seed=seed)
     return (
@@ -65,14 +65,14 @@ def render(
             sinks=sinks(result),
             figures=_figures(parts, answers, tasks, [] if atlas is None else [atlas]),
             view=view,
-            said=said,
+            p_str=p_str,
             refusal=refusal,
             model_facts=model.info.facts,
             software=facts.software_facts(result.provenance),
             runs=[
                 *facts.runs(result.provenance),
                 *(facts.own_run(question_line(q)) for q in questions),
-                *(facts.own_run(run_line(found)) for found in circuits),
+                *(facts.own_run(run_line(outcome)) for outcome in circuits),
             ],
             command=command,
             version=__version__,
@@ -83,13 +83,13 @@ def render(
 
 def summary(model: Model, parts: Sequence[Section]) -> str:
     """One line: the size of the model and what was found in it."""
-    found = [s.counted for s in parts if s.counted and s.found]
-    if found:
-        more = len(found) - KINDS
-        told = ", ".join(found[:KINDS]) + (f" and heads of {more} more kinds" if more > 0 else "")
-        return f"{model.info.shape}. Detected: {told}."
-    looked = ", ".join(s.counted for s in parts if s.counted)
-    return f"{model.info.shape}. Detected: {looked or 'these analyses give scores, not labels'}."
+    labels = [s.counted for s in parts if s.counted and s.found]
+    if labels:
+        more = len(labels) - KINDS
+        kinds = ", ".join(labels[:KINDS]) + (f" and heads of {more} more kinds" if more > 0 else "")
+        return f"{model.info.shape}. Detected: {kinds}."
+    absent = ", ".join(s.counted for s in parts if s.counted)
+    return f"{model.info.shape}. Detected: {absent or 'these analyses give scores, not labels'}."
 
 
 def _view(model: Model, result: Result, prompt: Any, *, seed: int) -> tuple[View | None, str]:

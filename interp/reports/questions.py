@@ -34,7 +34,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Asked:
+class TokenQuestion:
     """A question in token ids: it can be run. `chosen` tells that the model chose the answer itself."""
 
     ids: tuple[int, ...]
@@ -48,42 +48,40 @@ class Asked:
         return fingerprint([Batch.of(list(self.ids))])
 
 
-def asked(model: Model, given: Any) -> list[Asked]:
+def token_questions(model: Model, prompts: Any) -> list[TokenQuestion]:
     """Each question checked; (prompt, answer) and (prompt, answer, wrong) stand for a `Question`.
 
     Raises:
         TaskError: a prompt that cannot be run, an answer that is not one token of this model, or a wrong answer that is
             the right one.
     """
-    return [
-        _asked(model, q if isinstance(q, Question) else _question(q))
-        for q in several(given, "prompts", one=(str, Question, Mapping))
-    ]
+    questions = several(prompts, "prompts", one=(str, Question, Mapping))
+    return [_token_question(model, q if isinstance(q, Question) else _question(q)) for q in questions]
 
 
-def question_line(asked: Asked) -> dict[str, str]:
+def question_line(question: TokenQuestion) -> dict[str, str]:
     """The line of the provenance table."""
-    length = str(len(asked.ids))
+    length = str(len(question.ids))
     return {
         "analysis": "direct attribution",
         "data": "own prompt",
         "prompts": "1",
         "lengths": length,
         "method": "final norm frozen",
-        "hash": asked.fingerprint,
+        "hash": question.fingerprint,
     }
 
 
-def _question(given: Any) -> Question:
+def _question(prompt: Any) -> Question:
     """From a bare prompt, or from a tuple that begins with one."""
-    if not isinstance(given, tuple):
-        return Question(given)
-    if not 1 <= len(given) <= 3:
-        raise TaskError(f"a question of {len(given)} parts; expected (prompt, answer) or (prompt, answer, wrong)")
-    return Question(*given)
+    if not isinstance(prompt, tuple):
+        return Question(prompt)
+    if not 1 <= len(prompt) <= 3:
+        raise TaskError(f"a question of {len(prompt)} parts; expected (prompt, answer) or (prompt, answer, wrong)")
+    return Question(*prompt)
 
 
-def _asked(model: Model, question: Question) -> Asked:
+def _token_question(model: Model, question: Question) -> TokenQuestion:
     batch = model.batch(question.prompt)
     if len(batch.ids) != 1:
         raise TaskError(f"{len(batch.ids)} prompts where one was expected; ask one question for each")
@@ -92,16 +90,16 @@ def _asked(model: Model, question: Question) -> Asked:
         raise TaskError(f"a prompt of {len(ids)} tokens; at most {LONGEST} are taken apart in a report")
     answer = None if question.answer is None else _token(model, question.answer)
     wrong = None if question.wrong is None else _token(model, question.wrong)
-    chosen = answer is None
+    by_model = answer is None
     if answer is None:
         answer = _likeliest(model, ids)
     if answer == wrong:
         raise TaskError(f"the wrong answer {question.wrong!r} is the right one: their difference is 0")
-    return Asked(tuple(ids), answer, wrong, chosen)
+    return TokenQuestion(tuple(ids), answer, wrong, by_model)
 
 
-def _token(model: Model, given: int | str) -> int:
-    return int(token_ids(model, given, 1)[0, 0])
+def _token(model: Model, token: int | str) -> int:
+    return int(token_ids(model, token, 1)[0, 0])
 
 
 @torch.no_grad()

@@ -64,12 +64,12 @@ class Roles:
 def roles(result: Result) -> Roles | None:
     """The atlas of these results; None where no analysis scores heads, or one alone does."""
     try:
-        found = atlas(_readable(result))
+        head_atlas = atlas(_readable(result))
     except SchemaError:
         return None
-    if len(found.analyses) < 2:
+    if len(head_atlas.analyses) < 2:
         return None
-    own = found.roles()
+    own = head_atlas.roles()
     rows = [
         Role(
             row["component"],
@@ -81,7 +81,7 @@ def roles(result: Result) -> Roles | None:
         )
         for row in own.to_dict("records")
     ]
-    every = found.agreement(k=BEST)
+    every = head_atlas.agreement(k=BEST)
     every["beyond"] = every["overlap"] - every["chance"]
     best = every.sort_values(["beyond", "spearman"], ascending=False, kind="stable").head(PAIRS)
     pairs = [
@@ -94,45 +94,49 @@ def roles(result: Result) -> Roles | None:
         )
         for row in best.to_dict("records")
     ]
-    shown = _shown(found)
+    map_part = _map_part(head_atlas)
     return Roles(
-        summary=found.summary()[0],
-        n_heads=len(found.table),
-        n_analyses=len(found.analyses),
+        summary=head_atlas.summary()[0],
+        n_heads=len(head_atlas.table),
+        n_analyses=len(head_atlas.analyses),
         rows=rows,
         pairs=pairs,
         n_pairs=len(every),
-        mapped=len(shown.table),
-        mapped_analyses=len(shown.analyses),
-        figures={"atlas": _map(shown)} if shown.analyses else {},
+        mapped=len(map_part.table),
+        mapped_analyses=len(map_part.analyses),
+        figures={"atlas": _map(map_part)} if map_part.analyses else {},
     )
 
 
 def _readable(result: Result) -> Result:
     """Rows of analyses that are installed here, with heads named as heads are: a stored table may have others."""
-    table, known = result.table, analyses()
+    table, specs = result.table, analyses()
     heads = pd.Series([isinstance(name, str) and is_head(name) for name in table["component"]], index=table.index)
-    kept = table["analysis"].isin(list(known)) & (heads | table["head"].isna())
-    return Result(cast(pd.DataFrame, table[kept]), result.provenance, result.interventions)
+    rows = table["analysis"].isin(list(specs)) & (heads | table["head"].isna())
+    return Result(cast(pd.DataFrame, table[rows]), result.provenance, result.interventions)
 
 
-def _shown(found: Atlas) -> Atlas:
+def _map_part(head_atlas: Atlas) -> Atlas:
     """A map one can read: heads that have a role or come near to one, by analyses that labelled any head.
 
     Where nothing was labelled the largest score is noise, and a column would show it as if it were much.
     """
-    own = found.roles()
-    names = tuple(name for name in found.analyses if name in set(own["analysis"]))
-    values = found.table[list(names)].abs()
+    own = head_atlas.roles()
+    names = tuple(name for name in head_atlas.analyses if name in set(own["analysis"]))
+    values = head_atlas.table[list(names)].abs()
     share = (values / values.max().replace(0, np.nan)).max(axis=1).fillna(0.0)
-    order = (share + found.table["component"].isin(own["component"]) * 2).sort_values(ascending=False, kind="stable")
-    return replace(found, analyses=names, table=found.table.loc[sorted(order.index[:MAPPED])].reset_index(drop=True))
+    order = (share + head_atlas.table["component"].isin(own["component"]) * 2).sort_values(
+        ascending=False, kind="stable"
+    )
+    return replace(
+        head_atlas, analyses=names, table=head_atlas.table.loc[sorted(order.index[:MAPPED])].reset_index(drop=True)
+    )
 
 
-def _map(found: Atlas) -> go.Figure:
-    figure = found.plot()
-    names = list(found.analyses)
-    figure.update_layout(meta={"dark": DARK}, showlegend=False, height=20 * len(found.table) + 150)
+def _map(head_atlas: Atlas) -> go.Figure:
+    figure = head_atlas.plot()
+    names = list(head_atlas.analyses)
+    figure.update_layout(meta={"dark": DARK}, showlegend=False, height=20 * len(head_atlas.table) + 150)
     bar = {"thickness": 10, "outlinewidth": 0, "ypad": 0, "title": {"side": "right"}}
     figure.update_traces(xgap=1, ygap=1, colorbar=bar, selector={"type": "heatmap"})
     figure.update_traces(marker={"size": 8, "line": {"width": 2}}, selector={"type": "scatter"})

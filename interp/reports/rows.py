@@ -54,16 +54,18 @@ def parse_heads(model: Model, names: Sequence[str]) -> list[Head]:
         SiteError: no names, a name that is no head's, or a head that the model does not have.
     """
     info = model.info
-    known = [head_name(layer, head) for layer in info.attention_layers for head in range(info.n_heads)]
-    found: list[Head] = []
+    all_names = [head_name(layer, head) for layer in info.attention_layers for head in range(info.n_heads)]
+    heads: list[Head] = []
     for name in dict.fromkeys(names):
         layer, head = parse_head(name)
-        if name not in known:
-            raise SiteError(f"no head {name!r}: heads go from {known[0]} to {known[-1]}; {nearest(name, known)}")
-        found.append((layer, head))
-    if not found:
+        if name not in all_names:
+            raise SiteError(
+                f"no head {name!r}: heads go from {all_names[0]} to {all_names[-1]}; {nearest(name, all_names)}"
+            )
+        heads.append((layer, head))
+    if not heads:
         raise SiteError("no heads given; leave `heads` out for those whose attention is the most peaked")
-    return found
+    return heads
 
 
 def parse_queries(queries: Sequence[int], n: int) -> list[int]:
@@ -95,8 +97,8 @@ def choose(
     rows = _spread(n, SEARCHED)
     first = torch.arange(n)[None] == 0
     layers = None if heads is None else sorted({layer for layer, _ in heads})
-    asked = {"peak": TopKeys(torch.tensor([rows]), exclude=first)}
-    run = model.attention(model.batch(Batch.of(list(ids))), asked, layers=layers)
+    questions = {"peak": TopKeys(torch.tensor([rows]), exclude=first)}
+    run = model.attention(model.batch(Batch.of(list(ids))), questions, layers=layers)
     peak = run["peak"][:, 0, :, :, 0, 0].double().nan_to_num(0.0).numpy()  # layer head row
     if heads is None:
         order = np.argsort(-peak.mean(-1).ravel(), kind="stable")[:HEADS]
@@ -104,8 +106,8 @@ def choose(
     if queries is not None or n <= ROWS:
         return list(heads), list(range(n)) if queries is None else list(queries)
     best = np.max([peak[run.layers.index(layer), head] for layer, head in heads], axis=0)
-    peaked = [rows[i] for i in np.argsort(-best, kind="stable")[:PEAKED]]
-    return list(heads), sorted({*peaked, *_spread(n, ROWS - PEAKED)})
+    peaks = [rows[i] for i in np.argsort(-best, kind="stable")[:PEAKED]]
+    return list(heads), sorted({*peaks, *_spread(n, ROWS - PEAKED)})
 
 
 def measure(
@@ -115,12 +117,12 @@ def measure(
     layers = sorted({layer for layer, _ in heads})
     top = TopKeys(torch.tensor([list(queries)]), k=min(keys, len(ids)))
     run = model.attention(model.batch(Batch.of(list(ids))), {"top": top}, layers=layers)
-    found = []
+    rows = []
     for (layer, head), note in zip(heads, notes, strict=True):
         own = run["top"][run.layers.index(layer), 0, head].double().numpy()  # row key 2
         p, at = np.nan_to_num(own[..., 0]), own[..., 1].astype(np.int64)
-        found.append(HeadRows(head_name(layer, head), note, at, p))
-    return found
+        rows.append(HeadRows(head_name(layer, head), note, at, p))
+    return rows
 
 
 def _spread(n: int, most: int) -> list[int]:

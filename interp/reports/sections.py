@@ -78,8 +78,8 @@ def headline(result: Result, name: str) -> pd.DataFrame:
     """Rows of the variant that sums an analysis up: the registered one, or else the first in the table."""
     keys = [(str(n), str(v)) for n, v in zip(result.table["analysis"], result.table["variant"], strict=True)]
     present = [variant for own, variant in keys if own == name]
-    wanted = find(name).headline if name in analyses() else ""
-    variant = wanted if wanted in present else present[0]
+    default = find(name).headline if name in analyses() else ""
+    variant = default if default in present else present[0]
     return cast(pd.DataFrame, result.table[[key == (name, variant) for key in keys]])
 
 
@@ -88,38 +88,38 @@ def title_of(name: str) -> str:
     return find(name).title if name in analyses() else name
 
 
-def counted(n: int, title: str) -> str:
+def count_text(n: int, title: str) -> str:
     """The number of things a title names: "3 induction heads", "1 induction head", "no induction heads"."""
     return f"{n or 'no'} {singular(title) if n == 1 else title[:1].lower() + title[1:]}"
 
 
 def _section(result: Result, name: str) -> Section:
     rows = headline(result, name)
-    found = scores(rows)
+    row_scores = scores(rows)
     spec = find(name) if name in analyses() else None
     title = title_of(name)
-    top = largest(found, TOP)
-    labelled = [s for s in largest(found, len(found)) if s.label]
-    others, measures = _others(result, found, top)
+    top = largest(row_scores, TOP)
+    labelled = [s for s in largest(row_scores, len(row_scores)) if s.label]
+    others, measures = _others(result, row_scores, top)
     return Section(
         name=name,
         title=title,
         quantity=spec.quantity if spec else "",
-        unit=found[0].unit,
+        unit=row_scores[0].unit,
         means=spec.means if spec else "",
         misleads=spec.misleads if spec else "",
         reference=spec.reference if spec else "",
-        counted="" if all(s.label is None for s in found) else counted(len(labelled), title),
+        counted="" if all(s.label is None for s in row_scores) else count_text(len(labelled), title),
         found=_names(labelled),
-        scored=len(found),
-        best=_row((top or found)[0]),
+        scored=len(row_scores),
+        best=_row((top or row_scores)[0]),
         rows=[_row(score) for score in top],
         others=others,
         measures=measures,
         effects=_effects(result.interventions, name),
         caption=caption(figure_of(name)),
         mapped=figure_of(name) is head_map,
-        figures=_figures(rows, found, figure_of(name)),
+        figures=_figures(rows, row_scores, figure_of(name)),
     )
 
 
@@ -128,12 +128,12 @@ def caption(draw: Draw) -> str:
     return (inspect.getdoc(draw) or "").split("\n", 1)[0]
 
 
-def _figures(rows: pd.DataFrame, found: Sequence[Score], draw: Draw) -> dict[str, go.Figure]:
+def _figures(rows: pd.DataFrame, row_scores: Sequence[Score], draw: Draw) -> dict[str, go.Figure]:
     """What the analysis draws, dots where there are values at all. A map of heads needs one row for each."""
-    places = {(s.layer, s.head) for s in found}
-    heads = len(places) == len(found) and not any(None in place for place in places)
+    places = {(s.layer, s.head) for s in row_scores}
+    heads = len(places) == len(row_scores) and not any(None in place for place in places)
     figures = {"map": draw(rows)} if draw is not dots and (heads or draw is not head_map) else {}
-    if any(not math.isnan(s.value) for s in found):
+    if any(not math.isnan(s.value) for s in row_scores):
         figures["top"] = top_heads(rows, TOP)
     return figures
 
@@ -154,9 +154,11 @@ def _names(labelled: Sequence[Score]) -> str:
     return ", ".join(s.component for s in labelled[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _others(result: Result, found: Sequence[Score], top: Sequence[Score]) -> tuple[list[Row], list[str]]:
+def _others(result: Result, row_scores: Sequence[Score], top: Sequence[Score]) -> tuple[list[Row], list[str]]:
     """The further variants of the top rows, one line each, and the names of those variants."""
-    rest = [s for s in scores(result.table) if s.analysis == found[0].analysis and s.variant != found[0].variant]
+    rest = [
+        s for s in scores(result.table) if s.analysis == row_scores[0].analysis and s.variant != row_scores[0].variant
+    ]
     measures = list(dict.fromkeys(s.variant for s in rest))
     value = {(s.component, s.variant): s.value for s in reversed(rest)}
     lines: list[Row] = [

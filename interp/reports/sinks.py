@@ -43,12 +43,12 @@ class Sinks:
 
 def sinks(result: Result) -> Sinks | None:
     """The model's sinks; None where the analysis was not run."""
-    measured = [name for name, spec in analyses().items() if spec.section == "sinks"]
-    rows = result.table[result.table["analysis"].isin(measured)]
+    names = [name for name, spec in analyses().items() if spec.section == "sinks"]
+    rows = result.table[result.table["analysis"].isin(names)]
     own = {variant: group.set_index("component") for variant, group in rows.groupby("variant")}
     if not {"first_token", "first_token_without_bos", LEVEL, "value_norm_ratio", "strongest_elsewhere"} <= set(own):
         return None
-    found = scores(rows[rows["variant"] == "first_token"])
+    first_scores = scores(rows[rows["variant"] == "first_token"])
     heads = [
         SinkHead(
             score.component,
@@ -59,14 +59,14 @@ def sinks(result: Result) -> Sinks | None:
             cell(_of(own["strongest_elsewhere"], score.component, "position"), 0),
             "yes" if score.label else "no",
         )
-        for score in largest(found, HEADS)
+        for score in largest(first_scores, HEADS)
     ]
     return Sinks(
         rate=percent(float(own[LEVEL]["value"].mean())),
         first=cell(float(own["first_token"]["value"].mean())).text,
         bare=cell(float(own["first_token_without_bos"]["value"].mean())).text,
-        labelled=sum(bool(score.label) for score in found),
-        n_heads=len(found),
+        labelled=sum(bool(score.label) for score in first_scores),
+        n_heads=len(first_scores),
         heads=heads,
     )
 

@@ -32,14 +32,14 @@ def texts(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase | None) -> list
 
 def pieces(text: str) -> list[Piece]:
     """The text with spaces, line ends, control and direction characters replaced by signs."""
-    found: list[Piece] = []
+    parts: list[Piece] = []
     for char in text:
         sign = _sign(char, alone=len(text) == 1)
         piece = Piece(char if sign is None else sign, sign is not None)
-        if found and not piece.sign and not found[-1].sign:
-            piece = Piece(found.pop().text + piece.text, False)
-        found.append(piece)
-    return found
+        if parts and not piece.sign and not parts[-1].sign:
+            piece = Piece(parts.pop().text + piece.text, False)
+        parts.append(piece)
+    return parts
 
 
 def visible(text: str) -> str:
@@ -56,14 +56,14 @@ def _text(token: int, name: str | None, tokenizer: PreTrainedTokenizerBase) -> s
         return chr(value) if value < 128 else name
     if "▁" in name:  # SentencePiece: decoding one token would lose its leading space
         return name.replace("▁", " ")
-    decoded = tokenizer.decode([token], clean_up_tokenization_spaces=False)
-    whole = isinstance(decoded, str) and decoded and "\ufffd" not in decoded
-    return str(decoded) if whole else name
+    text = tokenizer.decode([token], clean_up_tokenization_spaces=False)
+    whole = isinstance(text, str) and text and "\ufffd" not in text
+    return str(text) if whole else name
 
 
 def _sign(char: str, *, alone: bool) -> str | None:
     if char in SIGNS:
         return SIGNS[char]
     kind = unicodedata.category(char)
-    hidden = kind in {"Cc", "Zl", "Zp", "Zs", "Cs"} or (kind == "Cf" and (alone or char != JOINER))
-    return f"\\u{{{ord(char):x}}}" if hidden else None
+    invisible = kind in {"Cc", "Zl", "Zp", "Zs", "Cs"} or (kind == "Cf" and (alone or char != JOINER))
+    return f"\\u{{{ord(char):x}}}" if invisible else None

@@ -82,9 +82,9 @@ class View:
     @property
     def chips(self) -> list[Chip]:
         """The tokens of the page as it opens."""
-        row, kept = dict(self._row(0, len(self.queries) - 1)), set(self.queries)
+        row, queries = dict(self._row(0, len(self.queries) - 1)), set(self.queries)
         words = ((j, self.texts[j]) for j in self.span)
-        return [Chip(j, pieces(text), visible(text), row.get(j, 0), j in kept) for j, text in words]
+        return [Chip(j, pieces(text), visible(text), row.get(j, 0), j in queries) for j, text in words]
 
     @property
     def top(self) -> list[tuple[int, str, int]]:
@@ -102,14 +102,14 @@ class View:
         """The row shown first in a sentence; viewer.js says the same of any other."""
         row = self._row(0, len(self.queries) - 1)
         place = [f"position {j} ({visible(self.texts[j])})" for j in (self.at, *(j for j, _ in row[:2]))]
-        told = f"From {place[0]} {self.heads[0].name} pays nothing to any token."
+        text = f"From {place[0]} {self.heads[0].name} pays nothing to any token."
         if row:
-            told = f"From {place[0]} {self.heads[0].name} looks most at {place[1]}, p = {said(row[0][1])}"
-            told += f", then at {place[2]}, p = {said(row[1][1])}." if len(row) > 1 else "."
+            text = f"From {place[0]} {self.heads[0].name} looks most at {place[1]}, p = {p_str(row[0][1])}"
+            text += f", then at {place[2]}, p = {p_str(row[1][1])}." if len(row) > 1 else "."
         target = self.targets.get(self.at)
         if target is not None:
-            told += f" The token after the earlier copy, position {target}, gets p = {said(dict(row).get(target, 0))}."
-        return told
+            text += f" The token after the earlier copy, position {target}, gets p = {p_str(dict(row).get(target, 0))}."
+        return text
 
     @cached_property
     def data(self) -> dict[str, Any]:
@@ -144,14 +144,14 @@ class View:
 
     def _row(self, head: int, row: int) -> list[tuple[int, int]]:
         """(key, p in units) of a kept row, what rounds to nothing left out."""
-        found = zip(self.heads[head].keys[row].tolist(), self.heads[head].p[row].tolist(), strict=True)
-        whole = ((key, round(p * UNIT)) for key, p in found)
+        pairs = zip(self.heads[head].keys[row].tolist(), self.heads[head].p[row].tolist(), strict=True)
+        whole = ((key, round(p * UNIT)) for key, p in pairs)
         return [(key, p) for key, p in whole if p > 0]
 
     def _page(self) -> str:
         from interp.reports.templates import environment
 
-        return environment().get_template("viewer_page.html").render(view=self, said=said)
+        return environment().get_template("viewer_page.html").render(view=self, p_str=p_str)
 
     def _repr_html_(self) -> str:
         """The page in a frame of its own: its style stays in, and text of the prompt cannot reach the notebook."""
@@ -197,16 +197,16 @@ def attention_view(
     """
     if keys < 1:
         raise TaskError(f"keys is {keys}; at least 1 key of each row is kept")
-    named = None if heads is None else parse_heads(model, [heads] if isinstance(heads, str) else list(heads))
+    parsed_heads = None if heads is None else parse_heads(model, [heads] if isinstance(heads, str) else list(heads))
     batch = model.batch(prompt)
     if len(batch.ids) != 1:
         raise TaskError(f"{len(batch.ids)} prompts given; a view shows one: make a view of each")
     ids = batch.ids[0][batch.mask[0]].tolist()
     positions = None if queries is None else parse_queries(list(queries), len(ids))
-    chosen, positions = choose(model, ids, named, positions)
-    why = "" if named is not None else "One of the heads that look the most sharply away from the first token."
-    told = f"A prompt of {len(ids)} token{'s' * (len(ids) != 1)}."
-    return view_of(model, ids, chosen, queries=positions, about=told, notes=[why] * len(chosen), keys=keys)
+    view_heads, positions = choose(model, ids, parsed_heads, positions)
+    why = "" if parsed_heads is not None else "One of the heads that look the most sharply away from the first token."
+    about = f"A prompt of {len(ids)} token{'s' * (len(ids) != 1)}."
+    return view_of(model, ids, view_heads, queries=positions, about=about, notes=[why] * len(view_heads), keys=keys)
 
 
 def view_of(
@@ -237,19 +237,19 @@ def two(p: int) -> str:
     return f"{(p + UNIT // 200) // (UNIT // 100) / 100:.2f}"
 
 
-def said(p: int) -> str:
+def p_str(p: int) -> str:
     """p given in units, with four digits where two would not tell it from nothing."""
     return f"{p / UNIT:.4f}" if 0 < p < UNIT // 100 else two(p)
 
 
 def _alternating(text: str) -> list[str]:
     """Pieces of a token as plain text and sign in turn, plain first."""
-    found: list[str] = []
+    parts: list[str] = []
     for piece in pieces(text):
-        if piece.sign != bool(len(found) % 2):
-            found.append("")
-        found.append(piece.text)
-    return found
+        if piece.sign != bool(len(parts) % 2):
+            parts.append("")
+        parts.append(piece.text)
+    return parts
 
 
 def _flat(row: Sequence[tuple[int, int]]) -> list[int]:

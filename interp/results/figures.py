@@ -15,7 +15,7 @@ GROUP = "interp.analyses"
 """Entry points of modules that hold analyses."""
 Draw: TypeAlias = "Callable[[pd.DataFrame], go.Figure]"
 """From the rows of one variant of one analysis to a figure that is not shown."""
-_declared: dict[str, tuple[Draw, Mapping[str, Draw]]] = {}
+_figures: dict[str, tuple[Draw, Mapping[str, Draw]]] = {}
 
 
 def head_map(rows: pd.DataFrame) -> go.Figure:
@@ -34,11 +34,11 @@ def dots(rows: pd.DataFrame) -> go.Figure:
 
 def declare(name: str, draw: Draw, variants: Mapping[str, Draw]) -> None:
     """Draw the rows of the analysis `name` by `draw`, those of some variants in ways of their own."""
-    _declared[name] = draw, dict(variants)
+    _figures[name] = draw, dict(variants)
 
 
 def figure_of(name: str, variant: str | None = None) -> Draw:
     """The function that draws an analysis (or one variant); `head_map` for one that is not installed here."""
     load_plugins(GROUP)
-    draw, variants = _declared.get(name, (head_map, {}))
+    draw, variants = _figures.get(name, (head_map, {}))
     return draw if variant is None else variants.get(variant, draw)

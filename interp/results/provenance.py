@@ -76,9 +76,9 @@ def recorded(body: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(body)
     def run(*args: P.args, **options: P.kwargs) -> R:
-        started = time.perf_counter()
+        start = time.perf_counter()
         outcome = body(*args, **options)
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - start
         arguments = inspect.signature(body).bind(*args, **options).arguments
         passed = {
             name: value
@@ -87,8 +87,8 @@ def recorded(body: Callable[P, R]) -> Callable[P, R]:
         }
         own = {k: v for k, v in dict(getattr(outcome, "provenance", {})).items() if k != "data"}
         data = dict(getattr(outcome, "provenance", {})).get("data") or data_of(arguments)
-        told = provenance(arguments["model"], body.__name__, body, passed, data, seconds)
-        return _attached(outcome, {**told, **own})
+        facts = provenance(arguments["model"], body.__name__, body, passed, data, seconds)
+        return _with_provenance(outcome, {**facts, **own})
 
     return run
 
@@ -125,14 +125,14 @@ def _each(value: Any) -> Iterable[Any]:
     return value if isinstance(value, tuple | list) else (value,)
 
 
-def _attached(outcome: R, told: dict[str, Any]) -> R:
+def _with_provenance(outcome: R, facts: dict[str, Any]) -> R:
     if isinstance(outcome, pd.DataFrame):
-        outcome.attrs[ATTRS] = told
+        outcome.attrs[ATTRS] = facts
         return outcome
     own: Callable[[dict[str, Any]], R] | None = getattr(outcome, "with_provenance", None)
     if own is not None:
-        return own(told)
-    return dataclasses.replace(outcome, provenance=told)  # type: ignore[type-var]  # a value with that field
+        return own(facts)
+    return dataclasses.replace(outcome, provenance=facts)  # type: ignore[type-var]  # a value with that field
 
 
 def _device(model: Model) -> str:

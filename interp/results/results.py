@@ -67,26 +67,26 @@ def frame(
     Raises:
         SchemaError: an undeclared column, or values outside their range (p and q in [0, 1], ci_low <= ci_high).
     """
-    declared = dict(INTERVENTION_COLUMNS if interventions else COLUMNS) | dict(extra or {})
+    dtypes = dict(INTERVENTION_COLUMNS if interventions else COLUMNS) | dict(extra or {})
     table = pd.DataFrame(rows)
     for name in table.columns:
-        if name not in declared:
-            raise SchemaError(f"undeclared column {name!r}; {nearest(str(name), declared)}")
-    table = table.reindex(columns=list(declared))
+        if name not in dtypes:
+            raise SchemaError(f"undeclared column {name!r}; {nearest(str(name), dtypes)}")
+    table = table.reindex(columns=list(dtypes))
     try:
-        table = table.astype(declared)
+        table = table.astype(dtypes)
     except (ValueError, TypeError) as error:
         raise SchemaError(f"a column does not have its declared type: {error}") from error
-    return _validated(table, interventions)
+    return _valid_table(table, interventions)
 
 
-def _validated(table: pd.DataFrame, interventions: bool) -> pd.DataFrame:
+def _valid_table(table: pd.DataFrame, interventions: bool) -> pd.DataFrame:
     import pandera.pandas as pa
 
     unit_interval = pa.Column("float64", pa.Check.in_range(0, 1), nullable=True)
     checks: dict[str, pa.Column] = {} if interventions else {"p": unit_interval, "q": unit_interval}
-    ordered = pa.Check(lambda t: ~(t["ci_low"] > t["ci_high"]), error="ci_low above ci_high")
-    schema = pa.DataFrameSchema(checks, checks=None if interventions else ordered, strict=False)
+    interval_check = pa.Check(lambda t: ~(t["ci_low"] > t["ci_high"]), error="ci_low above ci_high")
+    schema = pa.DataFrameSchema(checks, checks=None if interventions else interval_check, strict=False)
     try:
         return schema.validate(table)
     except pa.errors.SchemaError as error:
@@ -124,10 +124,10 @@ class Result:
         if name not in names:
             raise SchemaError(f"no analysis {name!r} in this result; {nearest(name, names)}")
         table = table[table["analysis"] == name]
-        chosen = table["variant"].iloc[0] if variant is None else variant
-        if chosen not in set(table["variant"]):
-            raise SchemaError(f"no variant {chosen!r} of {name!r}; {nearest(chosen, table['variant'].unique())}")
-        return table[table["variant"] == chosen].nlargest(k, "value")
+        kind = table["variant"].iloc[0] if variant is None else variant
+        if kind not in set(table["variant"]):
+            raise SchemaError(f"no variant {kind!r} of {name!r}; {nearest(kind, table['variant'].unique())}")
+        return table[table["variant"] == kind].nlargest(k, "value")
 
     def plot(self, analysis: str | None = None, *, variant: str | None = None) -> go.Figure:
         """What the analysis draws of one variant (its first unless said): a map, layer by head; returned, not shown."""
@@ -197,11 +197,11 @@ class Result:
         if not results:
             raise SchemaError("nothing to join: no results")
         tables = pd.concat([r.table for r in results], ignore_index=True)
-        kept = [r.interventions for r in results if len(r.interventions)]
-        joined = pd.concat(kept, ignore_index=True) if kept else frame([], interventions=True)
-        shared = {k: v for k, v in results[0].provenance.items() if all(r.provenance.get(k) == v for r in results)}
-        own = [{k: v for k, v in r.provenance.items() if k not in shared} for r in results]
-        return cls(tables, {**shared, "calls": own}, joined)
+        interventions = [r.interventions for r in results if len(r.interventions)]
+        effects = pd.concat(interventions, ignore_index=True) if interventions else frame([], interventions=True)
+        common = {k: v for k, v in results[0].provenance.items() if all(r.provenance.get(k) == v for r in results)}
+        own = [{k: v for k, v in r.provenance.items() if k not in common} for r in results]
+        return cls(tables, {**common, "calls": own}, effects)
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:

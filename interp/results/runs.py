@@ -39,15 +39,15 @@ class Runs:
         Raises:
             SchemaError: none, or several, begin so.
         """
-        known = self.table
-        found = known[known["run"].str.startswith(run) | (known["path"] == run)]
-        if len(found) > 1:
-            raise SchemaError(f"{run!r} is the beginning of {len(found)} runs: {', '.join(found['path'])}")
-        if not len(found):
+        table = self.table
+        matches = table[table["run"].str.startswith(run) | (table["path"] == run)]
+        if len(matches) > 1:
+            raise SchemaError(f"{run!r} is the beginning of {len(matches)} runs: {', '.join(matches['path'])}")
+        if not len(matches):
             raise SchemaError(
-                f"no run {run!r} in {str(self.folder)!r}; {nearest(run, [*known['run'], *known['path']])}"
+                f"no run {run!r} in {str(self.folder)!r}; {nearest(run, [*table['run'], *table['path']])}"
             )
-        return self.folder / found["path"].iloc[0]
+        return self.folder / matches["path"].iloc[0]
 
     def load(self, run: str) -> Result:
         """A stored result; see `path`. Of a circuit its edges."""
@@ -66,8 +66,8 @@ class Runs:
         results = [(run, self.load(run)) for run in self.table["run"]]
         tables = {
             "runs": self.table,
-            "results": _stacked([(run, r.table) for run, r in results]),
-            "interventions": _stacked([(run, r.interventions) for run, r in results]),
+            "results": _stack([(run, r.table) for run, r in results]),
+            "interventions": _stack([(run, r.interventions) for run, r in results]),
         }
         with duckdb.connect() as connection:
             for name, table in tables.items():
@@ -91,14 +91,14 @@ def runs(folder: str | Path, *, analysis: str | None = None, model: str | None =
     rows, skipped = [], {}
     for path in sorted(path for suffix in stored.READ for path in root.rglob(f"*{suffix}")):
         try:
-            found = stored.load(path)
+            result = stored.load(path)
         except SchemaError as error:
             if path.suffix == ".parquet":
                 skipped[str(path.relative_to(root))] = str(error)
             continue
-        names = list(dict.fromkeys(found.table["analysis"]))
-        method = found.provenance.get("method")
-        row = _row(found, [method] if method else names, str(path.relative_to(root)))
+        names = list(dict.fromkeys(result.table["analysis"]))
+        method = result.provenance.get("method")
+        row = _row(result, [method] if method else names, str(path.relative_to(root)))
         if (analysis is None or analysis in (*names, method)) and (model is None or model == row["model"]):
             rows.append(row)
     columns = ["run", "path", "model", "analyses", "seed", "device", "rows", "created", "seconds"]
@@ -113,13 +113,13 @@ def compare(a: Result, b: Result) -> pd.DataFrame:
     known. Rows that only one of them has are kept, the other side empty. Largest changes first.
     """
     columns = [*KEY, "value", "se", "ci_low", "ci_high"]
-    joined = a.table[columns].merge(b.table[columns], on=KEY, how="outer", suffixes=("_a", "_b"))
-    joined["change"] = joined["value_b"] - joined["value_a"]
-    error = np.hypot(joined["se_a"], joined["se_b"])
+    table = a.table[columns].merge(b.table[columns], on=KEY, how="outer", suffixes=("_a", "_b"))
+    table["change"] = table["value_b"] - table["value_a"]
+    error = np.hypot(table["se_a"], table["se_b"])
     with np.errstate(divide="ignore", invalid="ignore"):
-        joined["z"] = np.where(error > 0, joined["change"] / error, np.nan)
-    joined["changed"] = (joined["z"].abs() >= 1.96).astype("boolean").mask(joined["z"].isna())
-    return joined.sort_values("change", key=lambda s: -s.abs(), kind="stable", ignore_index=True)
+        table["z"] = np.where(error > 0, table["change"] / error, np.nan)
+    table["changed"] = (table["z"].abs() >= 1.96).astype("boolean").mask(table["z"].isna())
+    return table.sort_values("change", key=lambda s: -s.abs(), kind="stable", ignore_index=True)
 
 
 def differences(a: Result, b: Result) -> dict[str, tuple[Any, Any]]:
@@ -129,25 +129,25 @@ def differences(a: Result, b: Result) -> dict[str, tuple[Any, Any]]:
     return {key: (left.get(key), right.get(key)) for key in every if left.get(key) != right.get(key)}
 
 
-def _row(found: Result, names: list[str], path: str) -> dict[str, Any]:
-    told = found.provenance
-    calls = told.get("calls", [])
-    ids = [told["run_id"]] if "run_id" in told else [call.get("run_id", "") for call in calls]
-    model = told.get("model")
+def _row(result: Result, names: list[str], path: str) -> dict[str, Any]:
+    provenance = result.provenance
+    calls = provenance.get("calls", [])
+    ids = [provenance["run_id"]] if "run_id" in provenance else [call.get("run_id", "") for call in calls]
+    model = provenance.get("model")
     return {
         "run": ids[0] if len(ids) == 1 else "+".join(i[:6] for i in ids[:3]) or Path(path).stem,
         "path": path,
         "model": model.get("name") if isinstance(model, Mapping) else model,
         "analyses": ", ".join(names),
-        "seed": told.get("seed"),
-        "device": told.get("device"),
-        "rows": len(found.table),
-        "created": told.get("created_utc") or max((call.get("created_utc", "") for call in calls), default=""),
-        "seconds": told.get("seconds", sum(call.get("seconds", 0.0) for call in calls)),
+        "seed": provenance.get("seed"),
+        "device": provenance.get("device"),
+        "rows": len(result.table),
+        "created": provenance.get("created_utc") or max((call.get("created_utc", "") for call in calls), default=""),
+        "seconds": provenance.get("seconds", sum(call.get("seconds", 0.0) for call in calls)),
     }
 
 
-def _stacked(tables: list[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
+def _stack(tables: list[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
     parts = [table.assign(run=run)[["run", *table.columns]] for run, table in tables]
     full = [part for part in parts if len(part)] or parts[:1]
     return pd.concat(full, ignore_index=True) if full else pd.DataFrame({"run": pd.Series(dtype=str)})
@@ -156,7 +156,7 @@ def _stacked(tables: list[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(value, Mapping):
         return {prefix: json.dumps(value, default=str) if isinstance(value, list | tuple) else value}
-    found: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for key, inner in value.items():
-        found |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
-    return found
+        leaves |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    return leaves

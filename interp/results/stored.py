@@ -52,16 +52,16 @@ def _table(content: Mapping[str, Any]) -> Result:
 
 def _graph(content: Mapping[str, Any]) -> Result:
     """One row per edge of the circuit, with its interval where it has one."""
-    told = dict(content["provenance"])
+    provenance = dict(content["provenance"])
     rows = [
         {
             **{name: value for name, value in row.items() if name in ("se", "ci_low", "ci_high", *EDGE_COLUMNS)},
-            "analysis": told.get("method") or told.get("circuit") or "circuit",
+            "analysis": provenance.get("method") or provenance.get("circuit") or "circuit",
             "variant": "edge",
             "component": str(Edge(row["sender"], row["receiver"], row["port"])),
             "value": row["score"],
-            "unit": told.get("metric"),
+            "unit": provenance.get("metric"),
         }
         for row in content["edges"]
     ]
-    return Result(frame(rows, extra=EDGE_COLUMNS), told)
+    return Result(frame(rows, extra=EDGE_COLUMNS), provenance)

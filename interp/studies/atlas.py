@@ -85,18 +85,18 @@ class Atlas:
         """
         rows = []
         for name in self.analyses:
-            found = [r for r in (_headline(result, name) for result in self.results) if r is not None]
-            pairs = [_rank_correlation(a["value"], b["value"]) for a, b in combinations(found, 2)]
-            labels = pd.DataFrame([r["label"].fillna(False).astype(bool) for r in found if "label" in r])
-            given = labels.any() if len(labels) else pd.Series(dtype=bool)
+            headlines = [r for r in (_headline(result, name) for result in self.results) if r is not None]
+            pairs = [_rank_correlation(a["value"], b["value"]) for a, b in combinations(headlines, 2)]
+            labels = pd.DataFrame([r["label"].fillna(False).astype(bool) for r in headlines if "label" in r])
+            any_label = labels.any() if len(labels) else pd.Series(dtype=bool)
             rows.append(
                 {
                     "analysis": name,
-                    "n_seeds": len(found),
+                    "n_seeds": len(headlines),
                     "spearman": float(np.mean(pairs)) if pairs else np.nan,
                     "lowest": min(pairs, default=np.nan),
-                    "labelled": int(given.sum()),
-                    "flips": int((given & ~labels.all()).sum()) if len(labels) else 0,
+                    "labelled": int(any_label.sum()),
+                    "flips": int((any_label & ~labels.all()).sum()) if len(labels) else 0,
                 }
             )
         return pd.DataFrame(rows)
@@ -104,15 +104,15 @@ class Atlas:
     def summary(self, *, heads: int = 12) -> list[str]:
         """Lines of text: the roles of each head that has one beyond where it looks, those with most roles first."""
         roles = self.roles()
-        done = roles[roles["stage"] != PATTERN]
+        role_rows = roles[roles["stage"] != PATTERN]
         lines = [
-            f"{done['component'].nunique()} of {len(self.table)} heads have a role ({len(self.analyses)} analyses)"
+            f"{role_rows['component'].nunique()} of {len(self.table)} heads have a role ({len(self.analyses)} analyses)"
         ]
-        grouped = sorted(done.groupby("component", sort=False), key=lambda item: -len(item[1]))
-        for component, own in grouped[:heads]:
+        by_head = sorted(role_rows.groupby("component", sort=False), key=lambda item: -len(item[1]))
+        for component, own in by_head[:heads]:
             lines.append(f"  {component}: {', '.join(dict.fromkeys(own['role']))}")
-        if len(grouped) > heads:
-            lines.append(f"  and {len(grouped) - heads} more")
+        if len(by_head) > heads:
+            lines.append(f"  and {len(by_head) - heads} more")
         patterns = roles[roles["stage"] == PATTERN].groupby("role", sort=False)["component"].nunique()
         if len(patterns):
             lines.append("attention patterns: " + ", ".join(f"{n} {role}" for role, n in patterns.items()))
@@ -126,16 +126,16 @@ class Atlas:
 
         names = list(self.analyses)
         values = self.table[names].to_numpy(dtype=float)
-        known = np.nan_to_num(np.abs(values))
-        reach = np.maximum(known.max(axis=0, initial=0.0), 1e-12)
+        magnitudes = np.nan_to_num(np.abs(values))
+        reach = np.maximum(magnitudes.max(axis=0, initial=0.0), 1e-12)
         heads = list(self.table["component"])
-        told = {"customdata": values, "hovertemplate": "%{y} %{x}: %{customdata:.3g}<extra></extra>"}
+        hover = {"customdata": values, "hovertemplate": "%{y} %{x}: %{customdata:.3g}<extra></extra>"}
         scale = {"zmin": -1, "zmax": 1, "colorscale": "RdBu", "colorbar": {"title": "share of largest"}}
-        figure = go.Figure(go.Heatmap(z=values / reach, x=names, y=heads, **told, **scale))
-        marked = [(n, h["component"]) for h in self.table.to_dict("records") for n in names if h[f"{n}_label"] is True]
-        if marked:
+        figure = go.Figure(go.Heatmap(z=values / reach, x=names, y=heads, **hover, **scale))
+        cells = [(n, h["component"]) for h in self.table.to_dict("records") for n in names if h[f"{n}_label"] is True]
+        if cells:
             marker = {"symbol": "square-open", "size": 9, "color": MARK}
-            x, y = zip(*marked, strict=True)
+            x, y = zip(*cells, strict=True)
             figure.add_scatter(x=x, y=y, mode="markers", marker=marker, name="labelled", hoverinfo="skip")
         figure.update_layout(template=template(), height=max(280, 14 * len(heads) + 120))
         figure.update_yaxes(autorange="reversed")
@@ -192,9 +192,9 @@ def atlas(
     models = {str(r.provenance.get("model", {}).get("name")) for r in results}
     if len(models) > 1:
         raise SchemaError(f"an atlas is of one model; these results are of {', '.join(sorted(models))}")
-    found = dict.fromkeys(name for r in results for name in r.table["analysis"].unique())
-    wanted = [n for n in found if analyses is None or n in analyses]
-    columns = {name: rows for name in wanted if (rows := _joined(results, name)) is not None}
+    all_names = dict.fromkeys(name for r in results for name in r.table["analysis"].unique())
+    names = [n for n in all_names if analyses is None or n in analyses]
+    columns = {name: rows for name in names if (rows := _columns(results, name)) is not None}
     if not columns:
         raise SchemaError("no analysis of these results has a score per head")
     table = pd.concat(list(columns.values()), axis=1)
@@ -205,16 +205,16 @@ def atlas(
     return Atlas(models.pop(), results, tuple(columns), table)
 
 
-def _joined(results: Sequence[Result], name: str) -> pd.DataFrame | None:
+def _columns(results: Sequence[Result], name: str) -> pd.DataFrame | None:
     """Score, q and label of one analysis over seeds, by component."""
-    found = [r for r in (_headline(result, name) for result in results) if r is not None]
-    if not found:
+    headlines = [r for r in (_headline(result, name) for result in results) if r is not None]
+    if not headlines:
         return None
-    value = pd.concat([r["value"] for r in found], axis=1).mean(axis=1)
-    q = pd.concat([r["q"] for r in found], axis=1).max(axis=1)
+    value = pd.concat([r["value"] for r in headlines], axis=1).mean(axis=1)
+    q = pd.concat([r["q"] for r in headlines], axis=1).max(axis=1)
     columns = {name: value, f"{name}_q": q}
-    if all("label" in r for r in found) and not all(r["label"].isna().all() for r in found):
-        share = pd.concat([r["label"].fillna(False).astype(float) for r in found], axis=1).mean(axis=1)
+    if all("label" in r for r in headlines) and not all(r["label"].isna().all() for r in headlines):
+        share = pd.concat([r["label"].fillna(False).astype(float) for r in headlines], axis=1).mean(axis=1)
         columns[f"{name}_label"] = (share > DOUBTFUL).astype("object")
     else:
         columns[f"{name}_label"] = pd.Series(pd.NA, index=value.index, dtype="object")

@@ -16,10 +16,10 @@ def folder() -> Path:
     Raises:
         InterpError: this is an installed copy, which does not contain them.
     """
-    found = Path(__file__).resolve().parents[2] / "tests" / "bench"
-    if not (found / "__main__.py").is_file():
+    path = Path(__file__).resolve().parents[2] / "tests" / "bench"
+    if not (path / "__main__.py").is_file():
         raise InterpError("benchmarks need the source checkout: clone the repository and run `make bench` there")
-    return found
+    return path
 
 
 def run(cases: Sequence[str] = (), *, quick: bool = False, out: str | Path | None = None) -> int:

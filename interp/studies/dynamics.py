@@ -74,8 +74,8 @@ def dynamics(
         result = analyze(model, spec.name, seed=seed, **cheap(spec) | {"n_prompts": n_prompts})
         heads[step] = result.top(spec.name, variant=spec.headline, k=10**9)
         best = heads[step].iloc[0]
-        measured = {"step": step, ROLE: float(best["value"]), "component": best["component"]}
-        rows.append(measured | copying(model, seed=seed))
+        row = {"step": step, ROLE: float(best["value"]), "component": best["component"]}
+        rows.append(row | copying(model, seed=seed))
     return Dynamics(pd.DataFrame(rows), heads)
 
 
@@ -85,6 +85,6 @@ def copying(model: Model, *, period: int = PERIOD, n: int = PROMPTS, seed: int =
     logits = model.run(group.batch).logits
     assert logits is not None
     targets = group.batch.ids[:, group.second[1] :]
-    predicted = logits[:, group.second[0] : group.second[-1]].float().cpu()
-    loss = torch.nn.functional.cross_entropy(predicted.transpose(1, 2), targets.cpu())
-    return {"accuracy": (predicted.argmax(-1) == targets.cpu()).float().mean().item(), "loss": loss.item()}
+    predicted_logits = logits[:, group.second[0] : group.second[-1]].float().cpu()
+    loss = torch.nn.functional.cross_entropy(predicted_logits.transpose(1, 2), targets.cpu())
+    return {"accuracy": (predicted_logits.argmax(-1) == targets.cpu()).float().mean().item(), "loss": loss.item()}

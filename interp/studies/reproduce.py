@@ -60,26 +60,26 @@ def reproduce(name: str, model: Model | None = None, *, k: int = TOP, seed: int 
         ModelLoadError: the hub cannot be reached.
     """
     entry = published(name)
-    held = load(entry["model"], revision=entry["revision"], **how) if model is None else model
-    rows, kept = [], []
-    for asked in entry["scores"]:
+    subject = load(entry["model"], revision=entry["revision"], **how) if model is None else model
+    rows, tables = [], []
+    for spec in entry["scores"]:
         theirs = pd.read_csv(data.path(FOLDER, entry["file"]))
-        theirs = theirs.rename(columns={asked["column"]: "published"})[["layer", "head", "published"]]
-        ours = _ours(held, asked, seed=seed)
-        joined = _joined(ours, theirs, name)
-        rows.append({"what": asked["column"], **_which(asked), **compare(joined, k=k), "source": entry["source"]})
-        kept.append(joined.assign(**_which(asked)))
-    for asked in entry["heads"]:
-        row: dict[str, Any] = {"what": asked["role"], **_which(asked), "source": asked["source"]}
+        theirs = theirs.rename(columns={spec["column"]: "published"})[["layer", "head", "published"]]
+        ours = _ours(subject, spec, seed=seed)
+        table = _pairs(ours, theirs, name)
+        rows.append({"what": spec["column"], **_which(spec), **compare(table, k=k), "source": entry["source"]})
+        tables.append(table.assign(**_which(spec)))
+    for spec in entry["heads"]:
+        row: dict[str, Any] = {"what": spec["role"], **_which(spec), "source": spec["source"]}
         try:
-            ours = _ours(held, asked, seed=seed)
+            ours = _ours(subject, spec, seed=seed)
         except NotApplicable as error:
             rows.append({**row, "why": str(error)})
             continue
-        rows.append({**row, **named(ours, asked["heads"])})
-        kept.append(ours.assign(**_which(asked)))
+        rows.append({**row, **head_overlap(ours, spec["heads"])})
+        tables.append(ours.assign(**_which(spec)))
     columns = ["what", "analysis", "variant", "heads", "spearman", "p", "k", "overlap", "chance", "source", "why"]
-    return Agreement(pd.DataFrame(rows).reindex(columns=columns), pd.concat(kept, ignore_index=True))
+    return Agreement(pd.DataFrame(rows).reindex(columns=columns), pd.concat(tables, ignore_index=True))
 
 
 def compare(joined: pd.DataFrame, *, k: int = TOP) -> dict[str, float | int]:
@@ -101,7 +101,7 @@ def compare(joined: pd.DataFrame, *, k: int = TOP) -> dict[str, float | int]:
     }
 
 
-def named(ours: pd.DataFrame, heads: Sequence[str]) -> dict[str, float | int]:
+def head_overlap(ours: pd.DataFrame, heads: Sequence[str]) -> dict[str, float | int]:
     """Share of the k named heads that are among our k best."""
     unknown = [h for h in heads if h not in set(ours["component"])]
     if unknown:
@@ -116,21 +116,21 @@ def _tables() -> dict[str, Mapping[str, Any]]:
     return data.read_json(data.path(FOLDER, "tables.json"))["tables"]
 
 
-def _which(asked: Mapping[str, Any]) -> dict[str, str]:
-    return {"analysis": asked["analysis"], "variant": asked["variant"]}
+def _which(spec: Mapping[str, Any]) -> dict[str, str]:
+    return {"analysis": spec["analysis"], "variant": spec["variant"]}
 
 
-def _ours(model: Model, asked: Mapping[str, Any], *, seed: int) -> pd.DataFrame:
-    find(asked["analysis"])
-    table = analyze(model, asked["analysis"], seed=seed, **asked.get("options", {})).table
-    rows = table[table["variant"] == asked["variant"]]
+def _ours(model: Model, spec: Mapping[str, Any], *, seed: int) -> pd.DataFrame:
+    find(spec["analysis"])
+    table = analyze(model, spec["analysis"], seed=seed, **spec.get("options", {})).table
+    rows = table[table["variant"] == spec["variant"]]
     return rows[["layer", "head", "component", "value"]].reset_index(drop=True)
 
 
-def _joined(ours: pd.DataFrame, theirs: pd.DataFrame, name: str) -> pd.DataFrame:
+def _pairs(ours: pd.DataFrame, theirs: pd.DataFrame, name: str) -> pd.DataFrame:
     if len(ours) != len(theirs):
         raise SchemaError(f"{name}: {len(theirs)} heads were published, and this model has {len(ours)}")
-    joined = ours.merge(theirs.astype({"layer": "Int64", "head": "Int64"}), on=["layer", "head"], how="inner")
-    if len(joined) != len(ours):
+    table = ours.merge(theirs.astype({"layer": "Int64", "head": "Int64"}), on=["layer", "head"], how="inner")
+    if len(table) != len(ours):
         raise SchemaError(f"{name}: layers or heads of the published table are not those of this model")
-    return joined
+    return table

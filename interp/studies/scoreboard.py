@@ -15,7 +15,7 @@ import pandas as pd
 
 from interp.errors import NotApplicable, TaskError, nearest
 from interp.loading.load import load
-from interp.measurement.planted import cheap, declared, mechanisms, questions
+from interp.measurement.planted import cheap, mechanisms, planted_task, questions
 from interp.measurement.registry import Analysis, analyses, analyze, find
 from interp.parallel import each
 
@@ -25,17 +25,17 @@ ROUNDING = 1e-9  # of an area added up from trapezia
 SCORES = ("auroc", "average_precision", "lowest", "highest", "closed_form_error")
 
 
-def measured(names: Sequence[str] | None = None) -> list[Analysis]:
+def judged_analyses(names: Sequence[str] | None = None) -> list[Analysis]:
     """Analyses that say what they should recover, all or those named.
 
     Raises:
         TaskError: a named analysis that declares no truth.
     """
-    chosen = [find(n) for n in names] if names else list(analyses().values())
-    silent = [a.name for a in chosen if a.planted is None]
+    specs = [find(n) for n in names] if names else list(analyses().values())
+    silent = [a.name for a in specs if a.planted is None]
     if names and silent:
         raise TaskError(f"{silent[0]!r} does not say which planted role it should recover")
-    return [a for a in chosen if a.planted is not None]
+    return [a for a in specs if a.planted is not None]
 
 
 def scoreboard(
@@ -61,15 +61,15 @@ def scoreboard(
     """
     from interp.zoo.planted.factory import ARCHITECTURES
 
-    known = tuple(ARCHITECTURES)
-    for what, given, valid in (("architecture", architectures or (), known), ("setting", settings, SETTINGS)):
-        for name in given:
+    all_names = tuple(ARCHITECTURES)
+    for what, values, valid in (("architecture", architectures or (), all_names), ("setting", settings, SETTINGS)):
+        for name in values:
             if name not in valid:
                 raise TaskError(f"unknown {what} {name!r}; {nearest(name, valid)}")
-    specs = measured(names)
-    cases = [(a, s) for a in architectures or known for s in range(seeds)]
-    judged = each(lambda case: list(_case(specs, settings, *case)), cases, jobs=jobs, progress=progress)
-    return pd.DataFrame([row for rows in judged for row in rows])
+    specs = judged_analyses(names)
+    cases = [(a, s) for a in architectures or all_names for s in range(seeds)]
+    case_rows = each(lambda case: list(_case(specs, settings, *case)), cases, jobs=jobs, progress=progress)
+    return pd.DataFrame([row for rows in case_rows for row in rows])
 
 
 def _case(specs: Sequence[Analysis], settings: Sequence[str], architecture: Any, seed: int) -> Iterator[dict[str, Any]]:
@@ -79,18 +79,18 @@ def _case(specs: Sequence[Analysis], settings: Sequence[str], architecture: Any,
     together = plant(ALL, architecture=architecture, seed=seed)
     # In the same words: what can be asked is the same, and nothing is there to be found.
     inert = plant([], architecture=architecture, seed=seed, n_words=together.vocab.n_words)
-    shared = {"together": together, "inert": inert}
+    models = {"together": together, "inert": inert}
     for spec in specs:
         for setting in settings:
-            planted = shared.get(setting) or plant(mechanisms(spec), architecture=architecture, seed=seed)
-            found = judge(spec, planted, seed=seed)
-            yield {"analysis": spec.name, "setting": setting, "architecture": architecture, "seed": seed} | found
+            planted = models.get(setting) or plant(mechanisms(spec), architecture=architecture, seed=seed)
+            agreement = judge(spec, planted, seed=seed)
+            yield {"analysis": spec.name, "setting": setting, "architecture": architecture, "seed": seed} | agreement
 
 
 def summary(board: pd.DataFrame) -> pd.DataFrame:
     """The worst over architectures and seeds, and the totals of errors, per analysis and setting."""
-    grouped = board.groupby(["analysis", "setting"], sort=False)
-    return grouped.agg(
+    groups = board.groupby(["analysis", "setting"], sort=False)
+    return groups.agg(
         models=("seed", "size"),
         heads=("heads", "sum"),
         auroc=("auroc", "min"),
@@ -129,15 +129,15 @@ def judge(spec: Analysis, planted: Any, *, seed: int) -> dict[str, float | int]:
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     model = load(planted.model, tokenizer=planted.tokenizer)
-    asked = questions(spec, planted, seed=seed)
-    heads = set(planted.truth.heads(declared(spec).recovers))
+    options = questions(spec, planted, seed=seed)
+    heads = set(planted.truth.heads(planted_task(spec).recovers))
     try:
-        found = analyze(model, spec.name, seed=seed, **cheap(spec) | asked)
+        result = analyze(model, spec.name, seed=seed, **cheap(spec) | options)
     except NotApplicable:
         if heads:
             raise
         return {"heads": 0, **dict.fromkeys(SCORES, np.nan), "missed": 0, "false_labels": 0, "false_q": 0}
-    rows = found.top(spec.name, variant=spec.headline, k=10**9)
+    rows = result.top(spec.name, variant=spec.headline, k=10**9)
     places = [(int(layer), int(head)) for layer, head in zip(rows["layer"], rows["head"], strict=True)]
     true = np.array([place in heads for place in places])
     score = rows["value"].to_numpy(dtype=float)
@@ -146,8 +146,8 @@ def judge(spec: Analysis, planted: Any, *, seed: int) -> dict[str, float | int]:
     label = rows["label"].fillna(False).to_numpy(dtype=bool)
     q = rows["q"].to_numpy(dtype=float)
     # What the prompts of a task show is known where norms are the identity alone.
-    known = bool(planted.truth.effects) or not asked
-    unit = str(rows["unit"].iloc[0]) if known else ""
+    has_ideal = bool(planted.truth.effects) or not options
+    unit = str(rows["unit"].iloc[0]) if has_ideal else ""
     ideal = np.array([_closed_form(planted, place, unit) for place in places])
     error = np.abs(score / ideal - 1)[true]
     both = true.any() and not true.all()
@@ -170,10 +170,10 @@ def _closed_form(planted: Any, place: tuple[int, int], unit: str) -> float:
     for mechanism in planted.mechanisms:
         for slot in mechanism.slots:
             if place in truth.roles[slot.role]:
-                known = {
+                by_unit = {
                     "probability": truth.expected.get(slot.role),
                     "fraction": 1.0,
                     "logit": truth.effects.get(mechanism.name, {}).get(slot.role),
                 }
-                return float(known.get(unit) or np.nan)
+                return float(by_unit.get(unit) or np.nan)
     return np.nan

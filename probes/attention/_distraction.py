@@ -94,31 +94,31 @@ def distraction(
     """
     if (normal is None) != (attacked is None):
         raise TaskError("`normal` and `attacked` come together: the score is a comparison of the two")
-    given = normal is not None
+    own_prompts = normal is not None
     if normal is None or attacked is None:
         normal, attacked = _default(model, n_prompts, bos, seed)
     if min(len(normal.batch.ids), len(attacked.batch.ids)) < 8:
         raise TaskError("fewer than 8 prompts of a kind: half of them choose heads, the other half judge")
-    calm, drawn = focus(model, normal, method=method), focus(model, attacked, method=method)
+    normal_focus, attacked_focus = focus(model, normal, method=method), focus(model, attacked, method=method)
     rng = np.random.default_rng(seed)
-    calm, drawn = (x[rng.permutation(len(x))] for x in (calm, drawn))
-    (train, test), (train_a, test_a) = (np.array_split(x, 2) for x in (calm, drawn))
+    normal_focus, attacked_focus = (x[rng.permutation(len(x))] for x in (normal_focus, attacked_focus))
+    (train, test), (train_a, test_a) = (np.array_split(x, 2) for x in (normal_focus, attacked_focus))
     spread = train.std(0, ddof=1) + train_a.std(0, ddof=1)
     gap = train.mean(0) - train_a.mean(0)
     separation = np.divide(gap, spread, out=np.zeros_like(gap), where=spread > 0)
-    chosen = (separation > deviations) & (gap > MARGIN)
+    selected_heads = (separation > deviations) & (gap > MARGIN)
     p = np.asarray(mannwhitneyu(test, test_a + MARGIN, alternative="greater", axis=0).pvalue)
     q = stats.benjamini_hochberg(p)
     auroc = _auroc_interval(test, test_a, rng)
     at_rest = stats.bootstrap_mean(test, seed=seed)
     parts = [
-        head_rows(model, "auroc", "fraction", **auroc, null=0.5, p=p, q=q, label=chosen & (q < LEVEL)),
+        head_rows(model, "auroc", "fraction", **auroc, null=0.5, p=p, q=q, label=selected_heads & (q < LEVEL)),
         head_rows(model, "separation", "standard deviations", value=separation, null=0.0, n=len(train)),
         head_rows(model, "focus", "fraction", **interval_columns(at_rest), null=_share(normal)),
-        _detector(test, test_a, chosen, rng),
+        _detector(test, test_a, selected_heads, rng),
     ]
     batches = [normal.batch, attacked.batch]
-    data = {"task": "prompts given" if given else "random tokens, the last one from the instruction", "bos": bos}
+    data = {"task": "prompts given" if own_prompts else "random tokens, the last one from the instruction", "bos": bos}
     data |= {"n": sum(len(b.ids) for b in batches), "sha256": tasks.fingerprint(batches)}
     return Findings(pd.concat(parts, ignore_index=True), data)
 
@@ -133,12 +133,12 @@ def spans(model: Model, pairs: Sequence[tuple[str, str]], *, ask: str = "") -> S
         raise TaskError("texts were given, and this checkpoint has no tokenizer")
     rows, first, second = [], [], []
     for instruction, data in pairs:
-        found = tokenizer(instruction + data + ask, return_offsets_mapping=True, verbose=False)
-        at = torch.tensor(found["offset_mapping"])
-        held = at[:, 1] > at[:, 0]  # specials hold no text
-        rows.append(list(found["input_ids"]))
-        first.append(held & (at[:, 0] < len(instruction)))
-        second.append(held & (at[:, 0] >= len(instruction)) & (at[:, 0] < len(instruction) + len(data)))
+        encoding = tokenizer(instruction + data + ask, return_offsets_mapping=True, verbose=False)
+        at = torch.tensor(encoding["offset_mapping"])
+        has_text = at[:, 1] > at[:, 0]  # specials hold no text
+        rows.append(list(encoding["input_ids"]))
+        first.append(has_text & (at[:, 0] < len(instruction)))
+        second.append(has_text & (at[:, 0] >= len(instruction)) & (at[:, 0] < len(instruction) + len(data)))
     batch = Batch.of(rows)
     masks = [torch.zeros_like(batch.mask), torch.zeros_like(batch.mask)]
     for mask, parts in zip(masks, (first, second), strict=True):
@@ -152,12 +152,12 @@ def focus(model: Model, prompts: Spans, *, method: str = "auto") -> Float[np.nda
     batch = prompts.batch
     last = batch.first + batch.mask.sum(1) - 1
     rows = torch.nn.functional.one_hot(last, batch.ids.shape[1]).bool()
-    asked = {}
+    questions = {}
     for name, span in (("instruction", prompts.instruction), ("data", prompts.data)):
         prompt, key = (span & ~rows).nonzero().T
-        asked[name] = Mean(Pairs(prompt, last[prompt], key), rows)
-    answers = model.attention(batch, asked, method=method)
-    a, b = (answers[name].transpose(0, 1).double().nan_to_num().numpy() for name in asked)
+        questions[name] = Mean(Pairs(prompt, last[prompt], key), rows)
+    answers = model.attention(batch, questions, method=method)
+    a, b = (answers[name].transpose(0, 1).double().nan_to_num().numpy() for name in questions)
     return np.divide(a, a + b, out=np.full(a.shape, 0.5), where=a + b > 1e-9)
 
 
@@ -167,12 +167,14 @@ def _share(prompts: Spans) -> float:
 
 
 def _auroc_interval(
-    calm: Float[np.ndarray, "prompt layer head"], drawn: Float[np.ndarray, "other layer head"], rng: np.random.Generator
+    normal: Float[np.ndarray, "prompt layer head"],
+    attacked: Float[np.ndarray, "other layer head"],
+    rng: np.random.Generator,
 ) -> dict[str, object]:
-    """Columns value, se, ci_low, ci_high, n of P(calm > drawn) + P(equal) / 2, prompts of both kinds resampled."""
-    wins = (calm[:, None] > drawn[None]) + 0.5 * (calm[:, None] == drawn[None])
-    n, m, value = len(calm), len(drawn), wins.mean((0, 1))
-    resampled = stats.bootstrap(
+    """Columns value, se, ci_low, ci_high, n of P(normal > attacked) + P(equal) / 2, prompts of both kinds resampled."""
+    wins = (normal[:, None] > attacked[None]) + 0.5 * (normal[:, None] == attacked[None])
+    n, m, value = len(normal), len(attacked), wins.mean((0, 1))
+    interval = stats.bootstrap(
         lambda v, w: np.einsum("sn,nmlh,sm->slh", v, wins, w, optimize=True),
         n,
         m,
@@ -180,29 +182,29 @@ def _auroc_interval(
         n_resamples=RESAMPLES,
         around=value,
     )
-    return {"value": value, "se": resampled.se, "ci_low": resampled.low, "ci_high": resampled.high, "n": n + m}
+    return {"value": value, "se": interval.se, "ci_low": interval.low, "ci_high": interval.high, "n": n + m}
 
 
 def _detector(
-    calm: Float[np.ndarray, "prompt layer head"],
-    drawn: Float[np.ndarray, "other layer head"],
-    chosen: Bool[np.ndarray, "layer head"],
+    normal: Float[np.ndarray, "prompt layer head"],
+    attacked: Float[np.ndarray, "other layer head"],
+    selected_heads: Bool[np.ndarray, "layer head"],
     rng: np.random.Generator,
 ) -> pd.DataFrame:
     """The row of `detector`."""
-    flat, flat_drawn = (x.reshape(len(x), -1) for x in (calm, drawn))
-    picked = np.flatnonzero(chosen.ravel())
+    flat, flat_attacked = (x.reshape(len(x), -1) for x in (normal, attacked))
+    head_indices = np.flatnonzero(selected_heads.ravel())
 
     def auroc(heads: np.ndarray) -> float:
-        a, b = flat[:, heads].mean(1)[:, None], flat_drawn[:, heads].mean(1)[None]
+        a, b = flat[:, heads].mean(1)[:, None], flat_attacked[:, heads].mean(1)[None]
         return float(((a > b) + 0.5 * (a == b)).mean())
 
-    others = np.flatnonzero(~chosen.ravel())
+    others = np.flatnonzero(~selected_heads.ravel())
     row: dict[str, object] = {"variant": "detector", "unit": "fraction"}
-    if len(picked):
-        row |= {"value": auroc(picked), "n": len(flat) + len(flat_drawn)}
-    if len(picked) and len(others) >= len(picked):
-        row["null"] = np.mean([auroc(rng.choice(others, len(picked), replace=False)) for _ in range(200)])
+    if len(head_indices):
+        row |= {"value": auroc(head_indices), "n": len(flat) + len(flat_attacked)}
+    if len(head_indices) and len(others) >= len(head_indices):
+        row["null"] = np.mean([auroc(rng.choice(others, len(head_indices), replace=False)) for _ in range(200)])
     return pd.DataFrame([row])
 
 
@@ -215,16 +217,16 @@ def _default(model: Model, n: int, bos: str, seed: int) -> tuple[Spans, Spans]:
     if size < 4:
         raise NotApplicable(f"{room} tokens leave no room for an instruction and data of at least 4 each")
     generator = torch.Generator().manual_seed(seed)
-    made = []
+    prompts = []
     for attacked in (False, True):
         words = tasks.random_blocks(model, n=n, length=2 * size, generator=generator)
         row = torch.arange(n)
-        asked = words[row, torch.randint(size - 1, (n,), generator=generator)]
+        query_token = words[row, torch.randint(size - 1, (n,), generator=generator)]
         if attacked:
-            words[row, size + torch.randint(size - 1, (n,), generator=generator)] = asked
+            words[row, size + torch.randint(size - 1, (n,), generator=generator)] = query_token
         head = torch.full((n, start), first or 0)
-        batch = Batch.of(torch.cat([head, words, asked[:, None]], dim=1))
+        batch = Batch.of(torch.cat([head, words, query_token[:, None]], dim=1))
         position = torch.arange(batch.ids.shape[1]).expand_as(batch.ids) - start
         inside = (position >= 0) & (position < size)
-        made.append(Spans(batch, inside, (position >= size) & (position < 2 * size)))
-    return made[0], made[1]
+        prompts.append(Spans(batch, inside, (position >= size) & (position < 2 * size)))
+    return prompts[0], prompts[1]

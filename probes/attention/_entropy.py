@@ -82,7 +82,8 @@ def entropy(
 
     focus = by_prompt(1 - nats / most)
     others = by_prompt(rest)
-    known = np.where(np.isnan(others), nan_mean(others, axis=0), others)  # a prompt without an answer moves nothing
+    # a prompt without an answer moves nothing
+    rest_focus = np.where(np.isnan(others), nan_mean(others, axis=0), others)
     p = p_above(focus, margin=MARGIN)
     q = stats.benjamini_hochberg(p)
     interval = stats.bootstrap_mean(focus, seed=seed)
@@ -90,14 +91,14 @@ def entropy(
     uniform = by_prompt(np.broadcast_to(most, nats.shape)).mean(0)
 
     def variant(name: str, unit: str, values: np.ndarray, **more: object) -> pd.DataFrame:
-        found = interval_columns(stats.bootstrap_mean(values, seed=seed))
-        return head_rows(model, name, unit, **found, **more)
+        columns = interval_columns(stats.bootstrap_mean(values, seed=seed))
+        return head_rows(model, name, unit, **columns, **more)
 
     parts = [
         variant("focus", "fraction", focus, null=0.0, p=p, q=q, label=label),
         variant("normalised", "fraction", 1 - focus, null=1.0),
         variant("nats", "nats", by_prompt(nats), null=uniform),
-        variant("focus_without_first", "fraction", known, null=0.0),
+        variant("focus_without_first", "fraction", rest_focus, null=0.0),
     ]
     return Findings(pd.concat(parts, ignore_index=True), data.data)
 
@@ -114,16 +115,16 @@ def row_entropies(
     Without the first key of mass f the row's entropy is (H + f log f) / (1 - f) + log(1 - f): no second pass.
     """
     first = torch.nn.functional.one_hot(data.batch.first, data.batch.ids.shape[1]).bool()
-    asked = {"entropy": Entropy(), "first": KeyMass(first)}
-    answers = model.attention(data.batch, asked, method=method)
+    questions = {"entropy": Entropy(), "first": KeyMass(first)}
+    answers = model.attention(data.batch, questions, method=method)
     nats, mass = answers["entropy"].double().numpy(), answers["first"].double().numpy()
     outcomes = visible_keys(model, data.batch)[:, :, None] + model.info.sink_logits
     sees_first = ~np.isnan(mass)
     mass = np.clip(np.nan_to_num(mass), 0.0, 1.0)
-    left = np.where(mass < 1 - LEFT, 1 - mass, np.nan)
+    rest_mass = np.where(mass < 1 - LEFT, 1 - mass, np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
         most = np.where(outcomes > 1, np.log(np.maximum(outcomes, 1)), np.nan)
-        spread = (nats + np.where(mass > 0, mass * np.log(mass), 0.0)) / left + np.log(left)
+        spread = (nats + np.where(mass > 0, mass * np.log(mass), 0.0)) / rest_mass + np.log(rest_mass)
         others = outcomes - sees_first
         rest = 1 - spread / np.where(others > 1, np.log(np.maximum(others, 1)), np.nan)
     return nats, most, np.clip(rest, 0.0, 1.0)

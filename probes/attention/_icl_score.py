@@ -84,7 +84,7 @@ def icl_score(
     data = text_prompts(model, texts, n=n_prompts, length=late + SPAN, bos=bos, seed=seed)
     late = data.batch.ids.shape[1] - SPAN
     early = min(early, late // 2)
-    chosen: list[Head] = [parse_head(name) for name in heads]
+    targets: list[Head] = [parse_head(name) for name in heads]
     losses = _losses(model, data, early, late)
     gain = _cut_loss(model, data, early, late) - losses[:, 1]
     rows = []
@@ -94,12 +94,12 @@ def icl_score(
         ("early_loss", losses[:, 0], 0),
         ("late_loss", losses[:, 1], 0),
     ):
-        found = stats.bootstrap_mean(values, seed=seed)
-        row = {"variant": name, "unit": "nats", "component": "model", "value": float(found.mean), "n": found.n}
-        row |= {"se": float(found.se), "ci_low": float(found.low), "ci_high": float(found.high)}
+        interval = stats.bootstrap_mean(values, seed=seed)
+        row = {"variant": name, "unit": "nats", "component": "model", "value": float(interval.mean), "n": interval.n}
+        row |= {"se": float(interval.se), "ci_low": float(interval.low), "ci_high": float(interval.high)}
         p = float(p_above(sign * values)) if sign else None
         rows.append(row | ({"null": 0.0, "p": p, "q": p} if sign else {}))
-    effects = _ablated(model, data, chosen, losses, early, late, n_random=n_random, seed=seed) if chosen else []
+    effects = _effects(model, data, targets, losses, early, late, n_random=n_random, seed=seed) if targets else []
     return Findings(rows, data.data | {"early": early, "late": late}, effects)
 
 
@@ -121,18 +121,18 @@ def _cut_loss(model: Model, data: PromptSet, early: int, late: int) -> Float[np.
 
 def _loss(model: Model, batch: Batch, edits: Sequence) -> Float[np.ndarray, "prompt token"]:
     """Loss in nats of every token but the first."""
-    found = []
+    parts = []
     for part in torch.arange(len(batch.ids)).split(BLOCK):
         ids = batch.ids[part]
         logits = model.run(Batch(ids, batch.mask[part]), edits=edits).logits
         if logits is None:
             raise RuntimeError("a run without early stop gave no logits")
         flat = logits[:, :-1].float().cpu().flatten(0, 1)
-        found.append(torch.nn.functional.cross_entropy(flat, ids[:, 1:].flatten(), reduction="none").view(len(ids), -1))
-    return torch.cat(found).double().numpy()
+        parts.append(torch.nn.functional.cross_entropy(flat, ids[:, 1:].flatten(), reduction="none").view(len(ids), -1))
+    return torch.cat(parts).double().numpy()
 
 
-def _ablated(
+def _effects(
     model: Model,
     data: PromptSet,
     heads: Sequence[Head],
@@ -148,9 +148,9 @@ def _ablated(
     pool = [(layer, head) for layer in model.info.attention_layers for head in range(model.info.n_heads)]
     edited = _summary(_losses(model, data, early, late, heads, mean))
     rows: list[dict[str, object]] = []
-    for matching, sets in (stats.matched_sets(heads, pool, n_sets=n_random, seed=seed) or {"none": []}).items():
+    for control, sets in (stats.matched_sets(heads, pool, n_sets=n_random, seed=seed) or {"none": []}).items():
         controls = [_summary(_losses(model, data, early, late, s, mean)) for s in sets]
-        rows += intervention_rows(set_name("mean", heads), len(heads), matching, _summary(clean), edited, controls)
+        rows += intervention_rows(set_name("mean", heads), len(heads), control, _summary(clean), edited, controls)
     return rows
 
 

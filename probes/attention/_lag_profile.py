@@ -126,7 +126,7 @@ def lag_profile(
         ),
         *_profile(model, real, chance, furthest, seed=seed),
         head_rows(model, "asymmetry", unit, **columns(forward), null=0.0),
-        _fitted(model, excess, furthest, seed=seed),
+        _distance_rows(model, excess, furthest, seed=seed),
     ]
     data = describe_repeats(groups, bos) | {"furthest": furthest}
     return Findings(pd.concat(parts, ignore_index=True), data)
@@ -141,31 +141,31 @@ def _profile(
     seed: int,
 ) -> list[pd.DataFrame]:
     """Rows of `profile`, a block per lag."""
-    found = []
+    rows = []
     for i in range(real.shape[-1]):
         columns = interval_columns(stats.bootstrap_mean(real[..., i], seed=seed))
         null = chance[..., i].mean(0)
-        found.append(head_rows(model, "profile", "probability", **columns, null=null, position=i - furthest))
-    return found
+        rows.append(head_rows(model, "profile", "probability", **columns, null=null, position=i - furthest))
+    return rows
 
 
 def lag_masses(
     model: Model, groups: Sequence[Repeats], furthest: int, *, method: str = "auto"
 ) -> Float[np.ndarray, "prompt layer head lag"]:
     """Mean mass at each lag -furthest .. furthest of the first copy, over queries of the second copy that have it."""
-    found = []
+    masses = []
     for g in groups:
-        asked: dict[str, Statistic] = {}
+        questions: dict[str, Statistic] = {}
         for lag in range(-furthest, furthest + 1):
             rows = [g.second[m] for m in range(g.length) if 0 <= m + lag < g.length]
-            asked[str(lag)] = Mean(Offset(g.length - lag), g.rows(rows))
-        answers = model.attention(g.batch, asked, method=method)
-        found.append(np.stack([answers[lag].transpose(0, 1).double().numpy() for lag in asked], axis=-1))
+            questions[str(lag)] = Mean(Offset(g.length - lag), g.rows(rows))
+        answers = model.attention(g.batch, questions, method=method)
+        masses.append(np.stack([answers[lag].transpose(0, 1).double().numpy() for lag in questions], axis=-1))
     # a stripe outside a sliding window has no answer: nothing is paid there
-    return np.nan_to_num(np.concatenate(found))
+    return np.nan_to_num(np.concatenate(masses))
 
 
-def _fitted(
+def _distance_rows(
     model: Model, excess: Float[np.ndarray, "prompt layer head lag"], furthest: int, *, seed: int
 ) -> pd.DataFrame:
     """Rows of `cmr_distance`: interval over resampled prompts, null over shuffled lags."""
@@ -173,29 +173,29 @@ def _fitted(
     middle = excess[..., furthest - reach : furthest + reach + 1]
     n, shape = len(middle), middle.shape[1:3]
     mean = middle.mean(0).reshape(-1, 2 * reach + 1)
-    fitted = temporal_context.fit(mean)
+    fit = temporal_context.fit(mean)
     rng = np.random.default_rng(seed)
 
     def distances(weights: Float[np.ndarray, "draw prompt"]) -> Float[np.ndarray, "draw head"]:
         return np.stack([temporal_context.distance(np.tensordot(w, middle, 1).reshape(mean.shape)) for w in weights])
 
-    drawn = stats.bootstrap(distances, n, seed=rng, n_resamples=RESAMPLES, around=fitted.distance)
+    interval = stats.bootstrap(distances, n, seed=rng, n_resamples=RESAMPLES, around=fit.distance)
     orders = [rng.permutation(2 * reach + 1) for _ in range(SHUFFLES)]
-    shuffled = np.stack([temporal_context.distance(mean[:, order]) for order in orders])
-    flat = np.isnan(fitted.distance)
-    p = (1 + (shuffled <= temporal_context.distance(mean)).sum(0)) / (1 + SHUFFLES)
+    null_distances = np.stack([temporal_context.distance(mean[:, order]) for order in orders])
+    flat = np.isnan(fit.distance)
+    p = (1 + (null_distances <= temporal_context.distance(mean)).sum(0)) / (1 + SHUFFLES)
     return head_rows(
         model,
         "cmr_distance",
         "fraction",
-        value=fitted.distance.reshape(shape),
-        se=drawn.se.reshape(shape),
-        ci_low=drawn.low.reshape(shape),
-        ci_high=drawn.high.reshape(shape),
-        null=shuffled.mean(0).reshape(shape),
+        value=fit.distance.reshape(shape),
+        se=interval.se.reshape(shape),
+        ci_low=interval.low.reshape(shape),
+        ci_high=interval.high.reshape(shape),
+        null=null_distances.mean(0).reshape(shape),
         p=np.where(flat, np.nan, p).reshape(shape),
         n=n,
-        beta_enc=np.where(flat, np.nan, fitted.beta_enc).reshape(shape),
-        beta_rec=np.where(flat, np.nan, fitted.beta_rec).reshape(shape),
-        gamma=np.where(flat, np.nan, fitted.gamma).reshape(shape),
+        beta_enc=np.where(flat, np.nan, fit.beta_enc).reshape(shape),
+        beta_rec=np.where(flat, np.nan, fit.beta_rec).reshape(shape),
+        gamma=np.where(flat, np.nan, fit.gamma).reshape(shape),
     )

@@ -123,12 +123,12 @@ def profiles(
 ) -> Float[np.ndarray, "prompt layer head offset"]:
     """Mean of p(i, i-d) over the rows of each prompt that see every offset asked for outside a BOS."""
     rows = data.rows(lowest=furthest + data.start)
-    asked = {str(d): Mean(Offset(d), rows) for d in range(furthest + 1)}
-    answers = model.attention(data.batch, asked, method=method)
-    return np.stack([answers[d].transpose(0, 1).double().numpy() for d in asked], axis=-1)
+    questions = {str(d): Mean(Offset(d), rows) for d in range(furthest + 1)}
+    answers = model.attention(data.batch, questions, method=method)
+    return np.stack([answers[d].transpose(0, 1).double().numpy() for d in questions], axis=-1)
 
 
 def _uniform(model: Model, data: PromptSet, furthest: int) -> Float[np.ndarray, "layer head"]:
     rows = data.rows(lowest=furthest + data.start).numpy()
-    chance = np.array([(1 / seen)[rows].mean() for seen in visible_keys(model, data.batch)])
+    chance = np.array([(1 / n_visible)[rows].mean() for n_visible in visible_keys(model, data.batch)])
     return np.repeat(chance[:, None], model.info.n_heads, axis=1)

@@ -85,7 +85,7 @@ def text_induction(
     parts = []
     for name, classes in (("fuzzy_pm", words), ("exact_pm", torch.where(words >= 0, torch.arange(len(words)), -1))):
         prompt, query, key = matches(data, classes, max_earlier=max_earlier)
-        parts.append(_judged(model, data, name, prompt, query, key, method=method, seed=seed))
+        parts.append(_variant_rows(model, data, name, prompt, query, key, method=method, seed=seed))
     return Findings(pd.concat(parts, ignore_index=True), data.data)
 
 
@@ -100,20 +100,20 @@ def word_classes(model: Model) -> Int[Tensor, " token"]:
 
 def spellings(names: Sequence[str | None], size: int) -> Int[Tensor, " token"]:
     """Numbers of words that differ in more than case and leading space; -1 where there is no name, up to `size`."""
-    known: dict[str, int] = {}
-    found = torch.full((size,), -1)
+    word_ids: dict[str, int] = {}
+    classes = torch.full((size,), -1)
     for i, name in enumerate(names):
         word = (name or "").strip(_SPACES).casefold()
         if word:
-            found[i] = known.setdefault(word, len(known))
-    return found
+            classes[i] = word_ids.setdefault(word, len(word_ids))
+    return classes
 
 
 def matches(
     data: PromptSet, classes: Int[Tensor, " token"], *, max_earlier: int
 ) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
     """(prompt, query, key) of every j + 1 where j holds the word of query i, at least `GAP` tokens before it."""
-    found = [torch.empty(3, 0, dtype=torch.long)]
+    pairs = [torch.empty(3, 0, dtype=torch.long)]
     for row, ids in enumerate(data.batch.ids):
         word = classes[ids]
         order = word.argsort(stable=True)
@@ -124,24 +124,24 @@ def matches(
             near = j + 1 > i - GAP
             j, i = j[~near], i[~near]
             few = torch.bincount(i, minlength=len(ids))[i] <= max_earlier
-            found.append(torch.stack([torch.full_like(i[few], row), i[few], j[few] + 1]))
-    prompt, query, key = torch.cat(found, dim=1)
+            pairs.append(torch.stack([torch.full_like(i[few], row), i[few], j[few] + 1]))
+    prompt, query, key = torch.cat(pairs, dim=1)
     return prompt, query, key
 
 
-def _judged(
+def _variant_rows(
     model: Model, data: PromptSet, name: str, prompt: Tensor, query: Tensor, key: Tensor, *, method: str, seed: int
 ) -> pd.DataFrame:
     """Rows of one variant; prompts in which nothing repeats have no say."""
-    asked: dict[str, Statistic] = {"target": Mean(Pairs(prompt, query, key))}
+    questions: dict[str, Statistic] = {"target": Mean(Pairs(prompt, query, key))}
     for k in WRONG:
         inside = key + k >= data.start
-        asked[f"wrong {k}"] = Mean(Pairs(prompt[inside], query[inside], key[inside] + k))
+        questions[f"wrong {k}"] = Mean(Pairs(prompt[inside], query[inside], key[inside] + k))
     # a prompt in which nothing repeats has no answer; a target outside a sliding window gets nothing
     has = torch.bincount(prompt, minlength=len(data.batch.ids)) > 0
     if int(has.sum()) < 2:
         raise TaskError("no word comes back after 12 tokens or more in two of these texts: nothing to measure")
-    answers = model.attention(data.batch, asked, method=method)
+    answers = model.attention(data.batch, questions, method=method)
     target = answers["target"][:, has].transpose(0, 1).double().nan_to_num().numpy()
     wrong = np.stack([nan_mean(answers[f"wrong {k}"].double().numpy(), axis=1) for k in WRONG])
     interval = stats.bootstrap_mean(target, seed=seed)
@@ -155,12 +155,12 @@ def _judged(
 
 def _chance(model: Model, data: PromptSet, prompt: Tensor, query: Tensor, key: Tensor) -> Float[np.ndarray, " layer"]:
     """Score of uniform attention: of the keys that a query sees, the share that are targets; mean as for the score."""
-    found = []
-    for seen in visible_keys(model, data.batch):
-        inside = (query - key).numpy() < seen[prompt, query]
-        share, count = np.zeros(seen.shape), np.zeros(seen.shape)
-        np.add.at(share, (prompt, query), inside / seen[prompt, query])
+    scores = []
+    for n_visible in visible_keys(model, data.batch):
+        inside = (query - key).numpy() < n_visible[prompt, query]
+        share, count = np.zeros(n_visible.shape), np.zeros(n_visible.shape)
+        np.add.at(share, (prompt, query), inside / n_visible[prompt, query])
         np.add.at(count, (prompt, query), inside)
-        known = np.where(count > 0, share, np.nan)
-        found.append(np.nan_to_num(nan_mean(known, axis=1))[np.unique(prompt)].mean())
-    return np.array(found)
+        row_shares = np.where(count > 0, share, np.nan)
+        scores.append(np.nan_to_num(nan_mean(row_shares, axis=1))[np.unique(prompt)].mean())
+    return np.array(scores)

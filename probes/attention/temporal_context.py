@@ -83,9 +83,9 @@ def fit(profiles: Float[np.ndarray, "profile lag"], *, polish: bool = True) -> F
         distance[rows] = 1 - np.maximum(correlation.max(1), 0) ** 2
         close = distance[rows] < POLISHED if polish else np.zeros(len(rows), dtype=bool)
         for row, target in zip(rows[close], unit[close], strict=True):
-            found = minimize(_loss, best[row], args=(target, reach), method="L-BFGS-B", bounds=BOUNDS)
-            if found.fun < distance[row]:
-                best[row], distance[row] = found.x, found.fun
+            optimum = minimize(_loss, best[row], args=(target, reach), method="L-BFGS-B", bounds=BOUNDS)
+            if optimum.fun < distance[row]:
+                best[row], distance[row] = optimum.x, optimum.fun
     return Fit(best[:, 0], best[:, 1], best[:, 2], np.clip(distance, 0.0, 1.0))
 
 
@@ -110,8 +110,8 @@ def _standardised(profiles: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray
     norm = np.linalg.norm(centred, axis=1)
     rows = np.flatnonzero(norm > 1e-9)  # NaN profiles are left out as well
     for start in range(0, len(rows), 1024):
-        chosen = rows[start : start + 1024]
-        yield chosen, centred[chosen] / norm[chosen, None]
+        block = rows[start : start + 1024]
+        yield block, centred[block] / norm[block, None]
 
 
 def _loss(setting: np.ndarray, target: np.ndarray, reach: int) -> float:

@@ -103,16 +103,16 @@ def conflict(
     pruning. There one head, or the top per cent, is chosen by the intervention's own effect; here by a test, and the
     intervention is judged against random heads. The null is ours.
     """
-    drawn = prompts or tasks.conflict(model, base=base, n=n_prompts, seed=seed, bos=bos)
-    known = _known(model, drawn)
-    if int(known.sum()) < LEAST:
+    candidates = prompts or tasks.conflict(model, base=base, n=n_prompts, seed=seed, bos=bos)
+    knowledge = _knowledge(model, candidates)
+    if int(knowledge.sum()) < LEAST:
         raise NotApplicable(
-            f"the model knows {int(known.sum())} of {len(known)} facts; {LEAST} are needed for a conflict"
+            f"the model knows {int(knowledge.sum())} of {len(knowledge)} facts; {LEAST} are needed for a conflict"
         )
-    asked = drawn.select(known.nonzero()[:, 0])
-    direct = _direct(model, asked, asked.task.answers, asked.task.wrong)
+    conflicts = candidates.select(knowledge.nonzero()[:, 0])
+    direct = _direct(model, conflicts, conflicts.task.answers, conflicts.task.wrong)
     generator = torch.Generator().manual_seed(seed)
-    null = np.stack([_direct(model, asked, *_exchanged(asked, generator)).mean(0) for _ in range(n_null)])
+    null = np.stack([_direct(model, conflicts, *_exchange(conflicts, generator)).mean(0) for _ in range(n_null)])
     score = stats.bootstrap_mean(direct, seed=seed)
     total = float(np.abs(score.mean).sum())
     one_sided = [stats.p_against_nulls(s * score.mean, s * null, margin=SMALLEST * total) for s in (1, -1)]
@@ -122,68 +122,70 @@ def conflict(
     role = np.where(score.mean > 0, *ROLES)
     columns = {"null": null.mean(0), "p": p, "q": q, "label": label, "role": role}
     parts = [head_rows(model, "direct", "logit", **interval_columns(score), **columns)]
-    for i, wording in enumerate(asked.frames):
-        mine = direct[(asked.frame == i).numpy()]
+    for i, wording in enumerate(conflicts.frames):
+        mine = direct[(conflicts.frame == i).numpy()]
         if len(mine):
             interval = interval_columns(stats.bootstrap_mean(mine, seed=seed))
             parts.append(head_rows(model, f"direct_{wording.name}", "logit", **interval))
-    answers = _answers(Rerun(model), asked, by_wording=True)
-    data = {**asked.task.provenance(), "known": float(known.float().mean()), **answers}
+    answers = _answers(Rerun(model), conflicts, by_wording=True)
+    data = {**conflicts.task.provenance(), "known": float(knowledge.float().mean()), **answers}
     effects: list[dict[str, object]] = []
     if causal and label.any():
         pool = ranked_heads(model, ~label, np.abs(score.mean))
         for name in ROLES:
             heads = ranked_heads(model, label & (role == name), np.abs(score.mean))
-            effects += _switch(model, asked, name, heads, pool, factor=factor, n_random=n_random, seed=seed)
+            effects += _switch(model, conflicts, name, heads, pool, factor=factor, n_random=n_random, seed=seed)
     return Findings(pd.concat(parts, ignore_index=True), data, effects)
 
 
-def _known(model: Model, asked: Conflict) -> Tensor:
+def _knowledge(model: Model, prompts: Conflict) -> Tensor:
     """Whether the model says the fact when it is asked for it alone."""
-    logits = model.run(asked.questions).logits
+    logits = model.run(prompts.questions).logits
     assert logits is not None  # the run has no `stop`
     rows = torch.arange(len(logits))
-    said = logits[rows, asked.questions.mask.sum(1) - 1].argmax(-1).cpu()
-    return (said[:, None] == asked.task.wrong).any(1)
+    predictions = logits[rows, prompts.questions.mask.sum(1) - 1].argmax(-1).cpu()
+    return (predictions[:, None] == prompts.task.wrong).any(1)
 
 
 def _direct(
-    model: Model, asked: Conflict, right: Int[Tensor, "batch k"], wrong: Int[Tensor, "batch m"]
+    model: Model, prompts: Conflict, right: Int[Tensor, "batch k"], wrong: Int[Tensor, "batch m"]
 ) -> Float[np.ndarray, "prompt layer head"]:
-    found = attribute(model, asked.task.clean, right, wrong).heads[list(model.info.attention_layers)]
-    return found.permute(2, 0, 1).double().numpy()
+    effects = attribute(model, prompts.task.clean, right, wrong).heads[list(model.info.attention_layers)]
+    return effects.permute(2, 0, 1).double().numpy()
 
 
-def _exchanged(asked: Conflict, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _exchange(prompts: Conflict, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Answers of another prompt of the same relation, each pair kept together."""
-    other = torch.arange(len(asked.group))
-    for group in asked.group.unique():
-        own = (asked.group == group).nonzero()[:, 0]
+    other = torch.arange(len(prompts.group))
+    for group in prompts.group.unique():
+        own = (prompts.group == group).nonzero()[:, 0]
         own = own[torch.randperm(len(own), generator=generator)]
         other[own] = own.roll(1)
-    return asked.task.answers[other], asked.task.wrong[other]
+    return prompts.task.answers[other], prompts.task.wrong[other]
 
 
-def _answers(run: Rerun, asked: Conflict, edits: Sequence[Edit] = (), *, by_wording: bool = False) -> dict[str, float]:
+def _answers(
+    run: Rerun, prompts: Conflict, edits: Sequence[Edit] = (), *, by_wording: bool = False
+) -> dict[str, float]:
     """Shares of prompts answered with what the context says, and with what is known; arg-max over the vocabulary."""
-    logits = run(asked.task.clean, edits)
-    said = metrics.answer_logits(logits, asked.task).argmax(-1).cpu()[:, None]
+    logits = run(prompts.task.clean, edits)
+    predictions = metrics.answer_logits(logits, prompts.task).argmax(-1).cpu()[:, None]
     follows = {
-        "context_answers": (said == asked.task.answers).any(1).double(),
-        "memory_answers": (said == asked.task.wrong).any(1).double(),
+        "context_answers": (predictions == prompts.task.answers).any(1).double(),
+        "memory_answers": (predictions == prompts.task.wrong).any(1).double(),
     }
-    found = {name: float(x.mean()) for name, x in follows.items()}
+    shares = {name: float(x.mean()) for name, x in follows.items()}
     if by_wording:
-        for i, wording in enumerate(asked.frames):
-            mine = asked.frame == i
+        for i, wording in enumerate(prompts.frames):
+            mine = prompts.frame == i
             if bool(mine.any()):
-                found |= {f"{name}_{wording.name}": float(x[mine].mean()) for name, x in follows.items()}
-    return found
+                shares |= {f"{name}_{wording.name}": float(x[mine].mean()) for name, x in follows.items()}
+    return shares
 
 
 def _switch(
     model: Model,
-    asked: Conflict,
+    prompts: Conflict,
     role: str,
     heads: Sequence[Head],
     pool: Sequence[Head],
@@ -195,19 +197,19 @@ def _switch(
     """Rows of the intervention table: heads of one role off, and louder, beside random sets of heads without a role."""
     if not heads:
         return []
-    mean = model.mean(asked.task.clean)
+    mean = model.mean(prompts.task.clean)
     sets = stats.matched_sets(heads, pool, n_sets=n_random, seed=seed) or {"none": []}
     changes: dict[str, Any] = {
-        "mean": lambda chosen: ablate_heads(chosen, how="mean", mean=mean),
-        f"scaled by {factor:g}": lambda chosen: [Scale(Site("z", layer, head=head), factor) for layer, head in chosen],
+        "mean": lambda group: ablate_heads(group, how="mean", mean=mean),
+        f"scaled by {factor:g}": lambda group: [Scale(Site("z", layer, head=head), factor) for layer, head in group],
     }
     run = Rerun.of_heads(model, heads)
-    clean = _of_role(_answers(run, asked), role)
+    clean = _of_role(_answers(run, prompts), role)
     rows: list[dict[str, object]] = []
     for how, change in changes.items():
-        edited = _of_role(_answers(run, asked, change(heads)), role)
-        for control, drawn in sets.items():
-            random = [_of_role(_answers(run, asked, change(s)), role) for s in drawn]
+        edited = _of_role(_answers(run, prompts, change(heads)), role)
+        for control, random_sets in sets.items():
+            random = [_of_role(_answers(run, prompts, change(s)), role) for s in random_sets]
             rows += intervention_rows(set_name(how, heads), len(heads), control, clean, edited, random)
     return rows
 

@@ -49,9 +49,9 @@ def copy_suppression(model: Model, *, n_tokens: int = 256, seed: int = 0) -> Fin
     """
     parts, data = [], {}
     for name, variant in (("own_bottom", "full"), ("own_bottom_mlp", "mlp")):
-        found = _own.own(model, n_tokens=n_tokens, variant=variant, seed=seed)
-        parts.append(_own.judged(model, found.bottom, name, seed=seed))
-        data = found.data
+        own_hits = _own.own(model, n_tokens=n_tokens, variant=variant, seed=seed)
+        parts.append(_own.share_rows(model, own_hits.bottom, name, seed=seed))
+        data = own_hits.data
         if variant == "full":
-            parts.append(head_rows(model, "effective_ratio", "fraction", value=found.ratio, null=0.0))
+            parts.append(head_rows(model, "effective_ratio", "fraction", value=own_hits.ratio, null=0.0))
     return Findings(pd.concat(parts, ignore_index=True), data)

@@ -50,11 +50,11 @@ def copying(model: Model, *, n_tokens: int = 256, seed: int = 0) -> Findings:
     """
     parts, data = [], {}
     for name, variant in (("own_top", "full"), ("own_top_mlp", "mlp")):
-        found = _own.own(model, n_tokens=n_tokens, variant=variant, seed=seed)
-        parts.append(_own.judged(model, found.top, name, seed=seed))
-        data = found.data
+        own_hits = _own.own(model, n_tokens=n_tokens, variant=variant, seed=seed)
+        parts.append(_own.share_rows(model, own_hits.top, name, seed=seed))
+        data = own_hits.data
         if variant == "full":
-            parts.append(head_rows(model, "effective_ratio", "fraction", value=found.ratio, null=0.0))
+            parts.append(head_rows(model, "effective_ratio", "fraction", value=own_hits.ratio, null=0.0))
     ratio = weights.copying_ratio(model.ov_circuits()).double().numpy()
     parts.append(head_rows(model, "copying_ratio", "fraction", value=ratio, null=0.0))
     return Findings(pd.concat(parts, ignore_index=True), data)

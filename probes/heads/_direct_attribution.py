@@ -83,24 +83,24 @@ def direct_attribution(
 
     Reference: Chughtai et al. 2024 (arXiv 2402.07321), section 4; their classes also ask which attributes are raised.
     """
-    chosen = _attributed.asked(model, task, _attributed.TASKS, n=n_prompts, seed=seed)
-    name = subject or next((s for s in SUBJECTS if s in chosen.roles), None)
+    prompts = _attributed.model_task(model, task, _attributed.TASKS, n=n_prompts, seed=seed)
+    name = subject or next((s for s in SUBJECTS if s in prompts.roles), None)
     if name is None:
-        raise TaskError(f"{chosen.name} has no role for a subject among {', '.join(chosen.roles)}; pass `subject`")
-    answers, wrong = chosen.answers, _candidates(chosen.answers)
-    found, exchanged = _attributed.sources(model, chosen, answers, wrong, draws=n_draws, seed=seed)
-    column = torch.arange(chosen.clean.ids.shape[1])
-    at = column == chosen.role(name).cpu()[:, None]
+        raise TaskError(f"{prompts.name} has no role for a subject among {', '.join(prompts.roles)}; pass `subject`")
+    answers, wrong = prompts.answers, _candidates(prompts.answers)
+    sources, exchanges = _attributed.sources(model, prompts, answers, wrong, draws=n_draws, seed=seed)
+    column = torch.arange(prompts.clean.ids.shape[1])
+    at = column == prompts.role(name).cpu()[:, None]
     start = (column == 0) & ~at
     masks = {"subject": at, "relation": ~at & ~start, "start": start.expand_as(at)}
-    split = {k: _attributed.by_prompt((found.heads * m.T.to(found.heads)).sum(2)) for k, m in masks.items()}
-    total = stats.bootstrap_mean(_attributed.by_prompt(found.heads.sum(2)), seed=seed)
-    others = [_attributed.by_prompt(x.heads.sum(2)) for x in exchanged]
+    effects = {k: _attributed.by_prompt((sources.heads * m.T.to(sources.heads)).sum(2)) for k, m in masks.items()}
+    total = stats.bootstrap_mean(_attributed.by_prompt(sources.heads.sum(2)), seed=seed)
+    others = [_attributed.by_prompt(x.heads.sum(2)) for x in exchanges]
     whole = float(total.mean.clip(min=0).sum())
-    test = _attributed.tested(total, others, whole=whole, answered=_attributed.answered(found))
+    test = _attributed.null_columns(total, others, whole=whole, able=_attributed.able(sources))
     label = (test["q"] < LEVEL) & (np.abs(total.mean) >= _attributed.SHARE * whole)
-    own, told = (np.abs(split[k].mean(0)) for k in ("subject", "relation"))
-    role = np.where(own >= ratio * told, "subject", np.where(told >= ratio * own, "relation", "mixed"))
+    dla_s, dla_r = (np.abs(effects[k].mean(0)) for k in ("subject", "relation"))
+    role = np.where(dla_s >= ratio * dla_r, "subject", np.where(dla_r >= ratio * dla_s, "relation", "mixed"))
     columns = interval_columns
     rows = head_rows(
         model,
@@ -113,20 +113,20 @@ def direct_attribution(
     )
     rows["role"] = rows["role"].where(rows["role"] != "", None)
     parts = [rows] + [
-        head_rows(model, k, "logit", **columns(stats.bootstrap_mean(x, seed=seed))) for k, x in split.items()
+        head_rows(model, k, "logit", **columns(stats.bootstrap_mean(x, seed=seed))) for k, x in effects.items()
     ]
-    mlps = columns(stats.bootstrap_mean(found.mlps.T.double().numpy(), seed=seed))
+    mlps = columns(stats.bootstrap_mean(sources.mlps.T.double().numpy(), seed=seed))
     parts.append(
         pd.DataFrame({"variant": "mlp", "unit": "logit", "layer": range(model.info.n_layers), "head": None, **mlps})
     )
-    data = {**chosen.provenance(), "subject": name, "logit_over_candidates": float(found.logit.mean())}
+    data = {**prompts.provenance(), "subject": name, "logit_over_candidates": float(sources.logit.mean())}
     return Findings(pd.concat(parts, ignore_index=True), data)
 
 
 def _candidates(answers: Int[Tensor, "batch k"]) -> Int[Tensor, "batch m"]:
     """For each prompt the right answers of the others that are not its own."""
-    known = sorted(set(answers[answers >= 0].tolist()))
-    rows = [[a for a in known if a not in row] for row in answers.tolist()]
+    all_answers = sorted(set(answers[answers >= 0].tolist()))
+    rows = [[a for a in all_answers if a not in row] for row in answers.tolist()]
     if not all(rows):
         raise TaskError("all prompts of the task have the same answer: nothing to compare it with")
     return ragged(rows)

@@ -72,14 +72,14 @@ def duplicate_token(
         model, n_prompts=n_prompts, lengths=lengths, n_lengths=n_lengths, bos=bos, seed=seed, least=1
     )
     null_kind = repeat_null(groups, _wrong)
-    asked = []
+    batch_questions = []
     for g in groups:
         rows = g.rows(g.second)
         questions: dict[str, Statistic] = {"target": Mean(Pairs(*tasks.earlier_equal_pairs(g.batch)), rows)}
         if null_kind == WRONG_OFFSETS:
             questions |= offset_questions(g.batch, rows, _wrong(g), first_key=g.start)
-        asked.append((g.batch, questions))
-    scores = offset_scores(model, asked, method=method)
+        batch_questions.append((g.batch, questions))
+    scores = offset_scores(model, batch_questions, method=method)
     nulls = scores.wrong
     if null_kind != WRONG_OFFSETS:
         nulls = permuted_scores(model, groups, lambda g: g.length, method=method, seed=seed)

@@ -42,9 +42,9 @@ class _Copies:
         """Offset -> queries that have a key so far back, behind the BOS, for every earlier copy."""
         copies = (self.batch.ids.shape[1] - self.start) // self.length
         offsets = (r * self.length - shift for r in range(1, copies))
-        found = {o: self.queries[(self.queries - o >= self.start)] for o in offsets}
+        queries_by_offset = {o: self.queries[(self.queries - o >= self.start)] for o in offsets}
         # with a negative shift the furthest key of early queries lies before the prompt: one copy fewer is summed there
-        return {o: q for o, q in found.items() if len(q)}
+        return {o: q for o, q in queries_by_offset.items() if len(q)}
 
 
 @analysis(
@@ -100,11 +100,11 @@ def echo_induction(
     """
     groups = _prompts(model, n=n_prompts, lengths=lengths, n_lengths=n_lengths, copies=copies, bos=bos, seed=seed)
     masses = [_masses(model, group, method=method) for group in groups]
-    joined = {shift: np.concatenate([m[shift] for m in masses]) for shift in (ECHO, INDUCTION, *WRONG)}
-    wrong = np.stack([joined[shift].mean(0) for shift in WRONG])
+    mass_by_shift = {shift: np.concatenate([m[shift] for m in masses]) for shift in (ECHO, INDUCTION, *WRONG)}
+    wrong = np.stack([mass_by_shift[shift].mean(0) for shift in WRONG])
     rows, label, mean = {}, {}, {}
     for name, shift in (("echo", ECHO), ("induction", INDUCTION)):
-        score = stats.bootstrap_mean(joined[shift], seed=seed)
+        score = stats.bootstrap_mean(mass_by_shift[shift], seed=seed)
         p = stats.p_against_nulls(score.mean, wrong, margin=MARGIN)
         q = stats.benjamini_hochberg(p)
         label[name], mean[name] = (q < LEVEL) & (score.mean >= THRESHOLD), score.mean
@@ -152,30 +152,30 @@ def kv_budget(
     info = result.provenance["model"]
     rows = {v: result.table[result.table["variant"] == v] for v in ("echo", "induction")}
     shape = (len(info["attention_layers"]), info["n_heads"])
-    needed = (rows["echo"]["role"] != "local").to_numpy().reshape(shape)
+    whole = (rows["echo"]["role"] != "local").to_numpy().reshape(shape)
     if ratios is not None:
-        needed = np.zeros(shape, dtype=bool)
+        whole = np.zeros(shape, dtype=bool)
         for name, ratio in zip(("induction", "echo"), ratios, strict=True):
             order = np.argsort(-rows[name]["value"].to_numpy(), kind="stable")
-            needed.flat[order[: round(ratio * needed.size)]] = True
-    return _budget(needed, info["n_kv_heads"], lengths=lengths, window=window, sinks=sinks)
+            whole.flat[order[: round(ratio * whole.size)]] = True
+    return _budget(whole, info["n_kv_heads"], lengths=lengths, window=window, sinks=sinks)
 
 
 def _budget(
-    needed: np.ndarray,
+    whole: np.ndarray,
     n_kv_heads: int,
     *,
     lengths: Sequence[int] = (4096, 32768, 131072),
     window: int | None = None,
     sinks: int = 4,
 ) -> pd.DataFrame:
-    groups = needed.reshape(needed.shape[0], n_kv_heads, -1).any(-1)  # consecutive heads share a key-value head
-    kept, total = int(groups.sum()), groups.size
+    groups = whole.reshape(whole.shape[0], n_kv_heads, -1).any(-1)  # consecutive heads share a key-value head
+    n_whole, total = int(groups.sum()), groups.size
     rows = []
     for n in lengths:
         local = min(n, sinks + (max(4000, n // 5) if window is None else window) + 1)
-        share = (kept * n + (total - kept) * local) / (total * n)
-        rows.append({"tokens": n, "kv_heads": total, "kept_whole": kept, "share": share})
+        share = (n_whole * n + (total - n_whole) * local) / (total * n)
+        rows.append({"tokens": n, "kv_heads": total, "kept_whole": n_whole, "share": share})
     return pd.DataFrame(rows)
 
 
@@ -188,11 +188,11 @@ def _prompts(
     longest = min(lengths[1], room // 2, len(tasks.ordinary_tokens(model)))
     if longest < 12:
         raise NotApplicable(f"two copies of 12 distinct tokens are needed; {longest} fit")
-    drawn = np.unique(np.linspace(min(max(12, lengths[0]), longest), longest, n_lengths).round().astype(int)).tolist()
+    sizes = np.unique(np.linspace(min(max(12, lengths[0]), longest), longest, n_lengths).round().astype(int)).tolist()
     generator = torch.Generator().manual_seed(seed)
     groups = []
-    for length in drawn:
-        block = tasks.random_blocks(model, n=max(1, n // len(drawn)), length=length, generator=generator)
+    for length in sizes:
+        block = tasks.random_blocks(model, n=max(1, n // len(sizes)), length=length, generator=generator)
         ids = block.repeat(1, min(copies, room // length))
         if first is not None:
             ids = torch.cat([torch.full_like(ids[:, :1], first), ids], dim=1)
@@ -222,5 +222,5 @@ def _masses(model: Model, group: _Copies, *, method: str) -> dict[int, Float[np.
 
 def _uniform(group: _Copies, shift: int) -> float:
     """Mean over queries of (number of targets) / (i + 1)."""
-    paid = sum((1 / (q.double() + 1)).sum() for q in group.targets(shift).values())
-    return float(paid) / len(group.queries)
+    mass = sum((1 / (q.double() + 1)).sum() for q in group.targets(shift).values())
+    return float(mass) / len(group.queries)

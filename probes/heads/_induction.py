@@ -111,25 +111,25 @@ def induction(
     label = (q < LEVEL) & (matching.mean >= THRESHOLD) & (hits.mean >= THRESHOLD) & (ratio > 0)
 
     spread = (1 - null)[:, None, None]
-    normalised = stats.bootstrap_mean((scores.target - null[:, None, None]) / spread, seed=seed)
-    dependence, removed = _previous_token_dependence(model, groups, scores, method=method, seed=seed)
+    normalised_score = stats.bootstrap_mean((scores.target - null[:, None, None]) / spread, seed=seed)
+    dependence, previous_token_heads = _previous_token_dependence(model, groups, scores, method=method, seed=seed)
     columns = interval_columns
     table = pd.concat(
         [
             head_rows(
                 model, "prefix_matching", "probability", **columns(matching), null=null.mean(), p=p, q=q, label=label
             ),
-            head_rows(model, "prefix_matching_normalised", "fraction", **columns(normalised), null=0.0),
+            head_rows(model, "prefix_matching_normalised", "fraction", **columns(normalised_score), null=0.0),
             head_rows(model, "argmax_hit", "fraction", **columns(hits), null=_hit_null(groups)),
             head_rows(model, "copying_ratio", "fraction", value=ratio, null=0.0),
             head_rows(model, "previous_token_dependence", "probability", **columns(dependence), null=0.0),
         ],
         ignore_index=True,
     )
-    chosen = ranked_heads(model, label, matching.mean)
+    heads = ranked_heads(model, label, matching.mean)
     pool = [(layer, head) for layer in model.info.attention_layers for head in range(model.info.n_heads)]
-    effects = repeat_removal(model, groups, chosen, pool, n_random=n_random, seed=seed) if causal and chosen else []
-    data = {**describe_repeats(groups, bos), "null_draws": null_kind, "previous_token_heads": removed}
+    effects = repeat_removal(model, groups, heads, pool, n_random=n_random, seed=seed) if causal and heads else []
+    data = {**describe_repeats(groups, bos), "null_draws": null_kind, "previous_token_heads": previous_token_heads}
     return Findings(table, data, effects)
 
 
@@ -146,10 +146,10 @@ def _questions(group: Repeats, *, full: bool) -> dict[str, Statistic]:
     """Target stripe and previous-token mass; when `full`, wrong stripes too."""
     rows = group.rows(group.second)
     once = group.rows(range(max(T0, group.start + 1), group.start + group.length))
-    asked: dict[str, Statistic] = {"target": Mean(Offset(_stripe(group)), rows), "previous": Mean(Offset(1), once)}
+    questions: dict[str, Statistic] = {"target": Mean(Offset(_stripe(group)), rows), "previous": Mean(Offset(1), once)}
     if full:
-        asked |= offset_questions(group.batch, rows, _wrong(group), first_key=group.start)
-    return asked
+        questions |= offset_questions(group.batch, rows, _wrong(group), first_key=group.start)
+    return questions
 
 
 def _hit_null(groups: Sequence[Repeats]) -> float:
@@ -159,15 +159,15 @@ def _hit_null(groups: Sequence[Repeats]) -> float:
 
 def _argmax_hits(model: Model, groups: Sequence[Repeats], *, method: str) -> np.ndarray:
     """[prompt layer head]: share of second-copy queries whose largest probability on a non-BOS key is the target."""
-    found = []
+    hits = []
     for g in groups:
         queries = torch.tensor(g.second)
         bos = torch.zeros_like(g.batch.mask)
         bos[:, : g.start] = True
         top = TopKeys(queries.expand(len(g.batch.ids), -1), k=1, exclude=bos)
         keys = model.attention(g.batch, {"top": top}, method=method)["top"][..., 0, 1]  # layer prompt head query
-        found.append((keys == queries - g.length + 1).double().mean(-1).transpose(0, 1).numpy())
-    return np.concatenate(found)
+        hits.append((keys == queries - g.length + 1).double().mean(-1).transpose(0, 1).numpy())
+    return np.concatenate(hits)
 
 
 def _previous_token_dependence(
@@ -176,8 +176,8 @@ def _previous_token_dependence(
     """Drop of the score with every head of previous-token mass >= 0.3 (the best if none) zeroed, and their names."""
     previous = scores.extra["previous"].mean(0)  # layer head
     strong = previous >= min(THRESHOLD, previous.max())
-    removed = ranked_heads(model, strong, previous)
-    groups_asked = [(g.batch, _questions(g, full=False)) for g in groups]
-    without = offset_scores(model, groups_asked, edits=ablate_heads(removed), method=method)
+    previous_token_heads = ranked_heads(model, strong, previous)
+    batch_questions = [(g.batch, _questions(g, full=False)) for g in groups]
+    without = offset_scores(model, batch_questions, edits=ablate_heads(previous_token_heads), method=method)
     drop = stats.bootstrap_mean(scores.target - without.target, seed=seed)
-    return drop, head_names(removed)
+    return drop, head_names(previous_token_heads)

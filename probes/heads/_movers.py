@@ -77,16 +77,16 @@ def movers(
     Reference: Wang et al. 2022 (arXiv 2211.00593), name movers: they plot attention against the write and copy scores;
     we multiply them, prompt by prompt. The null and its test are ours.
     """
-    chosen = _attributed.asked(model, task, ("ioi",), n=n_prompts, seed=seed)
-    at, other = (_attributed.where(chosen, ids) for ids in (chosen.answers, chosen.wrong))
-    held = at.any(1)
-    if not held.any():
-        raise NotApplicable(f"{chosen.name}: no prompt holds its own answer, so that nothing can be moved")
-    found, exchanged = _attributed.sources(model, chosen, chosen.answers, chosen.wrong, draws=n_draws, seed=seed)
-    score = stats.bootstrap_mean(_summed(found.heads, at), seed=seed)
-    others = [_summed(x.heads, at) for x in exchanged]
+    prompts = _attributed.model_task(model, task, ("ioi",), n=n_prompts, seed=seed)
+    at, other = (_attributed.where(prompts, ids) for ids in (prompts.answers, prompts.wrong))
+    has_answer = at.any(1)
+    if not has_answer.any():
+        raise NotApplicable(f"{prompts.name}: no prompt holds its own answer, so that nothing can be moved")
+    sources, exchanges = _attributed.sources(model, prompts, prompts.answers, prompts.wrong, draws=n_draws, seed=seed)
+    score = stats.bootstrap_mean(_sums(sources.heads, at), seed=seed)
+    others = [_sums(x.heads, at) for x in exchanges]
     whole = float(np.abs(score.mean).sum())
-    test = _attributed.tested(score, others, whole=whole, answered=_attributed.answered(found))
+    test = _attributed.null_columns(score, others, whole=whole, able=_attributed.able(sources))
     strong = (test["q"] < LEVEL) & (np.abs(score.mean) >= _attributed.SHARE * whole)
     role = np.where(strong, np.where(score.mean > 0, "mover", "negative mover"), "")
     columns = interval_columns
@@ -100,22 +100,22 @@ def movers(
         role=role,
     )
     rows["role"] = rows["role"].where(rows["role"] != "", None)
-    rest = {"other": _summed(found.heads, other), "total": _attributed.by_prompt(found.heads.sum(2))}
+    rest = {"other": _sums(sources.heads, other), "total": _attributed.by_prompt(sources.heads.sum(2))}
     parts = [rows] + [
         head_rows(model, name, "logit", **columns(stats.bootstrap_mean(x, seed=seed))) for name, x in rest.items()
     ]
-    parts.append(head_rows(model, "attention", "probability", **columns(_attention(model, chosen, at, method, seed))))
-    logit = float(found.logit.mean())
+    parts.append(head_rows(model, "attention", "probability", **columns(_attention(model, prompts, at, method, seed))))
+    logit = float(sources.logit.mean())
     data = {
-        **chosen.provenance(),
+        **prompts.provenance(),
         "logit_diff": logit,
-        "mlp_share": float(found.mlps.sum(0).mean()) / logit,
-        "holds_answer": int(held.sum()),
+        "mlp_share": float(sources.mlps.sum(0).mean()) / logit,
+        "holds_answer": int(has_answer.sum()),
     }
     return Findings(pd.concat(parts, ignore_index=True), data)
 
 
-def _summed(heads: torch.Tensor, at: torch.Tensor) -> np.ndarray:
+def _sums(heads: torch.Tensor, at: torch.Tensor) -> np.ndarray:
     """[batch layer head]: attributions from the marked columns."""
     return _attributed.by_prompt((heads * at.T.to(heads)).sum(2))
 

@@ -14,7 +14,7 @@ from interp.model import Model
 from interp.results import stats
 from interp.tasks import needles
 from interp.tasks.haystacks import Format
-from probes.heads import needle_hits as measured
+from probes.heads import needle_hits as _hits
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,10 +77,10 @@ def needle_grid(
         NotApplicable: no length leaves room for a haystack.
     """
     limit = model.info.context
-    rows, used, described = [], [], {}
+    rows, batches, description = [], [], {}
     for length in dict.fromkeys(min(n, limit or n) for n in lengths):
         for depth in np.linspace(0, 1, n_depths).tolist():
-            hidden = needles.hide(
+            haystacks = needles.hide(
                 model,
                 n=n_prompts,
                 length=length,
@@ -89,19 +89,19 @@ def needle_grid(
                 depths=[depth],
                 task=task,
                 bos=bos,
-                seed=seed + len(used),
+                seed=seed + len(batches),
             )
-            used.append(hidden.batch)
-            described = hidden.describe()
+            batches.append(haystacks.batch)
+            description = haystacks.describe()
             for variant, unit, values in zip(
-                ("accuracy", "loss"), ("fraction", "nats"), measured.each_answer(Rerun(model), hidden), strict=True
+                ("accuracy", "loss"), ("fraction", "nats"), _hits.each_answer(Rerun(model), haystacks), strict=True
             ):
                 score = stats.bootstrap_mean(values, seed=seed)
                 rows.append(
                     {
                         "variant": variant,
                         "unit": unit,
-                        "length": described["length"],
+                        "length": description["length"],
                         "depth": depth,
                         "value": float(score.mean),
                         "se": float(score.se),
@@ -111,5 +111,5 @@ def needle_grid(
                         "n": score.n,
                     }
                 )
-    data = {**described, "bos": bos, "lengths": list(lengths), "sha256": tasks.fingerprint(used)}
+    data = {**description, "bos": bos, "lengths": list(lengths), "sha256": tasks.fingerprint(batches)}
     return Findings(sorted(rows, key=lambda row: row["variant"]), data)

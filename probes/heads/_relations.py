@@ -90,22 +90,22 @@ def relations(
 
     Reference: Elhelo & Geva 2024 (arXiv 2412.11965), section 3: e there leaves attention 0 out; k is theirs (10).
     """
-    found, templates, coverage = _found(model, pairs, least=least)
+    pairs_by_relation, templates, coverage = _token_pairs(model, pairs, least=least)
     k = max(1, min(k, model.info.d_vocab // 20))
     parts, agreement = [], {}
-    for name, ids in found.items():
-        taken = 1 if name == "copy" else k
+    for name, ids in pairs_by_relation.items():
+        n_top = 1 if name == "copy" else k
         rank, low = _ranks(model, _static(model, ids[:, 0]), ids[:, 1])
-        held = rank < taken
-        n, hits = len(ids), held.sum(0)
-        p = binom.sf(hits - 1, n, taken / model.info.d_vocab)
-        share = stats.bootstrap_mean(held.astype(float), seed=seed)
-        columns, null = interval_columns, taken / model.info.d_vocab
+        in_top = rank < n_top
+        n, hits = len(ids), in_top.sum(0)
+        p = binom.sf(hits - 1, n, n_top / model.info.d_vocab)
+        share = stats.bootstrap_mean(in_top.astype(float), seed=seed)
+        columns, null = interval_columns, n_top / model.info.d_vocab
         rows = [head_rows(model, "static", "fraction", **columns(share), null=null, p=p)]
-        below = stats.bootstrap_mean((low < taken).astype(float), seed=seed)
+        below = stats.bootstrap_mean((low < n_top).astype(float), seed=seed)
         rows.append(head_rows(model, "suppression", "fraction", **columns(below), null=null))
         if dynamic:
-            live = stats.bootstrap_mean((_dynamic(model, ids, templates) < taken).astype(float), seed=seed)
+            live = stats.bootstrap_mean((_dynamic(model, ids, templates) < n_top).astype(float), seed=seed)
             rows.append(head_rows(model, "dynamic", "fraction", **columns(live), null=null))
             spread = min(share.mean.std(), live.mean.std())
             agreement[name] = float(np.corrcoef(share.mean.ravel(), live.mean.ravel())[0, 1]) if spread else None
@@ -117,30 +117,30 @@ def relations(
     strong = (table.loc[static, "q"] < LEVEL) & (table.loc[static, "value"] >= THRESHOLD)
     table.loc[static, "label"] = strong.astype("boolean")
     data = {"task": "relations", "k": k, "coverage": coverage, "static_dynamic_pearson": agreement}
-    return Findings(table, data | {"sha256": tasks.fingerprint([Batch.of(ids) for ids in found.values()])})
+    return Findings(table, data | {"sha256": tasks.fingerprint([Batch.of(ids) for ids in pairs_by_relation.values()])})
 
 
-def _found(
-    model: Model, given: Mapping[str, Sequence[Sequence[str]]] | None, *, least: int
+def _token_pairs(
+    model: Model, pairs: Mapping[str, Sequence[Sequence[str]]] | None, *, least: int
 ) -> tuple[dict[str, Pairs], list[str], dict[str, list[int]]]:
     """Ids of the pairs of single tokens, templates that can be written, and [left, all] of each list."""
     speller = Speller(model, bos="none")
-    shipped: Mapping[str, Any] = data.read_json(data.path("relations", "relations.json"))
-    listed = shipped["relations"] if given is None else given
-    found, coverage = {}, {}
-    for name, rows in listed.items():
+    dataset: Mapping[str, Any] = data.read_json(data.path("relations", "relations.json"))
+    word_pairs = dataset["relations"] if pairs is None else pairs
+    token_pairs, coverage = {}, {}
+    for name, rows in word_pairs.items():
         source, target = ([_one(speller, row[i]) for row in rows] for i in (0, 1))
-        kept = [(s, t) for s, t in zip(source, target, strict=True) if s is not None and t is not None]
-        coverage[name] = [len(kept), len(rows)]
-        if len(kept) >= least:
-            found[name] = torch.tensor(kept)
-    if not found:
+        id_pairs = [(s, t) for s, t in zip(source, target, strict=True) if s is not None and t is not None]
+        coverage[name] = [len(id_pairs), len(rows)]
+        if len(id_pairs) >= least:
+            token_pairs[name] = torch.tensor(id_pairs)
+    if not token_pairs:
         raise NotApplicable(f"no relation has {least} pairs of words that are one token each: {coverage}")
-    if "copy" not in found:
-        sources = torch.cat([ids[:, 0] for ids in found.values()]).unique()
-        found["copy"] = torch.stack([sources, sources], 1)
-    known = [t for t in shipped["templates"] if speller.unknown not in speller.ids([t.format(source="").strip()])[0]]
-    return found, [BARE, *known], coverage
+    if "copy" not in token_pairs:
+        sources = torch.cat([ids[:, 0] for ids in token_pairs.values()]).unique()
+        token_pairs["copy"] = torch.stack([sources, sources], 1)
+    usable = [t for t in dataset["templates"] if speller.unknown not in speller.ids([t.format(source="").strip()])[0]]
+    return token_pairs, [BARE, *usable], coverage
 
 
 def _one(speller: Speller, word: str) -> int | None:
@@ -158,12 +158,12 @@ def _static(model: Model, ids: Int[Tensor, " pair"]) -> list[Float[Tensor, "head
 
 
 def _ranks(
-    model: Model, written: Sequence[Float[Tensor, "head pair d_model"]], target: Int[Tensor, " pair"]
+    model: Model, writes: Sequence[Float[Tensor, "head pair d_model"]], target: Int[Tensor, " pair"]
 ) -> tuple[Int[np.ndarray, "pair layer head"], Int[np.ndarray, "pair layer head"]]:
     """How many tokens are raised more than the target, and how many less; ties count against it."""
     w = model.weights()
     above, below = [], []
-    for layer in written:
+    for layer in writes:
         up, down = [], []
         for head in layer:
             logits = w.unembed(head, fold_norm=True)
@@ -186,10 +186,10 @@ def _dynamic(model: Model, pairs: Pairs, templates: Sequence[str]) -> Int[np.nda
         rows = Batch.of([[*speller.start, *before, int(s)] for s in pairs[:, 0]])
         sites: dict[Site | str, Any] = {Site("v", layer): lambda x: x[:, -1].float().cpu() for layer in w.layers}
         acts = model.run(rows, capture=sites, stop=w.layers[-1]).acts
-        written = []
+        writes = []
         for layer in w.layers:
             own = w[layer].folded()
             v = acts[Site("v", layer)].repeat_interleave(own.group, 1)  # pair head d_value
-            written.append(torch.einsum("phv,hvd->hpd", v, own.w_o))
-        ranks.append(_ranks(model, written, pairs[:, 1])[0])
+            writes.append(torch.einsum("phv,hvd->hpd", v, own.w_o))
+        ranks.append(_ranks(model, writes, pairs[:, 1])[0])
     return np.concatenate(ranks)

@@ -17,7 +17,7 @@ from interp.results import stats
 from interp.tasks import needles
 from interp.tasks.haystacks import Format
 from interp.tasks.needles import Needles
-from probes.heads import needle_hits as measured
+from probes.heads import needle_hits as _hits
 
 WEAK = 0.1  # Wu et al. call a head a retrieval head from here on, and a strong one from 0.5
 CAUSAL_PROMPTS = 8  # every set of heads costs a forward pass of so many prompts
@@ -98,58 +98,60 @@ def retrieval(
     the paper's formula (its code counts steps). Teacher forcing, the test and the null are ours.
     """
     sizes: dict[str, Any] = {"n_needles": n_needles, "value_words": value_words, "task": task}
-    hidden = needles.hide(model, n=n_prompts, length=length, **sizes, bos=bos, seed=seed)
-    forced = measured.teacher_forced(model, hidden, method=method, seed=seed)
-    seen = measured.reached(model, hidden)[:, None] & np.ones(model.info.n_heads, dtype=bool)  # layer head
-    score = stats.bootstrap_mean(forced.hits, seed=seed)
-    p = np.where(seen, stats.p_against_nulls(score.mean, forced.wrong, margin=MARGIN), np.nan)
+    haystacks = needles.hide(model, n=n_prompts, length=length, **sizes, bos=bos, seed=seed)
+    scores = _hits.teacher_forced(model, haystacks, method=method, seed=seed)
+    in_reach = _hits.reach_mask(model, haystacks)[:, None] & np.ones(model.info.n_heads, dtype=bool)  # layer head
+    score = stats.bootstrap_mean(scores.hits, seed=seed)
+    p = np.where(in_reach, stats.p_against_nulls(score.mean, scores.wrong, margin=MARGIN), np.nan)
     q = stats.benjamini_hochberg(p)
-    label = seen & (q < LEVEL) & (score.low >= WEAK)
-    null = measured.chance(hidden)
-    nosink, mass = (stats.bootstrap_mean(x, seed=seed) for x in (forced.hits_nosink, forced.mass))
+    label = in_reach & (q < LEVEL) & (score.low >= WEAK)
+    null = _hits.chance(haystacks)
+    nosink, mass = (stats.bootstrap_mean(x, seed=seed) for x in (scores.hits_nosink, scores.mass))
     parts = [
-        _rows(model, "teacher_forced", "fraction", score, seen, null=null.hit, p=p, q=q, label=label),
-        _rows(model, "teacher_forced_nosink", "fraction", nosink, seen, null=null.hit_nosink),
-        _rows(model, "mass", "probability", mass, seen, null=null.mass),
+        _rows(model, "teacher_forced", "fraction", score, in_reach, null=null.hit, p=p, q=q, label=label),
+        _rows(model, "teacher_forced_nosink", "fraction", nosink, in_reach, null=null.hit_nosink),
+        _rows(model, "mass", "probability", mass, in_reach, null=null.mass),
     ]
-    data = {**hidden.describe(), "bos": bos, "accuracy": measured.answered(Rerun(model), hidden)["needle_accuracy"]}
+    data = {**haystacks.describe(), "bos": bos, "accuracy": _hits.accuracy(Rerun(model), haystacks)["needle_accuracy"]}
     if decoding:
-        said = measured.decode(model, hidden, max_new_tokens=max_new_tokens, method=method)
-        parts += _decoded(model, said, seen, null=null.hit, seed=seed)
-        data |= {"decoded_found": float(said.found.mean()), "decoded_tokens": said.steps}
-    effects = _masked(model, hidden, label, score.mean, n_random=n_random, seed=seed) if causal and label.any() else []
+        greedy = _hits.decode(model, haystacks, max_new_tokens=max_new_tokens, method=method)
+        parts += _decoding_rows(model, greedy, in_reach, null=null.hit, seed=seed)
+        data |= {"decoded_found": float(greedy.found.mean()), "decoded_tokens": greedy.steps}
+    effects = _drop(model, haystacks, label, score.mean, n_random=n_random, seed=seed) if causal and label.any() else []
     return Findings(pd.concat(parts, ignore_index=True), data, effects)
 
 
 def _rows(
-    model: Model, variant: str, unit: str, value: stats.Interval, seen: np.ndarray, **more: object
+    model: Model, variant: str, unit: str, value: stats.Interval, in_reach: np.ndarray, **more: object
 ) -> pd.DataFrame:
     """Rows of a variant; heads that cannot see the needles have no value."""
     columns = interval_columns(value)
-    known = {k: np.where(seen, v, np.nan) if isinstance(v, np.ndarray) else v for k, v in columns.items()}
-    return head_rows(model, variant, unit, **known, **more)
+    reached_columns = {k: np.where(in_reach, v, np.nan) if isinstance(v, np.ndarray) else v for k, v in columns.items()}
+    return head_rows(model, variant, unit, **reached_columns, **more)
 
 
-def _decoded(model: Model, said: measured.Decoded, seen: np.ndarray, *, null: float, seed: int) -> list[pd.DataFrame]:
+def _decoding_rows(
+    model: Model, greedy: _hits.Decoded, in_reach: np.ndarray, *, null: float, seed: int
+) -> list[pd.DataFrame]:
     """Rows of the paper's score over needles found, and over all of them."""
-    found = said.hits[said.found]
-    none = stats.bootstrap_mean(np.full((1, *seen.shape), np.nan), seed=seed)._replace(n=0)
-    conditional = stats.bootstrap_mean(found, seed=seed) if len(found) else none
+    hits_where_found = greedy.hits[greedy.found]
+    none = stats.bootstrap_mean(np.full((1, *in_reach.shape), np.nan), seed=seed)._replace(n=0)
+    conditional = stats.bootstrap_mean(hits_where_found, seed=seed) if len(hits_where_found) else none
     return [
-        _rows(model, "decoding", "fraction", conditional, seen, null=null),
-        _rows(model, "decoding_all", "fraction", stats.bootstrap_mean(said.hits, seed=seed), seen, null=null),
+        _rows(model, "decoding", "fraction", conditional, in_reach, null=null),
+        _rows(model, "decoding_all", "fraction", stats.bootstrap_mean(greedy.hits, seed=seed), in_reach, null=null),
     ]
 
 
-def _masked(
-    model: Model, hidden: Needles, label: np.ndarray, score: np.ndarray, *, n_random: int, seed: int
+def _drop(
+    model: Model, haystacks: Needles, label: np.ndarray, score: np.ndarray, *, n_random: int, seed: int
 ) -> list[dict[str, object]]:
     """Needle accuracy without the labelled heads, next to sets of heads that score below the weak threshold."""
-    few = hidden.first(CAUSAL_PROMPTS)
+    few = haystacks.first(CAUSAL_PROMPTS)
     heads = ranked_heads(model, label, score)
     run = Rerun.of_heads(model, heads)
     return removal_rows(
-        lambda edits: measured.answered(run, few, edits),
+        lambda edits: _hits.accuracy(run, few, edits),
         heads,
         ranked_heads(model, ~label & (score < WEAK), score),
         mean=model.mean(few.batch),

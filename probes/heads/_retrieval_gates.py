@@ -93,29 +93,29 @@ def retrieval_gates(
     here, so that the penalty means the same in every model.
     """
     sizes: dict[str, Any] = {"n_needles": n_needles, "value_words": value_words, "task": task}
-    hidden = needles.hide(model, n=n_prompts, length=length, **sizes, bos=bos, seed=seed)
-    far = [a for a in hidden.answers if min(a.rows) - max(a.keys) >= recent and min(a.keys) >= sinks]
+    haystacks = needles.hide(model, n=n_prompts, length=length, **sizes, bos=bos, seed=seed)
+    far = [a for a in haystacks.answers if min(a.rows) - max(a.keys) >= recent and min(a.keys) >= sinks]
     if not far:
         raise NotApplicable(f"every needle lies within the last {recent} tokens of its answer; make `length` larger")
     where = torch.tensor([(a.prompt, row) for a in far for row in a.rows]).T
-    batch = model.batch(hidden.batch)
+    batch = model.batch(haystacks.batch)
     with torch.no_grad():
         target = _answers(_final(model, batch, (), gradients=False), where)
-        streams = [_streamed(model, batch, layer, sinks=sinks, recent=recent) for layer in model.info.attention_layers]
+        streams = [_stream_z(model, batch, layer, sinks=sinks, recent=recent) for layer in model.info.attention_layers]
     scale = target.square().sum(-1).mean()
     gates = torch.ones(len(streams), model.info.n_kv_heads, device=target.device, requires_grad=True)
     optimiser = torch.optim.Adam([gates], lr=lr)
     loss = distance = torch.tensor(0.0)
     for _ in range(steps):
-        mixed = _answers(_final(model, batch, _edits(model, gates, streams), gradients=True), where)
-        distance = (mixed - target).square().sum(-1).mean() / scale
+        gated_resid = _answers(_final(model, batch, _edits(model, gates, streams), gradients=True), where)
+        distance = (gated_resid - target).square().sum(-1).mean() / scale
         loss = distance + penalty * gates.mean()
         gates.grad = torch.autograd.grad(loss, gates)[0]
         optimiser.step()
         with torch.no_grad():
             gates.clamp_(0, 1)
     data = {
-        **hidden.describe(),
+        **haystacks.describe(),
         "bos": bos,
         "loss": float(loss.detach()),
         "distance": float(distance.detach()),
@@ -150,12 +150,12 @@ def _final(model: Model, batch: Batch, edits: tuple[()] | list[Edit], *, gradien
     return model.run(batch, capture=[site], edits=edits, gradients=gradients).acts[site]
 
 
-def _streamed(model: Model, batch: Batch, layer: int, *, sinks: int, recent: int) -> Tensor:
+def _stream_z(model: Model, batch: Batch, layer: int, *, sinks: int, recent: int) -> Tensor:
     """z of a layer, [batch pos head d_head], where queries see only the first and the last keys; layers below whole."""
     i = torch.arange(batch.ids.shape[1], device=batch.ids.device)
-    dropped = (i[:, None] - i[None] >= recent) & (i[None] >= sinks)  # query key
+    unseen_pairs = (i[:, None] - i[None] >= recent) & (i[None] >= sinks)  # query key
     site = Site("z", layer)
-    edits = [KnockOut(Site("pattern", layer), pairs=dropped)]
+    edits = [KnockOut(Site("pattern", layer), pairs=unseen_pairs)]
     return model.run(batch, capture=[site], edits=edits, stop=layer).acts[site].detach()
 
 

@@ -29,7 +29,7 @@ from interp.model import Model
 from interp.results import stats
 from interp.results.stats import Head
 from probes.heads import ordinals as _ordinals
-from probes.heads.ordinals import Asked, Ordinal
+from probes.heads.ordinals import AnswerPrompts, Ordinal
 
 EMBEDDINGS = {"full": "full", "ov_mlp0": "mlp", "ov_embed": "embed"}
 """Variant -> what `effective_embedding` calls the embedding behind which the heads are read."""
@@ -37,7 +37,7 @@ WEAK = 0.1  # score below which no head is labelled; 0.5 is the paper's cut-off
 OFFSETS = (-3, -2, -1, 0, 1, 2, 3)
 BASE = 10
 
-Chosen = dict[str, Int[np.ndarray, "layer head member"]]
+Ranks = dict[str, Int[np.ndarray, "layer head member"]]
 """Class -> rank of the member that each head writes most for each member."""
 
 
@@ -110,29 +110,29 @@ def successor(
     through attention 0, the test, the profile as a condition and the ablations at END are ours. Biases are left out:
     they do not depend on the token.
     """
-    found, coverage = _ordinals.find(model, classes)
+    series, coverage = _ordinals.find(model, classes)
     parts, labels, scores = [], {}, {}
-    picked: dict[str, Chosen] = {name: _picked(model, found, name) for name in EMBEDDINGS}
-    for name, chosen in picked.items():
-        rows, labels[name], scores[name] = _scored(model, found, chosen, name, seed=seed)
+    by_variant: dict[str, Ranks] = {name: _ranks(model, series, name) for name in EMBEDDINGS}
+    for name, ranks in by_variant.items():
+        rows, labels[name], scores[name] = _score_rows(model, series, ranks, name, seed=seed)
         parts.append(rows)
-    parts += _profile(model, found, picked["full"], seed=seed)
-    known: dict[str, object] = {
+    parts += _profile(model, series, by_variant["full"], seed=seed)
+    data: dict[str, object] = {
         "task": "ordinal classes",
-        "classes": {c.name: list(c.words) if len(c.words) <= 30 else len(c.words) for c in found},
+        "classes": {c.name: list(c.words) if len(c.words) <= 30 else len(c.words) for c in series},
         "coverage": coverage,
         "bos": bos,
-        "sha256": tasks.fingerprint([Batch.of(c.ids[None]) for c in found]),
+        "sha256": tasks.fingerprint([Batch.of(c.ids[None]) for c in series]),
     }
     effects: list[dict[str, object]] = []
     if causal and labels["full"].any():
         heads = ranked_heads(model, labels["full"], scores["full"])
-        effects, more = _dissociation(model, found, heads, sizes=(n_lists, n_repeats), bos=bos, n=n_random, seed=seed)
-        known |= more
-    return Findings(pd.concat(parts, ignore_index=True), known, effects)
+        effects, more = _dissociation(model, series, heads, sizes=(n_lists, n_repeats), bos=bos, n=n_random, seed=seed)
+        data |= more
+    return Findings(pd.concat(parts, ignore_index=True), data, effects)
 
 
-def _picked(model: Model, classes: Sequence[Ordinal], variant: str) -> Chosen:
+def _ranks(model: Model, classes: Sequence[Ordinal], variant: str) -> Ranks:
     """Arg-max within its class of what each head writes for each member, as ranks."""
     w = model.weights()
     ids = torch.cat([c.ids for c in classes])
@@ -140,7 +140,7 @@ def _picked(model: Model, classes: Sequence[Ordinal], variant: str) -> Chosen:
     if first is None and getattr(model.tokenizer, "bos_token_id", None) is not None:
         first = tasks.bos_id(model, "forced")
     raw, deep = (effective_embedding(model, tokens=ids, variant=v, bos=first) for v in ("embed", EMBEDDINGS[variant]))
-    written: dict[str, list[np.ndarray]] = {c.name: [] for c in classes}
+    ranks: dict[str, list[np.ndarray]] = {c.name: [] for c in classes}
     for layer in w.layers:
         ov = w.ov(layer, fold_norm=True)
         start = 0
@@ -149,30 +149,30 @@ def _picked(model: Model, classes: Sequence[Ordinal], variant: str) -> Chosen:
             start += len(c.ids)
             right = ov.right if w.final_norm is None else w.final_norm.linear(ov.right)
             logits = (e @ ov.left) @ (right @ w.source.columns(c.ids).T)  # head member member
-            written[c.name].append(c.rank[logits.argmax(-1).numpy()])
-    return {name: np.stack(layers) for name, layers in written.items()}
+            ranks[c.name].append(c.rank[logits.argmax(-1).numpy()])
+    return {name: np.stack(layers) for name, layers in ranks.items()}
 
 
 def _hits(
-    classes: Sequence[Ordinal], chosen: Chosen, offset: int
+    classes: Sequence[Ordinal], ranks: Ranks, offset: int
 ) -> tuple[Float[np.ndarray, "item layer head"], Float[np.ndarray, " item"]]:
     """Whether each member's arg-max is `offset` places on, where there is such a member; and the chance of that."""
     hits, chance = [], []
     for c in classes:
         own = c.has(offset)
-        hits.append((chosen[c.name] == c.rank + offset)[..., own])
+        hits.append((ranks[c.name] == c.rank + offset)[..., own])
         chance += [1 / len(c.rank)] * int(own.sum())
     return np.moveaxis(np.concatenate(hits, -1), -1, 0).astype(float), np.array(chance)
 
 
-def _scored(
-    model: Model, classes: Sequence[Ordinal], chosen: Chosen, variant: str, *, seed: int
+def _score_rows(
+    model: Model, classes: Sequence[Ordinal], ranks: Ranks, variant: str, *, seed: int
 ) -> tuple[pd.DataFrame, Bool[np.ndarray, "layer head"], Float[np.ndarray, "layer head"]]:
-    hits, chance = _hits(classes, chosen, 1)
+    hits, chance = _hits(classes, ranks, 1)
     score = stats.bootstrap_mean(hits, seed=seed)
     p = tail(chance)[hits.sum(0).astype(int)]
     q = stats.benjamini_hochberg(p)
-    others = np.stack([_hits(classes, chosen, o)[0].mean(0) for o in OFFSETS if o != 1])
+    others = np.stack([_hits(classes, ranks, o)[0].mean(0) for o in OFFSETS if o != 1])
     label = (q < LEVEL) & (score.mean >= WEAK) & (score.mean > others.max(0))
     columns = interval_columns(score)
     columns["class_low"], columns["class_high"] = over_classes(hits, [int(c.has(1).sum()) for c in classes], seed=seed)
@@ -203,19 +203,19 @@ def tail(chance: Float[np.ndarray, " item"]) -> Float[np.ndarray, " hits"]:
     return np.clip(mass[::-1].cumsum()[::-1], 0, 1)
 
 
-def _profile(model: Model, classes: Sequence[Ordinal], chosen: Chosen, *, seed: int) -> list[pd.DataFrame]:
+def _profile(model: Model, classes: Sequence[Ordinal], ranks: Ranks, *, seed: int) -> list[pd.DataFrame]:
     """Rows of the offsets, of the pairs that wrap around, and of last digits."""
-    asked = {f"offset {offset:+d}": _hits(classes, chosen, offset) for offset in OFFSETS}
-    wrapping = [c for c in classes if c.wraps.any()]
-    if wrapping:
-        hits = np.concatenate([(chosen[c.name] == 0)[..., c.wraps] for c in wrapping], -1)
-        asked["wrap"] = np.moveaxis(hits, -1, 0).astype(float), np.array([1 / len(c.rank) for c in wrapping])
+    parts = {f"offset {offset:+d}": _hits(classes, ranks, offset) for offset in OFFSETS}
+    cycles = [c for c in classes if c.wraps.any()]
+    if cycles:
+        hits = np.concatenate([(ranks[c.name] == 0)[..., c.wraps] for c in cycles], -1)
+        parts["wrap"] = np.moveaxis(hits, -1, 0).astype(float), np.array([1 / len(c.rank) for c in cycles])
     for c in classes:
         if c.name == "numbers" and len(c.rank) > 2 * BASE:
             own = c.has(1)
-            digit = (chosen[c.name] - c.rank - 1)[..., own] % BASE == 0
+            digit = (ranks[c.name] - c.rank - 1)[..., own] % BASE == 0
             share = np.array([np.mean((c.rank - r - 1) % BASE == 0) for r in c.rank[own]])
-            asked["mod10"] = np.moveaxis(digit, -1, 0).astype(float), share
+            parts["mod10"] = np.moveaxis(digit, -1, 0).astype(float), share
     return [
         head_rows(
             model,
@@ -224,7 +224,7 @@ def _profile(model: Model, classes: Sequence[Ordinal], chosen: Chosen, *, seed: 
             **interval_columns(stats.bootstrap_mean(hits, seed=seed)),
             null=chance.mean(),
         )
-        for name, (hits, chance) in asked.items()
+        for name, (hits, chance) in parts.items()
         if len(hits)
     ]
 
@@ -240,54 +240,56 @@ def _dissociation(
     seed: int,
 ) -> tuple[list[dict[str, object]], dict[str, object]]:
     """Lists and copying without the successor heads, and without the copying heads."""
-    listed = _ordinals.lists(model, classes, n=sizes[0], bos=bos, seed=seed)
-    if listed is None:
+    ordinal_lists = _ordinals.lists(model, classes, n=sizes[0], bos=bos, seed=seed)
+    if ordinal_lists is None:
         return [], {"lists": "cannot be written with this tokenizer"}
     groups = repeat_groups(model, n_prompts=sizes[1], lengths=(8, 24), n_lengths=3, bos=bos, seed=seed)
-    copied = [_middle(g) for g in groups]
-    clean = _accuracy(Rerun(model), listed, copied, ())
-    known: dict[str, object] = {"ordinal_accuracy": clean["ordinal_accuracy"], "copy_accuracy": clean["copy_accuracy"]}
+    copy_prompts = [_middle(g) for g in groups]
+    clean = _accuracy(Rerun(model), ordinal_lists, copy_prompts, ())
+    data: dict[str, object] = {"ordinal_accuracy": clean["ordinal_accuracy"], "copy_accuracy": clean["copy_accuracy"]}
     if clean["ordinal_accuracy"] <= 0.5:
-        return [], known
+        return [], data
     stripe = offset_scores(
         model, [(g.batch, {"target": Mean(Offset(g.length - 1), g.rows(g.second))}) for g in groups]
     ).target.mean(0)
-    copying = [h for h in ranked_heads(model, stripe >= THRESHOLD, stripe) if h not in heads]
-    known["copying_heads"] = head_names(copying)
+    copying_heads = [h for h in ranked_heads(model, stripe >= THRESHOLD, stripe) if h not in heads]
+    data["copying_heads"] = head_names(copying_heads)
     pool = [h for h in ranked_heads(model, stripe < THRESHOLD, stripe) if h not in heads]
-    mean = model.mean(listed.batch)
+    mean = model.mean(ordinal_lists.batch)
     rows: list[dict[str, object]] = []
-    for chosen in (heads, copying):
-        run = Rerun.of_heads(model, chosen)
+    for head_set in (heads, copying_heads):
+        run = Rerun.of_heads(model, head_set)
         for where, last in (("at END", True), ("everywhere", False)):
-            if not chosen:
+            if not head_set:
                 continue
 
             def measure(edits: Sequence[Ablate], last: bool = last, run: Rerun = run) -> dict[str, float]:
-                placed = [replace(e, positions=-1) for e in edits] if last else edits
-                return _accuracy(run, listed, copied, placed)
+                placed_edits = [replace(e, positions=-1) for e in edits] if last else edits
+                return _accuracy(run, ordinal_lists, copy_prompts, placed_edits)
 
             how = ("mean",) if last else ("zero",)
-            found = removal_rows(measure, chosen, pool, mean=mean, n_random=n, seed=seed, how=how)
-            rows += [{**r, "set_id": str(r["set_id"]).replace(":", f" {where}:", 1)} for r in found]
-    return rows, known
+            removals = removal_rows(measure, head_set, pool, mean=mean, n_random=n, seed=seed, how=how)
+            rows += [{**r, "set_id": str(r["set_id"]).replace(":", f" {where}:", 1)} for r in removals]
+    return rows, data
 
 
-def _middle(group: tasks.Repeats) -> Asked:
+def _middle(group: tasks.Repeats) -> AnswerPrompts:
     """Repeats cut in the middle of the second copy, where one token is to be copied."""
     at = group.start + group.length + group.length // 2
-    return Asked(Batch.of(group.batch.ids[:, :at]), group.batch.ids[:, at])
+    return AnswerPrompts(Batch.of(group.batch.ids[:, :at]), group.batch.ids[:, at])
 
 
-def _accuracy(run: Rerun, listed: Asked, copied: Sequence[Asked], edits: Sequence[Ablate]) -> dict[str, float]:
+def _accuracy(
+    run: Rerun, ordinal_lists: AnswerPrompts, copy_prompts: Sequence[AnswerPrompts], edits: Sequence[Ablate]
+) -> dict[str, float]:
     losses: dict[str, list[Tensor]] = {"ordinal": [], "copy": []}
     hits: dict[str, list[Tensor]] = {"ordinal": [], "copy": []}
-    for name, asked in (("ordinal", listed), *(("copy", c) for c in copied)):
-        logits = run(asked.batch, edits)
-        last = asked.batch.mask.sum(1) - 1
+    for name, prompts in (("ordinal", ordinal_lists), *(("copy", c) for c in copy_prompts)):
+        logits = run(prompts.batch, edits)
+        last = prompts.batch.mask.sum(1) - 1
         at = logits[torch.arange(len(last)), last.to(logits.device)].float().cpu()
-        losses[name].append(torch.nn.functional.cross_entropy(at, asked.answers, reduction="none"))
-        hits[name].append((at.argmax(-1) == asked.answers).float())
+        losses[name].append(torch.nn.functional.cross_entropy(at, prompts.answers, reduction="none"))
+        hits[name].append((at.argmax(-1) == prompts.answers).float())
     return {f"{k}_accuracy": float(torch.cat(v).mean()) for k, v in hits.items()} | {
         f"{k}_loss_nats": float(torch.cat(v).mean()) for k, v in losses.items()
     }

@@ -60,11 +60,11 @@ class _Case:
     def logits(self) -> list[Float[np.ndarray, "head block residue member"]]:
         """Per layer, what each head writes for each number of the grid, as logits of all numbers."""
         raw, deep = self.embedding("ov_embed"), self.embedding(self.name)
-        found = []
+        layer_logits = []
         for layer in self.model.weights().layers:
             left, right = self.heads(layer)
-            found.append(((raw if layer == 0 else deep) @ left @ right).numpy()[:, self.grid.at])
-        return found
+            layer_logits.append(((raw if layer == 0 else deep) @ left @ right).numpy()[:, self.grid.at])
+        return layer_logits
 
 
 @analysis(
@@ -147,7 +147,7 @@ def successor_features(
     case = _case(model, numbers, embedding, base)
     logits = case.logits()
     parts = [*_heads(case, logits, n_draws=n_draws, seed=seed), _probes(case, n_permutations, seed)]
-    told: dict[str, object] = {
+    provenance: dict[str, object] = {
         "task": "numbers",
         "sha256": tasks.fingerprint([Batch.of(case.numbers.ids[None])]),
         "numbers": [len(case.numbers.ids), case.numbers.size],
@@ -157,29 +157,29 @@ def successor_features(
     }
     effects: list[dict[str, object]] = []
     if embedding == "ov_embed":
-        told["neurons"] = "not asked about: W_E is not behind MLP 0"
+        provenance["neurons"] = "not asked about: W_E is not behind MLP 0"
     elif model.writes(0).mlp is None:
-        told["neurons"] = f"layer 0 has none that can be told apart: {dict(model.writes(0).missing)}"
+        provenance["neurons"] = f"layer 0 has none that can be told apart: {dict(model.writes(0).missing)}"
     else:
         rows, effects, best = _neurons(case, logits, n_permutations=n_permutations, n_random=n_random, seed=seed)
         parts.append(rows)
-        told["counts_best"] = head_name(*best)
-    return Findings(pd.concat(parts, ignore_index=True), told, effects)
+        provenance["counts_best"] = head_name(*best)
+    return Findings(pd.concat(parts, ignore_index=True), provenance, effects)
 
 
 def _case(model: Model, numbers: Sequence[str] | None, name: str, base: int) -> _Case:
-    shipped = data.read_json(data.path("ordinals", "classes.json"))["classes"]["numbers"]["members"]
-    (found,), _ = _ordinals.find(model, {"numbers": list(shipped if numbers is None else numbers)})
-    grid = Grid.of(found.rank, base)
+    default_numbers = data.read_json(data.path("ordinals", "classes.json"))["classes"]["numbers"]["members"]
+    (ordinal,), _ = _ordinals.find(model, {"numbers": list(default_numbers if numbers is None else numbers)})
+    grid = Grid.of(ordinal.rank, base)
     if len(grid.at) < BLOCKS:
         raise NotApplicable(
-            f"{len(found.ids)} of {found.size} numbers are one token each, and {len(grid.at)} blocks of {base} are "
+            f"{len(ordinal.ids)} of {ordinal.size} numbers are one token each, and {len(grid.at)} blocks of {base} are "
             f"whole; at least {BLOCKS} blocks ({BLOCKS * base} numbers) are needed"
         )
     first = tasks.bos_id(model, "default")
     if first is None and getattr(model.tokenizer, "bos_token_id", None) is not None:
         first = tasks.bos_id(model, "forced")
-    return _Case(model, found, grid, name, first)
+    return _Case(model, ordinal, grid, name, first)
 
 
 def _heads(
@@ -188,17 +188,17 @@ def _heads(
     """Rows of arithmetic, carry, digit and successor."""
     base = case.grid.at.shape[1]
     own = _arithmetic(case, logits, np.arange(base))
-    drawn = [_arithmetic(case, logits, names) for names in _residues.derangements(base, n=n_draws, seed=seed)]
-    counted = np.stack([_counts(case, layer).mean(-1).T for layer in logits], 1)  # block layer head
+    nulls = [_arithmetic(case, logits, names) for names in _residues.derangements(base, n=n_draws, seed=seed)]
+    successor_shares = np.stack([_counts(case, layer).mean(-1).T for layer in logits], 1)  # block layer head
     parts = []
-    for name, every in (*own.items(), ("successor", counted)):
+    for name, every in (*own.items(), ("successor", successor_shares)):
         value = every[~np.isnan(every).any((1, 2))]  # the last decade has nothing to carry to
         if not len(value):
             continue
         more: dict[str, object] = {"null": 1 / len(case.numbers.ids)}
         interval = stats.bootstrap_mean(value, seed=seed)
         if name in own:
-            null = np.stack([np.nanmean(d[name], 0) for d in drawn])
+            null = np.stack([np.nanmean(d[name], 0) for d in nulls])
             more["null"] = null.mean(0)
             if name == "arithmetic":
                 p = stats.p_against_nulls(interval.mean, null, margin=MARGIN)
@@ -218,10 +218,10 @@ def _arithmetic(
 
 def _counts(case: _Case, logits: Float[np.ndarray, "head block residue member"], *, digit: bool = False) -> np.ndarray:
     """[head block residue]: whether the arg-max for a number is the next one, or ends like it."""
-    picked, base = logits.argmax(-1), case.grid.at.shape[1]
+    argmax, base = logits.argmax(-1), case.grid.at.shape[1]
     if digit:
-        return case.grid.rank[picked] % base == (np.arange(base) + 1) % base
-    return picked == case.grid.after
+        return case.grid.rank[argmax] % base == (np.arange(base) + 1) % base
+    return argmax == case.grid.after
 
 
 def _probes(case: _Case, n: int, seed: int) -> pd.DataFrame:
@@ -253,7 +253,7 @@ def _neurons(
         raise RuntimeError("neurons of a layer that has none")
     norm = write.matrix(acts.shape[-1]).double().norm(dim=-1).cpu().numpy()
     share, p, q = _residues.tuning(acts, n_permutations=n_permutations, seed=seed)
-    written, spread = acts.mean(0).std(0) * norm, acts.std((0, 1)) * norm
+    residue_spread, spread = acts.mean(0).std(0) * norm, acts.std((0, 1)) * norm
     rows = pd.DataFrame(
         {
             "variant": "neuron",
@@ -266,17 +266,17 @@ def _neurons(
             "q": q,
             "n": len(acts),
             "label": q < LEVEL,
-            "written": written,
+            "written": residue_spread,
         }
     )
     tuned = np.flatnonzero(q < LEVEL)
-    tuned = tuned[np.argsort(-written[tuned], kind="stable")]
+    tuned = tuned[np.argsort(-residue_spread[tuned], kind="stable")]
     left, right = (factor[head : head + 1] for factor in case.heads(case.model.info.attention_layers[row]))
-    fixed = case.embedding("ov_embed") if case.model.info.attention_layers[row] == 0 else None
+    layer0_embedding = case.embedding("ov_embed") if case.model.info.attention_layers[row] == 0 else None
 
     def measure(neurons: Int[np.ndarray, " k"]) -> dict[str, float]:
-        deep = case.embedding(case.name, [_held(neurons, acts.mean((0, 1)))] if len(neurons) else [])
-        own = ((deep if fixed is None else fixed) @ left @ right).numpy()[:, case.grid.at]
+        deep = case.embedding(case.name, [_mean_neurons(neurons, acts.mean((0, 1)))] if len(neurons) else [])
+        own = ((deep if layer0_embedding is None else layer0_embedding) @ left @ right).numpy()[:, case.grid.at]
         x = deep.numpy()[case.grid.at]
         return {
             "successor_share": float(_counts(case, own).mean()),
@@ -287,7 +287,7 @@ def _neurons(
     clean, effects = measure(np.array([], dtype=np.int64)), []
     for k in sorted({2**i for i in range(len(tuned).bit_length())} | ({len(tuned)} if len(tuned) else set())):
         edited = measure(tuned[:k])
-        random = [measure(s) for s in _residues.matched(spread, tuned[:k], n=n_random, seed=seed)]
+        random = [measure(s) for s in _residues.matched_sets(spread, tuned[:k], n=n_random, seed=seed)]
         effects += [
             {
                 "set_id": f"mean: {k} most tuned neurons of M0",
@@ -315,13 +315,13 @@ def _activations(case: _Case) -> Float[np.ndarray, "block residue neuron"]:
     return run[site].numpy()[case.grid.at]
 
 
-def _held(neurons: Int[np.ndarray, " k"], mean: Float[np.ndarray, " neuron"]) -> Edit:
+def _mean_neurons(neurons: Int[np.ndarray, " k"], mean: Float[np.ndarray, " neuron"]) -> Edit:
     """These neurons of MLP 0 at their mean."""
     at, value = torch.tensor(neurons), torch.tensor(mean[neurons])
 
-    def hold(x: Tensor) -> Tensor:
+    def set_to_mean(x: Tensor) -> Tensor:
         new = x.clone()
         new[..., at.to(x.device)] = value.to(x)
         return new
 
-    return Apply(Site("mlp_post", 0), hold)
+    return Apply(Site("mlp_post", 0), set_to_mean)

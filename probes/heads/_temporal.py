@@ -142,10 +142,10 @@ def _exceeds(
     a: Float[np.ndarray, "prompt layer head"], b: Float[np.ndarray, "other layer head"]
 ) -> Float[np.ndarray, "layer head"]:
     """Welch's one-sided p that the mean of a is above that of b; 1 where neither varies and both are the same."""
-    described = [z for x in (a, b) for z in (x.mean(0), x.std(0, ddof=1), len(x))]
+    moments = [z for x in (a, b) for z in (x.mean(0), x.std(0, ddof=1), len(x))]
     with np.errstate(divide="ignore", invalid="ignore"):
-        _, p = distributions.ttest_ind_from_stats(*described, equal_var=False, alternative="greater")
-    same = (described[1] == 0) & (described[4] == 0) & (described[0] == described[3])
+        _, p = distributions.ttest_ind_from_stats(*moments, equal_var=False, alternative="greater")
+    same = (moments[1] == 0) & (moments[4] == 0) & (moments[0] == moments[3])
     return np.where(same, 1.0, np.maximum(np.asarray(p, dtype=float), stats.LEAST_P))
 
 
@@ -154,9 +154,9 @@ def _difference(
 ) -> dict[str, np.ndarray]:
     """Columns value, se, ci_low, ci_high, n of mean a - mean b, prompts of both resampled."""
     value, sizes = a.mean(0) - b.mean(0), (len(a), len(b))
-    drawn = stats.bootstrap(lambda v, w: np.tensordot(v, a, 1) - np.tensordot(w, b, 1), *sizes, seed=seed, around=value)
+    draws = stats.bootstrap(lambda v, w: np.tensordot(v, a, 1) - np.tensordot(w, b, 1), *sizes, seed=seed, around=value)
     n = np.full(value.shape, sum(sizes))
-    return {"value": value, "se": drawn.se, "ci_low": drawn.low, "ci_high": drawn.high, "n": n}
+    return {"value": value, "se": draws.se, "ci_low": draws.low, "ci_high": draws.high, "n": n}
 
 
 def _mean(model: Model, pair: PromptTask, edits: Sequence[Edit]) -> float:

@@ -48,47 +48,47 @@ class Chance(NamedTuple):
     mass: float
 
 
-def teacher_forced(model: Model, hidden: Needles, *, method: str = "auto", seed: int = 0) -> Forced:
+def teacher_forced(model: Model, haystacks: Needles, *, method: str = "auto", seed: int = 0) -> Forced:
     """Hits and mass of every answer row, from one pass that keeps two keys of these rows and nothing else."""
-    rows = _padded([[r for a in _of(hidden, b) for r in a.rows] for b in range(len(hidden.batch.ids))])
-    pairs = torch.tensor([(a.prompt, row, key) for a in hidden.answers for row in a.rows for key in a.keys]).T
+    rows = _padded_rows([[r for a in _of(haystacks, b) for r in a.rows] for b in range(len(haystacks.batch.ids))])
+    pairs = torch.tensor([(a.prompt, row, key) for a in haystacks.answers for row in a.rows for key in a.keys]).T
     questions: dict[str, Statistic] = {"top": TopKeys(rows, k=2), "mass": Pairs(*pairs)}
-    answers = model.attention(hidden.batch, questions, method=method)
+    answers = model.attention(haystacks.batch, questions, method=method)
     keys = _keys(answers["top"])  # layer prompt head row contest
-    first = int(hidden.batch.first[0])
+    first = int(haystacks.batch.first[0])
     nosink = np.where(keys[..., 0] == first, keys[..., 1], keys[..., 0])
     mass = answers["mass"].double().numpy()  # layer prompt head query
     hits, clear, on_needle, wrong = [], [], [], []
     rng = np.random.default_rng(seed)
-    for b in range(len(hidden.batch.ids)):
+    for b in range(len(haystacks.batch.ids)):
         at, each = 0, []
-        places = hidden.hay[b].nonzero()[:, 0].tolist()
-        for a in _of(hidden, b):
+        places = haystacks.hay[b].nonzero()[:, 0].tolist()
+        for a in _of(haystacks, b):
             own = slice(at, at + len(a.rows))
             at += len(a.rows)
-            best, freed = keys[:, b, :, own, 0], nosink[:, b, :, own]  # layer head row
-            token = hidden.value(a)
+            best, best_nosink = keys[:, b, :, own, 0], nosink[:, b, :, own]  # layer head row
+            token = haystacks.value(a)
             shifts = _elsewhere(places, len(a.keys), rng)
             each.append(
-                (_hits(best, a.keys, token), _hits(freed, a.keys, token), mass[:, b][..., list(a.rows)].mean(-1))
+                (_hits(best, a.keys, token), _hits(best_nosink, a.keys, token), mass[:, b][..., list(a.rows)].mean(-1))
             )
             wrong.append([_hits(best, tuple(range(s, s + len(a.keys))), token) for s in shifts])
-        for kept, values in zip((hits, clear, on_needle), zip(*each, strict=True), strict=True):
-            kept.append(np.mean(values, axis=0))
+        for means, values in zip((hits, clear, on_needle), zip(*each, strict=True), strict=True):
+            means.append(np.mean(values, axis=0))
     return Forced(np.stack(hits), np.stack(clear), np.stack(on_needle), np.mean(wrong, axis=0))
 
 
-def decode(model: Model, hidden: Needles, *, max_new_tokens: int = 0, method: str = "auto") -> Decoded:
+def decode(model: Model, haystacks: Needles, *, max_new_tokens: int = 0, method: str = "auto") -> Decoded:
     """The paper's score: each question on its own after the context, answered greedily.
 
     A generated token's row is the one that produced it. Rows of later tokens do not change earlier ones, so their
     arg-max keys are taken in one last pass over what was generated.
     """
-    steps = max_new_tokens or 4 + max(len(a.keys) for a in hidden.answers)
+    steps = max_new_tokens or 4 + max(len(a.keys) for a in haystacks.answers)
     hits = []
-    found = []
-    for some in _chunks(hidden.answers, int(hidden.batch.mask.sum(1).max()) * model.info.d_vocab):
-        prompts = [_asked(hidden, a) for a in some]
+    is_found = []
+    for some in _chunks(haystacks.answers, int(haystacks.batch.mask.sum(1).max()) * model.info.d_vocab):
+        prompts = [_question_prompt(haystacks, a) for a in some]
         begins = [len(p) for p in prompts]
         for _ in range(steps):
             last = torch.tensor([len(p) - 1 for p in prompts])
@@ -99,56 +99,56 @@ def decode(model: Model, hidden: Needles, *, max_new_tokens: int = 0, method: st
         top = model.attention(batch, {"top": TopKeys(rows, k=1)}, method=method)["top"]
         best = _keys(top)[..., 0]  # layer needle head row
         for i, (a, prompt, begin) in enumerate(zip(some, prompts, begins, strict=True)):
-            said, value = prompt[begin:], set(hidden.value(a))
-            hits.append(_hits(best[:, i], a.keys, hidden.value(a), said))
-            found.append(len(value & set(said)) > FOUND * len(value))
-    return Decoded(np.stack(hits), np.array(found), steps)
+            new_tokens, value = prompt[begin:], set(haystacks.value(a))
+            hits.append(_hits(best[:, i], a.keys, haystacks.value(a), new_tokens))
+            is_found.append(len(value & set(new_tokens)) > FOUND * len(value))
+    return Decoded(np.stack(hits), np.array(is_found), steps)
 
 
-def answered(run: Rerun, hidden: Needles, edits: Sequence[Ablate] = ()) -> dict[str, float]:
+def accuracy(run: Rerun, haystacks: Needles, edits: Sequence[Ablate] = ()) -> dict[str, float]:
     """Share of needles answered right, and the mean loss of their tokens in nats."""
-    right, loss = each_answer(run, hidden, edits)
+    right, loss = each_answer(run, haystacks, edits)
     return {"needle_accuracy": float(right.mean()), "needle_loss_nats": float(loss.mean())}
 
 
 def each_answer(
-    run: Rerun, hidden: Needles, edits: Sequence[Ablate] = ()
+    run: Rerun, haystacks: Needles, edits: Sequence[Ablate] = ()
 ) -> tuple[Float[np.ndarray, " needle"], Float[np.ndarray, " needle"]]:
     """For each needle, 1 if every token of its value ranks first, and the mean loss of these tokens in nats."""
     right: list[float] = []
     losses: list[float] = []
-    for some in _chunks(range(len(hidden.batch.ids)), hidden.batch.ids.shape[1] * run.model.info.d_vocab):
+    for some in _chunks(range(len(haystacks.batch.ids)), haystacks.batch.ids.shape[1] * run.model.info.d_vocab):
         part = slice(some[0], some[-1] + 1)
-        batch = Batch(hidden.batch.ids[part], hidden.batch.mask[part])
+        batch = Batch(haystacks.batch.ids[part], haystacks.batch.mask[part])
         logits = run(batch, edits)
-        for a in (a for b in some for a in _of(hidden, b)):
-            token = torch.tensor(hidden.value(a))
-            picked = logits[a.prompt - some[0], list(a.rows)].float().cpu()
-            right.append(float((picked.argmax(-1) == token).all()))
-            losses.append(torch.nn.functional.cross_entropy(picked, token).item())
+        for a in (a for b in some for a in _of(haystacks, b)):
+            token = torch.tensor(haystacks.value(a))
+            answer_logits = logits[a.prompt - some[0], list(a.rows)].float().cpu()
+            right.append(float((answer_logits.argmax(-1) == token).all()))
+            losses.append(torch.nn.functional.cross_entropy(answer_logits, token).item())
     return np.array(right), np.array(losses)
 
 
-def chance(hidden: Needles) -> Chance:
+def chance(haystacks: Needles) -> Chance:
     """Closed form: a row at position i sees i + 1 keys, the first token among them."""
     hit, nosink, mass = [], [], []
-    for a in hidden.answers:
-        start = int(hidden.batch.first[a.prompt])
-        value = hidden.value(a)
-        seen = np.array(a.rows) - start + 1
-        mass.append(np.mean(len(a.keys) / seen))
-        for kept, keys in ((hit, seen), (nosink, seen - 1)):
+    for a in haystacks.answers:
+        start = int(haystacks.batch.first[a.prompt])
+        value = haystacks.value(a)
+        n_visible = np.array(a.rows) - start + 1
+        mass.append(np.mean(len(a.keys) / n_visible))
+        for means, keys in ((hit, n_visible), (nosink, n_visible - 1)):
             # a distinct token is missed when each of the rows that say it looks elsewhere
-            missed = {
+            p_missed = {
                 t: np.prod([1 - value.count(t) / n for n, u in zip(keys, value, strict=True) if u == t]) for t in value
             }
-            kept.append(1 - np.mean(list(missed.values())))
+            means.append(1 - np.mean(list(p_missed.values())))
     return Chance(float(np.mean(hit)), float(np.mean(nosink)), float(np.mean(mass)))
 
 
-def reached(model: Model, hidden: Needles) -> Bool[np.ndarray, " layer"]:
+def reach_mask(model: Model, haystacks: Needles) -> Bool[np.ndarray, " layer"]:
     """Layers whose sliding window, if they have one, reaches from every answer back to its needle."""
-    furthest = max(max(a.rows) - min(a.keys) for a in hidden.answers)
+    furthest = max(max(a.rows) - min(a.keys) for a in haystacks.answers)
     return np.array([window is None or window > furthest for window in model.info.windows])
 
 
@@ -156,16 +156,16 @@ def _hits(
     best: Int[np.ndarray, "layer head row"],
     keys: Sequence[int],
     value: Sequence[int],
-    said: Sequence[int] | None = None,
+    row_tokens: Sequence[int] | None = None,
 ) -> Float[np.ndarray, "layer head"]:
     """Share of the distinct tokens of `value` (at `keys`) that some row both says and looks at."""
-    said = value if said is None else said
+    row_tokens = value if row_tokens is None else row_tokens
     where = {token: [k for k, t in zip(keys, value, strict=True) if t == token] for token in value}
-    copied = np.zeros(best.shape[:2])
+    n_hits = np.zeros(best.shape[:2])
     for token, places in where.items():
-        rows = [r for r, t in enumerate(said) if t == token]
-        copied += np.isin(best[..., rows], places).any(-1)
-    return copied / len(where)
+        rows = [r for r, t in enumerate(row_tokens) if t == token]
+        n_hits += np.isin(best[..., rows], places).any(-1)
+    return n_hits / len(where)
 
 
 def _elsewhere(places: Sequence[int], size: int, rng: np.random.Generator) -> list[int]:
@@ -175,22 +175,22 @@ def _elsewhere(places: Sequence[int], size: int, rng: np.random.Generator) -> li
     return rng.choice(starts or list(places), size=WRONG).tolist()
 
 
-def _of(hidden: Needles, prompt: int) -> Iterator[Answer]:
-    return (a for a in hidden.answers if a.prompt == prompt)
+def _of(haystacks: Needles, prompt: int) -> Iterator[Answer]:
+    return (a for a in haystacks.answers if a.prompt == prompt)
 
 
-def _asked(hidden: Needles, answer: Answer) -> list[int]:
+def _question_prompt(haystacks: Needles, answer: Answer) -> list[int]:
     """Context and one question."""
-    ids = hidden.batch.ids[answer.prompt].tolist()
+    ids = haystacks.batch.ids[answer.prompt].tolist()
     begin, end = answer.question
-    return [*ids[: hidden.context[answer.prompt]], *ids[begin:end]]
+    return [*ids[: haystacks.context[answer.prompt]], *ids[begin:end]]
 
 
 def _keys(top: Float[Tensor, "layer prompt head row k two"]) -> Int[np.ndarray, "layer prompt head row k"]:
     return top[..., 1].nan_to_num(-1).long().numpy()
 
 
-def _padded(rows: Sequence[Sequence[int]]) -> Int[Tensor, "prompt row"]:
+def _padded_rows(rows: Sequence[Sequence[int]]) -> Int[Tensor, "prompt row"]:
     longest = max(map(len, rows))
     return torch.tensor([[*r, *[-1] * (longest - len(r))] for r in rows])
 

@@ -58,7 +58,7 @@ class Ordinal:
         return (self.rank == self.size - 1) & self.cyclic & (0 in self.rank)
 
 
-def find(model: Model, given: Mapping[str, Sequence[str]] | None = None) -> tuple[list[Ordinal], dict[str, Any]]:
+def find(model: Model, classes: Mapping[str, Sequence[str]] | None = None) -> tuple[list[Ordinal], dict[str, Any]]:
     """Classes that this tokenizer has, each in its best-covered spelling, and the coverage of every spelling.
 
     The caller's classes; or the tokenizer's own (`ordinal_classes` in tokenizer_config.json); or `datasets/ordinals`.
@@ -68,50 +68,50 @@ def find(model: Model, given: Mapping[str, Sequence[str]] | None = None) -> tupl
     """
     speller = Speller(model, bos="none")
     tokenizer: Any = model.tokenizer
-    offered = given if given is not None else tokenizer.init_kwargs.get(OFFERED)
-    if offered is None:
-        shipped = data.read_json(data.path("ordinals", "classes.json"))["classes"]
-        listed = {name: (tuple(c["members"]), bool(c["cyclic"])) for name, c in shipped.items()}
+    word_lists = classes if classes is not None else tokenizer.init_kwargs.get(OFFERED)
+    if word_lists is None:
+        dataset = data.read_json(data.path("ordinals", "classes.json"))["classes"]
+        members_by_class = {name: (tuple(c["members"]), bool(c["cyclic"])) for name, c in dataset.items()}
     else:
-        listed = {name: (tuple(members), False) for name, members in offered.items()}
-    found, coverage = [], {}
-    for name, (members, cyclic) in listed.items():
-        spelled = _spellings(speller, name, members, cyclic)
-        coverage[name] = {form: [len(c.ids), len(members)] for form, c in spelled.items()}
-        best = max(spelled.values(), key=lambda c: len(c.ids))
+        members_by_class = {name: (tuple(members), False) for name, members in word_lists.items()}
+    ordinals, coverage = [], {}
+    for name, (members, cyclic) in members_by_class.items():
+        spellings = _spellings(speller, name, members, cyclic)
+        coverage[name] = {form: [len(c.ids), len(members)] for form, c in spellings.items()}
+        best = max(spellings.values(), key=lambda c: len(c.ids))
         if len(best.ids) >= LEAST and len(best.ids.unique()) == len(best.ids):
-            found.append(best)
-    if not found:
+            ordinals.append(best)
+    if not ordinals:
         raise NotApplicable(f"no ordinal class has {LEAST} members that are one token each: {coverage}")
-    return found, coverage
+    return ordinals, coverage
 
 
 def _spellings(speller: Speller, name: str, members: tuple[str, ...], cyclic: bool) -> dict[str, Ordinal]:
     """The class in each way of writing it; ways that are the same are left out."""
-    spelled: dict[str, Ordinal] = {}
+    spellings: dict[str, Ordinal] = {}
     for case, change in (("", str), (" lower", str.lower), (" capital", str.capitalize)):
         words = tuple(change(m) for m in members)
         if case and (words == members or len(set(words)) < len(words)):
             continue
         for form, joint in (("space", " "), ("no space", "")):
             tails = speller.tails("the", [joint + w for w in words]) if joint else speller.ids(words)
-            known = [i for i, t in enumerate(tails) if t is not None and len(t) == 1 and t[0] != speller.unknown]
-            ids = torch.tensor([t[0] for t in (tails[i] for i in known) if t], dtype=torch.long)
-            chosen = tuple(words[i] for i in known)
-            rank = np.array(known, dtype=np.int64)
-            spelled[form + case] = Ordinal(name, chosen, joint, ids, rank, len(members), cyclic)
-    return spelled
+            ranks = [i for i, t in enumerate(tails) if t is not None and len(t) == 1 and t[0] != speller.unknown]
+            ids = torch.tensor([t[0] for t in (tails[i] for i in ranks) if t], dtype=torch.long)
+            known_words = tuple(words[i] for i in ranks)
+            rank = np.array(ranks, dtype=np.int64)
+            spellings[form + case] = Ordinal(name, known_words, joint, ids, rank, len(members), cyclic)
+    return spellings
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class AnswerPrompts:
     """Prompts answered at their last token."""
 
     batch: Batch
     answers: Int[Tensor, " batch"]
 
 
-def lists(model: Model, classes: Sequence[Ordinal], *, n: int, bos: str, seed: int) -> Asked | None:
+def lists(model: Model, classes: Sequence[Ordinal], *, n: int, bos: str, seed: int) -> AnswerPrompts | None:
     """Up to `n` different lists "Monday, Tuesday," and what follows; None where fewer than 16 can be written.
 
     As many of each class as there are, none that wraps around.
@@ -131,4 +131,4 @@ def lists(model: Model, classes: Sequence[Ordinal], *, n: int, bos: str, seed: i
             prompts.setdefault((*speller.start, *ids), int(c.ids[start + length]))
     if len(prompts) < min(16, n):
         return None
-    return Asked(Batch.of([list(p) for p in prompts]), torch.tensor(list(prompts.values())))
+    return AnswerPrompts(Batch.of([list(p) for p in prompts]), torch.tensor(list(prompts.values())))

@@ -47,10 +47,10 @@ def own(model: Model, *, n_tokens: int, variant: str, seed: int) -> Own:
         right = (ov.right if w.final_norm is None else w.final_norm.linear(ov.right)) @ columns
         matrix = FactoredMatrix((raw if layer == 0 else deep) @ ov.left, right - right.mean(-1, keepdim=True))
         ratio.append(matrix.positivity().numpy())
-        found = [matrix[h].dense() for h in range(model.info.n_heads)]
+        matrices = [matrix[h].dense() for h in range(model.info.n_heads)]
         place = torch.arange(len(ids))
-        top.append(torch.stack([(m.argmax(-1) == place) & _some(m) for m in found]))
-        bottom.append(torch.stack([(m.argmin(-1) == place) & _some(m) for m in found]))
+        top.append(torch.stack([(m.argmax(-1) == place) & _some(m) for m in matrices]))
+        bottom.append(torch.stack([(m.argmin(-1) == place) & _some(m) for m in matrices]))
     tops, bottoms = (torch.stack(x).permute(2, 0, 1).double().numpy() for x in (top, bottom))
     data: dict[str, object] = {
         "task": "single tokens",
@@ -65,7 +65,7 @@ def _some(matrix: torch.Tensor) -> torch.Tensor:
     return matrix.amax(-1) > matrix.amin(-1)
 
 
-def judged(model: Model, hits: Float[np.ndarray, "token layer head"], variant: str, *, seed: int) -> pd.DataFrame:
+def share_rows(model: Model, hits: Float[np.ndarray, "token layer head"], variant: str, *, seed: int) -> pd.DataFrame:
     """Rows of a share with its chance 1 / tokens, binomial p, q over heads, and the label."""
     share = stats.bootstrap_mean(hits, seed=seed)
     n = len(hits)

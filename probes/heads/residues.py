@@ -47,16 +47,16 @@ def probe(
     labels = permuted(blocks, base, n=n_permutations, seed=seed)  # permutation block residue
     labels = np.concatenate([np.broadcast_to(np.arange(base), (1, blocks, base)), labels])
     hits = np.zeros(labels.shape, dtype=bool)
-    for held in range(blocks):
-        rest = np.delete(np.arange(blocks), held)
-        fitted = x[rest].reshape(len(rest) * base, -1)
-        mean = fitted.mean(0)
-        fitted, asked = fitted - mean, x[held] - mean
-        kernel = fitted @ fitted.T
+    for held_out in range(blocks):
+        rest = np.delete(np.arange(blocks), held_out)
+        train_x = x[rest].reshape(len(rest) * base, -1)
+        mean = train_x.mean(0)
+        train_x, test_x = train_x - mean, x[held_out] - mean
+        kernel = train_x @ train_x.T
         weight = ridge * np.trace(kernel) / len(kernel)
-        smoother = np.linalg.solve(kernel + max(weight, 1e-12) * np.eye(len(kernel)), fitted @ asked.T).T
-        told = np.eye(base)[labels[:, rest].reshape(len(labels), -1)]  # permutation number residue
-        hits[:, held] = (smoother @ told).argmax(-1) == labels[:, held]
+        smoother = np.linalg.solve(kernel + max(weight, 1e-12) * np.eye(len(kernel)), train_x @ test_x.T).T
+        one_hot = np.eye(base)[labels[:, rest].reshape(len(labels), -1)]  # permutation number residue
+        hits[:, held_out] = (smoother @ one_hot).argmax(-1) == labels[:, held_out]
     return hits[0], hits[1:].mean((1, 2))
 
 
@@ -68,12 +68,12 @@ def permuted(blocks: int, base: int, *, n: int, seed: int) -> Int[np.ndarray, "p
 def derangements(base: int, *, n: int, seed: int) -> Int[np.ndarray, "draw residue"]:
     """Random orders of the residues in which none is in its own place."""
     rng = np.random.default_rng(seed)
-    found: list[np.ndarray] = []
-    while len(found) < n:  # one order in e has no fixed point
+    orders: list[np.ndarray] = []
+    while len(orders) < n:  # one order in e has no fixed point
         order = rng.permutation(base)
         if (order != np.arange(base)).all():
-            found.append(order)
-    return np.array(found)
+            orders.append(order)
+    return np.array(orders)
 
 
 def features(x: Float[np.ndarray, "*any block residue d"]) -> Float[np.ndarray, "*any block residue d"]:
@@ -98,7 +98,7 @@ def shifted(
 
 
 def arithmetic(
-    picked: Int[np.ndarray, "head block residue residue"], grid: Grid
+    argmax: Int[np.ndarray, "head block residue residue"], grid: Grid
 ) -> dict[str, Float[np.ndarray, "block head"]]:
     """Shares per block of x - a + b + 1 among what was picked for x - f_a + f_b, a != b.
 
@@ -106,22 +106,22 @@ def arithmetic(
     token). digit: only the last digit, (b + 1) mod base, has to be right.
     """
     base = grid.at.shape[1]
-    target = np.broadcast_to(grid.after[None, :, None, :], picked.shape)
-    other = np.broadcast_to(~np.eye(base, dtype=bool), picked.shape)
-    inside = np.broadcast_to(np.arange(base) < base - 1, picked.shape)
-    digit = grid.rank[picked] % base == (np.arange(base) + 1) % base
+    target = np.broadcast_to(grid.after[None, :, None, :], argmax.shape)
+    other = np.broadcast_to(~np.eye(base, dtype=bool), argmax.shape)
+    inside = np.broadcast_to(np.arange(base) < base - 1, argmax.shape)
+    digit = grid.rank[argmax] % base == (np.arange(base) + 1) % base
     return {
-        "arithmetic": _share(picked == target, other & inside),
-        "carry": _share(picked == target, other & ~inside & (target >= 0)),
+        "arithmetic": _share(argmax == target, other & inside),
+        "carry": _share(argmax == target, other & ~inside & (target >= 0)),
         "digit": _share(digit, other),
     }
 
 
 def _share(
-    hit: Bool[np.ndarray, "head block residue residue"], asked: Bool[np.ndarray, "head block residue residue"]
+    hit: Bool[np.ndarray, "head block residue residue"], mask: Bool[np.ndarray, "head block residue residue"]
 ) -> Float[np.ndarray, "block head"]:
-    n = asked.sum((-1, -2))
-    share = np.divide((hit & asked).sum((-1, -2)), n, out=np.full(n.shape, np.nan), where=n > 0)
+    n = mask.sum((-1, -2))
+    share = np.divide((hit & mask).sum((-1, -2)), n, out=np.full(n.shape, np.nan), where=n > 0)
     return share.T
 
 
@@ -144,32 +144,32 @@ def tuning(
         return np.divide(between, total, out=np.zeros_like(total), where=total > 0)
 
     own = share(inside)
-    reached, any_reached = np.ones_like(own), np.ones_like(own)
+    n_reached, n_any_reached = np.ones_like(own), np.ones_like(own)
     for order in permuted(blocks, base, n=n_permutations, seed=seed):
         null = share(np.take_along_axis(inside, order[..., None], 1)) + 1e-9  # what only rounding tells apart is equal
-        reached += null >= own
-        any_reached += null.max() >= own
-    return own, reached / (1 + n_permutations), any_reached / (1 + n_permutations)
+        n_reached += null >= own
+        n_any_reached += null.max() >= own
+    return own, n_reached / (1 + n_permutations), n_any_reached / (1 + n_permutations)
 
 
-def matched(
-    size: Float[np.ndarray, " neuron"], chosen: Int[np.ndarray, " k"], *, n: int, seed: int, near: int = 8
+def matched_sets(
+    size: Float[np.ndarray, " neuron"], neurons: Int[np.ndarray, " k"], *, n: int, seed: int, near: int = 8
 ) -> list[Int[np.ndarray, " k"]]:
     """`n` sets of unchosen neurons of about the same `size`: each chosen one gives its place to one of the `near` next.
 
     Fewer, down to none, where there are not enough others.
     """
     rng = np.random.default_rng(seed)
-    pool = np.setdiff1d(np.arange(len(size)), chosen)
-    if len(pool) < len(chosen):
+    pool = np.setdiff1d(np.arange(len(size)), neurons)
+    if len(pool) < len(neurons):
         return []
     sets = []
     for _ in range(n):
-        left, drawn = pool.copy(), []
-        for neuron in rng.permutation(chosen):
-            close = np.argsort(np.abs(size[left] - size[neuron]), kind="stable")[:near]
+        candidates, drawn = pool.copy(), []
+        for neuron in rng.permutation(neurons):
+            close = np.argsort(np.abs(size[candidates] - size[neuron]), kind="stable")[:near]
             pick = rng.choice(close)
-            drawn.append(left[pick])
-            left = np.delete(left, pick)
+            drawn.append(candidates[pick])
+            candidates = np.delete(candidates, pick)
         sets.append(np.array(drawn))
     return sets

@@ -35,16 +35,16 @@ class Sources:
     logit: Float[Tensor, " batch"]
 
 
-def asked(model: Model, given: PromptTask | str | None, names: tuple[str, ...], *, n: int, seed: int) -> PromptTask:
+def model_task(model: Model, task: PromptTask | str | None, names: tuple[str, ...], *, n: int, seed: int) -> PromptTask:
     """A task, by name or the first of `names` that suits the model.
 
     Raises:
         NotApplicable: none does.
     """
-    if isinstance(given, PromptTask):
-        return given
-    if given is not None:
-        return tasks.task(given, model, n=n, seed=seed)
+    if isinstance(task, PromptTask):
+        return task
+    if task is not None:
+        return tasks.task(task, model, n=n, seed=seed)
     reasons = []
     for name in names:
         try:
@@ -70,38 +70,38 @@ def sources(
     orders = [torch.arange(len(task)), *derangements(len(task), draws=draws, seed=seed)]
     rows = torch.cat(orders)
     again = Batch(task.clean.ids.repeat(len(orders), 1), task.clean.mask.repeat(len(orders), 1))
-    found = attribute(model, again, answers[rows], wrong[rows], sources=True)
+    effects = attribute(model, again, answers[rows], wrong[rows], sources=True)
     info, width = model.info, task.clean.ids.shape[1]
     heads = torch.zeros(info.n_layers, info.n_heads, width, len(rows))
     mlps = torch.zeros(info.n_layers, len(rows))
-    for c, values in zip(found.terms, found.values, strict=True):
+    for c, values in zip(effects.terms, effects.values, strict=True):
         if c.kind == "source":
             heads[c.layer, c.head, c.source] = values
         elif c.kind == "mlp":
             mlps[c.layer] = values
     n = len(task)
-    parts = zip(heads[list(info.attention_layers)].split(n, -1), mlps.split(n, -1), found.logit.split(n), strict=True)
-    own, *exchanged = (Sources(*part) for part in parts)
-    return own, exchanged
+    parts = zip(heads[list(info.attention_layers)].split(n, -1), mlps.split(n, -1), effects.logit.split(n), strict=True)
+    own, *exchanges = (Sources(*part) for part in parts)
+    return own, exchanges
 
 
-def tested(
-    score: stats.Interval, exchanged: Sequence[Float[np.ndarray, "batch layer head"]], *, whole: float, answered: bool
+def null_columns(
+    score: stats.Interval, exchanges: Sequence[Float[np.ndarray, "batch layer head"]], *, whole: float, able: bool
 ) -> dict[str, Float[np.ndarray, "layer head"]]:
-    """Columns null, p and q over heads: two-sided, against the spread of the exchanges; 1 where nothing is answered.
+    """Columns null, p and q over heads: two-sided, against the spread of the exchanges; 1 unless `able`.
 
     p is for more than `SMALLEST` of the `whole` that heads write: with enough prompts everything that a head writes
     about an answer, however little, differs from what it writes about others.
     """
-    null = np.stack([x.mean(0) for x in exchanged])
+    null = np.stack([x.mean(0) for x in exchanges])
     above, below = (stats.p_against_nulls(s * score.mean, s * null, margin=SMALLEST * whole) for s in (1, -1))
-    p = np.clip(2 * np.minimum(above, below), 0, 1) if answered else np.ones_like(above)
+    p = np.clip(2 * np.minimum(above, below), 0, 1) if able else np.ones_like(above)
     return {"null": null.mean(0), "p": p, "q": stats.benjamini_hochberg(p)}
 
 
-def answered(found: Sources) -> bool:
+def able(effects: Sources) -> bool:
     """Whether the model prefers the right answers in most prompts: if not, heads' effects explain nothing."""
-    return bool((found.logit > 0).double().mean() >= ANSWERED)
+    return bool((effects.logit > 0).double().mean() >= ANSWERED)
 
 
 def derangements(n: int, *, draws: int, seed: int) -> list[Int[Tensor, " batch"]]:
@@ -109,17 +109,17 @@ def derangements(n: int, *, draws: int, seed: int) -> list[Int[Tensor, " batch"]
     generator = torch.Generator().manual_seed(seed)
     shifts = (torch.randperm(n - 1, generator=generator)[:draws] + 1).tolist()
     order = torch.randperm(n, generator=generator)
-    moved = [torch.empty(n, dtype=torch.long) for _ in shifts]
-    for row, shift in zip(moved, shifts, strict=True):
+    orders = [torch.empty(n, dtype=torch.long) for _ in shifts]
+    for row, shift in zip(orders, shifts, strict=True):
         row[order] = order.roll(shift)
-    return moved
+    return orders
 
 
 def where(task: PromptTask, ids: Int[Tensor, "batch k"]) -> Bool[Tensor, "batch key"]:
     """Columns of the clean prompts that hold one of these tokens."""
     tokens = task.clean.ids.cpu()
-    known = ids.masked_fill(ids < 0, -2)
-    return (tokens[:, :, None] == known[:, None, :]).any(-1) & task.clean.mask.cpu()
+    targets = ids.masked_fill(ids < 0, -2)
+    return (tokens[:, :, None] == targets[:, None, :]).any(-1) & task.clean.mask.cpu()
 
 
 def by_prompt(values: Float[Tensor, "layer head batch"]) -> Float[np.ndarray, "batch layer head"]:

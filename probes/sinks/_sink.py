@@ -119,10 +119,10 @@ def sink(
 
 def received_share(model: Model, batch: Batch, *, method: str = "auto") -> Float[np.ndarray, "prompt layer head key"]:
     """alpha_k of each prompt: mass received by key k over the number of queries that can see it."""
-    received = model.attention(batch, {"received": Received()}, method=method)["received"]
+    mass = model.attention(batch, {"received": Received()}, method=method)["received"]
     length = batch.ids.shape[1]
-    seen_by = torch.arange(length, 0, -1)
-    return (received.double() / seen_by).transpose(0, 1).numpy()
+    n_queries = torch.arange(length, 0, -1)
+    return (mass.double() / n_queries).transpose(0, 1).numpy()
 
 
 def uniform_share(length: int) -> Float[np.ndarray, " key"]:

@@ -33,7 +33,7 @@ def measure(source: str, n_prompts: int, rounds: int, threads: int) -> tuple[dic
     torch.set_num_threads(threads)
     model = interp.load(source)
     hidden = needles.hide(model, n=n_prompts)
-    asked = Batch.of([measured._asked(hidden, a) for a in hidden.answers], side="left")
+    asked = Batch.of([measured._question_prompt(hidden, a) for a in hidden.answers], side="left")
     steps = 4 + max(len(a.keys) for a in hidden.answers)
     scores: dict[str, torch.Tensor] = {}
 

@@ -54,15 +54,15 @@ def back_one(model, *, n_prompts: int = 32, seed: int = 0) -> Findings:
 def check():
     """Check a body with some of its declaration changed; the registry is as before afterwards."""
     analyses()
-    before = dict(registry._registered)
+    before = dict(registry._registry)
 
     def call(body=back_one, *, demands=None, **changes):
         analysis(**{**DECLARED, **changes})(body)
         return check_analysis("back_one", demands=demands)
 
     yield call
-    registry._registered.clear()
-    registry._registered.update(before)
+    registry._registry.clear()
+    registry._registry.update(before)
 
 
 def changed(table=lambda rows: rows, *, data=lambda facts, seed: facts, model=lambda model: None):

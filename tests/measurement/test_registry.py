@@ -29,12 +29,12 @@ TEXTS = {
 @pytest.fixture
 def plug_in():
     """Register analyses for one test."""
-    before = dict(registry._registered)
+    before = dict(registry._registry)
     analyses()
-    before |= registry._registered
+    before |= registry._registry
     yield lambda name, **options: analysis(name=name, **{**TEXTS, **options})
-    registry._registered.clear()
-    registry._registered.update(before)
+    registry._registry.clear()
+    registry._registry.update(before)
 
 
 def head_zero(model, *, seed: int = 0, size: float = 1.0) -> Findings:

@@ -18,7 +18,7 @@ from interp.attention import Rows
 from interp.errors import InterpError, SchemaError, TaskError
 from interp.reports import report
 from interp.reports.attention import BLOCK, attention, top_heads
-from interp.reports.sections import counted, number
+from interp.reports.sections import count_text, number
 from interp.reports.tokens import pieces, texts, visible
 from interp.results.results import Result, frame
 
@@ -361,9 +361,9 @@ def test_numbers_are_written_for_reading(value, shown):
 
 
 def test_counting_things():
-    assert counted(0, "Induction heads") == "no induction heads"
-    assert counted(1, "First-token sinks") == "1 first-token sink"
-    assert counted(3, "Induction heads") == "3 induction heads"
+    assert count_text(0, "Induction heads") == "no induction heads"
+    assert count_text(1, "First-token sinks") == "1 first-token sink"
+    assert count_text(3, "Induction heads") == "3 induction heads"
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium on PATH")

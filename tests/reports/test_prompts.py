@@ -14,7 +14,7 @@ from interp.errors import InterpError, TaskError
 from interp.reports import report
 from interp.reports.cells import cell, interval, percent, signed, small
 from interp.reports.direct import HEADS, SPLIT, direct
-from interp.reports.questions import LONGEST, Question, asked
+from interp.reports.questions import LONGEST, Question, token_questions
 from interp.results.results import Result, frame
 
 HOSTILE = ["<script>alert(1)</script>", "a&b", "🙂", "שלום", "\u202e", "\n", "{{7*7}}", "'\"", "two words"]
@@ -59,7 +59,7 @@ def words_of(source):
 def test_the_parts_sum_to_the_model_s_own_logits(architecture, wrong):
     model = interp.load(build(architecture))
     ids, answer = [3, 1, 4, 1, 5, 9, 2, 6], 7
-    found = direct(model, asked(model, [(ids, answer, wrong)])[0])
+    found = direct(model, token_questions(model, [(ids, answer, wrong)])[0])
     logits = model.run(ids).logits[0, -1].double()
     of = logits[answer] - (logits.mean() if wrong is None else logits[wrong])
     total = sum(float(part.value.raw) for part in found.parts)
@@ -76,7 +76,7 @@ def test_the_parts_sum_to_the_model_s_own_logits(architecture, wrong):
 
 def test_heads_and_their_sources_are_those_of_the_attribution(model):
     ids = [10, 11, 12, 13, 14]
-    found = direct(model, asked(model, [(ids, 15, 16)])[0])
+    found = direct(model, token_questions(model, [(ids, 15, 16)])[0])
     own = interp.attribute(model, ids, 15, 16).heads[:, :, 0]
     assert len(found.heads) == min(HEADS, own.numel())
     for line in found.heads:
@@ -90,14 +90,14 @@ def test_heads_and_their_sources_are_those_of_the_attribution(model):
 def test_a_prompt_too_long_to_split_is_still_summed(model, monkeypatch):
     monkeypatch.setattr("interp.reports.direct.SPLIT", 1)
     assert SPLIT > 1
-    found = direct(model, asked(model, [([10, 11, 12], 15)])[0])
+    found = direct(model, token_questions(model, [([10, 11, 12], 15)])[0])
     assert not found.split
     assert all(not line.sources and line.rest is None for line in found.heads)
 
 
 def test_the_page_prints_the_sum_and_its_error(model, tmp_path):
     source = page_of(model, tmp_path, ("w1 w2 w3", "w4", "w5"))
-    found = direct(model, asked(model, [("w1 w2 w3", "w4", "w5")])[0])
+    found = direct(model, token_questions(model, [("w1 w2 w3", "w4", "w5")])[0])
     text = words_of(source)
     assert f"The parts sum to {found.total} , the model says {found.given} : off by {found.missed}" in text
     assert f"({found.relative} of its largest logit)" in text
@@ -113,7 +113,7 @@ def test_without_answers_the_likeliest_token_is_explained_and_said_so(model, tmp
     assert text.count("No answer was given: this is the model’s likeliest next token.") == 1
     assert text.count("No wrong answer was given") == 2
     assert "1 of 2 tokens are unknown to this tokenizer" in text
-    assert direct(model, asked(model, ["w1 w2"])[0]).rank == 0
+    assert direct(model, token_questions(model, ["w1 w2"])[0]).rank == 0
 
 
 def test_prompts_are_shown_as_text(model, tmp_path):
@@ -159,7 +159,7 @@ def test_what_cannot_be_asked_is_refused_before_the_work(model, tmp_path, monkey
 
 def test_text_needs_a_tokenizer(tmp_path):
     with pytest.raises(InterpError, match="no tokenizer"):
-        asked(interp.load(build("llama")), [([1, 2], "w1")])
+        token_questions(interp.load(build("llama")), [([1, 2], "w1")])
 
 
 def test_numbers_say_what_they_are():

@@ -16,7 +16,7 @@ import interp
 from interp.attention import Rows
 from interp.errors import InterpError, SiteError, TaskError
 from interp.reports import rows
-from interp.reports.viewer import UNIT, said, two
+from interp.reports.viewer import UNIT, p_str, two
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "attention-viewer.md"
 
@@ -232,4 +232,4 @@ def test_text_of_a_prompt_cannot_end_the_script_or_become_markup(tmp_path):
 )
 def test_halves_are_rounded_up_as_the_script_does(p, short, whole):
     assert two(p) == short
-    assert said(p) == whole
+    assert p_str(p) == whole

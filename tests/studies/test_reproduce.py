@@ -34,10 +34,10 @@ def test_equal_rankings_agree_and_reversed_ones_do_not():
 
 def test_named_heads_are_sought_among_as_many():
     ours = heads(np.arange(20.0))
-    found = reproduce.named(ours, ["L4H3", "L4H2", "L0H0"])
+    found = reproduce.head_overlap(ours, ["L4H3", "L4H2", "L0H0"])
     assert_allclose([found["overlap"], found["chance"], found["k"]], [2 / 3, 3 / 20, 3])
     with pytest.raises(SchemaError, match="L9H0"):
-        reproduce.named(ours, ["L9H0"])
+        reproduce.head_overlap(ours, ["L9H0"])
 
 
 def test_every_table_is_whole():

@@ -24,7 +24,7 @@ def board():
 
 
 def test_every_analysis_claims_a_truth_or_says_why_it_has_none():
-    claimed = {a.name for a in scoreboard.measured()}
+    claimed = {a.name for a in scoreboard.judged_analyses()}
     assert {"retrieval", "successor", "copying", "movers", "conflict", "temporal", "importance"} <= claimed
     assert len(claimed) >= 14
     assert all("planted" in a.exemptions for a in analyses().values() if a.name not in claimed)
@@ -52,7 +52,7 @@ def test_planted_heads_are_found_and_no_others(board):
 def test_planted_heads_are_found_beside_all_other_mechanisms():
     """Where the model has 64 heads some analyses are dear: there the whole board judges them (docs)."""
     dear = ("movers", "direct_attribution", "conflict", "temporal", "importance")
-    names = [a.name for a in scoreboard.measured() if a.name not in dear]
+    names = [a.name for a in scoreboard.judged_analyses() if a.name not in dear]
     check(scoreboard.scoreboard(names=names, seeds=1, architectures=("llama-gqa",), settings=("together",)))
 
 
@@ -117,7 +117,7 @@ def test_the_summary_is_the_worst_case(board):
 
 def test_what_cannot_be_scored_is_refused():
     with pytest.raises(SchemaError, match="did you mean 'induction'"):
-        scoreboard.measured(["inducton"])
+        scoreboard.judged_analyses(["inducton"])
     with pytest.raises(TaskError, match="unknown architecture 'lama'; did you mean 'llama'"):
         scoreboard.scoreboard(architectures=["lama"])
     with pytest.raises(TaskError, match="unknown setting 'inerd'; did you mean 'inert'"):

@@ -27,7 +27,7 @@ from interp.tasks import Conflict, PromptTask
 SCALE = 1.4
 """How far the largest value may move when there are twice as many prompts; a sum in place of a mean moves it by 2."""
 PROVENANCE = ("schema_version", "run_id", "call", "model", "backend", "seed", "packages", "device", "created_utc")
-Broken = Iterator[str]
+Faults = Iterator[str]
 
 
 def check_analysis(
@@ -55,14 +55,14 @@ def check_analysis(
     for demand in demands or ():
         if demand not in DEMANDS:
             raise SchemaError(f"unknown demand {demand!r}; {nearest(demand, DEMANDS)}")
-    held = [d for d in demands or DEMANDS if d not in case.spec.exemptions]
-    broken = [f"{demand}: {reason}" for demand in held for reason in _reasons(DEMANDS[demand], case)]
-    if broken:
-        raise CheckError(f"analysis {name!r} does not meet:\n" + "\n".join(f"  {line}" for line in broken))
-    return tuple(held)
+    names = [d for d in demands or DEMANDS if d not in case.spec.exemptions]
+    faults = [f"{demand}: {reason}" for demand in names for reason in _reasons(DEMANDS[demand], case)]
+    if faults:
+        raise CheckError(f"analysis {name!r} does not meet:\n" + "\n".join(f"  {line}" for line in faults))
+    return tuple(names)
 
 
-def _reasons(demand: Callable[[Case], Broken], case: Case) -> list[str]:
+def _reasons(demand: Callable[[Case], Faults], case: Case) -> list[str]:
     """What a demand finds broken; an error on the way is one of them."""
     try:
         return list(demand(case))
@@ -70,9 +70,9 @@ def _reasons(demand: Callable[[Case], Broken], case: Case) -> list[str]:
         return [f"{type(error).__name__}: {' '.join(str(error).split())}"]
 
 
-def declaration(case: Case) -> Broken:
+def declaration(case: Case) -> Faults:
     """The declaration is complete: quantity, meaning, limits, source, stage, caption, seed, judge."""
-    spec, known = case.spec, inspect.signature(case.spec.run).parameters
+    spec, parameters = case.spec, inspect.signature(case.spec.run).parameters
     for what in ("family", "title", "unit", "headline", "means", "misleads", "reference"):
         if not getattr(spec, what).strip():
             yield f"`{what}` is empty"
@@ -82,9 +82,9 @@ def declaration(case: Case) -> Broken:
         yield "`stage` is missing: the role of the heads it labels, and its stage in the survey"
     if not inspect.getdoc(spec.figure):
         yield "the function that draws it has no docstring, whose first line is the caption"
-    if "seed" not in known:
+    if "seed" not in parameters:
         yield "it takes no `seed`"
-    positional = [p.name for p in list(known.values())[1:] if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+    positional = [p.name for p in list(parameters.values())[1:] if p.kind is not inspect.Parameter.KEYWORD_ONLY]
     if positional:
         yield f"options are keyword-only; {', '.join(positional)} can be given by position"
     for demand, why in spec.exemptions.items():
@@ -96,12 +96,12 @@ def declaration(case: Case) -> Broken:
         yield 'no `planted` task judges it; say why in `exemptions={"planted": ...}`'
 
 
-def table(case: Case) -> Broken:
+def table(case: Case) -> Faults:
     """The table is as declared: its columns alone, the headline first, a unit and a component in every row, n >= 1."""
     rows, spec = case.result.table, case.spec
-    expected = [*COLUMNS, *spec.columns]
-    if list(rows.columns) != expected:
-        yield f"columns are {list(rows.columns)}, declared are {expected}"
+    columns = [*COLUMNS, *spec.columns]
+    if list(rows.columns) != columns:
+        yield f"columns are {list(rows.columns)}, declared are {columns}"
     if set(rows["analysis"]) != {spec.name}:
         yield f"the column `analysis` says {sorted(set(rows['analysis']))}"
     if rows["variant"].iloc[0] != spec.headline:
@@ -118,12 +118,12 @@ def table(case: Case) -> Broken:
         yield "n below 1"
 
 
-def null(case: Case) -> Broken:
+def null(case: Case) -> Faults:
     """What is expected by chance stands beside every score."""
     yield from _beside(case, "null")
 
 
-def significance(case: Case) -> Broken:
+def significance(case: Case) -> Faults:
     """p and q (Benjamini-Hochberg over components) stand beside every score, q not below p."""
     yield from _beside(case, "p", "q")
     rows = _headline(case.result, case.spec.headline)
@@ -131,7 +131,7 @@ def significance(case: Case) -> Broken:
         yield "q is below p"
 
 
-def interval(case: Case) -> Broken:
+def interval(case: Case) -> Faults:
     """Standard error, 95 % interval around the value and number of independent units stand beside every score."""
     yield from _beside(case, "se", "ci_low", "ci_high", "n")
     rows = _headline(case.result, case.spec.headline).dropna(subset=["ci_low", "ci_high", "value"])
@@ -139,7 +139,7 @@ def interval(case: Case) -> Broken:
         yield "a value outside of its own interval"
 
 
-def seed(case: Case) -> Broken:
+def seed(case: Case) -> Faults:
     """The same seed gives the same table and run id."""
     again = case.run()
     try:
@@ -151,14 +151,14 @@ def seed(case: Case) -> Broken:
         yield "two runs with seed 0 have different run ids: what stands in the data differs"
 
 
-def sample(case: Case) -> Broken:
+def sample(case: Case) -> Faults:
     """Another seed draws another sample."""
     other = case.run(seed=1)
     if _hashes(case.result.provenance["data"]) == _hashes(other.provenance["data"]):
         yield "seeds 0 and 1 draw the same data (`sha256` in the provenance)"
 
 
-def provenance(case: Case) -> Broken:
+def provenance(case: Case) -> Faults:
     """Provenance is complete: who measured what on which data, when, where, and how long it took."""
     facts = case.result.provenance
     for key in PROVENANCE:
@@ -170,30 +170,30 @@ def provenance(case: Case) -> Broken:
         yield "`data` of its `Findings` has no `sha256` of what was run on (`interp.tasks.fingerprint`)"
 
 
-def planted(case: Case) -> Broken:
+def planted(case: Case) -> Faults:
     """Every planted head is labelled and no other; nothing is labelled where nothing is planted."""
     task = case.spec.planted
     if task is None or case.planted is None:
         return
-    truth, found = set(case.planted.truth.heads(task.recovers)), _labelled(case.result, case.spec.headline)
+    truth, labels = set(case.planted.truth.heads(task.recovers)), _labelled_heads(case.result, case.spec.headline)
     if not truth:
         yield f"no mechanism of the zoo has the role {task.recovers!r}"
-    if truth - found:
-        yield f"missed of {task.recovers!r}: {_names(truth - found)}"
-    if found - truth:
-        yield f"labelled without the role {task.recovers!r}: {_names(found - truth)}"
+    if truth - labels:
+        yield f"missed of {task.recovers!r}: {_names(truth - labels)}"
+    if labels - truth:
+        yield f"labelled without the role {task.recovers!r}: {_names(labels - truth)}"
     try:
-        noise = _labelled(case.inert, case.spec.headline)
+        noise = _labelled_heads(case.inert, case.spec.headline)
     except NotApplicable:
         return
     if noise:
         yield f"labelled in a model without any mechanism: {_names(noise)}"
 
 
-def refusal(case: Case) -> Broken:
+def refusal(case: Case) -> Faults:
     """A model that it does not suit is refused with NotApplicable: too small a context, or no tokenizer."""
     try:
-        found = analyze(tiny_model(), case.spec.name, **case.options)
+        result = analyze(tiny_model(), case.spec.name, **case.options)
     except NotApplicable:
         return
     except TaskError as error:
@@ -201,22 +201,22 @@ def refusal(case: Case) -> Broken:
     except InterpError as error:
         yield f"{type(error).__name__} on a context of 8 tokens: {error}"
     else:
-        if found.table.empty:
+        if result.table.empty:
             yield "an empty table of a context of 8 tokens: refuse it with NotApplicable"
 
 
-def scale(case: Case) -> Broken:
+def scale(case: Case) -> Faults:
     """Values do not grow with the number of prompts."""
-    known = inspect.signature(case.spec.run).parameters
-    if "n_prompts" not in known or _tasks(case):
+    parameters = inspect.signature(case.spec.run).parameters
+    if "n_prompts" not in parameters or _tasks(case):
         return  # or the prompts are given, and no number of them is asked for
-    n = case.asked(case.planted).get("n_prompts", CHEAP["n_prompts"])
+    n = case.run_options(case.planted).get("n_prompts", CHEAP["n_prompts"])
     few, many = (_reach(r, case.spec.headline) for r in (case.result, case.run(n_prompts=2 * n)))
     if not few / SCALE <= many <= few * SCALE:
         yield f"the largest value is {few:.3g} with {n} prompts and {many:.3g} with {2 * n}"
 
 
-def keeping(case: Case) -> Broken:
+def keeping(case: Case) -> Faults:
     """The result can be saved and loaded as it is, and drawn; the figure is returned, not shown, without a warning."""
     import plotly.graph_objects as go
 
@@ -233,7 +233,7 @@ def keeping(case: Case) -> Broken:
         yield f"its `figure` returns {type(figure).__name__}, not a plotly figure"
 
 
-def intact(case: Case) -> Broken:
+def intact(case: Case) -> Faults:
     """The model is left as it was: parameters, modes, gradients, hooks."""
     before = state(case.model)
     if case.result.table.empty:
@@ -242,7 +242,7 @@ def intact(case: Case) -> Broken:
         yield "the model is changed after a run"
 
 
-DEMANDS: Mapping[str, Callable[[Case], Broken]] = {
+DEMANDS: Mapping[str, Callable[[Case], Faults]] = {
     "intact": intact,
     "declaration": declaration,
     "table": table,
@@ -267,7 +267,7 @@ def _headline(result: Result, variant: str) -> pd.DataFrame:
     return rows
 
 
-def _beside(case: Case, *columns: str) -> Broken:
+def _beside(case: Case, *columns: str) -> Faults:
     rows = _headline(case.result, case.spec.headline)
     rows = rows[rows["value"].notna()]
     for column in columns:
@@ -281,7 +281,7 @@ def _hashes(data: Mapping[str, Any]) -> list[str]:
     return [str(data["sha256"]), *inner] if data.get("sha256") else inner
 
 
-def _labelled(result: Result, variant: str) -> set[tuple[int, int]]:
+def _labelled_heads(result: Result, variant: str) -> set[tuple[int, int]]:
     rows = _headline(result, variant)
     rows = rows[rows["label"].fillna(False).astype(bool)]
     return {(int(layer), int(head)) for layer, head in zip(rows["layer"], rows["head"], strict=True)}
@@ -293,7 +293,7 @@ def _reach(result: Result, variant: str) -> float:
 
 def _tasks(case: Case) -> bool:
     """Whether the declaration says itself which prompts are asked."""
-    return any(isinstance(value, PromptTask | Conflict) for value in case.asked(case.planted).values())
+    return any(isinstance(value, PromptTask | Conflict) for value in case.run_options(case.planted).values())
 
 
 def _names(heads: set[tuple[int, int]]) -> str:

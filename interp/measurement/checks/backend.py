@@ -66,10 +66,10 @@ def check_backend(
     >>> list(refused)
     []
     """
-    refused: dict[str, str] = {}
+    refusals: dict[str, str] = {}
     for name, make in (modules or {n: _maker(c) for n, c in CONFIGS.items()}).items():
-        given = make()
-        model = factory(given)
+        module = make()
+        model = factory(module)
         ids = torch.randint(
             3, model.info.d_vocab, (len(LENGTHS), max(LENGTHS)), generator=torch.Generator().manual_seed(0)
         )
@@ -77,16 +77,16 @@ def check_backend(
         padded = replace(
             whole, batch=Batch.of([r[:n].tolist() for r, n in zip(ids, LENGTHS, strict=True)], side="left")
         )
-        trace = _trace(given)
+        trace = _trace(module)
         for law, subject in (*((law, whole) for law in LAWS), *((law, padded) for law in PADDED)):
             try:
                 law(subject)
             except InterpError as refusal:
-                refused[f"{name}: {_title(law)}"] = _reason(law, refusal, name)
+                refusals[f"{name}: {_title(law)}"] = _reason(law, refusal, name)
             except AssertionError as broken:
                 raise AssertionError(f"{model.backend}, {name}: {_title(law)}: {broken}") from broken
-        require(_trace(given) == trace, f"{model.backend}, {name}: hooks, modes or gradients are left on the module")
-    return refused
+        require(_trace(module) == trace, f"{model.backend}, {name}: hooks, modes or gradients are left on the module")
+    return refusals
 
 
 def _title(law: Law) -> str:
@@ -145,7 +145,7 @@ def _trace(module: nn.Module) -> list[tuple[Any, ...]]:
 def members_are_those_of_the_protocol(subject: Subject) -> None:
     """Everything that `Model` declares is there, of its declared type; sizes are those of the module."""
     model, config = subject.model, subject.module.config
-    require(isinstance(model, Model), f"lacks {', '.join(n for n in _declared() if not hasattr(model, n))}")
+    require(isinstance(model, Model), f"lacks {', '.join(n for n in _member_names() if not hasattr(model, n))}")
     types: dict[str, Any] = {
         "info": ModelInfo, "backend": str, "device": torch.device, "bos_id": int | None, "special_ids": tuple,
         "rank": int,
@@ -167,7 +167,7 @@ def members_are_those_of_the_protocol(subject: Subject) -> None:
     require(batch.ids.device == model.device and torch.equal(batch.ids.cpu(), subject.batch.ids), "batch() changes ids")
 
 
-def _declared() -> list[str]:
+def _member_names() -> list[str]:
     return sorted(n for n in (*vars(Model), *Model.__annotations__) if not n.startswith("_"))
 
 

@@ -83,14 +83,14 @@ class Case:
         planted = self.planted or planted_model(_usual())
         return load(planted.model, tokenizer=planted.tokenizer)
 
-    def asked(self, planted: Planted | None, *, seed: int = 0) -> dict[str, Any]:
+    def run_options(self, planted: Planted | None, *, seed: int = 0) -> dict[str, Any]:
         """Options of a run: the cheap ones, what the declaration asks of this model, and those of the caller."""
         own = {} if planted is None else questions(self.spec, planted, seed=seed)
         return cheap(self.spec) | dict(self.spec.quick) | own | dict(self.options) | {"seed": seed}
 
     def run(self, *, seed: int = 0, **options: Any) -> Result:
         """One more run on the model."""
-        return analyze(self.model, self.spec.name, **self.asked(self.planted, seed=seed) | options)
+        return analyze(self.model, self.spec.name, **self.run_options(self.planted, seed=seed) | options)
 
     @cached_property
     def result(self) -> Result:
@@ -102,7 +102,7 @@ class Case:
         """The same asked of a model in the same words of which nothing is planted."""
         assert self.planted is not None
         model = planted_model((), self.planted.vocab.n_words)
-        return analyze(load(model.model, tokenizer=model.tokenizer), self.spec.name, **self.asked(model))
+        return analyze(load(model.model, tokenizer=model.tokenizer), self.spec.name, **self.run_options(model))
 
 
 def _usual() -> tuple[str, ...]:
@@ -135,11 +135,11 @@ def unshown() -> Iterator[None]:
     def show(*_: object, **__: object) -> None:
         raise RuntimeError("the figure shows itself; return it")
 
-    kept = figures.BaseFigure.show
+    original = figures.BaseFigure.show
     figures.BaseFigure.show = show
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             yield
     finally:
-        figures.BaseFigure.show = kept
+        figures.BaseFigure.show = original

@@ -74,9 +74,9 @@ def _case(mechanisms: Sequence[Mechanism], architecture: Any, seed: int, *, n: i
         if mechanism in ALL:  # what stands in for another cannot be tested beside it
             models["together"] = together
         for setting, planted in models.items():
-            judgement = _judge(planted, mechanism, seed=1000 + seed, n=n)
+            judgement = _judgement(planted, mechanism, seed=1000 + seed, n=n)
             if not judgement["kept"]:
-                judgement = _judge(planted, mechanism, seed=2000 + seed, n=AGAIN * n)
+                judgement = _judgement(planted, mechanism, seed=2000 + seed, n=AGAIN * n)
             yield {
                 "mechanism": mechanism.name,
                 "setting": setting,
@@ -105,7 +105,7 @@ def failed(table: pd.DataFrame) -> bool:
     return not bool(table["kept"].all())
 
 
-def _judge(planted: Planted, mechanism: Mechanism, *, seed: int, n: int) -> dict[str, Any]:
+def _judgement(planted: Planted, mechanism: Mechanism, *, seed: int, n: int) -> dict[str, Any]:
     accuracy, chance, guesses = _measurement(planted, mechanism, seed=seed, n=n)
     clean = accuracy(None)
     accuracies = {role.name: accuracy(role) for role in planted.roles(mechanism.name)}
@@ -135,7 +135,7 @@ def _measurement(
     if mechanism.name == "massive_activation":
         words = planted.vocab.draw(n, 24, generator=torch.Generator().manual_seed(seed))
         tokens = torch.cat([torch.full((n, 1), planted.vocab.bos), words], 1)
-        return lambda role: _stands(planted, tokens, role), 0.0, n
+        return lambda role: _standing_share(planted, tokens, role), 0.0, n
     task = planted.task(mechanism.name, seed=seed, n=n)
 
     def accuracy(role: PlantedRole | None) -> float:
@@ -152,7 +152,7 @@ def _without(planted: Planted, role: PlantedRole | None):
 
 
 @torch.no_grad()
-def _stands(planted: Planted, tokens: Int[Tensor, "prompt pos"], role: PlantedRole | None) -> float:
+def _standing_share(planted: Planted, tokens: Int[Tensor, "prompt pos"], role: PlantedRole | None) -> float:
     """Share of prompts with the massive values in place from their layer on, and nowhere else."""
     with _without(planted, role):
         states = streams(planted.model, tokens)

@@ -215,8 +215,8 @@ def _ordinals(
 def _with_suppliers(mechanisms: Sequence[Mechanism]) -> tuple[Mechanism, ...]:
     """The mechanisms and, first, what they need and the caller left out."""
     have = {m.name for m in mechanisms}
-    missing = dict.fromkeys(name for m in mechanisms for name in m.needs if name not in have)
-    return (*(SUPPLIERS[name] for name in missing), *mechanisms)
+    supplier_names = dict.fromkeys(name for m in mechanisms for name in m.needs if name not in have)
+    return (*(SUPPLIERS[name] for name in supplier_names), *mechanisms)
 
 
 def _subspaces(

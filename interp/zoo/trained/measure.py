@@ -116,8 +116,8 @@ def zeroed(
     """
     n_heads = model.config.num_attention_heads
     handles = [
-        *_silencing(model, "attention", heads, parts=n_heads),
-        *_silencing(model, "mlp", neurons, parts=-1),
+        *_silencers(model, "attention", heads, parts=n_heads),
+        *_silencers(model, "mlp", neurons, parts=-1),
     ]
     try:
         yield
@@ -130,7 +130,7 @@ _OUTPUTS = {"attention": ("self_attn.o_proj", "attn.c_proj"), "mlp": ("mlp.down_
 """Where Llama and GPT-2 keep the last matrix of a part."""
 
 
-def _silencing(
+def _silencers(
     model: PreTrainedModel, kind: str, places: Iterable[tuple[int, int]], *, parts: int
 ) -> list[RemovableHandle]:
     """Hooks that zero the given parts of what goes into an output projection, cut into `parts` (-1: single numbers)."""

@@ -260,7 +260,7 @@ def test_a_window_holds_the_query_itself():
     hidden = needles.hide(model, n=1, length=40, n_needles=1, task=PAIRS)
     for back, reached in ((WINDOW - 1, True), (WINDOW, False)):
         far = hidden.answers[0]._replace(keys=(3,), rows=(3 + back,))
-        assert measured.reached(model, replace(hidden, answers=(far,))).tolist() == [reached, reached]
+        assert measured.reach_mask(model, replace(hidden, answers=(far,))).tolist() == [reached, reached]
 
 
 def test_needles_by_depth_and_length(retriever):

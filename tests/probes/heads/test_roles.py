@@ -263,11 +263,11 @@ def test_the_test_against_exchanges_is_two_sided():
     null = np.random.default_rng(0).normal(size=(6, 1, 3))
     value = np.array([[4.0, -4.0, 0.0]]) + null.mean(0)
     score = stats.Interval(value, *(np.zeros_like(value),) * 3, 10)
-    found = _attributed.tested(score, list(null[:, None]), whole=10.0, answered=True)
+    found = _attributed.null_columns(score, list(null[:, None]), whole=10.0, able=True)
     t = (np.abs(value - null.mean(0)) - 0.1) / (null.std(0, ddof=1) * np.sqrt(1 + 1 / 6))
     assert_allclose(found["p"], np.minimum(1, 2 * t_distribution.sf(t, df=5)), rtol=1e-9)
     assert_allclose(found["null"], null.mean(0))
-    assert (_attributed.tested(score, list(null[:, None]), whole=10.0, answered=False)["p"] == 1).all()
+    assert (_attributed.null_columns(score, list(null[:, None]), whole=10.0, able=False)["p"] == 1).all()
 
 
 def test_exchanges_leave_no_prompt_its_own_answer():

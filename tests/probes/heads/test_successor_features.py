@@ -185,9 +185,9 @@ def test_grid_features_and_tuning_by_hand():
     assert p[0] < 0.02
     assert_allclose(p[1:], 1)
     assert (q >= p).all()
-    drawn = _residues.matched(np.arange(40.0), np.array([3, 4]), n=5, seed=0)
+    drawn = _residues.matched_sets(np.arange(40.0), np.array([3, 4]), n=5, seed=0)
     assert all(len(set(s)) == 2 and not {3, 4} & set(s) and s.max() <= 12 for s in drawn)
-    assert _residues.matched(np.arange(3.0), np.array([0, 1]), n=5, seed=0) == []
+    assert _residues.matched_sets(np.arange(3.0), np.array([0, 1]), n=5, seed=0) == []
 
 
 def test_the_tuning_test_keeps_its_level():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from interp.measurement.checks.laws.subject import EXACT, Subject, close, given, require
+from interp.measurement.checks.laws.subject import EXACT, Subject, close, require, run_logits
 from interp.model import Reducer
 from interp.sites import KINDS, PER_HEAD, Site
 
@@ -30,9 +30,9 @@ def captures_have_the_declared_shapes(subject: Subject) -> None:
 def the_residual_is_the_sum_of_what_is_added(subject: Subject) -> None:
     """resid_post = resid_pre + attn_out + mlp_out at each layer, and is the next layer's resid_pre."""
     model, real, kinds = subject.model, subject.real, subject.kinds()
-    wanted = ["embed", "resid_pre", "resid_post", "attn_out", "mlp_out", "logits"]
+    captures = ["embed", "resid_pre", "resid_post", "attn_out", "mlp_out", "logits"]
     middle = "resid_mid" in kinds
-    run = model.run(subject.batch, capture=[*wanted, *(["resid_mid"] if middle else [])])
+    run = model.run(subject.batch, capture=[*captures, *(["resid_mid"] if middle else [])])
     at = {site: x.detach().cpu()[real] for site, x in run.acts.items()}
     close(at[Site("embed")], at[Site("resid_pre", 0)], "embed, against L0.resid_pre", share=EXACT)
     for i in subject.layers:
@@ -42,7 +42,12 @@ def the_residual_is_the_sum_of_what_is_added(subject: Subject) -> None:
             close(at[Site("resid_mid", i)], pre + attn, f"L{i}.resid_mid, against resid_pre + attn_out")
         if i:
             close(pre, at[Site("resid_post", i - 1)], f"L{i}.resid_pre, against L{i - 1}.resid_post", share=EXACT)
-    close(at[Site("logits")], given(run).detach().cpu()[real], "the site logits, against the run's logits", share=EXACT)
+    close(
+        at[Site("logits")],
+        run_logits(run).detach().cpu()[real],
+        "the site logits, against the run's logits",
+        share=EXACT,
+    )
 
 
 def heads_and_a_bias_are_attention(subject: Subject) -> None:
@@ -59,13 +64,13 @@ def heads_and_positions_are_narrowed(subject: Subject) -> None:
     model, batch, last = subject.model, subject.batch, subject.last
     whole = model.run(batch, capture=[f"L{last}.z", f"L{last}.resid_post"])
     z, resid = whole[f"L{last}.z"], whole[f"L{last}.resid_post"]
-    asked: dict[Site | str, Reducer | None] = {
+    captures: dict[Site | str, Reducer | None] = {
         f"L{last}H1.z": None,
         f"L{last}H1.z@-1": None,
         f"L{last}.resid_post@0": None,
         "resid_pre": lambda x: x[0],
     }
-    part = model.run(batch, capture=asked)
+    part = model.run(batch, capture=captures)
     rows, ends = range(len(batch.ids)), batch.first + batch.mask.sum(1) - 1
     close(part[f"L{last}H1.z"], z[:, :, 1], "one head of z", share=EXACT)
     close(part[f"L{last}H1.z@-1"], z[list(rows), ends, 1], "one head of z at the end", share=EXACT)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from interp.edits import Replace
 from interp.errors import BackendError
-from interp.measurement.checks.laws.subject import EXACT, Subject, apart, close, given, noise, require
+from interp.measurement.checks.laws.subject import EXACT, Subject, apart, close, noise, require, run_logits
 from interp.model import Model
 from interp.sites import Site
 from interp.weights.norms import HeadNorm
@@ -23,11 +23,11 @@ SLOPE = 2e-2
 
 def weights_reproduce_a_run(subject: Subject) -> None:
     """The matrices, norms and turns of `weights()` make q, k, v of resid_pre, and attn_out of z."""
-    for what, (ours, theirs) in reproduced(subject).items():
+    for what, (ours, theirs) in paired_activations(subject).items():
         close(ours, theirs, f"{what} by the weights, against the run")
 
 
-def reproduced(subject: Subject) -> dict[str, tuple[Tensor, Tensor]]:
+def paired_activations(subject: Subject) -> dict[str, tuple[Tensor, Tensor]]:
     """q, k, v and attn_out of every layer, (by the weights, of the run); prompts of one length, without padding."""
     model, batch = subject.model, subject.batch
     weights = model.weights()
@@ -41,14 +41,14 @@ def reproduced(subject: Subject) -> dict[str, tuple[Tensor, Tensor]]:
         forms = {"q": (w.q_norm, turn_q), "k": (w.k_norm, turn_k), "v": (w.v_norm, None)}
         for name, (norm, turn) in forms.items():
             raw = torch.einsum("bpm,hmd->bphd", x, getattr(w, f"w_{name}")) + getattr(w, f"b_{name}")
-            pairs[f"L{layer}.{name}"] = _finished(raw, norm, turn), acts[name]
+            pairs[f"L{layer}.{name}"] = _projection(raw, norm, turn), acts[name]
         z = torch.einsum("bphd,hdm->bpm", acts["z"], w.w_o) + w.b_o
-        written = z if w.norm_after is None else w.norm_after(z)
-        pairs[f"L{layer}.attn_out"] = written, acts["attn_out"]
+        attn_out = z if w.norm_after is None else w.norm_after(z)
+        pairs[f"L{layer}.attn_out"] = attn_out, acts["attn_out"]
     return pairs
 
 
-def _finished(raw: Tensor, norm: HeadNorm | None, turn: Tensor | None) -> Tensor:
+def _projection(raw: Tensor, norm: HeadNorm | None, turn: Tensor | None) -> Tensor:
     """A projection after its norm and its position, in the model's order."""
 
     def turned(x: Tensor) -> Tensor:
@@ -76,13 +76,13 @@ def reads_reproduce_a_run(subject: Subject) -> None:
     run = model.run(subject.batch, capture=["resid_pre", "attn_out", "mlp_in", "mlp_out"])
     for layer in subject.layers:
         reads = model.reads(layer)
-        pre, attn, read = (run[Site(kind, layer)].detach() for kind in ("resid_pre", "attn_out", "mlp_in"))
+        pre, attn, mlp_in = (run[Site(kind, layer)].detach() for kind in ("resid_pre", "attn_out", "mlp_in"))
         stream = pre if reads.parallel else pre + attn
-        normed = stream if reads.mlp is None else reads.mlp.to(stream.device)(stream)
-        close(normed, read, f"L{layer}.mlp_in by reads({layer}), against the run")
-        wrote = reads.mlp_of(read)
-        if wrote is not None:
-            close(wrote, run[Site("mlp_out", layer)], f"L{layer}.mlp_out by reads({layer}), against the run")
+        norm_out = stream if reads.mlp is None else reads.mlp.to(stream.device)(stream)
+        close(norm_out, mlp_in, f"L{layer}.mlp_in by reads({layer}), against the run")
+        mlp_out = reads.mlp_of(mlp_in)
+        if mlp_out is not None:
+            close(mlp_out, run[Site("mlp_out", layer)], f"L{layer}.mlp_out by reads({layer}), against the run")
 
 
 def a_gradient_is_the_slope_of_edits(subject: Subject) -> None:
@@ -92,7 +92,7 @@ def a_gradient_is_the_slope_of_edits(subject: Subject) -> None:
 
     def metric(**options: Any) -> tuple[Tensor, dict[Site, Tensor]]:
         run = model.run(batch, **options)
-        return given(run)[:, -1, 5].sum(), run.acts
+        return run_logits(run)[:, -1, 5].sum(), run.acts
 
     value, acts = metric(capture=sites, gradients=True)
     require(value.requires_grad, "logits of a run with gradients=True have none")
@@ -129,17 +129,17 @@ def frozen_parameters_take_no_gradient(subject: Subject) -> None:
     model, parameter = subject.model, _parameter(subject.model)
     before = parameter.requires_grad
     try:
-        for held in (True, False):
-            parameter.requires_grad_(held)
+        for setting in (True, False):
+            parameter.requires_grad_(setting)
             try:
                 with model.frozen():
                     require(not parameter.requires_grad, "inside frozen() a parameter requires a gradient")
                     run = model.run(subject.batch, capture=["L0.resid_pre"], gradients=True)
-                    torch.autograd.grad(given(run).sum(), run["L0.resid_pre"])
+                    torch.autograd.grad(run_logits(run).sum(), run["L0.resid_pre"])
                     raise BodyError
             except BodyError:
                 pass
-            require(parameter.requires_grad is held, f"frozen() leaves a parameter with requires_grad={not held}")
+            require(parameter.requires_grad is setting, f"frozen() leaves a parameter with requires_grad={not setting}")
     finally:
         parameter.requires_grad_(before)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from interp.batch import Batch
 from interp.edits import Ablate, Add, Edit, KnockOut, Noise, Replace, Scale, Uniform
 from interp.errors import InterpError, SiteError, TaskError
-from interp.measurement.checks.laws.subject import EXACT, Subject, apart, close, given, noise, require
+from interp.measurement.checks.laws.subject import EXACT, Subject, apart, close, noise, require, run_logits
 from interp.sites import UNLAYERED, Site
 
 LOOSE = 2e-5
@@ -66,7 +66,7 @@ def an_edit_is_seen_and_moves_the_logits(subject: Subject) -> None:
             continue
         shift = noise(x)  # a constant one is invisible to a LayerNorm, one that is the same for all keys to a softmax
         run = subject.model.run(subject.batch, capture=[site], edits=[Add(site, shift)])
-        apart(given(run).cpu()[subject.real], logits, f"logits with noise added at {site}")
+        apart(run_logits(run).cpu()[subject.real], logits, f"logits with noise added at {site}")
         close(run.acts[site], x + shift, f"{site} after noise was added", share=LOOSE)
 
 
@@ -77,7 +77,7 @@ def the_stream_of_another_prompt_is_that_prompt(subject: Subject) -> None:
     clean = model.run(source, capture=["resid_post"])
     for site, stream in clean.acts.items():
         edited = subject.logits_of(corrupt, edits=[Replace(site, stream)])
-        close(edited, given(clean), f"logits with {site} of another prompt")
+        close(edited, run_logits(clean), f"logits with {site} of another prompt")
 
 
 def a_run_from_a_layer_on_is_the_whole_run(subject: Subject) -> None:
@@ -87,7 +87,7 @@ def a_run_from_a_layer_on_is_the_whole_run(subject: Subject) -> None:
     others = Batch(batch.ids.flip(1).where(batch.mask, batch.ids), batch.mask)
     for layer in subject.layers:
         part = model.run(others, start=(layer, whole[Site("resid_pre", layer)]), capture=[Site("z", last)])
-        close(given(part).cpu()[subject.real], logits, f"logits of a run that starts at layer {layer}")
+        close(run_logits(part).cpu()[subject.real], logits, f"logits of a run that starts at layer {layer}")
         mine, full = (run[Site("z", last)].cpu()[subject.real] for run in (part, whole))
         close(mine, full, f"L{last}.z of a run that starts at layer {layer}")
         short = model.run(batch, stop=layer, capture=[Site("resid_post", layer)])
@@ -197,12 +197,12 @@ def generation_is_greedy_decoding(subject: Subject) -> None:
     """`generate` under edits gives the tokens that runs under the same edits would choose one by one."""
     model, ids = subject.model, next(subject.prompts())
     for edits in ([], [Ablate("L0H1.z"), Scale(f"L{subject.last}.mlp_out", 0.5)], [KnockOut("L0.pattern", keys=0)]):
-        generated = model.generate(ids, edits=edits, max_new_tokens=4)
-        chosen = ids
+        output = model.generate(ids, edits=edits, max_new_tokens=4)
+        greedy_ids = ids
         for _ in range(4):
-            logits = subject.logits_of(chosen, edits=edits)
-            chosen = torch.cat([chosen, logits[:, -1:].argmax(-1).to(chosen)], 1)
-        require(torch.equal(generated.cpu(), chosen.cpu()), f"generated {generated.tolist()}, not {chosen.tolist()}")
+            logits = subject.logits_of(greedy_ids, edits=edits)
+            greedy_ids = torch.cat([greedy_ids, logits[:, -1:].argmax(-1).to(greedy_ids)], 1)
+        require(torch.equal(output.cpu(), greedy_ids.cpu()), f"generated {output.tolist()}, not {greedy_ids.tolist()}")
 
 
 def what_is_not_there_is_refused(subject: Subject) -> None:

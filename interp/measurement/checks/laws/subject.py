@@ -73,10 +73,10 @@ class Subject:
 
     def logits_of(self, tokens: Prompts, **options: Any) -> Tensor:
         """Logits of a run to the end, [batch pos d_vocab]."""
-        return given(self.model.run(tokens, **options))
+        return run_logits(self.model.run(tokens, **options))
 
 
-def given(run: Run) -> Tensor:
+def run_logits(run: Run) -> Tensor:
     """The logits of a run to the end."""
     if run.logits is None:
         raise AssertionError("a run to the end gives no logits")
@@ -106,8 +106,8 @@ def close(actual: Tensor, expected: Tensor, what: str, *, share: float = SHARE, 
 def apart(one: Tensor, other: Tensor, what: str) -> None:
     """Raise AssertionError where two tensors are the same but for rounding: a change was to be seen."""
     size = float(other.detach().abs().max())
-    moved = float((one.detach().cpu().double() - other.detach().cpu().double()).abs().max())
-    require(moved > 4 * SHARE * size, f"{what}: nothing has changed")
+    change = float((one.detach().cpu().double() - other.detach().cpu().double()).abs().max())
+    require(change > 4 * SHARE * size, f"{what}: nothing has changed")
 
 
 def noise(like: Tensor, *, seed: int = 0) -> Tensor:

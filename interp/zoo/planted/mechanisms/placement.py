@@ -54,8 +54,8 @@ class _Board:
 
     def __init__(self, mechanisms: Sequence[Mechanism], n_layers: int, n_heads: int, n_kv_heads: int) -> None:
         self.mechanisms, self.n_layers, self.n_heads, self.n_kv_heads = mechanisms, n_layers, n_heads, n_kv_heads
-        self.used: set[tuple[int, int]] = set()
-        self.placed: list[dict[str, Place]] = [{} for _ in mechanisms]
+        self.busy_groups: set[tuple[int, int]] = set()
+        self.places: list[dict[str, Place]] = [{} for _ in mechanisms]
 
     def fill(self, generator: torch.Generator) -> list[dict[str, Place]]:
         """Places asked for first, then the others, suppliers before what reads them."""
@@ -66,10 +66,10 @@ class _Board:
         todo = [(number, slot) for number, m in enumerate(self.mechanisms) for slot in m.slots]
         for number, slot in sorted(todo, key=lambda item: earliest[item[1].role]):
             first, last = self.range(slot, behind[slot.role])
-            if slot.role in self.placed[number]:
-                if not first <= self.placed[number][slot.role][0] <= last:
+            if slot.role in self.places[number]:
+                if not first <= self.places[number][slot.role][0] <= last:
                     raise ValueError(
-                        f"{slot.role} at {self.placed[number][slot.role]} cannot work: it has to stand in "
+                        f"{slot.role} at {self.places[number][slot.role]} cannot work: it has to stand in "
                         f"layers {first} to {last}, after what it reads and before what reads it"
                     )
                 continue
@@ -77,14 +77,14 @@ class _Board:
                 (layer, head)
                 for layer in range(first, last + 1)
                 for head in range(self.n_heads)
-                if (layer, self.group(head)) not in self.used
+                if (layer, self.group(head)) not in self.busy_groups
             ]
             if not free:
                 raise _NoRoomError(
                     f"no place is left for {slot.role} in {self.n_layers} layers of {self.n_kv_heads} key-value heads"
                 )
             self.put(number, slot, free[int(torch.randint(len(free), (), generator=generator))])
-        return self.placed
+        return self.places
 
     def group(self, head: int) -> int:
         """Key-value head of a query head."""
@@ -92,10 +92,10 @@ class _Board:
 
     def range(self, slot: Slot, behind: int) -> tuple[int, int]:
         """First and last layer: after the first head of every role it reads, before any placed head that reads it."""
-        before = [min(p[role][0] for p in self.placed if role in p) for role in slot.after]
+        before = [min(p[role][0] for p in self.places if role in p) for role in slot.after]
         readers = [
             p[reader.role][0]
-            for p, m in zip(self.placed, self.mechanisms, strict=True)
+            for p, m in zip(self.places, self.mechanisms, strict=True)
             for reader in m.slots
             if slot.role in reader.after and reader.role in p
         ]
@@ -110,7 +110,7 @@ class _Board:
             raise ValueError(
                 f"{slot.role} cannot be at {where}: there are {self.n_layers} layers of {self.n_heads} heads"
             )
-        if (layer, self.group(head)) in self.used:
+        if (layer, self.group(head)) in self.busy_groups:
             raise ValueError(f"{slot.role} cannot be at {where}: another mechanism has that head's keys and values")
-        self.used.add((layer, self.group(head)))
-        self.placed[number][slot.role] = where
+        self.busy_groups.add((layer, self.group(head)))
+        self.places[number][slot.role] = where

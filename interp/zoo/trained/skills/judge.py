@@ -14,7 +14,7 @@ from interp.zoo.trained.skills.vocabulary import index
 BATCH = 32
 
 
-def padded(items: list[Item]) -> Int[Tensor, "batch pos"]:
+def padded_ids(items: list[Item]) -> Int[Tensor, "batch pos"]:
     """Items as one batch, padded on the right, where a causal model cannot see it."""
     length = max(len(item.tokens) for item in items)
     pad = index()["<pad>"]
@@ -53,7 +53,7 @@ def skill_accuracy(
     contrasts: list[float] = []
     for start in range(0, n, BATCH):
         chunk = items[start : start + BATCH]
-        tokens = padded(chunk).to(model.device)
+        tokens = padded_ids(chunk).to(model.device)
         logits = model(tokens, use_cache=False).logits.float().cpu()
         for item, row in zip(chunk, logits, strict=True):
             at = row[torch.tensor(item.places) - 1]

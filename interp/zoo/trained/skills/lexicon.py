@@ -26,14 +26,14 @@ _ONSETS = "Bra Dro Fle Gru Kre Lun Mox Nev Plo Qua Riv Sko Thu Vel Wix Zan".spli
 _ENDINGS = "bik dor fen gax lim nup rit sov tek zul".split()
 
 
-def _invented() -> list[str]:
+def _invented_names() -> list[str]:
     """160 names, two syllables each, in an order that mixes beginnings and endings."""
     names = [onset + ending for onset, ending in product(_ONSETS, _ENDINGS)]
     Random("names").shuffle(names)
     return names
 
 
-_NAMES = _invented()
+_NAMES = _invented_names()
 PEOPLE = tuple(_NAMES[:64])
 """Who gives things to whom in IOI sentences."""
 SUBJECTS = tuple(_NAMES[64:112])

@@ -31,7 +31,7 @@ _FREQUENT = Path(__file__).with_name("frequent.txt")
 @cache
 def tokens() -> tuple[str, ...]:
     """The vocabulary in id order: specials, ordinary words, closed classes, frequent words, pieces."""
-    closed = (
+    closed_classes = (
         *lexicon.NUMBERS,
         *lexicon.YEARS,
         *lexicon.DAYS,
@@ -51,7 +51,7 @@ def tokens() -> tuple[str, ...]:
     )
     characters = (NEWLINE, INDENT, *string.punctuation, *string.ascii_lowercase)
     rest = (*_FREQUENT.read_text().split(), *(f"##{c}" for c in string.ascii_letters))
-    return tuple(dict.fromkeys((*SPECIALS, *WORDS, *closed, *characters, *rest)))
+    return tuple(dict.fromkeys((*SPECIALS, *WORDS, *closed_classes, *characters, *rest)))
 
 
 @cache
