@@ -31,6 +31,7 @@ def standing(model: PreTrainedModel, anatomy: Anatomy, plan: Pass) -> Iterator[N
     def begin(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         if not plan.on:
             return
+        plan.passing = True
         tokens = args[0] if args else kwargs.get("input_ids")
         tokens = kwargs["inputs_embeds"] if tokens is None else tokens
         cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
@@ -42,12 +43,17 @@ def standing(model: PreTrainedModel, anatomy: Anatomy, plan: Pass) -> Iterator[N
             real = mask[:, : shape[1]].bool()
         plan.begin(real if new else None, shape, offset)
 
+    def end(module: Any, args: tuple, output: Any) -> None:
+        plan.passing = False
+
+    plan.passing = False
     handle = model.register_forward_pre_hook(begin, with_kwargs=True)
     try:
         with contextlib.ExitStack() as stack:
             if any(kind in INSIDE for kind, _ in plan.edits):
                 stack.enter_context(intercept(model, connect(Recorder(), plan, anatomy.shards)))
             stack.enter_context(Hooks(model, anatomy, plan).installed())
+            stack.callback(model.register_forward_hook(end, always_call=True).remove)  # behind that of the logits
             yield
     finally:
         handle.remove()

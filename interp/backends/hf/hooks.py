@@ -164,7 +164,7 @@ class Hooks:
             change = lambda x: spread.local(inner(spread.gather(x, -1)), -1)  # noqa: E731
 
         def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-            if not self.plan.on:
+            if not self.plan.active:
                 return None
             if args:
                 return (change(args[0]), *args[1:]), kwargs
@@ -178,7 +178,7 @@ class Hooks:
 
     def _on_output(self, module: nn.Module, change: Callable[[Tensor, Tensor | None], Tensor]) -> None:
         def hook(_: nn.Module, args: tuple, output: Any) -> Any:
-            if not self.plan.on:
+            if not self.plan.active:
                 return None
             took = args[0] if args and isinstance(args[0], Tensor) else None
             if isinstance(output, tuple):

@@ -171,7 +171,10 @@ class HFModel(ModuleModel):
         """
         batch = self.batch(Batch.of(prompts, self.tokenizer, side="left").padded_on("left"))
         with self.editing(edits):
-            return generation(self.torch_module, batch, self._standing[-1], options)
+            plan = self._standing[-1]
+            output = generation(self.torch_module, batch, plan, options)
+            check_visited(plan, self.torch_module)
+            return output
 
     @contextlib.contextmanager
     def editing(self, edits: Sequence[Edit]) -> Iterator[None]:

@@ -25,7 +25,7 @@ def connect(recorder: Recorder, plan: Pass, spread: Shards | None = None) -> Rec
     """Let a recorder carry out what a pass asks of attention, on all heads where they are spread over processes."""
 
     def change(layer: int, call: Call) -> Call:
-        if not plan.on or not plan.asks(layer, "q", "k", "v"):
+        if not plan.active or not plan.asks(layer, "q", "k", "v"):
             return call
         call = call if spread is None else spread.whole(call)
         q = plan.visit("q", layer, call.query.transpose(1, 2)).transpose(1, 2)
@@ -34,7 +34,7 @@ def connect(recorder: Recorder, plan: Pass, spread: Shards | None = None) -> Rec
         return call if spread is None else spread.part(call)
 
     def mix(layer: int, call: Call, z: Tensor) -> Tensor:
-        if not plan.on or not plan.asks(layer, "pattern"):
+        if not plan.active or not plan.asks(layer, "pattern"):
             return z
         plan.visited.add(("pattern", layer))
         if spread is None:

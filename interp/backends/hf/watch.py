@@ -59,8 +59,8 @@ class Event:
 
     @cached_property
     def is_leaf(self) -> bool:
-        """Whether no module stands below it."""
-        return next(self.module.children(), None) is None
+        """Whether no module stands below it that is seen; an adapter and the layer that it wraps are one."""
+        return adapter(self.module) is not None or next(self.module.children(), None) is None
 
     @cached_property
     def is_norm(self) -> bool:
@@ -71,12 +71,18 @@ class Event:
     @cached_property
     def is_projection(self) -> bool:
         """A linear map: a leaf with parameters that is no norm and no stack of experts."""
-        own = list(self.module.parameters(recurse=False))
+        own = list((adapter(self.module) or self.module).parameters(recurse=False))
         return self.is_leaf and bool(own) and not self.is_norm and max(p.ndim for p in own) <= 2
 
     def within(self, path: str) -> bool:
         """Whether the module stands below `path`."""
         return self.path.startswith(path + ".")
+
+
+def adapter(module: nn.Module) -> nn.Module | None:
+    """The layer that a low-rank adapter (peft's way) wraps; None for every other module."""
+    base = getattr(module, "base_layer", None)
+    return base if isinstance(base, nn.Module) else None
 
 
 def identity(t: Tensor) -> Identity:
@@ -107,7 +113,12 @@ def watch(model: PreTrainedModel) -> tuple[list[Event], dict[int, tuple[nn.Modul
 
     recorder.mix = keep
     handles = [model.get_input_embeddings().register_forward_hook(_noise)]
-    handles += [m.register_forward_hook(note(path), with_kwargs=True) for path, m in model.named_modules()]
+    inside = tuple(f"{path}." for path, m in model.named_modules() if adapter(m) is not None)
+    handles += [
+        m.register_forward_hook(note(path), with_kwargs=True)
+        for path, m in model.named_modules()
+        if not path.startswith(inside)
+    ]
     tokens = torch.zeros(1, PROBE, dtype=torch.long, device=input_device(model))
     try:
         with torch.no_grad(), intercept(model, recorder):

@@ -28,6 +28,7 @@ class Pass:
     Attributes:
         acts: what was kept. mask: real tokens of the prompts. offset: column of the first token of this pass.
         on: False while edits of a context make way for a run that carries them itself.
+        passing: whether a forward pass of the model is under way; parts that are called by themselves are not edited.
         visited: places that the pass came by.
         ended: the state to go back to, where an outer context was closed first.
     """
@@ -45,6 +46,7 @@ class Pass:
         self.mask: Bool[Tensor, "batch prompt"] = torch.ones(0, 0, dtype=torch.bool)
         self.shape = (0, 0)
         self.offset, self.on, self.frozen = 0, True, False
+        self.passing = True
         self.visited: set[Place] = set()
         self.ended: Any = None
 
@@ -53,6 +55,11 @@ class Pass:
         self.shape, self.offset = shape, offset
         if mask is not None:
             self.mask = mask
+
+    @property
+    def active(self) -> bool:
+        """Whether hooks do what they are there for."""
+        return self.on and self.passing
 
     @contextlib.contextmanager
     def resting(self) -> Iterator[None]:
@@ -73,7 +80,7 @@ class Pass:
 
     def visit(self, kind: str, layer: int | None, x: Tensor, *, offset: int | None = None) -> Tensor:
         """The activation of a place after its edits; what was asked for is kept."""
-        if not self.on:
+        if not self.active:
             return x
         self.visited.add((kind, layer))
         edits = self.edits.get((kind, layer))
