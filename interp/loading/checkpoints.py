@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import json
+import logging
 import os
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as hf_logging
@@ -17,11 +21,16 @@ from transformers.utils import logging as hf_logging
 from interp import zoo
 from interp.backends import Checkpoint
 from interp.errors import ModelLoadError
+from interp.loading.memory import adapted, check_device, dtype_of, module_of
+from interp.loading.shards import INDEX, WEIGHTS, check_dtypes, check_keys, sha256, weight_files
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-HASHED = 256 * 2**20  # bytes of weights up to which a local folder is hashed for provenance
+ADAPTER = "adapter_config.json"
+OWN_ATTENTION = (None, "eager", "sdpa")
+"""Attention that a configuration may ask for; whatever else it names (a kernel of the hub's) is not loaded."""
+log = logging.getLogger("interp")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 
 
@@ -34,32 +43,64 @@ def read(
     device: str | None,
     device_map: Any,
     tensor_parallel: bool = False,
+    strip_prefix: str | None = None,
 ) -> Checkpoint:
     """Checkpoint from a hub id, folder, `zoo:NAME` or in-memory model; see `interp.load`."""
-    if isinstance(source, PreTrainedModel):
-        if source.config.is_encoder_decoder:
-            raise ModelLoadError(f"{type(source).__name__} is an encoder-decoder; only causal decoders can be loaded")
-        name = source.config._name_or_path or type(source).__name__
-        return Checkpoint(name, source, tokenizer, getattr(source.config, "_commit_hash", None))
+    model = module_of(source)
+    if model is not None:
+        name = model.config._name_or_path or type(model).__name__
+        return Checkpoint(name, model, tokenizer, getattr(model.config, "_commit_hash", None))
     if not isinstance(source, str | os.PathLike):
         raise ModelLoadError(
             f"cannot load a {type(source).__name__}; give a hub id, a folder, zoo:NAME or a transformers model"
         )
-    name = os.fspath(source)
+    name, torch_dtype = os.fspath(source), dtype_of(dtype)
     if name.startswith("zoo:"):
-        bare = name.removeprefix("zoo:")
-        model, own_tokenizer = zoo.load(bare, revision=revision)
-        folder = zoo.folder(bare) if revision is None else zoo.at_step(bare, revision)
-        model = _to_device(model.to(dtype=_dtype(dtype)), device)  # type: ignore[call-arg]  # pyright: wrapped .to
-        return Checkpoint(name, model, tokenizer or own_tokenizer, None, None if folder is None else _sha256(folder))
+        return _of_zoo(name, tokenizer, revision=revision, dtype=torch_dtype, device=device)
     folder = _folder(name)
+    if folder is not None and not (folder / "config.json").is_file():
+        return _of_adapter(folder, tokenizer, dtype=dtype, device=device, device_map=device_map)
     config = _config(name, folder, revision)
     more = _tensor_parallel_options(config) if tensor_parallel else {"device_map": device_map}
-    model = _weights(name, folder, config, revision=revision, dtype=_dtype(dtype), **more)
+    if strip_prefix:
+        more["key_mapping"] = {f"^{re.escape(strip_prefix)}": ""}
+    model = _weights(name, folder, config, revision=revision, dtype=torch_dtype or "auto", **more)
     tokenizer = tokenizer or _tokenizer(name, folder, revision)
-    sha = None if folder is None else _sha256(folder)
-    model = model if device_map is not None or tensor_parallel else _to_device(model, device)
+    sha = None if folder is None else sha256(weight_files(folder))
+    model = model if device_map is not None or tensor_parallel else check_device(model, device)
     return Checkpoint(name, model, tokenizer, getattr(config, "_commit_hash", None), sha)
+
+
+def _of_zoo(
+    name: str,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    revision: str | None,
+    dtype: torch.dtype | None,
+    device: str | None,
+) -> Checkpoint:
+    bare = name.removeprefix("zoo:")
+    model, own_tokenizer = zoo.load(bare, revision=revision)
+    folder = zoo.folder(bare) if revision is None else zoo.at_step(bare, revision)
+    if dtype is not None:
+        model = model.to(dtype=dtype)  # type: ignore[call-arg]  # pyright: wrapped .to
+    sha = None if folder is None else sha256(sorted(folder.glob("*.safetensors")))
+    return Checkpoint(name, check_device(model, device), tokenizer or own_tokenizer, None, sha)
+
+
+def _of_adapter(folder: Path, tokenizer: PreTrainedTokenizerBase | None, **options: Any) -> Checkpoint:
+    """The base model that an adapter names, with the adapter in it."""
+    try:
+        base = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelLoadError(f"cannot read {ADAPTER} in {str(folder)!r}: {error}") from error
+    if not isinstance(base, str) or not base:
+        raise ModelLoadError(
+            f"{ADAPTER} in {str(folder)!r} names no base model; load that one and put the adapter on it"
+        )
+    checkpoint = read(base, tokenizer=tokenizer or _tokenizer(str(folder), folder, None), revision=None, **options)
+    sha = sha256(sorted(folder.glob("adapter_model.safetensors")))
+    return replace(checkpoint, model=adapted(folder, checkpoint.model), name=str(folder), weights_sha256=sha)
 
 
 def _folder(name: str) -> Path | None:
@@ -68,7 +109,7 @@ def _folder(name: str) -> Path | None:
         raise ModelLoadError("an empty name; give a hub id, a folder or zoo:NAME")
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not any((path / name).is_file() for name in ("config.json", ADAPTER)):
             raise ModelLoadError(f"{name!r} has no config.json: not a Hugging Face checkpoint folder")
         return path
     if path.exists():
@@ -79,13 +120,6 @@ def _folder(name: str) -> Path | None:
     return None
 
 
-def _dtype(dtype: str | torch.dtype) -> torch.dtype:
-    torch_dtype = dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype), None)
-    if not isinstance(torch_dtype, torch.dtype) or not torch_dtype.is_floating_point:
-        raise ModelLoadError(f"unknown dtype {dtype!r}; use float32, bfloat16, float16 or float64")
-    return torch_dtype
-
-
 def _config(name: str, folder: Path | None, revision: str | None) -> PretrainedConfig:
     try:
         config = AutoConfig.from_pretrained(folder or name, revision=revision, trust_remote_code=False)
@@ -94,6 +128,9 @@ def _config(name: str, folder: Path | None, revision: str | None) -> PretrainedC
         raise ModelLoadError(f"cannot read the config of {name!r}: {where}{_first_line(error)}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ModelLoadError(f"cannot understand the config of {name!r}: {_first_line(error)}") from error
+    for part in (config, *(getattr(config, key, None) for key in getattr(config, "sub_configs", ()))):
+        if part is not None and getattr(part, "_attn_implementation_internal", None) not in OWN_ATTENTION:
+            part._attn_implementation_internal = "eager"
     if getattr(config, "is_encoder_decoder", False):
         raise ModelLoadError(
             f"{name!r} is an encoder-decoder ({config.model_type}); only causal decoders can be loaded"
@@ -106,14 +143,11 @@ def _config(name: str, folder: Path | None, revision: str | None) -> PretrainedC
 
 
 def _weights(name: str, folder: Path | None, config: PretrainedConfig, **options: Any) -> PreTrainedModel:
-    if folder is not None and not list(folder.glob("*.safetensors")):
-        pickles = sorted(p.name for p in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
-        if pickles:
-            raise ModelLoadError(
-                f"{name!r} has only pickled weights ({pickles[0]}), which can run code when opened; "
-                "convert them: load with transformers and save_pretrained(safe_serialization=True)"
-            )
-        raise ModelLoadError(f"{name!r} has no weights: no *.safetensors in the folder")
+    quantised = getattr(config, "quantization_config", None) is not None
+    if folder is not None:
+        files = weight_files(folder)
+        if not quantised:
+            check_dtypes(files)
     try:
         with _quiet():
             model_and_report: Any = AutoModelForCausalLM.from_pretrained(
@@ -122,21 +156,39 @@ def _weights(name: str, folder: Path | None, config: PretrainedConfig, **options
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, with the names
                 **options,
             )
     except SafetensorError as error:
         raise ModelLoadError(f"corrupt weights in {name!r}: {_first_line(error)}") from error
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, TypeError, AttributeError) as error:
         raise ModelLoadError(f"cannot load {name!r}: {_first_line(error)}") from error
     model, report = model_and_report
-    missing = sorted(report["missing_keys"])
-    if missing:
-        architecture = (config.architectures or ["a model without a name"])[0]
-        raise ModelLoadError(
-            f"{name!r} was saved as {architecture} and lacks {len(missing)} weights of {type(model).__name__}, "
-            f"which would be random: {missing[0]}"
-        )
+    _check_report(name, model, report, config)
+    if folder is None and not quantised:
+        check_dtypes(_cached(name, config))
     return model.eval()
+
+
+def _check_report(name: str, model: PreTrainedModel, report: Any, config: PretrainedConfig) -> None:
+    """Refuse a model that is another one than the checkpoint's; warn of what was left out."""
+    family, architecture = type(model).__name__, (config.architectures or ["a model without a name"])[0]
+    for key, in_file, in_model in report["mismatched_keys"]:
+        raise ModelLoadError(
+            f"{name!r}: {key} has shape {tuple(in_file)} in the file and {tuple(in_model)} by config.json"
+        )
+    missing, unexpected = (sorted(report[kind]) for kind in ("missing_keys", "unexpected_keys"))
+    ignored = check_keys(name, missing, unexpected, architecture, family)
+    if ignored:
+        log.warning("%s: %d weights have no place in %s and are left out: %s", name, len(ignored), family, ignored[0])
+
+
+def _cached(name: str, config: PretrainedConfig) -> list[Path]:
+    """Weight files of a hub checkpoint, in the cache that they were just read from."""
+    commit = getattr(config, "_commit_hash", None)
+    paths = [try_to_load_from_cache(name, file, revision=commit) for file in (WEIGHTS, INDEX)]
+    here = next((Path(path).parent for path in paths if isinstance(path, str)), None)
+    return [] if here is None else weight_files(here)
 
 
 def _tensor_parallel_options(config: PretrainedConfig) -> dict[str, Any]:
@@ -172,25 +224,6 @@ def _tokenizer(name: str, folder: Path | None, revision: str | None) -> PreTrain
         if folder is None:
             return None
         raise ModelLoadError(f"cannot read the tokenizer in {name!r}: {_first_line(error)}") from error
-
-
-def _to_device(model: PreTrainedModel, device: str | None) -> PreTrainedModel:
-    if device is None:
-        return model
-    try:
-        return model.to(device)  # type: ignore[arg-type]
-    except (RuntimeError, AssertionError) as error:
-        raise ModelLoadError(f"cannot put the model on device {device!r}: {_first_line(error)}") from error
-
-
-def _sha256(folder: Path) -> str | None:
-    files = sorted(folder.glob("*.safetensors"))
-    if sum(f.stat().st_size for f in files) > HASHED:
-        return None
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def _first_line(error: Exception) -> str:

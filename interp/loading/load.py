@@ -25,8 +25,12 @@ def load(
     device_map: str | dict[str, Any] | None = None,
     tensor_parallel: bool = False,
     remote: bool | str = False,
+    strip_prefix: str | None = None,
 ) -> Model:
     """Model from a hub id, a folder, `zoo:NAME`, a transformers model, a TransformerLens bridge or an nnsight model.
+
+    A folder may hold an adapter (`adapter_config.json`, read with peft), and a model in memory may have adapters:
+    edits, weights and sites are of the model with them. A compiled model is refused: load it before `torch.compile`.
 
     `backend`: "hf" (the default), "lens" (dense attention, for architectures outside transformers' attention
     interface), "nnsight", or one of another package; a bridge or an nnsight model is run by its own.
@@ -37,6 +41,10 @@ def load(
 
     `remote`, for an nnsight `TransformersModel` (weights here or not): True runs it on nnsight's server, an address on
     that one, "local" serialises each run as for a server and carries it out here.
+
+    `dtype`: float32 unless given, "auto" for that of the file. `strip_prefix`: what stands in front of every key of the
+    weights and is to be left out (`module.` of DataParallel, `_orig_mod.` of torch.compile, `base_model.model.` of
+    peft).
 
     Offline rules and cache are Hugging Face's own (HF_HOME, HF_HUB_OFFLINE). Weights are read from safetensors only
     and no code from a repository is run. An in-memory model keeps its dtype and device.
@@ -66,6 +74,7 @@ def load(
         device=device,
         device_map=device_map,
         tensor_parallel=tensor_parallel,
+        strip_prefix=strip_prefix,
     )
     try:
         return runner.make(checkpoint, ours=checkpoint.model is not source)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from interp.backends.hf.anatomy import AttentionPart
 from interp.backends.hf.feed import Feeder
 from interp.backends.hf.read_norms import read_eps
+from interp.backends.hf.watch import visible_modules
 from interp.errors import BackendError
 from interp.numerics import device_of, exactly, input_dtype
 from interp.weights.norms import HeadNorm
@@ -80,7 +81,7 @@ def _alone(
 
 
 def _leaves(module: nn.Module) -> list[nn.Module]:
-    return [m for m in module.modules() if m is not module and next(m.children(), None) is None]
+    return [m for _, m in visible_modules(module) if m is not module and next(m.children(), None) is None]
 
 
 def _leaf_inputs(

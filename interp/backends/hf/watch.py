@@ -85,6 +85,13 @@ def adapter(module: nn.Module) -> nn.Module | None:
     return base if isinstance(base, nn.Module) else None
 
 
+def visible_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Modules by path, without what adapters are made of."""
+    modules = list(model.named_modules())
+    inside = tuple(f"{path}." for path, m in modules if adapter(m) is not None)
+    return [(path, m) for path, m in modules if not path.startswith(inside)]
+
+
 def identity(t: Tensor) -> Identity:
     """Key that two views of the same elements share."""
     return t.data_ptr(), t.numel()
@@ -113,12 +120,7 @@ def watch(model: PreTrainedModel) -> tuple[list[Event], dict[int, tuple[nn.Modul
 
     recorder.mix = keep
     handles = [model.get_input_embeddings().register_forward_hook(_noise)]
-    inside = tuple(f"{path}." for path, m in model.named_modules() if adapter(m) is not None)
-    handles += [
-        m.register_forward_hook(note(path), with_kwargs=True)
-        for path, m in model.named_modules()
-        if not path.startswith(inside)
-    ]
+    handles += [m.register_forward_hook(note(path), with_kwargs=True) for path, m in visible_modules(model)]
     tokens = torch.zeros(1, PROBE, dtype=torch.long, device=input_device(model))
     try:
         with torch.no_grad(), intercept(model, recorder):
