@@ -127,7 +127,7 @@ class Batch:
             span = slice(0, len(row)) if side == "right" else slice(longest - len(row), longest)
             try:
                 ids[r, span] = torch.tensor(row)
-            except (OverflowError, RuntimeError) as error:
+            except (OverflowError, RuntimeError, ValueError) as error:
                 raise TaskError(f"token id {max(row, key=abs)} is outside any vocabulary") from error
             mask[r, span] = True
         return cls(ids, mask)

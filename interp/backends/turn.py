@@ -103,26 +103,36 @@ def _hooked(module: nn.Module) -> bool:
 
 
 class Turn:
-    """The turn of one module: who has it, and how often the thread has taken it."""
+    """Which thread runs a module, and since when: the outermost `Hold`."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self.owner: int | None = None
+        self.holder: dict[str, Hold] = {}  # at most one, under "hold": taking it is one step, with nothing to give back
 
-    def wait(self, name: str) -> None:
-        """Return once no other thread has the turn.
+    @property
+    def owner(self) -> int | None:
+        """The thread that has the turn."""
+        hold = self.holder.get("hold")
+        return None if hold is None else hold.thread
+
+    def take(self, hold: Hold) -> None:
+        """Wait until no other thread has the turn, and take it.
 
         Raises:
-            BackendError: it is held for longer than `WAIT` seconds.
+            BackendError: another thread has it for longer than `WAIT` seconds.
         """
-        until, me = time.monotonic() + WAIT, threading.get_ident()
-        while self.owner not in (None, me):
+        until = time.monotonic() + WAIT
+        while self.holder.setdefault("hold", hold).thread != hold.thread:
             if time.monotonic() > until:
                 raise BackendError(
-                    f"{name}: another thread has been running this model for {WAIT:g} s; wait for it, or load the "
-                    "model a second time for this thread"
+                    f"{hold.model.info.name}: another thread has been running this model for {WAIT:g} s; wait for it, "
+                    "or load the model a second time for this thread"
                 )
             time.sleep(0.0005)
+
+    def give(self, hold: Hold) -> None:
+        """Give the turn back, if it was this one that took it."""
+        if self.holder.get("hold") is hold:
+            self.holder.pop("hold", None)
 
     def guard(self, module: nn.Module, _: Any) -> None:
         """A forward pre-hook that refuses another thread's own pass."""
@@ -133,38 +143,38 @@ class Turn:
             )
 
 
-class Guard:
-    """Puts a state back when a run ends with an exception, and gives the turn back in any case."""
+class Hold:
+    """One taking of a turn: entered twice, one inside the other, so that an interrupt of one exit leaves the other."""
 
-    def __init__(self, turn: Turn, state: State, takes: nn.Module | None = None) -> None:
-        self.turn, self.state, self.takes = turn, state, takes
-        self.before = turn.owner
+    def __init__(self, model: Exclusive) -> None:
+        self.model, self.turn = model, turn_of(model.torch_module)
+        self.entered, self.thread = 0, threading.get_ident()
+        self.state: State | None = None
         self.handle: Any = None
 
-    def __enter__(self) -> Guard:
-        if self.takes is not None and self.before is None:
-            self.turn.owner = threading.get_ident()
-            self.handle = self.takes.register_forward_pre_hook(self.turn.guard, prepend=True)
+    def __enter__(self) -> Hold:
+        self.entered += 1
+        if self.entered == 2:  # inside the first, which gives back what an interrupt of this one leaves
+            self.turn.take(self)
+            self.state = self.model.state()
+            if self.turn.holder["hold"] is self:
+                self.handle = self.model.torch_module.register_forward_pre_hook(self.turn.guard, prepend=True)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.handle is not None:
             self.handle.remove()
-        if kind is not None:
+        if kind is not None and self.state is not None:
             self.state.restore()
-        self.turn.owner = self.before
+        self.turn.give(self)
 
 
 _turns: weakref.WeakKeyDictionary[nn.Module, Turn] = weakref.WeakKeyDictionary()
-_turns_lock = threading.Lock()
 
 
 def turn_of(module: nn.Module) -> Turn:
     """The turn of a module, the same for every `Model` around it."""
-    with _turns_lock:
-        if module not in _turns:
-            _turns[module] = Turn()
-        return _turns[module]
+    return _turns.setdefault(module, Turn())
 
 
 class Exclusive(Protocol):
@@ -181,12 +191,9 @@ class Exclusive(Protocol):
 @contextlib.contextmanager
 def taken(model: Exclusive) -> Iterator[None]:
     """Context in which this thread alone runs a model; afterwards it is as it was."""
-    turn = turn_of(model.torch_module)
-    turn.wait(model.info.name)
-    with turn.lock:
-        state = model.state()
-        with Guard(turn, state), Guard(turn, state, takes=model.torch_module):
-            yield
+    hold = Hold(model)
+    with hold, hold:
+        yield
 
 
 def exclusive(method: Callable[Concatenate[M, P], R]) -> Callable[Concatenate[M, P], R]:
@@ -194,11 +201,8 @@ def exclusive(method: Callable[Concatenate[M, P], R]) -> Callable[Concatenate[M,
 
     @functools.wraps(method)
     def held(self: M, *args: P.args, **kwargs: P.kwargs) -> R:
-        turn = turn_of(self.torch_module)
-        turn.wait(self.info.name)
-        with turn.lock:
-            state = self.state()
-            with Guard(turn, state), Guard(turn, state, takes=self.torch_module):
-                return method(self, *args, **kwargs)
+        hold = Hold(self)
+        with hold, hold:
+            return method(self, *args, **kwargs)
 
     return held

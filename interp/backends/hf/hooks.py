@@ -220,6 +220,6 @@ def _passing(block: nn.Module, bundled: bool) -> Iterator[None]:
         yield
     finally:
         if before is None:
-            del block.forward
+            block.__dict__.pop("forward", None)  # gone already, where an interrupt had the model put right before
         else:
             block.forward = before
