@@ -149,6 +149,7 @@ INTERNAL = {
     "interp.patching": "behind the functions that circuits hands out",
     "interp.results": "behind Result",
     "interp.rows": "what plots and reports read of a table",
+    "interp.several": "arguments that are one thing or several",
     "interp.texts": "the text that probes read where the user gives none",
     "circuits.attribution": "behind edge_attribution",
     "circuits.patching": "behind path_patching",

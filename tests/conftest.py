@@ -53,7 +53,12 @@ def pytest_sessionstart():
 
     Not earlier: what it imports must be imported after a hook of jaxtyping (tests/shape_check.py) is in place.
     """
-    for name, path in (("tiny_models", "models.py"), ("tolerance", "tolerance.py"), ("probe_cases", "probes/cases.py")):
+    for name, path in (
+        ("tiny_models", "models.py"),
+        ("tolerance", "tolerance.py"),
+        ("probe_cases", "probes/cases.py"),
+        ("hub_server", "loading/hub_server.py"),
+    ):
         spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / path)
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module

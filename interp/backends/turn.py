@@ -16,7 +16,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import nn
@@ -177,6 +177,7 @@ def turn_of(module: nn.Module) -> Turn:
     return _turns.setdefault(module, Turn())
 
 
+@runtime_checkable
 class Exclusive(Protocol):
     """A model that takes turns."""
 

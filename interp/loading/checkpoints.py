@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as hf_logging
@@ -21,8 +20,9 @@ from transformers.utils import logging as hf_logging
 from interp import zoo
 from interp.backends import Checkpoint
 from interp.errors import ModelLoadError
+from interp.loading.hub import snapshot
 from interp.loading.memory import adapted, check_device, dtype_of, module_of
-from interp.loading.shards import INDEX, WEIGHTS, check_dtypes, check_keys, sha256, weight_files
+from interp.loading.shards import check_dtypes, check_keys, sha256, weight_files
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -57,18 +57,19 @@ def read(
     name, torch_dtype = os.fspath(source), dtype_of(dtype)
     if name.startswith("zoo:"):
         return _of_zoo(name, tokenizer, revision=revision, dtype=torch_dtype, device=device)
-    folder = _folder(name)
-    if folder is not None and not (folder / "config.json").is_file():
+    local = _folder(name)
+    folder, commit = snapshot(name, revision) if local is None else (local, None)
+    if not (folder / "config.json").is_file():
         return _of_adapter(folder, tokenizer, dtype=dtype, device=device, device_map=device_map)
-    config = _config(name, folder, revision)
+    config = _config(name, folder)
     more = _tensor_parallel_options(config) if tensor_parallel else {"device_map": device_map}
     if strip_prefix:
         more["key_mapping"] = {f"^{re.escape(strip_prefix)}": ""}
-    model = _weights(name, folder, config, revision=revision, dtype=torch_dtype or "auto", **more)
-    tokenizer = tokenizer or _tokenizer(name, folder, revision)
-    sha = None if folder is None else sha256(weight_files(folder))
+    model = _weights(name, folder, config, dtype=torch_dtype or "auto", **more)
+    tokenizer = tokenizer or _tokenizer(name, local, commit)
+    sha = None if local is None else sha256(weight_files(local))
     model = model if device_map is not None or tensor_parallel else check_device(model, device)
-    return Checkpoint(name, model, tokenizer, getattr(config, "_commit_hash", None), sha)
+    return Checkpoint(name, model, tokenizer, commit, sha)
 
 
 def _of_zoo(
@@ -120,12 +121,11 @@ def _folder(name: str) -> Path | None:
     return None
 
 
-def _config(name: str, folder: Path | None, revision: str | None) -> PretrainedConfig:
+def _config(name: str, folder: Path) -> PretrainedConfig:
     try:
-        config = AutoConfig.from_pretrained(folder or name, revision=revision, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except OSError as error:
-        where = "" if folder is not None else "no folder of that name here, and on the hub: "
-        raise ModelLoadError(f"cannot read the config of {name!r}: {where}{_first_line(error)}") from error
+        raise ModelLoadError(f"cannot read the config of {name!r}: {_first_line(error)}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ModelLoadError(f"cannot understand the config of {name!r}: {_first_line(error)}") from error
     for part in (config, *(getattr(config, key, None) for key in getattr(config, "sub_configs", ()))):
@@ -142,16 +142,14 @@ def _config(name: str, folder: Path | None, revision: str | None) -> PretrainedC
     return config
 
 
-def _weights(name: str, folder: Path | None, config: PretrainedConfig, **options: Any) -> PreTrainedModel:
-    quantised = getattr(config, "quantization_config", None) is not None
-    if folder is not None:
-        files = weight_files(folder)
-        if not quantised:
-            check_dtypes(files)
+def _weights(name: str, folder: Path, config: PretrainedConfig, **options: Any) -> PreTrainedModel:
+    files = weight_files(folder)
+    if getattr(config, "quantization_config", None) is None:
+        check_dtypes(files)
     try:
         with _quiet():
             model_and_report: Any = AutoModelForCausalLM.from_pretrained(
-                folder or name,
+                folder,
                 config=config,
                 use_safetensors=True,
                 trust_remote_code=False,
@@ -165,8 +163,7 @@ def _weights(name: str, folder: Path | None, config: PretrainedConfig, **options
         raise ModelLoadError(f"cannot load {name!r}: {_first_line(error)}") from error
     model, report = model_and_report
     _check_report(name, model, report, config)
-    if folder is None and not quantised:
-        check_dtypes(_cached(name, config))
+    model.config._name_or_path = name
     return model.eval()
 
 
@@ -181,14 +178,6 @@ def _check_report(name: str, model: PreTrainedModel, report: Any, config: Pretra
     ignored = check_keys(name, missing, unexpected, architecture, family)
     if ignored:
         log.warning("%s: %d weights have no place in %s and are left out: %s", name, len(ignored), family, ignored[0])
-
-
-def _cached(name: str, config: PretrainedConfig) -> list[Path]:
-    """Weight files of a hub checkpoint, in the cache that they were just read from."""
-    commit = getattr(config, "_commit_hash", None)
-    paths = [try_to_load_from_cache(name, file, revision=commit) for file in (WEIGHTS, INDEX)]
-    here = next((Path(path).parent for path in paths if isinstance(path, str)), None)
-    return [] if here is None else weight_files(here)
 
 
 def _tensor_parallel_options(config: PretrainedConfig) -> dict[str, Any]:

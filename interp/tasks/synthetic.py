@@ -113,7 +113,8 @@ def repeat_lengths(
     if model.info.context is not None:
         longest = min(longest, (model.info.context - start) // 2)
     high = min(highest, longest)
-    low = lowest if lowest + 2 <= high else max(4, high // 2)
+    variety = min(3, highest - lowest + 1)  # one length, where that is asked for
+    low = lowest if lowest + variety - 1 <= high else max(4, high // 2)
     choices = list(range(min(low, max(high, SHORTEST_BLOCK)), high + 1))
     if len(choices) < least:
         raise NotApplicable(

@@ -57,7 +57,7 @@ def test_holes_in_the_padding_are_refused(name, method):
     mask = torch.ones(2, 9, dtype=torch.bool)
     mask[1, 4] = False
     batch = Batch(ragged(9, "unpadded", lengths=(9, 9)).ids, mask)
-    with pytest.raises(InterpError, match="padding inside the prompt"):
+    with pytest.raises(InterpError, match="prompt 1 has padding within it"):
         tiny(name).attention(batch, {"H": Entropy()}, method=method)
 
 

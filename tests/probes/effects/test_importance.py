@@ -108,7 +108,7 @@ def test_the_gradient_by_layer_is_the_gradient_over_the_norm_of_its_layer(found)
 
 
 def test_prompts_of_ones_own_of_different_lengths(planted):
-    prompts = [[1, 5, 6, 7, 5, 6], [1, 8, 9, 8], [1, 4, 3, 2, 4, 3, 2], [1, 9, 9, 9]]
+    prompts = [[1, 5, 6, 7, 5, 6], [1, 8, 9, 8], [1, 4, 3, 7, 4, 3, 7], [1, 9, 9, 9]]
     result = interp.analyze(planted, "importance", prompts=prompts, how=("zero",), pruning=False)
     run = planted.run(prompts)
     expected = [

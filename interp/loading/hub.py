@@ -1,0 +1,115 @@
+"""Checkpoints of the hub: the files that are read, in its cache, and what stands in the way, each in one line.
+
+Only the configuration and safetensors are fetched, at one commit; the rest is as for a local folder. Address, token,
+cache and offline rules are huggingface_hub's own (HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_OFFLINE).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from interp.errors import ModelLoadError
+from interp.loading.shards import INDEX, WEIGHTS
+
+OPTIONAL = ("generation_config.json",)
+
+
+def snapshot(name: str, revision: str | None) -> tuple[Path, str | None]:
+    """The folder in the cache that holds a checkpoint's configuration and weights, and its commit.
+
+    Raises:
+        ModelLoadError: no such model or revision, no access, no connection, or files that are not there.
+    """
+    config = _file(name, "config.json", revision)
+    if config is None:
+        adapter = _file(name, "adapter_config.json", revision)
+        if adapter is None:
+            raise ModelLoadError(f"cannot read the config of {name!r}: no config.json on the hub at {_at(revision)}")
+        _file(name, "adapter_model.safetensors", adapter.parent.name)
+        return adapter.parent, adapter.parent.name
+    commit = config.parent.name
+    for file in OPTIONAL:
+        _file(name, file, commit)
+    if _file(name, WEIGHTS, commit) is None:
+        index = _file(name, INDEX, commit)
+        if index is None:
+            raise ModelLoadError(
+                f"{name!r} has no weights in safetensors at {_at(revision)}: neither {WEIGHTS} nor {INDEX}; pickled "
+                "weights are not opened"
+            )
+        for shard in _shards(name, index):
+            if _file(name, shard, commit) is None:
+                raise ModelLoadError(f"{INDEX} of {name!r} names {shard!r}, which is not on the hub")
+    return config.parent, commit
+
+
+def _shards(name: str, index: Path) -> list[str]:
+    try:
+        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelLoadError(f"cannot read {INDEX} of {name!r}: {type(error).__name__}: {error}") from error
+    odd = next(
+        (f for f in files if not isinstance(f, str) or Path(f).name != f or not f.endswith(".safetensors")), None
+    )
+    if odd is not None:
+        raise ModelLoadError(f"{INDEX} of {name!r} names {odd!r}, which is no safetensors file of this model")
+    return files
+
+
+def _file(name: str, file: str, revision: str | None) -> Path | None:
+    """A file in the cache, fetched where it is not there yet; None where the model has no such file."""
+    try:
+        return Path(hf_hub_download(name, file, revision=revision))
+    except GatedRepoError as error:
+        raise ModelLoadError(
+            f"{name!r} is gated: ask for access on its page, then log in (`hf auth login`) or set HF_TOKEN"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise ModelLoadError(f"{name!r} has no revision {revision!r}; give a branch, a tag or a commit") from error
+    except RepositoryNotFoundError as error:
+        raise ModelLoadError(
+            f"cannot read the config of {name!r}: no folder of that name here, and no such model on the hub (or a "
+            "private one: log in with `hf auth login`)"
+        ) from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        if file in OPTIONAL or (file not in ("config.json",) and constants.HF_HUB_OFFLINE):
+            return None
+        where = (
+            "is offline (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else f"cannot be reached at {constants.ENDPOINT}"
+        )
+        raise ModelLoadError(
+            f"cannot read the config of {name!r}: no folder of that name here, the hub {where}, and {file} is not in "
+            "the cache"
+        ) from error
+    except EntryNotFoundError:
+        return None
+    except HFValidationError as error:
+        raise ModelLoadError(f"{name!r} is neither a folder here nor a hub id: {_first_line(error)}") from error
+    except HfHubHTTPError as error:
+        raise ModelLoadError(f"cannot fetch {file} of {name!r} from the hub: {_first_line(error)}") from error
+    except Exception as error:  # of whichever HTTP client huggingface_hub uses
+        raise ModelLoadError(
+            f"the connection to the hub broke while fetching {file} of {name!r}: {_first_line(error)}"
+        ) from error
+
+
+def _at(revision: str | None) -> str:
+    return "its main branch" if revision is None else f"revision {revision!r}"
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
