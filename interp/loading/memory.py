@@ -22,7 +22,8 @@ def module_of(source: Any) -> PreTrainedModel | None:
         raise ModelLoadError(f"{type(getattr(source, '_orig_mod', source)).__name__} cannot be loaded: {COMPILED}")
     if hasattr(source, "get_base_model") and hasattr(source, "peft_config"):
         _check_adapters(source)
-        source = source.get_base_model()
+        inner: Any = source
+        source = inner.get_base_model()
     if not isinstance(source, PreTrainedModel):
         return None
     family = type(source).__name__

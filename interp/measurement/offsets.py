@@ -80,8 +80,10 @@ def permuted_scores(
     draws = []
     for draw in range(N_PERMUTED):
         shuffled = permuted_repeats(groups, seed=seed + draw, derange=True)
-        asked = [(g.batch, {"target": Mean(Offset(offset(g)), g.rows(g.second))}) for g in shuffled]
-        draws.append(stats.nan_mean(offset_scores(model, asked, method=method).target, axis=0))
+        questions: list[tuple[Batch, dict[str, Statistic]]] = [
+            (g.batch, {"target": Mean(Offset(offset(g)), g.rows(g.second))}) for g in shuffled
+        ]
+        draws.append(stats.nan_mean(offset_scores(model, questions, method=method).target, axis=0))
     return np.stack(draws)
 
 

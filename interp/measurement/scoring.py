@@ -36,7 +36,9 @@ def head_rows(
     info = model.info
     q, label = columns.get("q"), columns.get("label")
     if isinstance(q, np.ndarray) and isinstance(label, np.ndarray):
-        columns["label"] = np.where(np.isnan(q), None, label)
+        tested = label.astype(object)
+        tested[np.isnan(q)] = None
+        columns["label"] = tested
     layer, head = np.meshgrid(info.attention_layers, np.arange(info.n_heads), indexing="ij")
     flat = {
         name: value.reshape(-1) if isinstance(value, np.ndarray) and value.ndim == 2 else value

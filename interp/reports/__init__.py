@@ -67,14 +67,13 @@ def report(
     True
     """
     target = writable_file(Path(path).expanduser())
-    from circuits.find import Found
     from interp.measurement.registry import detect, find
     from interp.reports import circuits
     from interp.reports.page import render
     from interp.reports.questions import token_questions
 
     analyses = several(analyses, "names of analyses") or None
-    tasks = several(tasks, "tasks", one=(str, Result, Found))
+    tasks = [tasks] if hasattr(tasks, "provenance") else several(tasks, "tasks")  # one result of a search
     for name in analyses or () if results is None else ():
         find(name)
     questions = token_questions(model, prompts)
