@@ -138,7 +138,12 @@ class Batch:
         Raises:
             TaskError: ids and mask of different shapes, a prompt without a token, or padding within one.
         """
-        if self.ids.ndim != 2 or self.ids.shape != self.mask.shape or self.mask.dtype != torch.bool:
+        if (
+            self.ids.ndim != 2
+            or self.ids.is_floating_point()
+            or self.ids.shape != self.mask.shape
+            or self.mask.dtype != torch.bool
+        ):
             shapes = f"{tuple(self.ids.shape)} and {tuple(self.mask.shape)} of {self.mask.dtype}"
             raise TaskError(f"a batch has ids [batch, pos] and a mask of booleans of the same shape; got {shapes}")
         if self.ids.numel() == 0 or not bool(self.mask.any(1).all()):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 from jaxtyping import Bool, Float, Int
@@ -16,6 +17,8 @@ from interp.components import head_name, parse_head
 from interp.errors import SiteError, nearest
 from interp.sites import Site
 
+NUMBERS = ("value", "factor", "sd")
+"""Fields of edits that are numbers or tensors."""
 HOW = ("zero", "mean", "resample")
 
 AnySite = Any  # Site | str when made, a Site from then on
@@ -47,8 +50,17 @@ class Edit:
     positions: Positions = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        """Read a site given as text; positions are said once."""
+        """Read a site given as text; positions are said once, and numbers are numbers."""
         site = Site.parse(self.site) if isinstance(self.site, str) else self.site
+        if not isinstance(site, Site):
+            raise SiteError(f"an edit is of a site, written like L3H5.z; got {type(site).__name__} {site!r:.40}")
+        for name in NUMBERS:
+            value = getattr(self, name, None)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Tensor | Real)):
+                kind = type(value).__name__
+                raise SiteError(
+                    f"{site}: {name} of {type(self).__name__} is a number or a tensor; got {kind} {value!r:.40}"
+                )
         object.__setattr__(self, "site", site)
         if self.positions is not None and site.position is not None:
             raise SiteError(f"{site}: the site names a position already; leave `positions` out, or the @")
@@ -70,8 +82,8 @@ class Ablate(Edit):
     def __post_init__(self) -> None:
         """Check the way of ablating and that a mean comes with its value."""
         super().__post_init__()
-        if self.how not in HOW:
-            raise SiteError(f"unknown ablation {self.how!r}; {nearest(self.how, HOW)}")
+        if not isinstance(self.how, str) or self.how not in HOW:
+            raise SiteError(f"unknown ablation {self.how!r}; {nearest(str(self.how), HOW)}")
         if (self.how == "zero") != (self.value is None):
             name = "other prompts' activation" if self.how == "resample" else "mean"
             raise SiteError(f"a {self.how} ablation takes the {name} as `value`; a zero ablation takes none")
@@ -116,6 +128,8 @@ class Apply(Edit):
         """Refuse what narrows."""
         super().__post_init__()
         site = self.site
+        if not callable(self.function):
+            raise SiteError(f"{site}: Apply takes a function of the activation; got {type(self.function).__name__}")
         if self.rows is not None or self.positions is not None or site.head is not None or site.position is not None:
             raise SiteError(f"{site}: a function is applied to the whole activation; let it choose rows and positions")
         if site.kind == "pattern":

@@ -126,7 +126,7 @@ def _config(name: str, folder: Path) -> PretrainedConfig:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except OSError as error:
         raise ModelLoadError(f"cannot read the config of {name!r}: {_first_line(error)}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # whatever a family's own checks of its fields raise
         raise ModelLoadError(f"cannot understand the config of {name!r}: {_first_line(error)}") from error
     for part in (config, *(getattr(config, key, None) for key in getattr(config, "sub_configs", ()))):
         if part is not None and getattr(part, "_attn_implementation_internal", None) not in OWN_ATTENTION:
@@ -136,6 +136,8 @@ def _config(name: str, folder: Path) -> PretrainedConfig:
             f"{name!r} is an encoder-decoder ({config.model_type}); only causal decoders can be loaded"
         )
     architectures = config.architectures or []
+    if not isinstance(architectures, list) or not all(isinstance(a, str) for a in architectures):
+        raise ModelLoadError(f"cannot understand the config of {name!r}: architectures is {architectures!r:.60}")
     encoder_heads = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
     if architectures and all(a.endswith(encoder_heads) for a in architectures):
         raise ModelLoadError(f"{name!r} is {architectures[0]}, not a causal decoder; a ...ForCausalLM is needed")
@@ -159,8 +161,8 @@ def _weights(name: str, folder: Path, config: PretrainedConfig, **options: Any) 
             )
     except SafetensorError as error:
         raise ModelLoadError(f"corrupt weights in {name!r}: {_first_line(error)}") from error
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, TypeError, AttributeError) as error:
-        raise ModelLoadError(f"cannot load {name!r}: {_first_line(error)}") from error
+    except Exception as error:  # whatever a family's own code raises on sizes that do not go together
+        raise ModelLoadError(f"cannot load {name!r}: {type(error).__name__}: {_first_line(error)}") from error
     model, report = model_and_report
     _check_report(name, model, report, config)
     model.config._name_or_path = name
@@ -209,7 +211,7 @@ def _tokenizer(name: str, folder: Path | None, revision: str | None) -> PreTrain
         return None
     try:
         return AutoTokenizer.from_pretrained(folder or name, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # of the tokenizer's own format
         if folder is None:
             return None
         raise ModelLoadError(f"cannot read the tokenizer in {name!r}: {_first_line(error)}") from error

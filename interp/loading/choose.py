@@ -50,8 +50,8 @@ def backend_for(source: Any, backend: str | None = None, *, remote: bool | str =
         ModelLoadError: an unknown backend, another than the object's own, or `remote` where it cannot be taken.
     """
     name = DEFAULT if backend is None else backend
-    if name not in backends():
-        raise ModelLoadError(f"unknown backend {name!r}; {_choices(name)}")
+    if not isinstance(name, str) or name not in backends():
+        raise ModelLoadError(f"unknown backend {name!r}; {_choices(str(name))}")
     own = owner(source)
     if own is not None and backend not in (None, own.name):
         raise ModelLoadError(f"a {type(source).__name__} is run by backend {own.name!r}, not {backend!r}; leave it out")

@@ -58,6 +58,12 @@ def load(
     """
     from interp.loading.checkpoints import read  # transformers and torch: only once there is something to read
 
+    if not isinstance(remote, bool | str):
+        raise ModelLoadError(f"remote is True, an address or 'local'; got {type(remote).__name__}")
+    if strip_prefix is not None and not isinstance(strip_prefix, str):
+        raise ModelLoadError(
+            f"strip_prefix is what stands in front of keys, as text; got {type(strip_prefix).__name__}"
+        )
     runner = backend_for(source, backend, remote=remote)
     if runner.adopt is not None and runner.owns(source):
         try:

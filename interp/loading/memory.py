@@ -82,6 +82,8 @@ def check_device(model: PreTrainedModel, device: str | None) -> PreTrainedModel:
     """
     if device is None:
         return model
+    if not isinstance(device, str | torch.device | int) or isinstance(device, bool):
+        raise ModelLoadError(f"device is {device!r:.40}; give a name such as cpu, cuda or cuda:1")
     try:
         return model.to(device)  # type: ignore[arg-type]
     except (RuntimeError, AssertionError) as error:

@@ -19,6 +19,7 @@ from interp.components import head_name, mlp_name
 from interp.environment import load_plugins
 from interp.errors import NotApplicable, SchemaError, nearest
 from interp.measurement.declaration import Analysis, PlantedTask, Section, Stage
+from interp.measurement.options import check_options
 from interp.model import Model
 from interp.results.figures import GROUP, Draw, declare, head_map
 from interp.results.provenance import provenance as _provenance
@@ -77,6 +78,8 @@ def analysis(
     def decorate(body: Callable[Concatenate[Model, P], Findings]) -> Callable[Concatenate[Model, P], Result]:
         @functools.wraps(body)
         def run(model: Model, *args: P.args, **options: P.kwargs) -> Result:
+            check_options(name, body, args, options)
+            check_options(name, body, args, options)
             start = time.perf_counter()
             findings = body(model, *args, **options)
             table = _full_table(findings.rows, name, columns or {})
@@ -127,6 +130,8 @@ def find(name: str) -> Analysis:
         SchemaError: no such analysis; names the nearest.
     """
     specs = analyses()
+    if not isinstance(name, str):
+        raise SchemaError(f"an analysis is named by a string; got {type(name).__name__} {name!r:.40}")
     if name not in specs:
         raise SchemaError(f"unknown analysis {name!r}; {nearest(name, specs)}")
     return specs[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from numbers import Integral
 
 import torch
 from jaxtyping import Bool
@@ -30,7 +31,12 @@ def check_reached(
     shape: tuple[int, ...],
 ) -> None:
     """Refuse layers out of range, a residual of the wrong shape, and sites that the run would not come by."""
+    if start is not None and not (isinstance(start, tuple | list) and len(start) == 2 and isinstance(start[1], Tensor)):
+        raise SiteError(f"start is a pair (layer, residual [batch pos d_model]); got {type(start).__name__}")
     first, last = 0 if start is None else start[0], n_layers - 1 if stop is None else stop
+    for name, layer in (("start", first), ("stop", last)):
+        if isinstance(layer, bool) or not isinstance(layer, Integral):
+            raise SiteError(f"{name} at layer {layer!r:.40}: a layer is an integer")
     for name, layer in (("start", first), ("stop", last)):
         if not 0 <= layer < n_layers:
             raise SiteError(f"{name} at layer {layer} is out of range; the model has {n_layers} layers")
