@@ -25,10 +25,10 @@ from interp.measurement.prompts import describe_repeats, repeat_groups
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.removal import repeat_removal
 from interp.measurement.scoring import LEVEL, MARGIN, T0, THRESHOLD, head_rows, interval_columns, ranked_heads
+from interp.measurement.weight_readings import copying_ratios
 from interp.model import Model
 from interp.results import stats
 from interp.tasks import Repeats
-from interp.weights import weights
 
 
 @analysis(
@@ -42,7 +42,7 @@ from interp.weights import weights
     section="attention",
     columns={"label": "boolean"},
     means="On a repeated sequence the head looks at the token that followed the current one last time, so that copying "
-    "it continues the repeat. Labelled heads also copy by their weights.",
+    "it continues the repeat. Labelled heads also copy by their weights, where these can be read.",
     misleads="Attention is not use: read the ablation of the set of labelled heads beside it. Heads are redundant, so "
     "removing one alone may change nothing. With a single repeat length a purely positional head passes for one, which "
     "is why lengths are varied here.",
@@ -66,14 +66,17 @@ def induction(
       prefix_matching             the score, with null, p, q and label;
       prefix_matching_normalised  (score - null) / (1 - null), 0 at uniform attention;
       argmax_hit                  share of second-copy queries whose largest non-BOS probability is on the target;
-      copying_ratio               sum Re(lambda) / sum |lambda| of the OV circuit, from the weights; in [-1, 1];
-      previous_token_dependence   drop of the score when the model's previous-token heads are zero-ablated.
+      copying_ratio               sum Re(lambda) / sum |lambda| of W_E W_V W_O W_U, from the weights, norms (gain and
+                                  centring) folded in; in [-1, 1]; NA where the weights cannot be read;
+      previous_token_dependence   drop of the score when the model's previous-token heads are zero-ablated; NA where
+                                  prompts are too short to tell which those are.
 
     The null is uniform causal attention, (H_{2T+1} - H_{T+1}) / T after a BOS. p tests that the stripe gets at most
     0.05 more than 16 stripes at wrong offsets T - 1 +- 2..9 of the same head, as far as the prompts have them; where
     fewer than three lengths or five such stripes fit the context, the nulls are the same stripe in 16 sets of prompts
     whose second copy is permuted (`null_draws` in the provenance). q is Benjamini-Hochberg over all heads. A head is
-    labelled at q < 0.01, score >= 0.3, argmax_hit >= 0.3 and copying_ratio > 0. With `causal`, the set of labelled
+    labelled at q < 0.01, score >= 0.3, argmax_hit >= 0.3 and copying_ratio > 0; without a copying ratio, for which
+    `copying_ratio` in the provenance then gives the reason, by its attention alone. With `causal`, the set of labelled
     heads is ablated (zero and mean) and compared with up to `n_random` distinct random sets with as many heads in each
     layer: see `interventions`.
 
@@ -107,8 +110,8 @@ def induction(
     matching = stats.bootstrap_mean(scores.target, seed=seed)
     p = stats.p_against_nulls(matching.mean, nulls, margin=MARGIN)
     q = stats.benjamini_hochberg(p)
-    ratio = weights.copying_ratio(model.ov_circuits()).double().numpy()
-    label = (q < LEVEL) & (matching.mean >= THRESHOLD) & (hits.mean >= THRESHOLD) & (ratio > 0)
+    ratio, reading = copying_ratios(model)
+    label = (q < LEVEL) & (matching.mean >= THRESHOLD) & (hits.mean >= THRESHOLD) & ~(ratio <= 0)
 
     spread = (1 - null)[:, None, None]
     normalised_score = stats.bootstrap_mean((scores.target - null[:, None, None]) / spread, seed=seed)
@@ -130,6 +133,7 @@ def induction(
     pool = [(layer, head) for layer in model.info.attention_layers for head in range(model.info.n_heads)]
     effects = repeat_removal(model, groups, heads, pool, n_random=n_random, seed=seed) if causal and heads else []
     data = {**describe_repeats(groups, bos), "null_draws": null_kind, "previous_token_heads": previous_token_heads}
+    data["copying_ratio"] = reading
     return Findings(table, data, effects)
 
 
@@ -173,9 +177,15 @@ def _argmax_hits(model: Model, groups: Sequence[Repeats], *, method: str) -> np.
 def _previous_token_dependence(
     model: Model, groups: Sequence[Repeats], scores: OffsetScores, *, method: str, seed: int
 ) -> tuple[stats.Interval, list[str]]:
-    """Drop of the score with every head of previous-token mass >= 0.3 (the best if none) zeroed, and their names."""
-    previous = scores.extra["previous"].mean(0)  # layer head
-    strong = previous >= min(THRESHOLD, previous.max())
+    """Drop of the score with every head of previous-token mass >= 0.3 (the best if none) zeroed, and their names.
+
+    NaN where no prompt has a query that tells: nothing is removed then, and a drop of 0 would be none.
+    """
+    previous = stats.nan_mean(scores.extra["previous"], axis=0)  # layer head
+    if np.isnan(previous).all():
+        nothing = np.full(previous.shape, np.nan)
+        return stats.Interval(nothing, nothing, nothing, nothing, len(scores.target)), []
+    strong = previous >= min(THRESHOLD, float(np.nanmax(previous)))
     previous_token_heads = ranked_heads(model, strong, previous)
     batch_questions = [(g.batch, _questions(g, full=False)) for g in groups]
     without = offset_scores(model, batch_questions, edits=ablate_heads(previous_token_heads), method=method)
