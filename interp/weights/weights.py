@@ -19,6 +19,7 @@ from torch.nn.functional import pad
 
 from interp.components import head_name
 from interp.errors import BackendError, SiteError
+from interp.numerics import refuse_autocast
 from interp.weights.factored import FactoredMatrix, positivity
 from interp.weights.norms import HeadNorm, Norm
 
@@ -145,7 +146,9 @@ class Weights:
 
         Raises:
             SiteError: no such layer, or one without attention.
+            BackendError: torch.autocast is on.
         """
+        refuse_autocast()
         if layer not in self.layers:
             raise SiteError(f"layer {layer} has no attention weights; layers with attention: {self.layers}")
         if layer not in self._layer_cache:
