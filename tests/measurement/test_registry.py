@@ -71,7 +71,7 @@ def test_the_same_seed_gives_the_same_table(name):
 def test_a_table_has_its_columns_and_one_row_per_head_and_variant(name):
     model = tiny("qwen2")
     table = analyze(model, name, **FEW).table
-    assert list(table.columns) == [*COLUMNS, "label"]
+    assert list(table.columns) == [*COLUMNS, *analyses()[name].columns]
     assert set(table["analysis"]) == {name}
     assert table["variant"].iloc[0] == analyses()[name].headline
     for _, rows in table.groupby("variant"):
@@ -92,7 +92,7 @@ def test_provenance():
     assert found["schema_version"] == SCHEMA_VERSION
     assert found["call"]["analysis"] == "sink"
     assert found["call"]["passed"] == {"seed": 5, "n_prompts": 4}
-    assert found["call"]["defaults"] == {"length": 64, "bos": "default", "method": "auto"}
+    assert found["call"]["defaults"] == {"length": 64, "bos": None, "method": "auto"}
     assert found["seed"] == 5
     assert found["model"]["name"] == model.info.name
     assert found["model"]["dtype"] == "float32"
