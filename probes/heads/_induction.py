@@ -68,8 +68,8 @@ def induction(
       argmax_hit                  share of second-copy queries whose largest non-BOS probability is on the target;
       copying_ratio               sum Re(lambda) / sum |lambda| of W_E W_V W_O W_U, from the weights, norms (gain and
                                   centring) folded in; in [-1, 1]; NA where the weights cannot be read;
-      previous_token_dependence   drop of the score when the model's previous-token heads are zero-ablated; NA where
-                                  prompts are too short to tell which those are.
+      previous_token_dependence   drop of the score when the model's previous-token heads are zero-ablated; NA for
+                                  heads before which none of those stands.
 
     The null is uniform causal attention, (H_{2T+1} - H_{T+1}) / T after a BOS. p tests that the stripe gets at most
     0.05 more than 16 stripes at wrong offsets T - 1 +- 2..9 of the same head, as far as the prompts have them; where
@@ -179,15 +179,15 @@ def _previous_token_dependence(
 ) -> tuple[stats.Interval, list[str]]:
     """Drop of the score with every head of previous-token mass >= 0.3 (the best if none) zeroed, and their names.
 
-    NaN where no prompt has a query that tells: nothing is removed then, and a drop of 0 would be none.
+    NaN for heads of layers before which none of them stands: nothing that they read was removed, and a drop of 0 would
+    be no finding.
     """
     previous = stats.nan_mean(scores.extra["previous"], axis=0)  # layer head
-    if np.isnan(previous).all():
-        nothing = np.full(previous.shape, np.nan)
-        return stats.Interval(nothing, nothing, nothing, nothing, len(scores.target)), []
-    strong = previous >= min(THRESHOLD, float(np.nanmax(previous)))
+    strong = previous >= np.fmin(THRESHOLD, np.fmax.reduce(previous, axis=None))
     previous_token_heads = ranked_heads(model, strong, previous)
     batch_questions = [(g.batch, _questions(g, full=False)) for g in groups]
     without = offset_scores(model, batch_questions, edits=ablate_heads(previous_token_heads), method=method)
-    drop = stats.bootstrap_mean(scores.target - without.target, seed=seed)
-    return drop, head_names(previous_token_heads)
+    change = scores.target - without.target
+    first = min((layer for layer, _ in previous_token_heads), default=model.info.n_layers)
+    change[:, [layer <= first for layer in model.info.attention_layers]] = np.nan
+    return stats.bootstrap_mean(change, seed=seed), head_names(previous_token_heads)

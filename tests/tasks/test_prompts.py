@@ -131,7 +131,7 @@ DECIDING = {"bpe": "year", "digits": "tens", "metaspace": "tens", "threes": "uni
 @pytest.mark.parametrize("corruption", ["start_01", "random_year"])
 @pytest.mark.parametrize("kind", DECIDING)
 def test_greater_than_is_asked_by_the_token_that_decides(kind, corruption):
-    """Right are the tokens that make the second year later, whatever comes behind them; wrong are those that make it earlier."""
+    """Right are the tokens that make the second year later, whatever comes behind them; wrong, earlier."""
     task, tokenizer = tasks.task("greater_than", model(kind), n=24, corruption=corruption), model(kind).tokenizer
     place = task.record["deciding_token"]
     assert place == DECIDING[kind]
