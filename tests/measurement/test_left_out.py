@@ -95,15 +95,18 @@ def test_an_interrupt_is_no_reason(failing):
         detect(tiny("gpt2"), progress=only("breaks", "previous_token"))
 
 
-def test_a_model_that_gives_no_numbers_is_an_error():
+def test_a_model_that_gives_no_numbers_is_an_error(failing):
+    """Though there be analyses that do not notice."""
+    row = {"variant": "score", "layer": 0, "head": 0, "value": 1.0, "unit": "fraction"}
+    failing("constant", lambda model: Findings([row]))
     model = interp.load(build("llama"))
     model.torch_module.model.layers[0].self_attn.q_proj.weight.data[3, 5] = torch.nan
-    with pytest.raises(NotFinite, match="attention queries not finite"):
-        detect(model)
+    with pytest.raises(NotFinite, match="^layer 0: attention queries not finite"):
+        detect(model, progress=only("constant", "sink"))
     model = interp.load(build("llama"))
     model.torch_module.model.layers[1].mlp.down_proj.weight.data[3, 5] = torch.nan
-    with pytest.raises(NotFinite, match="residual stream not finite"):
-        detect(model, progress=only("importance", "sink"))
+    with pytest.raises(NotFinite, match="^residual stream not finite"):
+        detect(model, progress=only("constant", "sink"))
 
 
 def test_numbers_that_an_analysis_breaks_are_its_own_reason(failing):
