@@ -141,7 +141,7 @@ class ModuleModel(ABC):
         return self.weights().ov_circuits()
 
 
-def _version(parameter: Tensor) -> float:
+def _version(parameter: Tensor) -> int | float:
     """Number of changes in place; of tensors made under inference mode, which torch does not count, the sum instead."""
     return float(parameter.float().sum()) if parameter.is_inference() else parameter._version
 

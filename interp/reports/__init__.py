@@ -91,15 +91,7 @@ def report(
     if left_out is not None:
         left_out(result.provenance.get("left_out") or {})
     outcomes = circuits.find(model, pairs, seed=seed, method=method, told=told)
-    page = render(
-        model,
-        result,
-        analyses=analyses,
-        prompt=prompt,
-        questions=questions,
-        circuits=outcomes,
-        seed=seed,
-        command=command,
-    )
+    shown = {"analyses": analyses, "prompt": prompt, "questions": questions, "circuits": outcomes}
+    page = render(model, result, **shown, seed=seed, command=command)
     atomic_write(target, lambda p: p.write_text(page, encoding="utf-8", errors="backslashreplace"))
     return target

@@ -66,19 +66,18 @@ def induction(
       prefix_matching             the score, with null, p, q and label;
       prefix_matching_normalised  (score - null) / (1 - null), 0 at uniform attention;
       argmax_hit                  share of second-copy queries whose largest non-BOS probability is on the target;
-      copying_ratio               sum Re(lambda) / sum |lambda| of W_E W_V W_O W_U, from the weights, norms (gain and
-                                  centring) folded in; in [-1, 1]; NA where the weights cannot be read;
-      previous_token_dependence   drop of the score when the model's previous-token heads are zero-ablated; NA for
-                                  heads before which none of those stands.
+      copying_ratio               sum Re(lambda) / sum |lambda| of W_E W_V W_O W_U, norms (gain and centring) folded in;
+                                  in [-1, 1]; NA where the weights cannot be read;
+      previous_token_dependence   drop of the score when the model's previous-token heads are zero-ablated; NA for heads
+                                  before which none of those stands.
 
     The null is uniform causal attention, (H_{2T+1} - H_{T+1}) / T after a BOS. p tests that the stripe gets at most
     0.05 more than 16 stripes at wrong offsets T - 1 +- 2..9 of the same head, as far as the prompts have them; where
     fewer than three lengths or five such stripes fit the context, the nulls are the same stripe in 16 sets of prompts
     whose second copy is permuted (`null_draws` in the provenance). q is Benjamini-Hochberg over all heads. A head is
-    labelled at q < 0.01, score >= 0.3, argmax_hit >= 0.3 and copying_ratio > 0; without a copying ratio, for which
-    `copying_ratio` in the provenance then gives the reason, by its attention alone. With `causal`, the set of labelled
-    heads is ablated (zero and mean) and compared with up to `n_random` distinct random sets with as many heads in each
-    layer: see `interventions`.
+    labelled at q < 0.01, score >= 0.3, argmax_hit >= 0.3 and copying_ratio > 0; where that is NA (the provenance has
+    the reason) by attention alone. With `causal`, the set of labelled heads is ablated (zero and mean) and compared
+    with up to `n_random` distinct random sets with as many heads in each layer: see `interventions`.
 
     Args:
         model: any loaded model.
@@ -116,25 +115,19 @@ def induction(
     spread = (1 - null)[:, None, None]
     normalised_score = stats.bootstrap_mean((scores.target - null[:, None, None]) / spread, seed=seed)
     dependence, previous_token_heads = _previous_token_dependence(model, groups, scores, method=method, seed=seed)
-    columns = interval_columns
-    table = pd.concat(
-        [
-            head_rows(
-                model, "prefix_matching", "probability", **columns(matching), null=null.mean(), p=p, q=q, label=label
-            ),
-            head_rows(model, "prefix_matching_normalised", "fraction", **columns(normalised_score), null=0.0),
-            head_rows(model, "argmax_hit", "fraction", **columns(hits), null=_hit_null(groups)),
-            head_rows(model, "copying_ratio", "fraction", value=ratio, null=0.0),
-            head_rows(model, "previous_token_dependence", "probability", **columns(dependence), null=0.0),
-        ],
-        ignore_index=True,
-    )
+    columns, test = interval_columns, {"null": null.mean(), "p": p, "q": q, "label": label}
+    parts = [
+        head_rows(model, "prefix_matching", "probability", **columns(matching), **test),
+        head_rows(model, "prefix_matching_normalised", "fraction", **columns(normalised_score), null=0.0),
+        head_rows(model, "argmax_hit", "fraction", **columns(hits), null=_hit_null(groups)),
+        head_rows(model, "copying_ratio", "fraction", value=ratio, null=0.0),
+        head_rows(model, "previous_token_dependence", "probability", **columns(dependence), null=0.0),
+    ]
     heads = ranked_heads(model, label, matching.mean)
     pool = [(layer, head) for layer in model.info.attention_layers for head in range(model.info.n_heads)]
     effects = repeat_removal(model, groups, heads, pool, n_random=n_random, seed=seed) if causal and heads else []
     data = {**describe_repeats(groups, bos), "null_draws": null_kind, "previous_token_heads": previous_token_heads}
-    data["copying_ratio"] = reading
-    return Findings(table, data, effects)
+    return Findings(pd.concat(parts, ignore_index=True), data | {"copying_ratio": reading}, effects)
 
 
 def _stripe(group: Repeats) -> int:
