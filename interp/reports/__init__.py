@@ -66,7 +66,7 @@ def report(
     >>> import interp, tempfile, pathlib
     >>> model = interp.load("zoo:planted-induction")
     >>> page = pathlib.Path(tempfile.mkdtemp()) / "report.html"
-    >>> path = interp.report(model, analyses=["previous_token"], prompts=[([1, 2, 3, 1, 2], 3)], path=page)
+    >>> path = interp.report(model, analyses=["previous_token"], prompts=[([21, 22, 23, 21, 22], 23)], path=page)
     >>> "parts sum to" in path.read_text(encoding="utf-8")
     True
     """
