@@ -51,6 +51,7 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "interp.measurement.offsets",
             "interp.measurement.scoring",
             "interp.measurement.removal",
+            "interp.measurement.weight_readings",
             "interp.measurement.rerun",
             "interp.measurement.head_effects",
             "interp.measurement.planted",

@@ -45,6 +45,10 @@ class BackendError(InterpError):
     """The model ran, but not in a way that can be measured."""
 
 
+class NotFinite(BackendError):  # noqa: N818  (a state of affairs)
+    """NaN or infinity where numbers are due: bad weights or edits, or overflow; what follows would be no numbers."""
+
+
 class PromptWarning(UserWarning):
     """Prompts that were read in another way than they were written; says how."""
 

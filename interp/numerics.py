@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from interp.errors import BackendError
+
 
 def device_of(module: nn.Module) -> torch.device:
     """Where a module computes: an offloaded one (accelerate) keeps its parameters elsewhere until it is called."""
@@ -45,6 +47,20 @@ def input_dtype(module: nn.Module) -> torch.dtype:
     if torch.float64 in dtypes or (dtypes and not upcasts(module)):
         return next(iter(dtypes))
     return torch.float32
+
+
+def refuse_autocast(*devices: torch.device) -> None:
+    """Refuse to compute where torch would change the precision behind our back.
+
+    Raises:
+        BackendError: torch.autocast is on for one of the devices, or for the CPU.
+    """
+    for kind in {"cpu", *(d.type for d in devices)} - {"meta"}:
+        if torch.is_autocast_enabled(kind):
+            raise BackendError(
+                f"torch.autocast is on for {kind}, so that numbers would be of mixed precision; leave it, and load the "
+                "model with the dtype that you want (interp.load(..., dtype=))"
+            )
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ old and new, parse as well. Components are written `L3H5`, `M3`, `embed`. No oth
 
 from __future__ import annotations
 
+import operator
 import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -74,7 +75,11 @@ _LENS_UNLAYERED = {
 class Site:
     """A kind of activation, optionally narrowed to layers `first..last`, one head, one position.
 
-    `first is None` means every layer (or, for `norm_scale`, the final norm). Negative positions count from the end.
+    `first is None` means every layer (or, for `norm_scale`, the final norm). Negative positions count from the
+    end; layers and heads are counted from 0 alone.
+
+    Raises:
+        SiteError: an unknown kind, or what narrows it does not go with it.
     """
 
     kind: str
@@ -86,7 +91,17 @@ class Site:
     def __post_init__(self) -> None:
         """Check the kind and that what narrows it makes sense for it."""
         if self.kind not in KINDS:
-            raise SiteError(f"unknown site kind {self.kind!r}; {nearest(self.kind, KINDS)}")
+            raise SiteError(f"unknown site kind {self.kind!r}; {nearest(str(self.kind), KINDS)}")
+        for name in ("first", "last", "head", "position"):
+            if type(getattr(self, name)) is not int and getattr(self, name) is not None:
+                object.__setattr__(self, name, _number(name, getattr(self, name)))
+        for name, value in (("layer", self.first), ("layer", self.last), ("head", self.head)):
+            if value is not None and value < 0:
+                raise SiteError(
+                    f"{name} {value} of a site: layers and heads are counted from 0; -1 is not the last one"
+                )
+        if self.first is None and self.last is not None:
+            raise SiteError(f"a site that ends at layer {self.last} needs a first layer as well")
         if self.first is not None and self.last is None:
             object.__setattr__(self, "last", self.first)
         if self.first is not None and self.kind in UNLAYERED:
@@ -127,6 +142,14 @@ class Site:
     def __repr__(self) -> str:
         """Short form in quotes."""
         return f"Site({str(self)!r})"
+
+
+def _number(name: str, value: object) -> int:
+    """A whole number of any type (numpy's, a tensor's) as Python's."""
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise SiteError(f"{name} {value!r:.40} of a site: expected a whole number") from None
 
 
 @lru_cache(maxsize=4096)

@@ -10,7 +10,7 @@ from torch import Tensor
 from interp.attention import fused, naive
 from interp.attention.call import Call
 from interp.attention.statistics import Statistic
-from interp.errors import BackendError, nearest
+from interp.errors import BackendError, NotFinite, nearest
 
 METHODS = {"fused": fused.answer_all, "naive": naive.answer_all}
 
@@ -24,7 +24,7 @@ def measure(
 
     Raises:
         TaskError: a question that does not fit the prompts.
-        BackendError: unknown method, or non-finite queries, keys, values or output at real tokens, counted.
+        BackendError: unknown method; NotFinite: queries, keys, values or output at real tokens are not, counted.
     """
     method = "fused" if method == "auto" else method
     if method not in METHODS:
@@ -45,7 +45,7 @@ def _require_finite(name: str, tensor: Tensor, call: Call) -> None:
     bad = ~torch.isfinite(tensor).all(-1).all(1) & real
     if bad.any():
         count, row = int(bad.sum()), int(bad.nonzero()[0, 1])
-        raise BackendError(
+        raise NotFinite(
             f"attention {name} not finite at {count} of {int(real.sum())} tokens (first at position {row}): "
             f"NaN or infinite weights, or overflow in {str(tensor.dtype).removeprefix('torch.')}"
         )

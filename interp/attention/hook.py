@@ -89,7 +89,7 @@ class Recorder:
         try:
             output, answers = measure(call, questions, method=self.method)
         except BackendError as error:
-            raise BackendError(f"layer {layer}: {error}") from error
+            raise type(error)(f"layer {layer}: {error}") from error
         if questions:
             self.answers[layer] = answers
         z = output.transpose(1, 2).contiguous()

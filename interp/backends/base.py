@@ -118,7 +118,7 @@ class ModuleModel(ABC):
 
     def fingerprint(self) -> Hashable:
         """Version and address of every parameter: a change in place counts up the one, another tensor has another."""
-        return tuple(x for p in self.torch_module.parameters() for x in (p._version, p.data_ptr()))
+        return tuple(x for p in self.torch_module.parameters() for x in (_version(p), p.data_ptr()))
 
     def mean(self, tokens: Prompts, kind: str = "z") -> Float[Tensor, "layer ..."]:
         """Mean over real tokens of a kind of activation, [layer head d_head] or [layer d]; zeros where it has none."""
@@ -139,6 +139,11 @@ class ModuleModel(ABC):
     def ov_circuits(self) -> OV:
         """Value and output matrices of every head; see `OV`."""
         return self.weights().ov_circuits()
+
+
+def _version(parameter: Tensor) -> int | float:
+    """Number of changes in place; of tensors made under inference mode, which torch does not count, the sum instead."""
+    return float(parameter.float().sum()) if parameter.is_inference() else parameter._version
 
 
 def sliding_window(config: object, layer: int) -> int | None:

@@ -18,6 +18,9 @@ from interp.cli import (
     circuit as cli_circuit,
 )
 from interp.cli import (
+    options as cli_options,
+)
+from interp.cli import (
     report as cli_report,
 )
 from interp.cli import (
@@ -78,6 +81,7 @@ def detect(
     revision: Revision = None,
     dtype: Dtype = "float32",
     device: Device = None,
+    bos: cli_options.Bos = None,
 ) -> None:
     """What do the attention heads of MODEL do? One table, with nulls, intervals and causal checks.
 
@@ -89,15 +93,15 @@ def detect(
     from interp.results.files import writable
 
     with _usage():
+        cli_options.check_bos(bos)
         for name in analysis or ():
             find(name)
         target = None if out is None else _table_path(out)
     target = None if target is None else writable(target)
     checkpoint = load(model, revision=revision, dtype=dtype, device=device)
-    result = run(checkpoint, analysis, seed=seed, progress=cli_report.progress)
+    result = run(checkpoint, analysis, seed=seed, bos=bos, progress=cli_report.progress)
     result.provenance["command"] = _command()
-    for name, reason in result.provenance["left_out"].items():
-        _say(f"left out: {name}: {reason}")
+    cli_options.say_left_out(result.provenance["left_out"])
     if target is not None:
         result.save(target)
         _say(f"wrote {target}")
@@ -127,8 +131,7 @@ def demo(
         checkpoint.batch(prompt)  # a prompt that cannot be run is refused before the work, not after it
     result = run(checkpoint, seed=seed, progress=cli_report.progress)
     result.provenance["command"] = _command()
-    for name, reason in result.provenance["left_out"].items():
-        _say(f"left out: {name}: {reason}")
+    cli_options.say_left_out(result.provenance["left_out"])
     _print_tables(result, 3)
     path = report(checkpoint, results=result, prompt=prompt, seed=seed, path=target, command=_command())
     sys.stdout.write(f"report: {path.resolve()}\n")

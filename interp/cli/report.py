@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from interp.cli.options import progress
+from interp.cli.options import Bos, check_bos, progress, say_left_out
 from interp.errors import InterpError
 
 if TYPE_CHECKING:
@@ -38,11 +38,13 @@ def report(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...")] = None,
+    bos: Bos = None,
 ) -> None:
     """Write what the parts of MODEL do as one HTML page: heads, circuits of tasks, your own prompts taken apart.
 
     Example: interp report zoo:default --task ioi --out report.html
     """
+    check_bos(bos)
     questions = _questions(prompt or [], answer or [], wrong or [])
     from circuits.methods import find as find_method
     from interp.loading.load import load
@@ -64,7 +66,9 @@ def report(
         seed=seed,
         path=target,
         command=shlex.join(["interp", *sys.argv[1:]]),
+        bos=bos,
         progress=progress,
+        left_out=say_left_out,
         told=lambda name: sys.stderr.write(f"circuit of {name} ...\n"),
     )
     sys.stdout.write(f"report: {path.resolve()}\n")

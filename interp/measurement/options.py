@@ -16,8 +16,10 @@ MAY_BE_ZERO = ("seed", "n_random", "max_new_tokens", "sinks")
 """Integers that count what need not be there; every other one is at least 1."""
 
 
-def check_options(name: str, body: Callable[..., Any], args: tuple[Any, ...], options: Mapping[str, Any]) -> None:
-    """Refuse options of another kind than the defaults of `body`, whose first parameter is the model.
+def checked_options(
+    name: str, body: Callable[..., Any], args: tuple[Any, ...], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Options by name; refuses those of another kind than the defaults of `body`, whose first parameter is the model.
 
     An integer stands for an integer of at least 1 (0 for those of `MAY_BE_ZERO`), a float for a finite number, a pair
     of integers for a lowest and a highest. Where None is the
@@ -47,6 +49,8 @@ def check_options(name: str, body: Callable[..., Any], args: tuple[Any, ...], op
             expected = _expected(option, value, default)
         if expected:
             raise SchemaError(f"{name!r}: {option} is {value!r:.60}; expected {expected}")
+    _, *rest = bound.items()  # the model
+    return {option: int(value) if _integer(value) else value for option, value in rest}
 
 
 def _expected(option: str, value: Any, default: Any) -> str | None:

@@ -14,19 +14,23 @@ from dataclasses import dataclass, field
 from typing import Any, Concatenate, ParamSpec
 
 import pandas as pd
+import torch
 
 from interp.components import head_name, mlp_name
 from interp.environment import load_plugins
-from interp.errors import NotApplicable, SchemaError, nearest
+from interp.errors import BackendError, CheckError, InterpError, NotApplicable, NotFinite, SchemaError, nearest
 from interp.measurement.declaration import Analysis, PlantedTask, Section, Stage
-from interp.measurement.options import check_options
+from interp.measurement.options import checked_options
 from interp.model import Model
 from interp.results.figures import GROUP, Draw, declare, head_map
 from interp.results.provenance import provenance as _provenance
 from interp.results.results import Result, frame
 from interp.several import several
+from interp.tasks.spell import MUTE
+from interp.tasks.synthetic import bos_id
 
 P = ParamSpec("P")
+PLAIN = 16  # random prompts, and tokens of each, that show whether a model gives numbers at all
 
 
 @dataclass(frozen=True)
@@ -78,14 +82,13 @@ def analysis(
     def decorate(body: Callable[Concatenate[Model, P], Findings]) -> Callable[Concatenate[Model, P], Result]:
         @functools.wraps(body)
         def run(model: Model, *args: P.args, **options: P.kwargs) -> Result:
-            check_options(name, body, args, options)
-            check_options(name, body, args, options)
+            by_name: dict[str, Any] = checked_options(name, body, args, options)
             start = time.perf_counter()
-            findings = body(model, *args, **options)
+            findings = body(model, **by_name)  # type: ignore[call-arg]  # pyright: all of P by name
             table = _full_table(findings.rows, name, columns or {})
             interventions = pd.DataFrame(list(findings.interventions))
             interventions.insert(0, "analysis", name)
-            provenance = _provenance(model, name, body, options, findings.data, time.perf_counter() - start)
+            provenance = _provenance(model, name, body, by_name, findings.data, time.perf_counter() - start)
             return Result(table, provenance, frame(interventions, interventions=True))
 
         run.__annotations__ = {**body.__annotations__, "return": "Result"}
@@ -159,7 +162,7 @@ def analyze(model: Model, name: str, **options: Any) -> Result:
 def _obstacle(spec: Analysis, model: Model) -> str | None:
     """Why the model cannot be given to this analysis at all, None where it can."""
     mute = spec.needs == "text" and model.tokenizer is None
-    return "needs text, and this checkpoint has no tokenizer" if mute else None
+    return MUTE if mute else None
 
 
 def detect(
@@ -167,17 +170,26 @@ def detect(
     names: str | Sequence[str] | None = None,
     *,
     seed: int = 0,
+    bos: str | None = None,
     progress: Callable[[Sequence[Analysis]], Any] | None = None,
 ) -> Result:
     """Every head analysis that suits the model as one result, or those named, each of which must suit it.
 
-    Provenance says under `left_out` which analyses were not run, and why: {name: reason}. `progress` may wrap the list
+    Provenance says under `left_out` which analyses were not run, and why: {name: reason}. One that cannot be run leaves
+    the others alone, whatever it raises. `bos` is the policy of analyses whose random prompts may start with a BOS
+    ("default": as the tokenizer does by itself, "forced", "none"); None leaves it to each. `progress` may wrap the list
     of analyses in a progress bar.
 
     Raises:
         NotApplicable: an analysis asked for by name does not suit the model, or none does.
+        TaskError: an unknown policy, or a BOS forced on a model that has none.
+        NotFinite: the model gives no numbers on plain random tokens.
+        InterpError: what else keeps an analysis asked for by name, or all of them, from being run; `CheckError` where
+            it is a fault of the analysis.
     """
     names = several(names, "names of analyses")
+    if bos is not None:
+        bos_id(model, bos)
     specs = [find(n) for n in names] if names else [a for a in analyses().values() if a.unit == "head"]
     obstacles = {a.name: _obstacle(a, model) for a in specs}
     left_out = {name: reason for name, reason in obstacles.items() if reason}
@@ -185,19 +197,49 @@ def detect(
         if names:
             raise NotApplicable(f"{name!r} {reason}")
     suitable = [a for a in specs if a.name not in left_out]
-    results = []
+    results, errors = [], []
     for spec in progress(suitable) if progress else suitable:
         try:
-            results.append(analyze(model, spec.name, seed=seed))
-        except NotApplicable as error:
+            policy = {"bos": bos} if bos is not None and "bos" in inspect.signature(spec.run).parameters else {}
+            results.append(analyze(model, spec.name, seed=seed, **policy))
+        except Exception as error:  # a fault of one analysis, a stranger's perhaps, must not take the others down
+            if isinstance(error, NotFinite):
+                _check_numbers(model, seed=seed)
+            refusal = _refusal(error)
             if names:
-                raise
-            left_out[spec.name] = str(error)
+                raise type(refusal)(f"{spec.name!r}: {refusal}") from error
+            left_out[spec.name] = str(refusal)
+            errors.append(refusal)
     if not results:
-        raise NotApplicable(f"no analysis suits {model.info.name!r}: {'; '.join(left_out.values())}")
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        others = [type(e) for e in errors if not isinstance(e, NotApplicable)]
+        if others:
+            raise others[0](f"no analysis could be run on {model.info.name!r}: {reasons}") from errors[0]
+        raise NotApplicable(f"no analysis suits {model.info.name!r}: {reasons}")
     result = Result.concat(results)
     result.provenance["left_out"] = left_out
     return result
+
+
+def _refusal(error: Exception) -> InterpError:
+    """The error as one of ours: what was not raised on purpose is named as such."""
+    if isinstance(error, InterpError):
+        return error
+    what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return BackendError(f"it ran out of memory ({what}); take fewer or shorter prompts, or another device")
+    return CheckError(f"it ended with {what}; this is a fault of the analysis: please report it with the traceback")
+
+
+def _check_numbers(model: Model, *, seed: int) -> None:
+    """Run plain random tokens: where they give no numbers either, it is not an analysis that is at fault.
+
+    Raises:
+        NotFinite: they do not.
+    """
+    length = min(PLAIN, model.info.context or PLAIN)
+    batch = torch.randint(model.info.d_vocab, (PLAIN, length), generator=torch.Generator().manual_seed(seed))
+    model.run(batch)
 
 
 def _full_table(rows: Sequence[Mapping[str, Any]] | pd.DataFrame, name: str, extra: Mapping[str, str]) -> pd.DataFrame:

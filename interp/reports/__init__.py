@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +29,10 @@ def report(
     seed: int = 0,
     path: str | Path = "report.html",
     command: str | None = None,
+    bos: str | None = None,
     progress: Callable[[Sequence[Analysis]], Any] | None = None,
     told: Callable[[str], Any] | None = None,
+    left_out: Callable[[Mapping[str, str]], Any] | None = None,
 ) -> Path:
     """Write the attribution report of `model` and return its path.
 
@@ -51,8 +53,10 @@ def report(
         seed: of analyses, tasks and the sample prompt.
         path: file to write.
         command: shell command that made the report, shown for copying.
+        bos: policy of the analyses' random prompts: "default", "forced" or "none"; None leaves it to each.
         progress: may wrap the list of analyses in a progress bar.
         told: called with the name of each task when its circuit is begun.
+        left_out: called with the analyses that were not run, {name: reason}, once the others are.
 
     Raises:
         InterpError: the path cannot be written, or the parts of a logit do not sum to it.
@@ -82,17 +86,11 @@ def report(
     elif questions:
         prompt = list(questions[0].ids)
     pairs = circuits.prompts(model, tasks, seed=seed, method=method)
-    result = detect(model, analyses, seed=seed, progress=progress) if results is None else results
+    result = detect(model, analyses, seed=seed, bos=bos, progress=progress) if results is None else results
+    if left_out is not None:
+        left_out(result.provenance.get("left_out") or {})
     outcomes = circuits.find(model, pairs, seed=seed, method=method, told=told)
-    page = render(
-        model,
-        result,
-        analyses=analyses,
-        prompt=prompt,
-        questions=questions,
-        circuits=outcomes,
-        seed=seed,
-        command=command,
-    )
+    shown = {"analyses": analyses, "prompt": prompt, "questions": questions, "circuits": outcomes}
+    page = render(model, result, **shown, seed=seed, command=command)
     atomic_write(target, lambda p: p.write_text(page, encoding="utf-8", errors="backslashreplace"))
     return target

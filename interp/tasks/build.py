@@ -43,11 +43,13 @@ class Family:
     corruptions: tuple[str, ...]
     """The first is the default."""
     metric: str
+    fit: Callable[[Document, Speller, str], tuple[Callable[..., Example], str]] | None = None
+    """Where the question itself depends on the tokenizer: (document, speller, corruption) -> `draw`, and its kind."""
 
     @classmethod
     def of(cls, module: ModuleType) -> Family:
         """From a generator's module."""
-        return cls(module.draw, module.CORRUPTIONS, module.METRIC)
+        return cls(module.draw, module.CORRUPTIONS, module.METRIC, getattr(module, "fit", None))
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -116,10 +118,11 @@ def _sample(
         raise TaskError(f"{doc.name} has no corruption {kind!r}; {nearest(kind, corruptions)}")
     templates = tuple(t for t in doc.templates if t.split in (None, split))
     words, coverage = fit_words(replace(doc, templates=templates), speller)
+    draw, place = (family.draw, None) if family.fit is None else family.fit(words, speller, kind)
     rng = Random(f"{doc.name} {split} {seed} {kind}")
     pairs: dict[tuple[int, ...], EncodedPair] = {}
     for _ in range(TRIES * (n + 10)):
-        example = family.draw(rng, words, kind)
+        example = draw(rng, words, kind)
         if example is not None and _in_split(example.key, split, doc):
             pair = speller.encode(example, first_token=doc.answer == "first token")
             if pair is not None:
@@ -128,8 +131,8 @@ def _sample(
             break
     if len(pairs) < n:
         raise NotApplicable(
-            f"{doc.name}: only {len(pairs)} of the {n} prompts asked for can be written with this tokenizer; "
-            f"words of one token: {_coverage_text(coverage)}"
+            f"{doc.name} cannot be asked with this tokenizer: only {len(pairs)} of {n} prompts have answers of one "
+            f"token, and clean and corrupt forms that align{_coverage_text(coverage)}"
         )
     encodings = list(pairs.values())
     return collate(
@@ -149,6 +152,7 @@ def _sample(
             "coverage": coverage,
             "bos": bos,
             "seed": seed,
+            **({} if place is None else {"deciding_token": place}),
         },
     )
 
@@ -193,4 +197,6 @@ def _row(row: Mapping[str, Any], doc: Document, speller: Speller) -> Mapping[str
 
 
 def _coverage_text(coverage: Mapping[str, list[int]]) -> str:
-    return ", ".join(f"{n_single} of {of} {name}" for name, (n_single, of) in coverage.items()) or "no lists"
+    """Lists that are short of words, as the end of a sentence; nothing where all words can be used."""
+    short = [f"{n_single} of {of} of its {name!r}" for name, (n_single, of) in coverage.items() if n_single < of]
+    return f"; words of one token: {', '.join(short)}" if short else ""

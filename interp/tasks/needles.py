@@ -180,8 +180,8 @@ def _prompt(writer: Writer, rng: Random, *, prompt: int, depths: Sequence[float]
     room = writer.length - start - sum(len(t.ids) for t in (*needles, *questions))
     if room < LEAST:
         raise NotApplicable(
-            f"needles need {LEAST} tokens of haystack; {len(depths)} needles and their questions leave {room} of "
-            f"{writer.length}"
+            f"{len(depths)} needles with their questions take {writer.length - room} tokens, and {LEAST} of haystack "
+            f"are needed beside them; prompts of this model have {writer.length}"
         )
     pieces = writer.haystack(rng, room, avoid=words)
     ends = [0]

@@ -16,6 +16,9 @@ from interp.model import Model
 from interp.tasks.source import Template
 from interp.tasks.synthetic import bos_id
 
+MUTE = "needs text, and this checkpoint has no tokenizer"
+"""Why a task of text cannot be asked."""
+
 
 @dataclass(frozen=True)
 class Example:
@@ -60,7 +63,7 @@ class Speller:
 
     def __init__(self, model: Model, *, bos: str) -> None:
         if model.tokenizer is None:
-            raise NotApplicable("this task is text, and this checkpoint has no tokenizer")
+            raise NotApplicable(MUTE)
         self.tokenizer: Any = model.tokenizer
         first = bos_id(model, bos)
         self.start = [] if first is None else [first]

@@ -15,9 +15,11 @@ from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from interp.components import head_name
 from interp.errors import BackendError, SiteError
+from interp.numerics import refuse_autocast
 from interp.weights.factored import FactoredMatrix, positivity
 from interp.weights.norms import HeadNorm, Norm
 
@@ -144,7 +146,9 @@ class Weights:
 
         Raises:
             SiteError: no such layer, or one without attention.
+            BackendError: torch.autocast is on.
         """
+        refuse_autocast()
         if layer not in self.layers:
             raise SiteError(f"layer {layer} has no attention weights; layers with attention: {self.layers}")
         if layer not in self._layer_cache:
@@ -277,15 +281,20 @@ class Weights:
         return FactoredMatrix(left, right - right.mean(-1, keepdim=True) if centre else right)
 
     def ov_circuits(self) -> OV:
-        """W_V and W_O of every layer and head at once, gains folded in, and the embeddings around them; see `OV`."""
-        values, outputs = [], []
-        for layer in self.layers:
-            w = self[layer]
-            w_v = w.w_v if w.norm is None else w.norm.gain[:, None] * w.w_v
-            values.append(w_v.repeat_interleave(w.group, dim=0))
-            outputs.append(w.w_o if w.norm_after is None else w.w_o * w.norm_after.gain)
-        w_u = self.w_u if self.final_norm is None else self.w_u * self.final_norm.gain[:, None]
-        return OV(torch.stack(values), torch.stack(outputs), self.w_e, w_u, self.layers)
+        """W_V and W_O of every layer and head at once, norms folded in, and the embeddings around them; see `OV`.
+
+        Raises:
+            BackendError: layers differ in their numbers of heads.
+        """
+        circuits = [self.ov(layer, fold_norm=True) for layer in self.layers]
+        n_heads = {c.shape[0] for c in circuits}
+        if len(n_heads) > 1:
+            raise BackendError(f"layers differ in their numbers of heads {sorted(n_heads)}; take them one by one: ov()")
+        rank = max(c.rank for c in circuits)  # narrower heads are filled up with zeros, which leaves products alone
+        w_v = torch.stack([pad(c.left, (0, rank - c.rank)) for c in circuits])
+        w_o = torch.stack([pad(c.right, (0, 0, 0, rank - c.rank)) for c in circuits])
+        w_u = self.w_u if self.final_norm is None else self.final_norm.transpose(self.w_u.mT).mT
+        return OV(w_v, w_o, self.w_e, w_u, self.layers)
 
     def _vocabulary(self) -> tuple[Tensor, ...]:
         return torch.arange(self.source.d_vocab).split(max(1, BLOCK // self.source.d_model))
@@ -302,15 +311,25 @@ def _pick(matrix: FactoredMatrix, head: int | None) -> FactoredMatrix:
 
 
 def copying_ratio(ov: OV) -> Float[Tensor, "layer head"]:
-    """Copying ratio in [-1, 1]: sum of Re(lambda) over sum of |lambda|, for the spectrum of W_E W_V W_O W_U.
+    """Copying ratio in [-1, 1]: sum of Re(lambda) over sum of |lambda|, for the spectrum of W_E C W_V W_O C' W_U.
 
-    That d_vocab x d_vocab matrix says how much attending to token a raises the logit of token b; positive eigenvalues
-    mean that tokens raise themselves (copying), negative that they lower themselves. Its nonzero eigenvalues are those
-    of the d_head x d_head product W_O (W_U W_E) W_V, so the big matrix is never built. The unembedding is centred over
-    the vocabulary (a shift of all logits is no copying). Embeddings are taken raw: no MLP, no position.
+    C and C' are what is linear in the norm before attention and in the final norm: LayerNorm's centring of the stream
+    (nothing for RMSNorm) and the gain; the same as in `Weights.full_ov`, whose `positivity()` this is. The d_vocab x
+    d_vocab matrix says how much attending to token a raises the logit of token b; positive eigenvalues mean that tokens
+    raise themselves (copying), negative that they lower themselves. Its nonzero eigenvalues are those of the d_head x
+    d_head product W_O (C' W_U W_E C) W_V, so the big matrix is never built. The unembedding is centred over the
+    vocabulary too (a shift of all logits is no copying). Embeddings are taken raw: no MLP, no position.
+
+    Raises:
+        BackendError: tokens are embedded in another width than the stream's.
 
     Reference: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits", copying heads.
     """
+    if ov.w_e.shape[1] != len(ov.w_u):
+        raise BackendError(
+            f"embeddings are {ov.w_e.shape[1]} wide and the stream {len(ov.w_u)}: no W_E W_V W_O W_U without what "
+            "stands between; full_ov() takes an effective embedding"
+        )
     centred_w_u = ov.w_u - ov.w_u.mean(1, keepdim=True)
     inner = centred_w_u @ ov.w_e  # d_model d_model
     return positivity(torch.linalg.eigvals((ov.w_o @ inner @ ov.w_v).double()))
@@ -318,14 +337,15 @@ def copying_ratio(ov: OV) -> Float[Tensor, "layer head"]:
 
 @dataclass(frozen=True, eq=False)
 class OV:
-    """Per-head linear maps, with norm gains folded in: what a head writes for what it attends to.
+    """Per-head linear maps, norms folded in (gain and LayerNorm's centring): what a head writes for what it attends to.
 
-    A head moves a token's embedding by `x W_V W_O`; `W_V` is the matrix of its key-value group.
+    A head moves a token's embedding by `x W_V W_O`; `W_V` is the matrix of its key-value group. Where layers differ in
+    d_head, narrower heads are filled up with zeros.
 
     Attributes:
-        w_v: [layer head d_model d_head]; the gain of the norm before attention is folded in.
-        w_o: [layer head d_head d_model]; the gain of a norm after attention, if any, is folded in.
-        w_e: [d_vocab d_model]. w_u: [d_model d_vocab] with the final norm's gain folded in.
+        w_v: [layer head d_model d_head]; the norm before attention is folded in, and the gain of a norm on values.
+        w_o: [layer head d_head d_model]; a norm after attention, if any, is folded in.
+        w_e: [d_vocab d_model]. w_u: [d_model d_vocab] with the final norm folded in.
         layers: layer of each row.
     """
 

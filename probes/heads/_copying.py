@@ -7,8 +7,8 @@ import pandas as pd
 from interp.measurement.declaration import PREPARE, PlantedTask, Stage
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import head_rows
+from interp.measurement.weight_readings import copying_ratios
 from interp.model import Model
-from interp.weights import weights
 from probes.heads import own_token as _own
 
 
@@ -35,7 +35,9 @@ def copying(model: Model, *, n_tokens: int = 256, seed: int = 0) -> Findings:
       own_top         the score, with null, p, q and label;
       own_top_mlp     the same behind MLP 0 without attention 0;
       effective_ratio sum Re(lambda) / sum |lambda| of the same map from sampled tokens to their logits, in [-1, 1];
-      copying_ratio   the same over the whole vocabulary and raw embeddings, W_E W_V W_O W_U, as in the reference.
+      copying_ratio   the same over the whole vocabulary and raw embeddings, W_E W_V W_O W_U, as in the reference;
+                      norms' gains and centring are folded in, here as above; NA where tokens are embedded in another
+                      width than the stream's.
 
     The null is 1 / tokens sampled, p the binomial tail, q Benjamini-Hochberg over heads. A label needs q < 0.01 and a
     score >= 0.3. The interval is a bootstrap over tokens.
@@ -55,6 +57,6 @@ def copying(model: Model, *, n_tokens: int = 256, seed: int = 0) -> Findings:
         data = own_hits.data
         if variant == "full":
             parts.append(head_rows(model, "effective_ratio", "fraction", value=own_hits.ratio, null=0.0))
-    ratio = weights.copying_ratio(model.ov_circuits()).double().numpy()
+    ratio, data["copying_ratio"] = copying_ratios(model)
     parts.append(head_rows(model, "copying_ratio", "fraction", value=ratio, null=0.0))
     return Findings(pd.concat(parts, ignore_index=True), data)

@@ -25,10 +25,10 @@ from interp.measurement.prompts import describe_repeats, repeat_groups
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.removal import repeat_removal
 from interp.measurement.scoring import LEVEL, MARGIN, T0, THRESHOLD, head_rows, interval_columns, ranked_heads
+from interp.measurement.weight_readings import copying_ratios
 from interp.model import Model
 from interp.results import stats
 from interp.tasks import Repeats
-from interp.weights import weights
 
 
 @analysis(
@@ -42,7 +42,7 @@ from interp.weights import weights
     section="attention",
     columns={"label": "boolean"},
     means="On a repeated sequence the head looks at the token that followed the current one last time, so that copying "
-    "it continues the repeat. Labelled heads also copy by their weights.",
+    "it continues the repeat. Labelled heads also copy by their weights, where these can be read.",
     misleads="Attention is not use: read the ablation of the set of labelled heads beside it. Heads are redundant, so "
     "removing one alone may change nothing. With a single repeat length a purely positional head passes for one, which "
     "is why lengths are varied here.",
@@ -66,16 +66,18 @@ def induction(
       prefix_matching             the score, with null, p, q and label;
       prefix_matching_normalised  (score - null) / (1 - null), 0 at uniform attention;
       argmax_hit                  share of second-copy queries whose largest non-BOS probability is on the target;
-      copying_ratio               sum Re(lambda) / sum |lambda| of the OV circuit, from the weights; in [-1, 1];
-      previous_token_dependence   drop of the score when the model's previous-token heads are zero-ablated.
+      copying_ratio               sum Re(lambda) / sum |lambda| of W_E W_V W_O W_U, norms (gain and centring) folded in;
+                                  in [-1, 1]; NA where the weights cannot be read;
+      previous_token_dependence   drop of the score when the model's previous-token heads are zero-ablated; NA for heads
+                                  before which none of those stands.
 
     The null is uniform causal attention, (H_{2T+1} - H_{T+1}) / T after a BOS. p tests that the stripe gets at most
     0.05 more than 16 stripes at wrong offsets T - 1 +- 2..9 of the same head, as far as the prompts have them; where
     fewer than three lengths or five such stripes fit the context, the nulls are the same stripe in 16 sets of prompts
     whose second copy is permuted (`null_draws` in the provenance). q is Benjamini-Hochberg over all heads. A head is
-    labelled at q < 0.01, score >= 0.3, argmax_hit >= 0.3 and copying_ratio > 0. With `causal`, the set of labelled
-    heads is ablated (zero and mean) and compared with up to `n_random` distinct random sets with as many heads in each
-    layer: see `interventions`.
+    labelled at q < 0.01, score >= 0.3, argmax_hit >= 0.3 and copying_ratio > 0; where that is NA (the provenance has
+    the reason) by attention alone. With `causal`, the set of labelled heads is ablated (zero and mean) and compared
+    with up to `n_random` distinct random sets with as many heads in each layer: see `interventions`.
 
     Args:
         model: any loaded model.
@@ -107,30 +109,25 @@ def induction(
     matching = stats.bootstrap_mean(scores.target, seed=seed)
     p = stats.p_against_nulls(matching.mean, nulls, margin=MARGIN)
     q = stats.benjamini_hochberg(p)
-    ratio = weights.copying_ratio(model.ov_circuits()).double().numpy()
-    label = (q < LEVEL) & (matching.mean >= THRESHOLD) & (hits.mean >= THRESHOLD) & (ratio > 0)
+    ratio, reading = copying_ratios(model)
+    label = (q < LEVEL) & (matching.mean >= THRESHOLD) & (hits.mean >= THRESHOLD) & ~(ratio <= 0)
 
     spread = (1 - null)[:, None, None]
     normalised_score = stats.bootstrap_mean((scores.target - null[:, None, None]) / spread, seed=seed)
     dependence, previous_token_heads = _previous_token_dependence(model, groups, scores, method=method, seed=seed)
-    columns = interval_columns
-    table = pd.concat(
-        [
-            head_rows(
-                model, "prefix_matching", "probability", **columns(matching), null=null.mean(), p=p, q=q, label=label
-            ),
-            head_rows(model, "prefix_matching_normalised", "fraction", **columns(normalised_score), null=0.0),
-            head_rows(model, "argmax_hit", "fraction", **columns(hits), null=_hit_null(groups)),
-            head_rows(model, "copying_ratio", "fraction", value=ratio, null=0.0),
-            head_rows(model, "previous_token_dependence", "probability", **columns(dependence), null=0.0),
-        ],
-        ignore_index=True,
-    )
+    columns, test = interval_columns, {"null": null.mean(), "p": p, "q": q, "label": label}
+    parts = [
+        head_rows(model, "prefix_matching", "probability", **columns(matching), **test),
+        head_rows(model, "prefix_matching_normalised", "fraction", **columns(normalised_score), null=0.0),
+        head_rows(model, "argmax_hit", "fraction", **columns(hits), null=_hit_null(groups)),
+        head_rows(model, "copying_ratio", "fraction", value=ratio, null=0.0),
+        head_rows(model, "previous_token_dependence", "probability", **columns(dependence), null=0.0),
+    ]
     heads = ranked_heads(model, label, matching.mean)
     pool = [(layer, head) for layer in model.info.attention_layers for head in range(model.info.n_heads)]
     effects = repeat_removal(model, groups, heads, pool, n_random=n_random, seed=seed) if causal and heads else []
     data = {**describe_repeats(groups, bos), "null_draws": null_kind, "previous_token_heads": previous_token_heads}
-    return Findings(table, data, effects)
+    return Findings(pd.concat(parts, ignore_index=True), data | {"copying_ratio": reading}, effects)
 
 
 def _stripe(group: Repeats) -> int:
@@ -173,11 +170,17 @@ def _argmax_hits(model: Model, groups: Sequence[Repeats], *, method: str) -> np.
 def _previous_token_dependence(
     model: Model, groups: Sequence[Repeats], scores: OffsetScores, *, method: str, seed: int
 ) -> tuple[stats.Interval, list[str]]:
-    """Drop of the score with every head of previous-token mass >= 0.3 (the best if none) zeroed, and their names."""
-    previous = scores.extra["previous"].mean(0)  # layer head
-    strong = previous >= min(THRESHOLD, previous.max())
+    """Drop of the score with every head of previous-token mass >= 0.3 (the best if none) zeroed, and their names.
+
+    NaN for heads of layers before which none of them stands: nothing that they read was removed, and a drop of 0 would
+    be no finding.
+    """
+    previous = stats.nan_mean(scores.extra["previous"], axis=0)  # layer head
+    strong = previous >= np.fmin(THRESHOLD, np.fmax.reduce(previous, axis=None))
     previous_token_heads = ranked_heads(model, strong, previous)
     batch_questions = [(g.batch, _questions(g, full=False)) for g in groups]
     without = offset_scores(model, batch_questions, edits=ablate_heads(previous_token_heads), method=method)
-    drop = stats.bootstrap_mean(scores.target - without.target, seed=seed)
-    return drop, head_names(previous_token_heads)
+    change = scores.target - without.target
+    first = min((layer for layer, _ in previous_token_heads), default=model.info.n_layers)
+    change[:, [layer <= first for layer in model.info.attention_layers]] = np.nan
+    return stats.bootstrap_mean(change, seed=seed), head_names(previous_token_heads)

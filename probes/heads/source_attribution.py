@@ -17,6 +17,7 @@ from interp.errors import NotApplicable, TaskError
 from interp.model import Model
 from interp.results import stats
 from interp.tasks import PromptTask
+from interp.tasks.spell import MUTE
 
 TASKS = ("facts", "fact", "capital_country")
 """Tasks about facts, the first that a model knows."""
@@ -36,7 +37,7 @@ class Sources:
 
 
 def model_task(model: Model, task: PromptTask | str | None, names: tuple[str, ...], *, n: int, seed: int) -> PromptTask:
-    """A task, by name or the first of `names` that suits the model.
+    """A task, by name or the first of `names` that there is for the model and that suits it.
 
     Raises:
         NotApplicable: none does.
@@ -45,13 +46,15 @@ def model_task(model: Model, task: PromptTask | str | None, names: tuple[str, ..
         return task
     if task is not None:
         return tasks.task(task, model, n=n, seed=seed)
+    if model.tokenizer is None and not set(names) & set(tasks.task_names(model)):
+        raise NotApplicable(MUTE)
     reasons = []
-    for name in names:
+    for name in (n for n in names if n in tasks.task_names(model)):  # others are known to other checkpoints alone
         try:
             return tasks.task(name, model, n=n, seed=seed)
         except (NotApplicable, TaskError) as error:
             reasons.append(str(error))
-    raise NotApplicable("; ".join(reasons))
+    raise NotApplicable("; ".join(dict.fromkeys(reasons)))
 
 
 def sources(

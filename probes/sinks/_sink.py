@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from interp import tasks
 from interp.attention import Received
 from interp.batch import Batch
-from interp.errors import NotApplicable
+from interp.errors import NotApplicable, TaskError
 from interp.measurement.declaration import PlantedTask, Stage
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, MARGIN, THRESHOLD, head_rows, interval_columns
@@ -30,24 +30,36 @@ EPSILONS = (0.1, 0.2, 0.3, 0.5)
     stage=Stage("attention sink"),
     planted=PlantedTask("sink"),
     section="sinks",
-    columns={"label": "boolean"},
+    columns={"label": "boolean", "bos": "boolean"},
     means="Much of the head's attention goes to the first token whatever it is asked: on these inputs the head is "
     "mostly parked. A small value norm there means that parking writes little.",
     misleads="A sink is not a failure, and a head that is parked on random tokens may work on text. The measure "
-    "depends on the prompt length and on whether a BOS is there; both are stated.",
+    "depends on the prompt length and on whether a BOS is there: both starts are measured, and the stronger is judged.",
     reference="Gu et al. 2024, arXiv 2410.10781; Xiao et al. 2023, arXiv 2309.17453",
 )
 def sink(
-    model: Model, *, n_prompts: int = 64, length: int = 64, bos: str = "default", method: str = "auto", seed: int = 0
+    model: Model,
+    *,
+    n_prompts: int = 64,
+    length: int = 64,
+    bos: str | None = None,
+    method: str = "auto",
+    seed: int = 0,
 ) -> Findings:
     """Sink score alpha_1: mean over queries i of p(i, 1), the first token's share, on random tokens of stated length.
 
     Variants, one row per head each:
-      first_token              alpha_1 with the model's own first token, with null, p, q and label;
+      first_token              alpha_1, with null, p, q and label; see below for what the first token is;
+      first_token_with_bos     alpha_1 behind a BOS, where the model has one and it is not ruled out by `bos`;
       first_token_without_bos  alpha_1 when prompts start with a random token: does the sink follow position or token?
       rate_0.1 ... rate_0.5    share of prompts with alpha_1 above that;
       value_norm_ratio         ||v|| of the first token over the median of the others: below 1, parking writes little;
       strongest_elsewhere      largest alpha_k over k > 1, with its position.
+
+    A tokenizer may have a BOS and not add it, which hides a sink that is trained on it. So where the model has a BOS
+    both starts are measured, and each head is judged by the one with the larger alpha_1: the column `bos` says which,
+    in every variant but the second and the third, and p is twice that of the start taken, at most 1, for the choice.
+    With `bos` given only that start is judged.
 
     alpha_k = sum_{i >= k} p(i, k) / (T - k + 1), first token k = 1. The null is uniform causal attention, H_T / T;
     p tests that alpha_1 exceeds its uniform value by at most 0.05 more than alpha_2 .. alpha_{T/2} of the same head
@@ -55,66 +67,95 @@ def sink(
 
     Args:
         model: any loaded model.
-        n_prompts: prompts, the unit of the interval.
+        n_prompts: prompts of each start, the unit of the interval.
         length: T, tokens per prompt with BOS; the score depends on it.
-        bos: "default", "forced" or "none".
+        bos: None: both starts; or "default" (what the tokenizer does), "forced" or "none".
         method: attention method, "fused" or "naive".
         seed: of prompts and bootstrap.
 
     Raises:
         NotApplicable: no room for 16 distinct tokens.
+        TaskError: an unknown policy, or a BOS forced on a model that has none.
 
     Reference: Gu et al. 2024 (arXiv 2410.10781), section 3; T = 64 and epsilon = 0.3 as there. The test is ours.
     """
-    first = tasks.bos_id(model, bos)
+    first = token_before(model) if bos is None else tasks.bos_id(model, bos)
     length = min(length, model.info.context or length, len(tasks.ordinary_tokens(model)))
     if length < 16:
         raise NotApplicable(f"prompts of {length} tokens are too short to speak of a sink; at least 16 are needed")
-    with_bos = tasks.random_prompts(model, n=n_prompts, length=length, bos=bos, seed=seed)
-    without = tasks.random_prompts(model, n=n_prompts, length=length, bos="none", seed=seed)
-    alpha = received_share(model, with_bos, method=method)  # prompt layer head key
-    bare = received_share(model, without, method=method)[..., 0] if first is not None else alpha[..., 0]
+    starts = ["none"] if first is None else ["forced", "none"]
+    batches = {s: tasks.random_prompts(model, n=n_prompts, length=length, bos=s, seed=seed) for s in starts}
+    alphas = {s: received_share(model, batch, method=method) for s, batch in batches.items()}
+    behind = np.full(alphas["none"].shape[1:3], first is not None)  # layer head: judged behind a BOS
+    if bos is None and first is not None:
+        behind = alphas["forced"][..., 0].mean(0) >= alphas["none"][..., 0].mean(0)
+    alpha = np.where(behind[..., None], alphas[starts[0]], alphas["none"])  # prompt layer head key
 
     uniform = uniform_share(length)
-    score = stats.bootstrap_mean(alpha[..., 0], seed=seed)
     excess = (alpha.mean(0) - uniform)[..., : max(4, length // 2)]  # layer head key
     p = stats.p_against_nulls(excess[..., 0], np.moveaxis(excess[..., 1:], -1, 0), margin=MARGIN)
+    p = np.minimum(1, p * (2 if bos is None and first is not None else 1))
     q = stats.benjamini_hochberg(p)
+    score = stats.bootstrap_mean(alpha[..., 0], seed=seed)
     label = (q < LEVEL) & (score.mean >= THRESHOLD)
-
-    ratio = stats.bootstrap_mean(_value_norm_ratio(model, with_bos), seed=seed)
-    elsewhere = alpha[..., 1:].mean(0)
-    columns = interval_columns
+    ratios = {s: _value_norm_ratio(model, batch) for s, batch in batches.items()}
+    ratio = np.where(behind, ratios[starts[0]], ratios["none"])
+    columns = {**interval_columns(score), "null": uniform[0], "position": 0}
     parts = [
-        head_rows(
-            model, "first_token", "probability", **columns(score), null=uniform[0], p=p, q=q, label=label, position=0
-        ),
-        head_rows(
-            model,
-            "first_token_without_bos",
-            "probability",
-            **columns(stats.bootstrap_mean(bare, seed=seed)),
-            null=uniform[0],
-            position=0,
-        ),
-        *(
-            head_rows(model, f"rate_{e}", "fraction", value=(alpha[..., 0] > e).mean(0), n=n_prompts, position=0)
-            for e in EPSILONS
-        ),
-        head_rows(model, "value_norm_ratio", "fraction", **columns(ratio), position=0),
-        head_rows(
-            model, "strongest_elsewhere", "probability", value=elsewhere.max(-1), position=elsewhere.argmax(-1) + 1
-        ),
+        head_rows(model, "first_token", "probability", **columns, p=p, q=q, label=label, bos=behind),
+        *_starts(model, {s: a[..., 0] for s, a in alphas.items()}, null=float(uniform[0]), seed=seed),
+        *_further(model, alpha, ratio, behind, seed=seed),
     ]
     data = {
         "task": "random tokens",
         "n": n_prompts,
         "length": length,
-        "bos": bos,
+        "bos": bos or "the stronger of forced and none, for each head",
+        "heads_judged_behind_bos": int(behind.sum()),
         "first_token": first,
-        "sha256": tasks.fingerprint([with_bos, without]),
+        "sha256": tasks.fingerprint(list(batches.values())),
     }
     return Findings(pd.concat(parts, ignore_index=True), data)
+
+
+def token_before(model: Model) -> int | None:
+    """The model's BOS, whether or not its tokenizer adds it; None without one."""
+    try:
+        return tasks.bos_id(model, "forced")
+    except TaskError:
+        return None
+
+
+def _starts(
+    model: Model, first: dict[str, Float[np.ndarray, "prompt layer head"]], *, null: float, seed: int
+) -> list[pd.DataFrame]:
+    """alpha_1 of each start of a prompt."""
+    names = {"forced": "first_token_with_bos", "none": "first_token_without_bos"}
+    scores = {names[s]: interval_columns(stats.bootstrap_mean(a, seed=seed)) for s, a in first.items()}
+    return [head_rows(model, name, "probability", **c, null=null, position=0) for name, c in scores.items()]
+
+
+def _further(
+    model: Model,
+    alpha: Float[np.ndarray, "prompt layer head key"],
+    ratio: Float[np.ndarray, "prompt layer head"],
+    behind: Bool[np.ndarray, "layer head"],
+    *,
+    seed: int,
+) -> list[pd.DataFrame]:
+    """How often the first token is a sink, what it writes, and where else attention rests."""
+    elsewhere = alpha[..., 1:].mean(0)
+    n = len(alpha)
+    norms = interval_columns(stats.bootstrap_mean(ratio, seed=seed))
+    place = elsewhere.argmax(-1) + 1
+    return [
+        *(
+            head_rows(model, f"rate_{e}", "fraction", value=(alpha[..., 0] > e).mean(0), n=n, position=0, bos=behind)
+            for e in EPSILONS
+        ),
+        head_rows(model, "value_norm_ratio", "fraction", **norms, position=0, bos=behind),
+        head_rows(model, "strongest_elsewhere", "probability", value=elsewhere.max(-1), position=place, bos=behind),
+    ]
 
 
 def received_share(model: Model, batch: Batch, *, method: str = "auto") -> Float[np.ndarray, "prompt layer head key"]:

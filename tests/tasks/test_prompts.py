@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 
 import pytest
@@ -31,11 +32,15 @@ CASES = [(name, c) for name in shipped_tasks() for c in FAMILIES[document(name).
 
 @cache
 def model(kind: str = "bpe"):
-    """What a task asks of a model: "bpe" reads every word of the data and two digits at a time, "digits" one."""
+    """What a task asks of a model: "bpe" reads every word of the data and two digits at a time.
+
+    "digits" reads one at a time, as Qwen and Gemma do; "threes" three from the left, as Llama 3 and DeepSeek-V3 do;
+    "metaspace" one digit, with the space before a number as a token of its own, as Llama 2 does; "names" no digit.
+    """
     if kind == "zoo":
         tokenizer = zoo_tokenizer(max_length=CONTEXT)
     else:
-        digits = r" ?\d{1,2}" if kind == "bpe" else r" ?\d"
+        digits = {"bpe": r" ?\d{1,2}", "threes": r"\d{1,3}", "metaspace": r"\d", "names": r" ?\d{4}"}.get(kind, r" ?\d")
         raw = Tokenizer(models.BPE())
         pattern = Regex(rf"{digits}| ?\p{{L}}+| ?[^\s\p{{L}}\d]+|\s")
         raw.pre_tokenizer = pre_tokenizers.Sequence(
@@ -45,8 +50,10 @@ def model(kind: str = "bpe"):
         texts = [(data.root() / name / "task.json").read_text() for name in shipped_tasks()]
         words = [f" {word}" for text in texts for word in json.dumps(json.loads(text)).replace('"', " ").split()]
         numbers = [f"{n:02d} {n:02d} {n}" for n in range(100)]
+        numbers += [f"{n:03d}" for n in range(1000)] * 2 if kind == "threes" else []
+        numbers += [f" {n}" for n in range(1100, 1800)] * 2 if kind == "names" else []
         alphabet = pre_tokenizers.ByteLevel.alphabet()
-        trainer = trainers.BpeTrainer(vocab_size=9000, show_progress=False, initial_alphabet=alphabet)
+        trainer = trainers.BpeTrainer(vocab_size=12000, show_progress=False, initial_alphabet=alphabet)
         raw.train_from_iterator([*texts, *words, *numbers], trainer)
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
     return interp.load(bare(len(tokenizer)), tokenizer=tokenizer)
@@ -118,9 +125,56 @@ def test_greater_than_has_every_year_once():
     assert_close(task.role("YY"), task.role("XX1") + 1)
 
 
-def test_two_digit_years_are_refused_where_digits_are_tokens():
-    with pytest.raises(NotApplicable, match="greater_than: only 0 of the 2 prompts"):
-        tasks.task("greater_than", model("digits"), n=2)
+DECIDING = {"bpe": "year", "digits": "tens", "metaspace": "tens", "threes": "units"}
+
+
+@pytest.mark.parametrize("corruption", ["start_01", "random_year"])
+@pytest.mark.parametrize("kind", DECIDING)
+def test_greater_than_is_asked_by_the_token_that_decides(kind, corruption):
+    """Right are the tokens that make the second year later, whatever comes behind them; wrong, earlier."""
+    task, tokenizer = tasks.task("greater_than", model(kind), n=24, corruption=corruption), model(kind).tokenizer
+    place = task.record["deciding_token"]
+    assert place == DECIDING[kind]
+    asked = set()
+    for row in range(24):
+        ids = task.clean.ids[row][task.clean.mask[row]]
+        text, other = (
+            tokenizer.decode(x.ids[row][x.mask[row]]).replace("\u0120", " ") for x in (task.clean, task.corrupt)
+        )
+        first, stem = re.search(r"(\d{4})\D+(\d+)$", text).groups()
+        assert len(stem) == (3 if place == "units" else 2)
+        assert first.startswith(stem) == (place == "units" or first[:2] == stem)
+        digits = [str(tokenizer.decode(i)) for i in range(len(tokenizer))]
+        sides = [[digits[i] for i in x[row] if i >= 0] for x in (task.answers, task.wrong)]
+        for side, later in zip(sides, (True, False), strict=True):
+            ends = [d + u for d in side for u in ("" if len(stem + d) == 4 else "0123456789")]
+            assert all((int(stem + end) > int(first)) is later for end in ends)
+        for side in sides:  # each token makes text that the tokenizer reads as the prompt and this token
+            whole = tokenizer(text + side[0], add_special_tokens=False)["input_ids"]
+            assert whole[:-1] == ids.tolist()
+        undecided = {first[2]} if place == "tens" else set()
+        class_ = [f"{n:02d}" for n in range(100)] if place == "year" else list("0123456789")
+        assert sorted([*sides[0], *sides[1], *undecided]) == class_
+        at = task.role("YY")[row]
+        assert digits[ids[at]].strip() == {"year": first[2:], "tens": first[2], "units": first[3]}[place]
+        start = re.search(r"\d{4}", other).group()
+        if corruption == "start_01":
+            assert start == first[:3] + "0" if place == "units" else start == first[:2] + "01"
+        asked.add(first[2:])
+        difference = [a != b for a, b in zip(text, other, strict=True)]
+        assert 1 <= sum(difference) <= 2
+    assert len(asked) > 10
+
+
+def test_greater_than_is_refused_where_years_are_one_token():
+    match = (
+        "greater_than cannot be asked with this tokenizer: only 0 of 2 prompts have answers of one token, and .* align$"
+    )
+    with pytest.raises(NotApplicable, match=match):
+        tasks.task("greater_than", model("names"), n=2)
+
+
+def test_long_answers_are_stood_for_by_their_first_token():
     assert tasks.task("arithmetic", model("digits"), n=8).record["answer_rule"] == "first token"
 
 

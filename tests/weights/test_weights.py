@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -191,6 +192,54 @@ def test_copying_ratio_is_that_of_the_dense_matrix(model):
     assert ratio.std() > 0.02
 
 
+def centring(norm):
+    """Matrix that takes off the mean of a row, where the norm does."""
+    return torch.eye(64) - (1 / 64 if norm.centred else 0)
+
+
+def test_copying_ratio_reads_and_writes_through_the_norms(model):
+    """Of the dense W_E C G W_V W_O C' G' W_U: what a layer norm takes off is neither read nor written."""
+    weights, ratio = model.weights(), copying_ratio(model.ov_circuits())
+    final = weights.final_norm
+    out = centring(final) @ torch.diag(final.gain) @ weights.w_u
+    for layer in weights.layers:
+        before, after = weights[layer].norm, weights[layer].norm_after
+        reads, writes = (torch.eye(64) if n is None else centring(n) @ torch.diag(n.gain) for n in (before, after))
+        for head in range(N_HEADS):
+            full = weights.w_e @ reads @ weights.ov(layer, head).dense() @ writes @ (out - out.mean(1, keepdim=True))
+            spectrum = torch.linalg.eigvals(full.double())
+            want = (spectrum.real.sum() / spectrum.abs().sum()).float()
+            assert_close(ratio[layer, head], want, atol=1e-4, rtol=0)
+
+
+def test_copying_ratio_is_blind_to_what_a_layer_norm_takes_off():
+    """A number added to every channel of every embedding is nothing to GPT-2's heads."""
+    module = build("gpt2")
+    want = copying_ratio(interp.load(module).ov_circuits())
+    module.lm_head.weight = torch.nn.Parameter(module.lm_head.weight.detach().clone())
+    module.transformer.wte.weight.data += 5.0
+    assert_close(copying_ratio(interp.load(module).ov_circuits()), want, atol=1e-4, rtol=0)
+
+
+def test_circuits_of_heads_of_different_width_are_filled_up():
+    """Zeros beside W_V and W_O leave every product, and so the ratio, as it is."""
+    weights = tiny("llama").weights()
+    want, layer = copying_ratio(weights.ov_circuits()), weights[1]
+    for name, axis in (("w_v", 2), ("b_v", 1), ("w_o", 1)):
+        wide = torch.cat([getattr(layer, name), torch.zeros_like(getattr(layer, name))], dim=axis)
+        layer = replace(layer, **{name: wide})
+    weights._layer_cache[1] = layer
+    circuits = weights.ov_circuits()
+    assert circuits.w_v.shape[-1] == 16
+    assert_close(copying_ratio(circuits), want, atol=1e-5, rtol=0)
+
+
+def test_copying_ratio_refuses_embeddings_of_another_width():
+    narrow = OV(torch.ones(1, 1, 6, 2), torch.ones(1, 1, 2, 6), torch.ones(9, 4), torch.ones(6, 9), (0,))
+    with pytest.raises(BackendError, match="embeddings are 4 wide and the stream 6"):
+        copying_ratio(narrow)
+
+
 def test_copying_ratio_ignores_a_shift_of_all_logits():
     plain = ov(1.0, -1.0)
     shifted = OV(plain.w_v, plain.w_o, plain.w_e, plain.w_u + torch.randn(20, 1) * 5, plain.layers)
@@ -373,8 +422,8 @@ def test_circuits_at_once_are_those_of_the_layers(model):
     circuits, weights = model.ov_circuits(), model.weights()
     for layer in weights.layers:
         before, after = weights[layer].norm, weights[layer].norm_after
-        ones = torch.ones(64)
-        gains = [ones if n is None else n.gain for n in (before, after)]
+        eye = torch.eye(64)
+        reads, writes = (eye if n is None else centring(n) @ torch.diag(n.gain) for n in (before, after))
         for head in range(N_HEADS):
-            ov = gains[0][:, None] * weights.ov(layer, head).dense() * gains[1]
+            ov = reads @ weights.ov(layer, head).dense() @ writes
             assert_close(circuits.w_v[layer, head] @ circuits.w_o[layer, head], ov, rtol=1e-4, atol=1e-4)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,7 @@ from interp.errors import BackendError
 from interp.numerics import evaluating, exactly, input_dtype, upcasts, wide
 
 CHUNK = 256  # token vectors per call of an attention module
+Quiet = Callable[[], AbstractContextManager[None]]
 KEPT = 2  # sets of positions for which the layers' inputs are kept
 
 
@@ -35,11 +38,14 @@ class Projections:
 class Feeder:
     """Calls attention modules with inputs of our choice, at positions of our choice, and catches q, k and v.
 
-    What else a module needs (rotary tables, masks) is what it receives in a short pass of the model itself.
+    What else a module needs (rotary tables, masks) is what it receives in a short pass of the model itself, in the
+    context `unedited`: edits that stand may be of other prompts than this.
     """
 
-    def __init__(self, model: PreTrainedModel, parts: Sequence[AttentionPart]) -> None:
-        self.model, self.parts = model, tuple(parts)
+    def __init__(
+        self, model: PreTrainedModel, parts: Sequence[AttentionPart], *, unedited: Quiet = contextlib.nullcontext
+    ) -> None:
+        self.model, self.parts, self.unedited = model, tuple(parts), unedited
         self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._takes = frozenset(inspect.signature(model.forward).parameters)
         self._inputs: OrderedDict[tuple[int, ...], dict[int, tuple[tuple, dict]]] = OrderedDict()
@@ -100,7 +106,7 @@ class Feeder:
         handles = [p.module.register_forward_pre_hook(keep(p.layer), with_kwargs=True) for p in self.parts]
         recorder = Recorder(last=max(p.layer for p in self.parts))
         try:
-            with evaluating(self.model), torch.no_grad(), intercept(self.model, recorder):
+            with self.unedited(), evaluating(self.model), torch.no_grad(), intercept(self.model, recorder):
                 self.model(**self._tokens(positions))
         except StopForward:
             pass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from interp.backends.hf.hooks import Hooks
 from interp.backends.hf.rewrite import INSIDE, connect
 from interp.backends.plan.capture import Pass
 from interp.batch import Batch
+from interp.errors import BackendError
 
 
 def needs_attention(model: PreTrainedModel, plan: Pass, *, padded: bool) -> bool:
@@ -59,12 +60,30 @@ def standing(model: PreTrainedModel, anatomy: Anatomy, plan: Pass) -> Iterator[N
         handle.remove()
 
 
+def check_cache(options: Mapping[str, Any]) -> None:
+    """Refuse caches that let keys go, or hold places for keys that do not exist yet: edits speak of any of them.
+
+    Raises:
+        BackendError: with what was given.
+    """
+    cache = options.get("past_key_values")
+    given = options.get("cache_implementation") or (None if cache is None else type(cache).__name__)
+    if options.get("cache_implementation") not in (None, "dynamic") or not isinstance(cache, DynamicCache | None):
+        raise BackendError(
+            f"edits of attention need a cache that keeps every key as it is; leave cache {given!r} out, or pass "
+            "use_cache=False"
+        )
+
+
 def generation(model: PreTrainedModel, batch: Batch, plan: Pass, options: dict[str, Any]) -> Tensor:
     """Token ids from transformers' `generate`, the prompts' positions fixed for its whole course."""
     ids = batch.ids
     inside = any(kind in INSIDE for kind, _ in plan.edits)
-    if inside and options.get("use_cache", True) and "past_key_values" not in options:
-        options = {**options, "past_key_values": DynamicCache()}  # every key kept: edits may speak of any of them
+    if inside:
+        check_cache(options)
+    if inside and options.get("use_cache", True) and options.get("past_key_values") is None:
+        options = {k: v for k, v in options.items() if k != "cache_implementation"}
+        options["past_key_values"] = DynamicCache()  # every key kept: edits may speak of any of them
     if "pad_token_id" not in options and model.generation_config.pad_token_id is None:
         options = {**options, "pad_token_id": 0}
     plan.begin(batch.mask, (int(ids.shape[0]), int(ids.shape[1])))

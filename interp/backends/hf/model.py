@@ -23,6 +23,7 @@ from interp.backends.hf.read_weights import read_weights
 from interp.backends.hf.read_writes import read_writes
 from interp.backends.hf.rewrite import connect
 from interp.backends.hf.shards import GRADIENTS
+from interp.backends.plan.arguments import check_mode, layer_number, layer_tuple, statistics_by_name
 from interp.backends.plan.budget import check_memory
 from interp.backends.plan.capture import Pass, refuse
 from interp.backends.plan.checks import check_reached, check_visited
@@ -30,7 +31,7 @@ from interp.backends.plan.places import captures, changes
 from interp.backends.turn import State, exclusive, taken
 from interp.batch import Batch, Prompts
 from interp.edits import Edit
-from interp.errors import BackendError, SiteError
+from interp.errors import BackendError
 from interp.model import AttentionRun, Capture, ModelInfo, Run, Start
 from interp.numerics import evaluating
 from interp.weights.stream import Reads, Writes
@@ -54,7 +55,8 @@ class HFModel(ModuleModel):
         self.torch_module = checkpoint.model
         self.tokenizer = checkpoint.tokenizer
         self._standing: list[Pass] = []
-        with evaluating(self.torch_module):
+        # Activations of inference mode have no version counter, by which writes in place are seen.
+        with torch.inference_mode(False), torch.no_grad(), evaluating(self.torch_module):
             self.anatomy = observe(self.torch_module)
         self.info = self._describe(checkpoint)
 
@@ -117,8 +119,12 @@ class HFModel(ModuleModel):
         Raises:
             SiteError: a site that this architecture lacks, that this run does not reach, or out of range; an edit
                 whose value has the wrong shape.
-            BackendError: the residual stream is not finite at some token; captures that will not fit in memory.
+            SchemaError: something that is no site or no edit.
+            BackendError: the residual stream is not finite at some token; captures that will not fit in memory; a
+                reducer that changes its activation; torch.autocast is on, or gradients are asked for under
+                torch.inference_mode.
         """
+        check_mode(self.torch_module, self.device, gradients=gradients)
         batch = self.batch(tokens)
         if gradients and self.anatomy.shards is not None:
             raise BackendError(f"{self.info.name}: {GRADIENTS}")
@@ -140,14 +146,16 @@ class HFModel(ModuleModel):
         layers: Sequence[int] | None = None,
         edits: Sequence[Edit] = (),
     ) -> AttentionRun:
-        """Answers to `statistics`, each [layer batch head ...]; the pass ends after the last layer asked for."""
+        """Answers to `statistics`, each [layer batch head ...]; the pass ends after the last layer asked for.
+
+        Raises:
+            SchemaError: something that is no statistic or no edit.
+            SiteError: layers without attention; an edit of what is asked about.
+            BackendError: attention is not finite; torch.autocast is on.
+        """
+        check_mode(self.torch_module, self.device)
+        statistics, layers = statistics_by_name(statistics), layer_tuple(layers, self.info)
         batch = self.batch(tokens)
-        layers = self.info.attention_layers if layers is None else tuple(layers)
-        if not layers:
-            raise SiteError("no layers asked for; leave `layers` out for all of them")
-        unknown = sorted(set(layers) - set(self.info.attention_layers))
-        if unknown:
-            raise SiteError(f"layer {unknown[0]} has no attention; layers with attention: {self.info.attention_layers}")
         plan = self._plan((), edits)
         for layer in layers:
             if plan.edited(layer, "pattern"):
@@ -168,7 +176,11 @@ class HFModel(ModuleModel):
 
         Edits with positions or per-token values are of the prompt's tokens; the others apply to new tokens as well.
         `options` go to transformers; decoding is greedy unless they say otherwise.
+
+        Raises:
+            BackendError: a cache that does not keep every key as it is, where edits are of attention.
         """
+        check_mode(self.torch_module, self.device)
         batch = self.batch(Batch.of(prompts, self.tokenizer, side="left").padded_on("left"))
         with self.editing(edits):
             plan = self._standing[-1]
@@ -224,16 +236,27 @@ class HFModel(ModuleModel):
         return plan
 
     def weights(self) -> Weights:
-        """Matrices of every layer as they are now, read off the modules by feeding them a basis."""
-        return read_weights(self.torch_module, self.anatomy)
+        """Matrices of every layer as they are now, read off the modules by feeding them a basis; edits are no part."""
+        check_mode(self.torch_module, self.device)
+        return read_weights(self.torch_module, self.anatomy, unedited=self._unedited)
+
+    @contextlib.contextmanager
+    def _unedited(self) -> Iterator[None]:
+        """Context in which edits of `editing` rest: weights are those of the model without them."""
+        with contextlib.ExitStack() as stack:
+            for plan in self._standing:
+                stack.enter_context(plan.resting())
+            yield
 
     def writes(self, layer: int) -> Writes:
         """Linear maps of a layer's attention and MLP to the stream."""
-        return read_writes(self.anatomy, layer, self.info.d_model)
+        check_mode(self.torch_module, self.device)
+        return read_writes(self.anatomy, layer_number(layer, self.info.n_layers), self.info.d_model)
 
     def reads(self, layer: int) -> Reads:
         """Norms through which a layer's attention and MLP read the stream."""
-        return read_reads(self.anatomy, layer, self.info.d_model)
+        check_mode(self.torch_module, self.device)
+        return read_reads(self.anatomy, layer_number(layer, self.info.n_layers), self.info.d_model)
 
     def _forward(
         self,

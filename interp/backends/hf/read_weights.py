@@ -8,6 +8,7 @@ way. Half-precision weights are read in float32.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from interp.backends.hf.anatomy import Anatomy, AttentionPart, input_device
-from interp.backends.hf.feed import Feeder
+from interp.backends.hf.feed import Feeder, Quiet
 from interp.backends.hf.inner import bypassed, inner_norms, read_inner
 from interp.backends.hf.read_norms import read_norm
 from interp.backends.hf.shards import MATRICES
@@ -29,15 +30,15 @@ from interp.weights.weights import LayerWeights, Weights
 VOCABULARY = 8192  # rows of the unembedding that are widened to float32 at one time
 
 
-def read_weights(model: PreTrainedModel, anatomy: Anatomy) -> Weights:
-    """Weights of a decoder, each layer read when it is first asked for.
+def read_weights(model: PreTrainedModel, anatomy: Anatomy, *, unedited: Quiet = contextlib.nullcontext) -> Weights:
+    """Weights of a decoder, each layer read when it is first asked for; `unedited` keeps edits out of it meanwhile.
 
     Raises:
         BackendError: the model is spread over processes.
     """
     if anatomy.shards is not None:
         raise BackendError(f"{type(model).__name__}: {MATRICES}")
-    return Weights(ModuleSource(model, anatomy))
+    return Weights(ModuleSource(model, anatomy, unedited=unedited))
 
 
 def output_matrix(part: AttentionPart) -> Float[Tensor, "head d_value d_model"]:
@@ -60,8 +61,10 @@ def value_matrices(
 class _Reader:
     """W_Q, W_K, W_V and the norms inside attention, of any layer."""
 
-    def __init__(self, model: PreTrainedModel, parts: Sequence[AttentionPart]) -> None:
-        self.feeder = Feeder(model, parts)
+    def __init__(
+        self, model: PreTrainedModel, parts: Sequence[AttentionPart], *, unedited: Quiet = contextlib.nullcontext
+    ) -> None:
+        self.feeder = Feeder(model, parts, unedited=unedited)
         self.width = int(model.config.get_text_config().hidden_size)
         self._inner: dict[int, tuple[nn.Module, ...]] = {}
 
@@ -119,11 +122,11 @@ def _turn(first: Float[Tensor, "row head d"], later: Float[Tensor, "row head d"]
 class ModuleSource:
     """Source of `Weights` in a transformers model; implements `interp.weights.weights.Source`."""
 
-    def __init__(self, model: PreTrainedModel, anatomy: Anatomy) -> None:
+    def __init__(self, model: PreTrainedModel, anatomy: Anatomy, *, unedited: Quiet = contextlib.nullcontext) -> None:
         self.model, self.anatomy = model, anatomy
         self.parts = {p.layer: p for p in anatomy.attention}
         self.layers = tuple(self.parts)
-        self.reader = _Reader(model, anatomy.attention)
+        self.reader = _Reader(model, anatomy.attention, unedited=unedited)
         self.context = self.reader.feeder.context
         self.d_model = self.reader.width
         self.d_vocab = len(next(model.get_input_embeddings().parameters()))

@@ -110,11 +110,11 @@ def _capture(
     parts = [pattern(plan, layer, call, pairs, span, edits) for span in query_spans(call, len(pairs[0]))]
     p = torch.cat(parts, dim=1).unflatten(0, (batch, len(heads))).to(call.query.dtype)
     for w in captures:
-        local = replace(w, site=Site("pattern", layer, head=_place(w.site, heads), position=w.site.position))
-        part = local.take(p, plan.mask)
+        local = Site("pattern", layer, head=_place(w.site, heads), position=w.site.position)
+        part = w.take(p, plan.mask, at=local)
         plan.acts[w.site] = part
         if plan.gradients and w.reducer is None and part is not p:
-            p = _rebuild(p, part, local.site, plan)
+            p = _rebuild(p, part, local, plan)
     if not (edits or plan.gradients):
         return z
     values = pair_values(call, *pairs)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from interp.attention import Call, CausalMask, Statistic
 from interp.attention.naive import answer
 from interp.backends.hf.read_norms import read_norm
-from interp.errors import BackendError
+from interp.errors import NotFinite
 from interp.numerics import exactly, input_dtype
 
 
@@ -39,7 +39,7 @@ class DenseStatistics:
         if layer not in self.layers:
             return
         if not bool(torch.isfinite(pattern).all()):
-            raise BackendError(f"layer {layer}: attention is not finite: NaN or infinite weights, or overflow")
+            raise NotFinite(f"layer {layer}: attention is not finite: NaN or infinite weights, or overflow")
         batch, heads, n, _ = pattern.shape
 
         def is_visible(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:

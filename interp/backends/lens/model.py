@@ -19,6 +19,7 @@ from torch import Tensor
 
 from interp.attention import Statistic, StopForward
 from interp.backends.base import ModuleModel
+from interp.backends.hf.generation import INSIDE, check_cache
 from interp.backends.hf.model import OUT_OF_ORDER
 from interp.backends.lens.dense import DenseStatistics
 from interp.backends.lens.info import lens_info
@@ -27,12 +28,14 @@ from interp.backends.lens.passing import LensPass
 from interp.backends.lens.visitor import Visitor
 from interp.backends.lens.weights import read_weights
 from interp.backends.lens.writes import read_reads, read_writes
+from interp.backends.plan.arguments import check_mode, edit_list, layer_number, layer_tuple, statistics_by_name
 from interp.backends.plan.budget import check_memory
 from interp.backends.plan.checks import check_reached, check_visited
+from interp.backends.plan.places import changes
 from interp.backends.turn import State, exclusive, taken
 from interp.batch import Batch, Prompts
 from interp.edits import Edit
-from interp.errors import BackendError, SiteError
+from interp.errors import BackendError
 from interp.model import AttentionRun, Capture, ModelInfo, Run, Start
 from interp.numerics import evaluating
 from interp.weights.stream import Reads, Writes
@@ -80,8 +83,10 @@ class LensModel(ModuleModel):
         Raises:
             SiteError: a site this architecture does not have (with the reason), or out of range.
         """
+        check_mode(self.torch_module, self.device, gradients=gradients)
         batch = self.batch(tokens)
-        visitor = Visitor(self.info, capture, [*self._standing, *edits], batch.mask, gradients=gradients)
+        every = [*self._standing, *edit_list(edits)]
+        visitor = Visitor(self.info, capture, every, batch.mask, gradients=gradients)
         visitor.check(self.parts.missing)
         shape = (*batch.ids.shape, self.info.d_model)
         check_reached(visitor, self.info.n_layers, start=start, stop=stop, shape=shape)
@@ -93,9 +98,12 @@ class LensModel(ModuleModel):
     @exclusive
     def generate(self, prompts: Prompts, *, edits: Sequence[Edit] = (), **options: Any) -> Tensor:
         """Token ids [batch pos], prompt included, as transformers' `generate` gives them, under edits."""
+        check_mode(self.torch_module, self.device)
         batch = self.batch(Batch.of(prompts, self.tokenizer, side="left").padded_on("left"))
-        visitor = Visitor(self.info, (), [*self._standing, *edits], batch.mask)
+        visitor = Visitor(self.info, (), [*self._standing, *edit_list(edits)], batch.mask)
         visitor.check(self.parts.missing)
+        if any(kind in INSIDE for kind, _ in visitor.edits):
+            check_cache(options)
         with self._ready(gradients=False), LensPass(self.parts, visitor).attached(self._masked):
             return self.torch_module.generate(batch.ids, attention_mask=batch.mask.long(), **options)
 
@@ -103,7 +111,8 @@ class LensModel(ModuleModel):
     def editing(self, edits: Sequence[Edit]) -> Iterator[None]:
         """Context in which edits apply to everything the model does."""
         with taken(self):
-            count = len(self._standing)
+            edits, count = edit_list(edits), len(self._standing)
+            changes(edits, self.info)  # refused here, not at the first run
             self._standing += edits
             try:
                 yield
@@ -135,14 +144,11 @@ class LensModel(ModuleModel):
         """
         if method not in {"auto", "naive"}:
             raise BackendError(f"a TransformerLens bridge computes attention densely, not {method!r}; use 'auto'")
+        check_mode(self.torch_module, self.device)
+        statistics, layers = statistics_by_name(statistics), layer_tuple(layers, self.info)
         batch = self.batch(tokens)
-        layers = self.info.attention_layers if layers is None else tuple(layers)
-        unknown = sorted(set(layers) - set(self.info.attention_layers))
-        if unknown or not layers:
-            what = f"layer {unknown[0]} has no attention" if unknown else "no layers asked for"
-            raise SiteError(f"{what}; layers with attention: {self.info.attention_layers}")
         dense = DenseStatistics(statistics, layers, batch.mask)
-        visitor = Visitor(self.info, (), [*self._standing, *edits], batch.mask)
+        visitor = Visitor(self.info, (), [*self._standing, *edit_list(edits)], batch.mask)
         visitor.check(self.parts.missing)
         self._forward(batch, LensPass(self.parts, visitor, dense=dense))
         check_visited(visitor, self.bridge, end=max(layers))
@@ -151,15 +157,18 @@ class LensModel(ModuleModel):
 
     def weights(self) -> Weights:
         """Matrices of every layer as they are now, read off the bridge's modules by feeding them a basis."""
+        check_mode(self.torch_module, self.device)
         return read_weights(self.bridge, self.parts, self.info.softcap)
 
     def writes(self, layer: int) -> Writes:
         """Linear maps of a layer's attention and MLP to the stream."""
-        return read_writes(self.parts, layer)
+        check_mode(self.torch_module, self.device)
+        return read_writes(self.parts, layer_number(layer, self.info.n_layers))
 
     def reads(self, layer: int) -> Reads:
         """Norms through which a layer's attention and MLP read the stream."""
-        return read_reads(self.parts, layer)
+        check_mode(self.torch_module, self.device)
+        return read_reads(self.parts, layer_number(layer, self.info.n_layers))
 
     def _forward(self, batch: Batch, passing: LensPass) -> Tensor | None:
         """Logits, or None when the pass ended early."""

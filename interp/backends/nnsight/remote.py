@@ -25,7 +25,7 @@ from interp.backends.nnsight.served import carry_out
 from interp.backends.plan.capture import Pass
 from interp.batch import Batch, Prompts
 from interp.edits import Edit
-from interp.errors import BackendError
+from interp.errors import BackendError, NotFinite
 from interp.model import AttentionRun, Capture, Run, Start
 from interp.numerics import evaluating
 from interp.weights.stream import Reads, Writes
@@ -173,7 +173,7 @@ class RemoteModel(HFModel):
         if bool(bad.any()):
             last = self.info.n_layers - 1 if stop is None else stop
             count, position = int(bad.sum()), int(bad.nonzero()[0, 1])
-            raise BackendError(
+            raise NotFinite(
                 f"residual stream not finite after layer {last} at {count} of {int(batch.mask.sum())} tokens (first at "
                 f"position {position}): NaN or infinite weights or edits, or overflow"
             )

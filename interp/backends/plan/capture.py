@@ -102,7 +102,8 @@ class Pass:
         if self.gradients and not x.requires_grad:  # set by an edit: constant, and gradients start here
             x = x.detach().requires_grad_()
         part = capture.take(x, self.mask)
-        self.acts[capture.site] = part.clone() if self.clones and not self.gradients else part
+        keep = not self.clones or self.gradients or not isinstance(part, Tensor)
+        self.acts[capture.site] = part if keep else part.clone()
         if self.gradients and part is not x and capture.reducer is None:
             return apply_edits(x, [Replace(capture.site, part)], layer=capture.site.first, mask=self.mask)
         return x

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from interp.backends.plan.capture import Pass, refuse
 from interp.backends.plan.places import Place
 from interp.edits import Edit
-from interp.errors import BackendError, SiteError
+from interp.errors import BackendError, NotFinite, SiteError
 from interp.sites import Site
 
 COMPILED = (
@@ -94,14 +94,14 @@ def places_of(plan: Pass) -> Iterator[tuple[Place, Site | Edit]]:
 
 
 def check_finite(x: Tensor, mask: Bool[Tensor, "batch pos"], layer: int) -> None:
-    """Raise BackendError when the stream is not finite at some real token: what follows would be no numbers."""
+    """Raise NotFinite when the stream is not finite at some real token: what follows would be no numbers."""
     with torch.no_grad():
         if bool(torch.isfinite(x.sum(dtype=torch.float32))):  # cheap screen for the exact check
             return
         bad = ~torch.isfinite(x).all(-1) & mask.to(x.device)
     if bool(bad.any()):
         count, position = int(bad.sum()), int(bad.nonzero()[0, 1])
-        raise BackendError(
+        raise NotFinite(
             f"residual stream not finite after layer {layer} at {count} of {int(mask.sum())} tokens (first at position "
             f"{position}): NaN or infinite weights or edits, or overflow in {str(x.dtype).removeprefix('torch.')}"
         )

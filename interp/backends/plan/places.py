@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from jaxtyping import Bool
 from torch import Tensor
 
+from interp.backends.plan.arguments import edit_list, site_list
 from interp.edits import Edit
 from interp.edits.where import one_column, row_index
+from interp.errors import BackendError
 from interp.model import Capture, ModelInfo, Reducer
 from interp.sites import Site
 
@@ -23,10 +25,25 @@ class SiteCapture:
     site: Site
     reducer: Reducer | None
 
-    def take(self, x: Tensor, mask: Bool[Tensor, "batch pos"]) -> Tensor:
-        """The part of an activation that was asked for."""
-        x = narrow(x, self.site, mask)
-        return x if self.reducer is None else self.reducer(x)
+    def take(self, x: Tensor, mask: Bool[Tensor, "batch pos"], *, at: Site | None = None) -> Tensor:
+        """The part of an activation that was asked for; `at` is where it stands in x, where x is not the whole.
+
+        Raises:
+            BackendError: the reducer has changed the activation itself, which the model goes on with. (Writes through
+                `.data` or numpy are seen by nobody.)
+        """
+        if self.reducer is None:
+            return narrow(x, at or self.site, mask)
+        if x.is_inference():  # torch counts no changes of these
+            return self.reducer(narrow(x.clone(), at or self.site, mask))
+        before = x._version
+        part = self.reducer(narrow(x, at or self.site, mask))
+        if x._version != before:
+            raise BackendError(
+                f"{self.site}: the reducer changes its activation in place, and the model would go on with the change; "
+                "let it return a new tensor, or make the change an edit (interp.edits.Apply)"
+            )
+        return part
 
 
 def captures(capture: Capture, info: ModelInfo) -> dict[Place, list[SiteCapture]]:
@@ -34,12 +51,11 @@ def captures(capture: Capture, info: ModelInfo) -> dict[Place, list[SiteCapture]
 
     Raises:
         SiteError: a head or layer out of range.
+        SchemaError: something that is no site, or a reducer that cannot be called.
     """
-    if isinstance(capture, str | Site):
-        capture = [capture]
     reducers = capture if isinstance(capture, Mapping) else {}
     result: dict[Place, list[SiteCapture]] = {}
-    for item in capture:
+    for item in site_list(capture):
         site = Site.parse(item) if isinstance(item, str) else item
         for layer in info.layers_of(site):
             entry = SiteCapture(site if layer is None else site.at(layer), reducers.get(item))
@@ -52,9 +68,10 @@ def changes(edits: Sequence[Edit], info: ModelInfo) -> dict[Place, list[Edit]]:
 
     Raises:
         SiteError: a head or layer out of range.
+        SchemaError: something that is no edit.
     """
     result: dict[Place, list[Edit]] = {}
-    for edit in edits:
+    for edit in edit_list(edits):
         for layer in info.layers_of(edit.site):
             result.setdefault((edit.site.kind, layer), []).append(edit)
     return result
