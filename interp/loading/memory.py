@@ -97,7 +97,7 @@ def dtype_of(dtype: str | torch.dtype) -> torch.dtype | None:
     Raises:
         ModelLoadError: no such dtype.
     """
-    if dtype == "auto":
+    if isinstance(dtype, str) and dtype == "auto":
         return None
     torch_dtype = dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype), None)
     if not isinstance(torch_dtype, torch.dtype) or not torch_dtype.is_floating_point or torch_dtype.itemsize < 2:

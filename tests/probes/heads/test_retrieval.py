@@ -112,7 +112,9 @@ def test_depths_and_haystacks_of_the_callers_own(reader):
 
 
 def test_no_room_is_said():
-    with pytest.raises(NotApplicable, match="16 tokens of haystack; 3 needles and their questions leave"):
+    with pytest.raises(
+        NotApplicable, match="3 needles with their questions take .* tokens, and 16 of haystack are needed"
+    ):
         needles.hide(tiny("gpt2"), length=20)
     with pytest.raises(NotApplicable, match="prose need a tokenizer"):
         needles.hide(tiny("gpt2"), task=Format("{value}", "?"))
