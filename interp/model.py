@@ -47,6 +47,7 @@ class ModelInfo:
         softcap: soft-cap on attention scores, None without.
         sink_logits: whether heads have a learned extra slot in the softmax.
         weights_sha256: of the weight files when they are local and below 256 MiB.
+        causal: whether no query sees a later key; False in attention both ways (encoders).
     """
 
     name: str
@@ -65,6 +66,7 @@ class ModelInfo:
     softcap: float | None
     sink_logits: bool
     weights_sha256: str | None = None
+    causal: bool = True
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for provenance."""
@@ -131,6 +133,8 @@ class ModelInfo:
             "Context": "unlimited" if self.context is None else f"{self.context} tokens",
             "Weights": f"{self.dtype}, {whence}",
         }
+        if not self.causal:
+            facts["Attention"] = "both ways: queries see later tokens too"
         limited = [w for w in self.windows if w is not None]
         if limited:
             widths = ", ".join(map(str, sorted(set(limited))))

@@ -1,4 +1,4 @@
-"""`CausalMask`: keys that a query may see, causal, windowed or chunked, padded on either side, never n x n.
+"""`CausalMask`: keys that a query may see: causal, windowed, chunked or all, padded on either side, never n x n.
 
 transformers builds masks by calling the mask function registered under the attention implementation's name.
 Ours returns a `CausalMask`, which keeps transformers' own index predicate and evaluates it in tiles on demand.
@@ -7,6 +7,7 @@ Without a mask function of the same name the padding mask would be dropped witho
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,23 +27,32 @@ def causal(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
     return key <= query
 
 
+def everything(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """Every key, later ones too: attention without a mask, as in encoders."""
+    return (key >= 0) & (query >= 0)
+
+
 @dataclass(frozen=True)
 class Segment:
-    """Batch rows whose real tokens occupy the same positions `start..stop-1`, and how far back they see.
+    """Batch rows whose real tokens occupy the same positions `start..stop-1`, and how far back (and ahead) they see.
 
-    `blocks` holds `(first query, end of queries, first key)` per tile; `full` says that every query sees every
-    earlier real key, so that one causal fused call does for the whole segment.
+    `blocks` holds `(first query, end of queries, first key, end of keys)` per tile; `causal` says that no query sees a
+    later key; `full` that every query sees every real key (every earlier one where causal), so that one fused call does
+    for the whole segment.
     """
 
     rows: Int[Tensor, " rows"]
     start: int
     stop: int
-    blocks: tuple[tuple[int, int, int], ...]
+    blocks: tuple[tuple[int, int, int, int], ...]
     full: bool
+    causal: bool
 
 
 class CausalMask:
     """Visible(batch, query, key) as a predicate on indices, with the padding kept beside it.
+
+    Causal unless the predicate says otherwise: where queries see later keys too, each must see one unbroken run.
 
     Args:
         batch, n_query, n_key: sizes. Query i stands at position `i + offset` among the keys.
@@ -98,12 +108,18 @@ class CausalMask:
         """Raise what `segments` raises, for code that does not use them."""
         _ = self.segments
 
+    @property
+    def is_causal(self) -> bool:
+        """Whether no query sees a later key (one token alone cannot tell, and counts as causal)."""
+        return all(segment.causal for segment in self.segments)
+
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
         """Batch rows grouped by the span of their real tokens, each span cut into tiles.
 
         Raises:
-            BackendError: padding with holes, or queries that see later keys (not a causal decoder).
+            BackendError: padding with holes, or queries whose keys are not one run: one that ends at the query, or in
+                attention both ways one that moves on with it.
         """
         if self.padding is None:
             return (self._segment(torch.arange(self.batch, device=self.device), 0, self.n_key),)
@@ -124,29 +140,48 @@ class CausalMask:
         # queries live at key positions offset..offset+n_query-1
         first, last = max(start, self.offset) - self.offset, stop - self.offset
         starts = list(range(first, last, BLOCK))
-        lows = self._lowest_keys(rows[:1], [*starts, last - 1], start)
-        blocks = tuple((a, min(a + BLOCK, last), low) for a, low in zip(starts, lows, strict=False))
+        ends = [min(a + BLOCK, last) for a in starts]
+        runs = self._runs(rows[:1], [*starts, last - 1], start)
+        is_causal = all(high <= i + self.offset + 1 for i, (_, high) in zip([*starts, last - 1], runs, strict=True))
+        if is_causal:
+            for i, run in zip([*starts, last - 1], runs, strict=True):
+                self._check_ends(i + self.offset, run)
+            spans = [(low, b + self.offset) for (low, _), b in zip(runs, ends, strict=False)]
+        else:  # a later key may come into sight anywhere in a tile, so its last query is looked at too
+            last_runs = self._runs(rows[:1], [b - 1 for b in ends], start)
+            spans = [(low, high) for (low, _), (_, high) in zip(runs, last_runs, strict=False)]
+            _check_moves_on([x for pair in zip(runs, last_runs, strict=False) for x in pair])
+        blocks = tuple((a, b, *span) for a, b, span in zip(starts, ends, spans, strict=True))
         square = self.offset == 0 and self.n_query == self.n_key
-        return Segment(rows, start, stop, blocks, square and all(low == start for low in lows))
+        full = square and all(low == start for low, _ in runs) and (is_causal or all(h == stop for _, h in runs))
+        return Segment(rows, start, stop, blocks, full, is_causal)
 
-    def _lowest_keys(self, row: Tensor, queries: list[int], start: int) -> list[int]:
-        """First visible key of chosen queries; checks that each sees one unbroken run that ends at itself."""
+    def _runs(self, row: Tensor, queries: list[int], start: int) -> list[tuple[int, int]]:
+        """First visible key of chosen queries and the end of their keys; each must see one unbroken run."""
         j = torch.arange(self.n_key, device=self.device)[None, None, :]
-        lows = []
+        runs = []
         for i in queries:
             visible = self.visible(row[:, None, None], torch.tensor([[[i]]], device=self.device), j)
             where = visible.expand(1, 1, self.n_key)[0, 0].nonzero()[:, 0]
             position = i + self.offset
-            if len(where) and int(where[-1]) > position:
-                raise BackendError(
-                    f"query {position} may see key {int(where[-1])}: attention is not causal (an encoder, "
-                    "or a prefix model); only causal decoders can be measured"
-                )
-            low = int(where[0]) if len(where) else position
-            if len(where) and (position - low + 1 != len(where)):
-                raise BackendError(f"query {position} sees {len(where)} keys that are not one run ending at itself")
-            lows.append(max(low, start))
-        return lows
+            low, high = (int(where[0]), int(where[-1]) + 1) if len(where) else (position, position + 1)
+            if len(where) and high - low != len(where):
+                raise BackendError(f"query {position} sees {len(where)} keys that are not one run")
+            runs.append((max(low, start), high))
+        return runs
+
+    def _check_ends(self, position: int, run: tuple[int, int]) -> None:
+        """Refuse causal attention in which a query does not see itself."""
+        low, high = run
+        if high <= position and high > low:
+            raise BackendError(f"query {position} sees {high - low} keys that are not one run ending at itself")
+
+
+def _check_moves_on(runs: list[tuple[int, int]]) -> None:
+    """Refuse attention both ways whose runs of keys go back as queries go on: tiles are cut by their end points."""
+    for (low, high), (next_low, next_high) in itertools.pairwise(runs):
+        if next_low < low or next_high < high:
+            raise BackendError("queries see later keys, but not all of them and not a window that moves on with them")
 
 
 def lazy_mask(

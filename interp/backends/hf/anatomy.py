@@ -25,7 +25,8 @@ __all__ = ["Anatomy", "AttentionPart", "input_device", "observe"]
 class AttentionPart:
     """One layer's attention as observed: modules around it and sizes of its call.
 
-    `direct` says that the output projection takes z as attention gave it (no gate in between).
+    `direct` says that the output projection takes z as attention gave it (no gate in between); `causal` that no query
+    sees a later key.
     """
 
     layer: int
@@ -41,6 +42,7 @@ class AttentionPart:
     softcap: float | None
     sink_logits: bool
     direct: bool = True
+    causal: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,11 +68,11 @@ class Anatomy:
 
 
 def observe(model: PreTrainedModel) -> Anatomy:
-    """Parts of a causal decoder.
+    """Parts of a stack of layers with self-attention, causal or both ways.
 
     Raises:
-        BackendError: the model is not causal, bypasses the attention interface, or a part cannot be told apart; the
-            message names the module and what was looked for.
+        BackendError: the model bypasses the attention interface, or a part cannot be told apart; the message names the
+            module and what was looked for.
     """
     events, calls = watch(model)
     if not calls:
@@ -161,4 +163,5 @@ def _part(
         softcap=call.softcap,
         sink_logits=call.sinks is not None,
         direct=output.took[:1] == events[start].gave[:1],
+        causal=call.mask.is_causal,
     )

@@ -41,7 +41,7 @@ PATTERN_STATISTICS = "statistics are of unedited attention; capture the pattern 
 
 
 class HFModel(ModuleModel):
-    """A transformers causal decoder seen through the attention interface; implements `interp.model.Model`."""
+    """A transformers model seen through the attention interface; implements `interp.model.Model`."""
 
     backend = "hf"
 
@@ -49,7 +49,7 @@ class HFModel(ModuleModel):
         """Observe the model's anatomy with a two-token pass.
 
         Raises:
-            BackendError: the model is not a causal decoder that follows the attention interface.
+            BackendError: the model is not a stack of layers that follow the attention interface.
         """
         self.torch_module = checkpoint.model
         self.tokenizer = checkpoint.tokenizer
@@ -99,6 +99,7 @@ class HFModel(ModuleModel):
             softcap=parts[0].softcap,
             sink_logits=parts[0].sink_logits,
             weights_sha256=checkpoint.weights_sha256,
+            causal=all(p.causal for p in parts),
         )
 
     @exclusive
