@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +17,15 @@ from transformers.utils import logging as hf_logging
 from interp import zoo
 from interp.backends import Checkpoint
 from interp.errors import ModelLoadError
+from interp.loading.hooked.decoder import register
+from interp.loading.hooked.read import is_hooked, read_hooked
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 HASHED = 256 * 2**20  # bytes of weights up to which a local folder is hashed for provenance
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+register()
 
 
 def read(
@@ -51,13 +54,22 @@ def read(
         model, own_tokenizer = zoo.load(bare, revision=revision)
         folder = zoo.folder(bare) if revision is None else zoo.at_step(bare, revision)
         model = _to_device(model.to(dtype=_dtype(dtype)), device)  # type: ignore[call-arg]  # pyright: wrapped .to
-        return Checkpoint(name, model, tokenizer or own_tokenizer, None, None if folder is None else _sha256(folder))
+        return Checkpoint(
+            name, model, tokenizer or own_tokenizer, None, None if folder is None else _sha256(_safetensors(folder))
+        )
+    path = Path(name).expanduser()
+    if is_hooked(path):
+        if device_map is not None or tensor_parallel:
+            raise ModelLoadError(f"{name!r} is in a layout of small models, which stay on one device; pass device=")
+        hooked = read_hooked(path, dtype=_dtype(dtype))
+        own = hooked.tokenizer or _tokenizer(name, path if path.is_dir() else path.parent, None)
+        return Checkpoint(name, _to_device(hooked.model, device), tokenizer or own, None, _sha256(hooked.weights))
     folder = _folder(name)
     config = _config(name, folder, revision)
     more = _tensor_parallel_options(config) if tensor_parallel else {"device_map": device_map}
     model = _weights(name, folder, config, revision=revision, dtype=_dtype(dtype), **more)
     tokenizer = tokenizer or _tokenizer(name, folder, revision)
-    sha = None if folder is None else _sha256(folder)
+    sha = None if folder is None else _sha256(_safetensors(folder))
     model = model if device_map is not None or tensor_parallel else _to_device(model, device)
     return Checkpoint(name, model, tokenizer, getattr(config, "_commit_hash", None), sha)
 
@@ -183,8 +195,11 @@ def _to_device(model: PreTrainedModel, device: str | None) -> PreTrainedModel:
         raise ModelLoadError(f"cannot put the model on device {device!r}: {_first_line(error)}") from error
 
 
-def _sha256(folder: Path) -> str | None:
-    files = sorted(folder.glob("*.safetensors"))
+def _safetensors(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+def _sha256(files: Sequence[Path]) -> str | None:
     if sum(f.stat().st_size for f in files) > HASHED:
         return None
     digest = hashlib.sha256()
