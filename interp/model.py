@@ -48,6 +48,7 @@ class ModelInfo:
         sink_logits: whether heads have a learned extra slot in the softmax.
         weights_sha256: of the weight files when they are local and below 256 MiB.
         causal: whether no query sees a later key; False in attention both ways (encoders).
+        n_logits: logits of a token where they are fewer than the vocabulary, so that not each is a token's; else None.
     """
 
     name: str
@@ -67,6 +68,7 @@ class ModelInfo:
     sink_logits: bool
     weights_sha256: str | None = None
     causal: bool = True
+    n_logits: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for provenance."""
@@ -133,6 +135,8 @@ class ModelInfo:
             "Context": "unlimited" if self.context is None else f"{self.context} tokens",
             "Weights": f"{self.dtype}, {whence}",
         }
+        if self.n_logits is not None:
+            facts["Logits"] = f"{self.n_logits}, fewer than the vocabulary"
         if not self.causal:
             facts["Attention"] = "both ways: queries see later tokens too"
         limited = [w for w in self.windows if w is not None]

@@ -18,7 +18,7 @@ import pandas as pd
 from interp.components import head_name, mlp_name
 from interp.environment import load_plugins
 from interp.errors import NotApplicable, SchemaError, nearest
-from interp.measurement.declaration import Analysis, PlantedTask, Section, Stage
+from interp.measurement.declaration import CAUSAL, TOKEN_LOGITS, Analysis, PlantedTask, Section, Stage
 from interp.model import Model
 from interp.results.figures import GROUP, Draw, declare, head_map
 from interp.results.provenance import provenance as _provenance
@@ -59,6 +59,7 @@ def analysis(
     unit: str = "head",
     order: int = 100,
     needs: str = "tokens",
+    presumes: tuple[str, ...] = (CAUSAL, TOKEN_LOGITS),
     columns: Mapping[str, str] | None = None,
     stage: Stage | None = None,
     two_sided: bool = False,
@@ -77,6 +78,9 @@ def analysis(
     def decorate(body: Callable[Concatenate[Model, P], Findings]) -> Callable[Concatenate[Model, P], Result]:
         @functools.wraps(body)
         def run(model: Model, *args: P.args, **options: P.kwargs) -> Result:
+            obstacle = _registry[name].obstacle(model.info, options)
+            if obstacle:
+                raise NotApplicable(f"{name!r} {obstacle}")
             start = time.perf_counter()
             findings = body(model, *args, **options)
             table = _full_table(findings.rows, name, columns or {})
@@ -99,6 +103,7 @@ def analysis(
             run=run,
             order=order,
             needs=needs,
+            presumes=presumes,
             columns=dict(columns or {}),
             stage=stage,
             two_sided=two_sided,
@@ -145,16 +150,16 @@ def analyze(model: Model, name: str, **options: Any) -> Result:
     for option in options:
         if option not in parameters:
             raise SchemaError(f"{name!r} has no option {option!r}; {nearest(option, parameters)}")
-    obstacle = _obstacle(spec, model)
+    obstacle = _obstacle(spec, model, options)
     if obstacle:
         raise NotApplicable(f"{name!r} {obstacle}")
     return spec.run(model, **options)
 
 
-def _obstacle(spec: Analysis, model: Model) -> str | None:
+def _obstacle(spec: Analysis, model: Model, options: Mapping[str, Any] | None = None) -> str | None:
     """Why the model cannot be given to this analysis at all, None where it can."""
     mute = spec.needs == "text" and model.tokenizer is None
-    return "needs text, and this checkpoint has no tokenizer" if mute else None
+    return "needs text, and this checkpoint has no tokenizer" if mute else spec.obstacle(model.info, options or {})
 
 
 def detect(
@@ -189,7 +194,7 @@ def detect(
                 raise
             left_out[spec.name] = str(error)
     if not results:
-        raise NotApplicable(f"no analysis suits {model.info.name!r}: {'; '.join(left_out.values())}")
+        raise NotApplicable(f"no analysis suits {model.info.name!r}: {'; '.join(dict.fromkeys(left_out.values()))}")
     result = Result.concat(results)
     result.provenance["left_out"] = left_out
     return result

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.components import head_name
-from interp.errors import BackendError, SiteError
+from interp.errors import BackendError, NotApplicable, SiteError
 from interp.weights.factored import FactoredMatrix, positivity
 from interp.weights.norms import HeadNorm, Norm
 
@@ -309,8 +309,15 @@ def copying_ratio(ov: OV) -> Float[Tensor, "layer head"]:
     of the d_head x d_head product W_O (W_U W_E) W_V, so the big matrix is never built. The unembedding is centred over
     the vocabulary (a shift of all logits is no copying). Embeddings are taken raw: no MLP, no position.
 
+    Raises:
+        NotApplicable: logits that are not one per token.
+
     Reference: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits", copying heads.
     """
+    if ov.w_u.shape[1] != len(ov.w_e):
+        raise NotApplicable(
+            f"{ov.w_u.shape[1]} logits for {len(ov.w_e)} tokens: which token a logit is of is not known"
+        )
     centred_w_u = ov.w_u - ov.w_u.mean(1, keepdim=True)
     inner = centred_w_u @ ov.w_e  # d_model d_model
     return positivity(torch.linalg.eigvals((ov.w_o @ inner @ ov.w_v).double()))
@@ -325,12 +332,12 @@ class OV:
     Attributes:
         w_v: [layer head d_model d_head]; the gain of the norm before attention is folded in.
         w_o: [layer head d_head d_model]; the gain of a norm after attention, if any, is folded in.
-        w_e: [d_vocab d_model]. w_u: [d_model d_vocab] with the final norm's gain folded in.
+        w_e: [d_vocab d_model]. w_u: [d_model d_vocab_out] with the final norm's gain folded in.
         layers: layer of each row.
     """
 
     w_v: Float[Tensor, "layer head d_model d_head"]
     w_o: Float[Tensor, "layer head d_head d_model"]
     w_e: Float[Tensor, "d_vocab d_model"]
-    w_u: Float[Tensor, "d_model d_vocab"]
+    w_u: Float[Tensor, "d_model d_vocab_out"]
     layers: tuple[int, ...]

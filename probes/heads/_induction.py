@@ -11,7 +11,7 @@ import torch
 from interp.attention import Mean, Offset, Statistic, TopKeys
 from interp.components import head_names
 from interp.edits import ablate_heads
-from interp.measurement.declaration import REASON, PlantedTask, Stage
+from interp.measurement.declaration import CAUSAL, REASON, PlantedTask, Stage
 from interp.measurement.offsets import (
     WRONG_OFFSETS,
     OffsetScores,
@@ -33,6 +33,7 @@ from interp.weights import weights
 
 @analysis(
     name="induction",
+    presumes=(CAUSAL,),
     family="copy",
     title="Induction heads",
     headline="prefix_matching",
@@ -75,7 +76,8 @@ def induction(
     whose second copy is permuted (`null_draws` in the provenance). q is Benjamini-Hochberg over all heads. A head is
     labelled at q < 0.01, score >= 0.3, argmax_hit >= 0.3 and copying_ratio > 0. With `causal`, the set of labelled
     heads is ablated (zero and mean) and compared with up to `n_random` distinct random sets with as many heads in each
-    layer: see `interventions`.
+    layer: see `interventions`. Where logits are not of tokens (compiled programs) copying and loss cannot be read:
+    copying_ratio is NaN, labels rest on attention alone, and nothing is ablated.
 
     Args:
         model: any loaded model.
@@ -107,8 +109,12 @@ def induction(
     matching = stats.bootstrap_mean(scores.target, seed=seed)
     p = stats.p_against_nulls(matching.mean, nulls, margin=MARGIN)
     q = stats.benjamini_hochberg(p)
-    ratio = weights.copying_ratio(model.ov_circuits()).double().numpy()
-    label = (q < LEVEL) & (matching.mean >= THRESHOLD) & (hits.mean >= THRESHOLD) & (ratio > 0)
+    tokens_out = model.info.n_logits is None
+    ratio = np.full_like(q, np.nan)
+    if tokens_out:
+        ratio = weights.copying_ratio(model.ov_circuits()).double().numpy()
+    label = (q < LEVEL) & (matching.mean >= THRESHOLD) & (hits.mean >= THRESHOLD)
+    label &= (ratio > 0) if tokens_out else True
 
     spread = (1 - null)[:, None, None]
     normalised_score = stats.bootstrap_mean((scores.target - null[:, None, None]) / spread, seed=seed)
@@ -128,7 +134,8 @@ def induction(
     )
     heads = ranked_heads(model, label, matching.mean)
     pool = [(layer, head) for layer in model.info.attention_layers for head in range(model.info.n_heads)]
-    effects = repeat_removal(model, groups, heads, pool, n_random=n_random, seed=seed) if causal and heads else []
+    causal = causal and bool(heads) and tokens_out
+    effects = repeat_removal(model, groups, heads, pool, n_random=n_random, seed=seed) if causal else []
     data = {**describe_repeats(groups, bos), "null_draws": null_kind, "previous_token_heads": previous_token_heads}
     return Findings(table, data, effects)
 

@@ -50,7 +50,8 @@ class Anatomy:
     """The observed parts of a decoder.
 
     `overwrites` says that some module changes its input in place, `bundled` that layers give tuples; `shards` how heads
-    are spread over processes, None where they are not.
+    are spread over processes, None where they are not; `n_logits` how many the unembedding gives, None if it was not
+    called or is spread too.
     """
 
     blocks: nn.ModuleList
@@ -61,6 +62,7 @@ class Anatomy:
     overwrites: bool
     bundled: bool
     shards: Shards | None = None
+    n_logits: int | None = None
 
     def part(self, layer: int) -> AttentionPart | None:
         """Attention of a layer, None where it has none."""
@@ -94,7 +96,8 @@ def observe(model: PreTrainedModel) -> Anatomy:
     overwrites = any(e.overwritten for e in events)
     bundled = any(e.bundled for e in events if e.module is blocks[0])
     spread = shards(model)
-    return Anatomy(blocks, _gather(parts, spread), unembed, final, stream, overwrites, bundled, spread)
+    n_logits = reads[-1].outputs[0].shape[-1] if reads and spread is None else None
+    return Anatomy(blocks, _gather(parts, spread), unembed, final, stream, overwrites, bundled, spread, n_logits)
 
 
 def _gather(parts: tuple[AttentionPart, ...], spread: Shards | None) -> tuple[AttentionPart, ...]:

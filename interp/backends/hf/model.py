@@ -81,6 +81,7 @@ class HFModel(ModuleModel):
                 f"layers differ in their numbers of heads {sorted(heads)}; looked for one number throughout"
             )
         embed = next(self.torch_module.get_input_embeddings().parameters())
+        n_logits = self.anatomy.n_logits
         windows = tuple(sliding_window(config, p.layer) for p in parts)
         return ModelInfo(
             name=checkpoint.name,
@@ -100,6 +101,7 @@ class HFModel(ModuleModel):
             sink_logits=parts[0].sink_logits,
             weights_sha256=checkpoint.weights_sha256,
             causal=all(p.causal for p in parts),
+            n_logits=n_logits if n_logits is not None and n_logits < len(embed) else None,
         )
 
     @exclusive

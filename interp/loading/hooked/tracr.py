@@ -17,7 +17,7 @@ from interp.errors import ModelLoadError
 
 SIZES = {"n_layers": "num_layers", "n_heads": "num_heads", "d_head": "key_size", "d_mlp": "mlp_hidden_size"}
 TRACR = ("num_layers", "num_heads", "key_size", "mlp_hidden_size", "input_encoding")
-BOS, PAD = "BOS", "compiler_pad"
+BOS, PAD, UNKNOWN = "BOS", "compiler_pad", "_"
 
 
 def is_tracr(config: Mapping[str, Any]) -> bool:
@@ -78,7 +78,9 @@ def tracr_state(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> dict
 
 
 def tracr_tokenizer(config: Mapping[str, Any]) -> PreTrainedTokenizerBase:
-    """The program's words, separated by spaces, behind its BOS; a word that it does not know is `compiler_pad`.
+    """The program's words, separated by spaces, behind its BOS.
+
+    A word that it does not know is `_`, which programs keep for what is no word, or else `compiler_pad`.
 
     Raises:
         ModelLoadError: an encoding without BOS and `compiler_pad`.
@@ -86,10 +88,11 @@ def tracr_tokenizer(config: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     words: dict[str, int] = dict(config["input_encoding"])
     if BOS not in words or PAD not in words:
         raise ModelLoadError(f"the input_encoding of a Tracr program needs {BOS!r} and {PAD!r}; it has {sorted(words)}")
-    backend = Tokenizer(WordLevel(words, unk_token=PAD))
+    unknown = UNKNOWN if UNKNOWN in words else PAD
+    backend = Tokenizer(WordLevel(words, unk_token=unknown))
     backend.pre_tokenizer = WhitespaceSplit()  # type: ignore[assignment]  # the stubs know no setter
     backend.post_processor = TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, words[BOS])])  # type: ignore[assignment]
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=BOS, pad_token=PAD, unk_token=PAD)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=BOS, pad_token=PAD, unk_token=unknown)
 
 
 def tracr_words(config: Mapping[str, Any]) -> dict[str, Any]:
