@@ -58,7 +58,7 @@ def read(
             name, model, tokenizer or own_tokenizer, None, None if folder is None else _sha256(_safetensors(folder))
         )
     path = Path(name).expanduser()
-    if is_hooked(path):
+    if name.strip() and is_hooked(path):
         if device_map is not None or tensor_parallel:
             raise ModelLoadError(f"{name!r} is in a layout of small models, which stay on one device; pass device=")
         hooked = read_hooked(path, dtype=_dtype(dtype))

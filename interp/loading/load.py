@@ -28,6 +28,9 @@ def load(
 ) -> Model:
     """Model from a hub id, a folder, `zoo:NAME`, a transformers model, a TransformerLens bridge or an nnsight model.
 
+    A folder or file in TransformerLens's HookedTransformer layout (a config, `blocks.0.attn.W_Q`), or of a program that
+    Tracr compiled, comes in too, and so does `TransformerBridge.boot_native`: both are run by "hf".
+
     `backend`: "hf" (the default), "lens" (dense attention, for architectures outside transformers' attention
     interface), "nnsight", or one of another package; a bridge or an nnsight model is run by its own.
 
@@ -49,7 +52,10 @@ def load(
     2
     """
     from interp.loading.checkpoints import read  # transformers and torch: only once there is something to read
+    from interp.loading.hooked.native import is_native, native_decoder
 
+    if is_native(source):
+        tokenizer, source = tokenizer or source.tokenizer, native_decoder(source)
     runner = backend_for(source, backend, remote=remote)
     if runner.adopt is not None and runner.owns(source):
         try:

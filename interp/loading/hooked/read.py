@@ -36,16 +36,14 @@ class Hooked:
 def is_hooked(path: Path) -> bool:
     """Whether a folder or file is a checkpoint in one of these layouts rather than in transformers' own.
 
-    A folder is by its config; a file of weights always is, and so is a folder with nothing but one PyTorch file.
-
-    Raises:
-        ModelLoadError: a config that is no JSON object.
+    By its config; without one, a PyTorch file is, and so is a folder with nothing but one.
     """
-    if path.is_file():
-        return bool(weight_files(path))
-    if not path.is_dir():
+    if not weight_files(path):
         return False
-    config = read_config(path)
+    try:
+        config = read_config(path)
+    except ModelLoadError:
+        return False  # whoever reads it as a checkpoint of transformers says what is wrong with it
     if config is None:
         files = weight_files(path)
         return len(files) == 1 and files[0].suffix in PICKLES
@@ -74,12 +72,14 @@ def read_hooked(path: Path, *, dtype: torch.dtype) -> Hooked:
     return Hooked(model, tokenizer, files.weights)
 
 
+def special_attention(config: HookedConfig) -> dict[str, Any]:
+    """The attention function to ask transformers for where its usual one cannot do what the config says."""
+    return {} if config.share == 1.0 and config.score_cap is None else {"attn_implementation": "eager"}
+
+
 def decoder(config: HookedConfig, state: Mapping[str, Tensor], *, dtype: torch.dtype) -> HookedDecoder:
     """A decoder with these parameters; norms without gains keep theirs at 1 and 0."""
-    special: dict[str, Any] = (
-        {} if config.share == 1.0 and config.score_cap is None else {"attn_implementation": "eager"}
-    )
-    model: Any = HookedDecoder._from_config(config, dtype=dtype, **special)
+    model: Any = HookedDecoder._from_config(config, dtype=dtype, **special_attention(config))
     missing, unexpected = model.load_state_dict(dict(state), strict=False)
     free = [name for name in missing if "ln" not in name]
     if free or unexpected:
