@@ -26,7 +26,7 @@ class AttentionPart:
     """One layer's attention as observed: modules around it and sizes of its call.
 
     `direct` says that the output projection takes z as attention gave it (no gate in between); `causal` that no query
-    sees a later key.
+    sees a later key; `share` is as in `Call`.
     """
 
     layer: int
@@ -43,6 +43,7 @@ class AttentionPart:
     sink_logits: bool
     direct: bool = True
     causal: bool = True
+    share: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,4 +168,5 @@ def _part(
         sink_logits=call.sinks is not None,
         direct=output.took[:1] == events[start].gave[:1],
         causal=call.mask.is_causal,
+        share=call.share,
     )

@@ -63,7 +63,8 @@ def generation(model: PreTrainedModel, batch: Batch, plan: Pass, options: dict[s
     """Token ids from transformers' `generate`, the prompts' positions fixed for its whole course."""
     ids = batch.ids
     inside = any(kind in INSIDE for kind, _ in plan.edits)
-    if inside and options.get("use_cache", True) and "past_key_values" not in options:
+    cached = options.get("use_cache", model.generation_config.use_cache) is not False
+    if inside and cached and "past_key_values" not in options:
         options = {**options, "past_key_values": DynamicCache()}  # every key kept: edits may speak of any of them
     if "pad_token_id" not in options and model.generation_config.pad_token_id is None:
         options = {**options, "pad_token_id": 0}

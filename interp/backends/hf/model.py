@@ -101,6 +101,7 @@ class HFModel(ModuleModel):
             sink_logits=parts[0].sink_logits,
             weights_sha256=checkpoint.weights_sha256,
             causal=all(p.causal for p in parts),
+            softmax_share=parts[0].share,
             n_logits=n_logits if n_logits is not None and n_logits < len(embed) else None,
         )
 
