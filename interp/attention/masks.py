@@ -7,7 +7,6 @@ Without a mask function of the same name the padding mask would be dropped witho
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -52,7 +51,7 @@ class Segment:
 class CausalMask:
     """Visible(batch, query, key) as a predicate on indices, with the padding kept beside it.
 
-    Causal unless the predicate says otherwise: where queries see later keys too, each must see one unbroken run.
+    Causal unless the predicate says otherwise. Whether queries see later keys is asked of one in `BLOCK`.
 
     Args:
         batch, n_query, n_key: sizes. Query i stands at position `i + offset` among the keys.
@@ -118,8 +117,8 @@ class CausalMask:
         """Batch rows grouped by the span of their real tokens, each span cut into tiles.
 
         Raises:
-            BackendError: padding with holes, or queries whose keys are not one run: one that ends at the query, or in
-                attention both ways one that moves on with it.
+            BackendError: padding with holes, or causal attention whose queries see keys that are not one run ending at
+                themselves.
         """
         if self.padding is None:
             return (self._segment(torch.arange(self.batch, device=self.device), 0, self.n_key),)
@@ -141,47 +140,46 @@ class CausalMask:
         first, last = max(start, self.offset) - self.offset, stop - self.offset
         starts = list(range(first, last, BLOCK))
         ends = [min(a + BLOCK, last) for a in starts]
-        runs = self._runs(rows[:1], [*starts, last - 1], start)
-        is_causal = all(high <= i + self.offset + 1 for i, (_, high) in zip([*starts, last - 1], runs, strict=True))
-        if is_causal:
-            for i, run in zip([*starts, last - 1], runs, strict=True):
-                self._check_ends(i + self.offset, run)
-            spans = [(low, b + self.offset) for (low, _), b in zip(runs, ends, strict=False)]
-        else:  # a later key may come into sight anywhere in a tile, so its last query is looked at too
-            last_runs = self._runs(rows[:1], [b - 1 for b in ends], start)
-            spans = [(low, high) for (low, _), (_, high) in zip(runs, last_runs, strict=False)]
-            _check_moves_on([x for pair in zip(runs, last_runs, strict=False) for x in pair])
-        blocks = tuple((a, b, *span) for a, b, span in zip(starts, ends, spans, strict=True))
         square = self.offset == 0 and self.n_query == self.n_key
-        full = square and all(low == start for low, _ in runs) and (is_causal or all(h == stop for _, h in runs))
-        return Segment(rows, start, stop, blocks, full, is_causal)
+        lows = self._lowest_keys(rows[:1], [*starts, last - 1], start)
+        if lows is None:
+            spans, whole = self._spans(rows[:1], list(zip(starts, ends, strict=True)), start, stop)
+        else:
+            spans = [(low, b + self.offset) for low, b in zip(lows, ends, strict=False)]
+            whole = all(low == start for low in lows)
+        blocks = tuple((a, b, *span) for a, b, span in zip(starts, ends, spans, strict=True))
+        return Segment(rows, start, stop, blocks, square and whole, lows is not None)
 
-    def _runs(self, row: Tensor, queries: list[int], start: int) -> list[tuple[int, int]]:
-        """First visible key of chosen queries and the end of their keys; each must see one unbroken run."""
+    def _lowest_keys(self, row: Tensor, queries: list[int], start: int) -> list[int] | None:
+        """First visible key of chosen queries, each of which must see one unbroken run that ends at itself.
+
+        None where one of them sees a later key.
+        """
         j = torch.arange(self.n_key, device=self.device)[None, None, :]
-        runs = []
+        lows = []
         for i in queries:
             visible = self.visible(row[:, None, None], torch.tensor([[[i]]], device=self.device), j)
             where = visible.expand(1, 1, self.n_key)[0, 0].nonzero()[:, 0]
             position = i + self.offset
-            low, high = (int(where[0]), int(where[-1]) + 1) if len(where) else (position, position + 1)
-            if len(where) and high - low != len(where):
-                raise BackendError(f"query {position} sees {len(where)} keys that are not one run")
-            runs.append((max(low, start), high))
-        return runs
+            if len(where) and int(where[-1]) > position:
+                return None
+            low = int(where[0]) if len(where) else position
+            if len(where) and (position - low + 1 != len(where)):
+                raise BackendError(f"query {position} sees {len(where)} keys that are not one run ending at itself")
+            lows.append(max(low, start))
+        return lows
 
-    def _check_ends(self, position: int, run: tuple[int, int]) -> None:
-        """Refuse causal attention in which a query does not see itself."""
-        low, high = run
-        if high <= position and high > low:
-            raise BackendError(f"query {position} sees {high - low} keys that are not one run ending at itself")
-
-
-def _check_moves_on(runs: list[tuple[int, int]]) -> None:
-    """Refuse attention both ways whose runs of keys go back as queries go on: tiles are cut by their end points."""
-    for (low, high), (next_low, next_high) in itertools.pairwise(runs):
-        if next_low < low or next_high < high:
-            raise BackendError("queries see later keys, but not all of them and not a window that moves on with them")
+    def _spans(
+        self, row: Tensor, tiles: list[tuple[int, int]], start: int, stop: int
+    ) -> tuple[list[tuple[int, int]], bool]:
+        """First key and end of keys that any query of a tile sees, every query looked at; and whether all see all."""
+        spans, whole = [], True
+        for a, b in tiles:
+            visible = self.tile(row, slice(a, b), slice(0, self.n_key))[0]
+            where = visible.any(0).nonzero()[:, 0]
+            spans.append((int(where[0]), int(where[-1]) + 1) if len(where) else (start, start + 1))
+            whole = whole and bool(visible[:, start:stop].all())
+        return spans, whole
 
 
 def lazy_mask(

@@ -171,8 +171,11 @@ class HFModel(ModuleModel):
         """Token ids [batch pos], prompts included (padded on the left), from transformers' own `generate`.
 
         Edits with positions or per-token values are of the prompt's tokens; the others apply to new tokens as well.
-        `options` go to transformers; decoding is greedy unless they say otherwise.
+        `options` go to transformers; decoding is greedy unless they say otherwise, and without a cache where attention
+        goes both ways, since each new token changes what is computed at all others.
         """
+        if not self.info.causal:
+            options = {"use_cache": False, **options}
         batch = self.batch(Batch.of(prompts, self.tokenizer, side="left").padded_on("left"))
         with self.editing(edits):
             plan = self._standing[-1]
