@@ -38,7 +38,7 @@ def is_hooked(path: Path) -> bool:
 
     By its config; without one, a PyTorch file is, and so is a folder with nothing but one.
     """
-    if not weight_files(path):
+    if not path.is_dir() and not weight_files(path):
         return False
     try:
         config = read_config(path)
