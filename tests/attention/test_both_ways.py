@@ -10,12 +10,14 @@ from tolerance import assert_equal_to_rounding
 
 import interp
 from interp.attention import Call, CausalMask, Entropy, Offset, measure
+from interp.attention.masks import everything
 from interp.batch import Batch
 from interp.errors import BackendError, NotApplicable, TaskError
 from interp.measurement.checks.backend import check_backend, random_module
 from interp.measurement.prompts import visible_keys
 
 LATER = {
+    "all": everything,
     "one more": lambda b, h, q, k: k <= q + 1,
     "a prefix": lambda b, h, q, k: (k <= q) | (k < 30),
     "fewer and fewer": lambda b, h, q, k: (k <= 300 - q) | (k == q),

@@ -29,8 +29,6 @@ class Attention(nn.Module):
         self.is_causal = config.is_causal
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.scaling = (config.scales or [config.head_dim**-0.5] * config.num_hidden_layers)[layer]
-        local = config.layer_types is not None and config.layer_types[layer] == "sliding_attention"
-        self.sliding_window = config.sliding_window if local else None
         wide, narrow = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
         self.q_proj = nn.Linear(config.hidden_size, wide)
         self.k_proj = nn.Linear(config.hidden_size, narrow)
@@ -68,7 +66,6 @@ class Attention(nn.Module):
             attention_mask,
             dropout=0.0,
             scaling=self.scaling,
-            sliding_window=self.sliding_window,
             **options,
         )
         return self.o_proj(z.flatten(2))

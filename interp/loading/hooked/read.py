@@ -84,5 +84,4 @@ def decoder(config: HookedConfig, state: Mapping[str, Tensor], *, dtype: torch.d
     free = [name for name in missing if "ln" not in name]
     if free or unexpected:
         raise ModelLoadError(f"parameter {[*free, *unexpected][0]!r} of the decoder was not read")
-    model.generation_config.use_cache = config.is_causal
     return model.eval()

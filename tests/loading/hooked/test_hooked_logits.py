@@ -79,6 +79,7 @@ def test_attention_both_ways_generates_without_a_cache(checkpoint):
     tokens = model.generate(ids, max_new_tokens=3)
     for n in range(4, 7):
         assert int(logits(options, state, tokens[:, :n])[0, -1].argmax()) == int(tokens[0, n])
+    assert torch.equal(model.torch_module.generate(ids, max_new_tokens=3, do_sample=False, pad_token_id=0), tokens)
     with pytest.raises(BackendError, match="keeps no cache"):
         model.generate(ids, max_new_tokens=3, use_cache=True)
 
