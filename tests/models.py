@@ -204,3 +204,14 @@ VARIANTS = {
     "both ways, window": {"both": True, "width": 17},
     "both ways, softcap, sinks": {"both": True, "softcap": 3.0, "sinks": True},
 }
+
+
+def encoder(*, uniform: bool = False) -> transformers.PreTrainedModel:
+    """Llama with attention both ways, as embedding models have it; without queries if `uniform`."""
+    sizes = {"vocab_size": D_VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.LlamaConfig(**sizes, intermediate_size=32, is_causal=False, max_position_embeddings=64)
+    module = random_module(config)
+    with torch.no_grad():
+        for layer in module.model.layers:
+            layer.self_attn.q_proj.weight.mul_(not uniform)
+    return module

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-import transformers
-from tiny_models import SIDES, make_call, padding, questions, ragged
+from tiny_models import SIDES, encoder, make_call, padding, questions, ragged
 from tolerance import assert_equal_to_rounding
 
 import interp
@@ -13,7 +12,7 @@ from interp.attention import Call, CausalMask, Entropy, Offset, measure
 from interp.attention.masks import everything
 from interp.batch import Batch
 from interp.errors import BackendError, NotApplicable, TaskError
-from interp.measurement.checks.backend import check_backend, random_module
+from interp.measurement.checks import check_backend
 from interp.measurement.prompts import visible_keys
 
 LATER = {
@@ -43,21 +42,13 @@ def test_methods_agree_whatever_is_seen(name, side):
             assert_equal_to_rounding(fused[question], value, depth=8 * n, equal_nan=True, msg=question)
 
 
-@pytest.fixture(scope="module")
-def encoder():
-    """Llama with attention both ways, as embedding models have it."""
-    sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = transformers.LlamaConfig(**sizes, intermediate_size=32, is_causal=False, max_position_embeddings=64)
-    return random_module(config)
-
-
 @pytest.mark.parametrize("side", SIDES)
-def test_an_encoder_gives_its_own_logits_and_patterns(encoder, side):
-    model, batch = interp.load(encoder), ragged(12, side, lengths=(12, 12) if side == "unpadded" else (12, 7))
+def test_an_encoder_gives_its_own_logits_and_patterns(side):
+    module = encoder()
+    model, batch = interp.load(module), ragged(12, side, lengths=(12, 12) if side == "unpadded" else (12, 7))
     assert not model.info.causal
-    encoder.set_attn_implementation("eager")
     with torch.no_grad():
-        own = encoder(batch.ids, attention_mask=batch.mask.long(), position_ids=batch.positions, output_attentions=True)
+        own = module(batch.ids, attention_mask=batch.mask.long(), position_ids=batch.positions, output_attentions=True)
     run = model.run(batch, capture=["pattern"])
     assert_equal_to_rounding(run.logits[batch.mask], own.logits[batch.mask], depth=64)
     for layer, pattern in enumerate(own.attentions):
@@ -69,16 +60,16 @@ def test_an_encoder_gives_its_own_logits_and_patterns(encoder, side):
     )
 
 
-def test_every_query_sees_the_whole_prompt(encoder):
+def test_every_query_sees_the_whole_prompt():
     batch = Batch.of([[5] * 7, [5] * 4])
-    keys = visible_keys(interp.load(encoder), batch)
+    keys = visible_keys(interp.load(encoder()), batch)
     assert keys.shape == (2, 2, 7)
     assert set(keys[:, 0].flat) == {7.0}
     assert set(keys[:, 1].flat) == {4.0}
 
 
-def test_analyses_that_presume_causality_say_so(encoder):
-    model = interp.load(encoder)
+def test_analyses_that_presume_causality_say_so():
+    model = interp.load(encoder())
     for name in ("induction", "previous_token", "sink", "duplicate_token"):
         with pytest.raises(NotApplicable, match=f"'{name}' presumes causal attention"):
             interp.analyze(model, name)
@@ -87,20 +78,9 @@ def test_analyses_that_presume_causality_say_so(encoder):
     assert "presumes causal attention" in result.provenance["left_out"]["induction"]
 
 
-def test_entropy_is_held_against_the_keys_of_both_sides(encoder):
-    uniform = {name: p for name, p in encoder.named_parameters() if "q_proj" in name}
-    before = {name: p.detach().clone() for name, p in uniform.items()}
-    with torch.no_grad():
-        for p in uniform.values():
-            p.zero_()
-    try:
-        table = interp.analyze(interp.load(encoder), "entropy", n_prompts=4, length=20).table
-    finally:
-        with torch.no_grad():
-            for name, p in uniform.items():
-                p.copy_(before[name])
-    focus = table[table["variant"] == "focus"]["value"]
-    assert focus.abs().max() < 1e-5
+def test_entropy_is_held_against_the_keys_of_both_sides():
+    table = interp.analyze(interp.load(encoder(uniform=True)), "entropy", n_prompts=4, length=20).table
+    assert table[table["variant"] == "focus"]["value"].abs().max() < 1e-5
 
 
 def test_offsets_count_back_all_the_same():
@@ -118,5 +98,5 @@ def test_cross_attention_is_refused():
         attention(module, query, key, key, None, is_causal=False)
 
 
-def test_every_law_of_models_holds(encoder):
-    assert check_backend(interp.load, modules={"both ways": lambda: random_module(encoder.config)}) == {}
+def test_every_law_of_models_holds():
+    assert check_backend(interp.load, modules={"both ways": encoder}) == {}

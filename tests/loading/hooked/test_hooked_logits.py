@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hooked_checkpoints import VARIANTS, logits
@@ -11,9 +13,11 @@ from torch.testing import assert_close
 import interp
 from interp.attention import Entropy, Offset
 from interp.batch import Batch
+from interp.decompose.attribution import attribute
 from interp.edits import Ablate, KnockOut, Scale
-from interp.errors import BackendError, NotApplicable
+from interp.errors import BackendError, NotApplicable, TaskError
 from interp.measurement.checks import check_backend
+from interp.tasks.prompt import PromptTask
 from interp.weights.weights import copying_ratio
 
 DEPTH = 64  # sums over the widest axis, layers and their nonlinearities
@@ -138,6 +142,24 @@ def test_logits_that_are_no_tokens(checkpoint):
         interp.analyze(model, "copying")
     with pytest.raises(NotApplicable, match="7 logits for 19 tokens"):
         copying_ratio(model.ov_circuits())
+    with pytest.raises(TaskError, match="expected ids from 0 to 6"):
+        attribute(model, prompts(options), 18)
+    task = PromptTask(
+        name="pairs",
+        corruption="another",
+        clean=Batch.of(prompts(options, rows=4)),
+        corrupt=Batch.of(prompts(options, rows=4).flip(1)),
+        answers=torch.tensor([[6], [5], [4], [3]]),
+        wrong=torch.tensor([[0], [7], [1], [2]]),
+        roles={"END": torch.tensor([8, 8, 8, 8])},
+        template=torch.zeros(4, dtype=torch.long),
+        templates=("pairs",),
+        metric="logit_diff",
+    )
+    with pytest.raises(TaskError, match="answer 7: this model gives 7 logits"):
+        task.value(model.run(task.clean).logits)
+    answerable = replace(task, wrong=torch.tensor([[0], [1], [2], [0]]))
+    assert len(interp.analyze(model, "importance", task=answerable).table)  # a caller's answers are logits, not tokens
 
 
 def test_positions_beyond_the_context_are_refused(checkpoint):
