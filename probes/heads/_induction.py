@@ -109,22 +109,15 @@ def induction(
     matching = stats.bootstrap_mean(scores.target, seed=seed)
     p = stats.p_against_nulls(matching.mean, nulls, margin=MARGIN)
     q = stats.benjamini_hochberg(p)
-    tokens_out = model.info.n_logits is None
-    ratio = np.full_like(q, np.nan)
-    if tokens_out:
-        ratio = weights.copying_ratio(model.ov_circuits()).double().numpy()
-    label = (q < LEVEL) & (matching.mean >= THRESHOLD) & (hits.mean >= THRESHOLD)
-    label &= (ratio > 0) if tokens_out else True
-
+    ratio, copies = _copying(model, q.shape)
+    label = (q < LEVEL) & (matching.mean >= THRESHOLD) & (hits.mean >= THRESHOLD) & copies
     spread = (1 - null)[:, None, None]
     normalised_score = stats.bootstrap_mean((scores.target - null[:, None, None]) / spread, seed=seed)
     dependence, previous_token_heads = _previous_token_dependence(model, groups, scores, method=method, seed=seed)
-    columns = interval_columns
+    columns, tested = interval_columns, {"null": null.mean(), "p": p, "q": q, "label": label}
     table = pd.concat(
         [
-            head_rows(
-                model, "prefix_matching", "probability", **columns(matching), null=null.mean(), p=p, q=q, label=label
-            ),
+            head_rows(model, "prefix_matching", "probability", **columns(matching), **tested),
             head_rows(model, "prefix_matching_normalised", "fraction", **columns(normalised_score), null=0.0),
             head_rows(model, "argmax_hit", "fraction", **columns(hits), null=_hit_null(groups)),
             head_rows(model, "copying_ratio", "fraction", value=ratio, null=0.0),
@@ -133,11 +126,27 @@ def induction(
         ignore_index=True,
     )
     heads = ranked_heads(model, label, matching.mean)
-    pool = [(layer, head) for layer in model.info.attention_layers for head in range(model.info.n_heads)]
-    causal = causal and bool(heads) and tokens_out
-    effects = repeat_removal(model, groups, heads, pool, n_random=n_random, seed=seed) if causal else []
+    effects = _removal(model, groups, heads, n_random=n_random, seed=seed) if causal else []
     data = {**describe_repeats(groups, bos), "null_draws": null_kind, "previous_token_heads": previous_token_heads}
     return Findings(table, data, effects)
+
+
+def _copying(model: Model, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Copying ratio of each head, and which may be labelled by it: all, at NaN, where logits are not of tokens."""
+    if model.info.n_logits is not None:
+        return np.full(shape, np.nan), np.ones(shape, dtype=bool)
+    ratio = weights.copying_ratio(model.ov_circuits()).double().numpy()
+    return ratio, ratio > 0
+
+
+def _removal(
+    model: Model, groups: Sequence[Repeats], heads: Sequence[tuple[int, int]], *, n_random: int, seed: int
+) -> list[dict[str, object]]:
+    """Rows of ablating a set of heads; none without heads, or where logits are not of tokens."""
+    if not heads or model.info.n_logits is not None:
+        return []
+    pool = [(layer, head) for layer in model.info.attention_layers for head in range(model.info.n_heads)]
+    return repeat_removal(model, groups, heads, pool, n_random=n_random, seed=seed)
 
 
 def _stripe(group: Repeats) -> int:
