@@ -58,7 +58,7 @@ class Attention(nn.Module):
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.layer_idx)
         options = self._options()
-        z, _ = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager)(
+        z, _ = ALL_ATTENTION_FUNCTIONS.get_interface(str(self.config._attn_implementation), eager)(
             self,
             q,
             k,

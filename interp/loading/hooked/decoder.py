@@ -55,7 +55,7 @@ class HookedDecoder(PreTrainedModel, GenerationMixin):
     base_model_prefix = ""
     _supports_sdpa = True
     _supports_attention_backend = True
-    _no_split_modules = ("Block",)
+    _no_split_modules = ["Block"]  # noqa: RUF012  (as transformers declares it)
 
     def __init__(self, config: HookedConfig) -> None:
         super().__init__(config)
@@ -111,7 +111,7 @@ class HookedDecoder(PreTrainedModel, GenerationMixin):
         x, inputs = self._positions(self.embed_norm(x), position_ids)
         masks = self._masks(x, attention_mask, cache, position_ids)
         for block in self.blocks:
-            x = block(x, attention_mask=masks[block.kind], past_key_values=cache, **inputs)
+            x = block(x, attention_mask=masks[str(block.kind)], past_key_values=cache, **inputs)
         logits = self.unembed(self.ln_final(x)[:, -logits_to_keep:] if logits_to_keep else self.ln_final(x))
         cap = self.config.logit_cap
         logits = logits if cap is None else cap * torch.tanh(logits / cap)
