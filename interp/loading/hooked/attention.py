@@ -13,7 +13,7 @@ from interp.attention.hook import NAME
 from interp.errors import BackendError
 from interp.loading.hooked.config import HookedConfig
 
-Rotary = tuple[Float[Tensor, "batch pos turning"], Float[Tensor, "batch pos turning"]]
+Rotary = tuple[Float[Tensor, "#batch pos turning"], Float[Tensor, "#batch pos turning"]]
 MINE = ("eager", NAME)  # implementations that know of soft-caps and of weights that are not all softmax
 
 

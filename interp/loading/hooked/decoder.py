@@ -88,7 +88,7 @@ class HookedDecoder(PreTrainedModel, GenerationMixin):
         self,
         input_ids: Int[Tensor, "batch pos"] | None = None,
         attention_mask: Tensor | None = None,
-        position_ids: Int[Tensor, "batch pos"] | None = None,
+        position_ids: Int[Tensor, "#batch pos"] | None = None,
         past_key_values: Any = None,
         inputs_embeds: Float[Tensor, "batch pos d_model"] | None = None,
         use_cache: bool | None = None,
