@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import ModelLoadError
+from interp.loading.hooked.attention import rotary_table
 from interp.loading.hooked.config import HookedConfig
 
 SHOWN = 4  # names that an error lists
@@ -131,8 +132,6 @@ def _flat(x: Tensor) -> Tensor:
 
 def _check_computed(named: Mapping[str, Tensor], config: HookedConfig) -> None:
     """Masks and rotary tables that the checkpoint brings along must be those that the config makes."""
-    from interp.loading.hooked.attention import rotary_table
-
     n = config.max_position_embeddings
     i, j = torch.arange(n)[:, None], torch.arange(n)[None]
     for layer in range(config.num_hidden_layers):
