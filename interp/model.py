@@ -47,6 +47,9 @@ class ModelInfo:
         softcap: soft-cap on attention scores, None without.
         sink_logits: whether heads have a learned extra slot in the softmax.
         weights_sha256: of the weight files when they are local and below 256 MiB.
+        causal: whether no query sees a later key; False in attention both ways (encoders).
+        softmax_share: part of attention that is softmax, the rest one constant weight; see `interp.attention.Call`.
+        n_logits: logits of a token where they are fewer than the vocabulary, so that not each is a token's; else None.
     """
 
     name: str
@@ -65,6 +68,9 @@ class ModelInfo:
     softcap: float | None
     sink_logits: bool
     weights_sha256: str | None = None
+    causal: bool = True
+    softmax_share: float = 1.0
+    n_logits: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for provenance."""
@@ -131,6 +137,14 @@ class ModelInfo:
             "Context": "unlimited" if self.context is None else f"{self.context} tokens",
             "Weights": f"{self.dtype}, {whence}",
         }
+        if self.n_logits is not None:
+            facts["Logits"] = f"{self.n_logits}, fewer than the vocabulary"
+        if not self.causal:
+            facts["Attention"] = "both ways: queries see later tokens too"
+        if self.softmax_share != 1.0:
+            facts["Attention weights"] = (
+                f"{self.softmax_share:g} of softmax, and {1 - self.softmax_share:g} for every key"
+            )
         limited = [w for w in self.windows if w is not None]
         if limited:
             widths = ", ".join(map(str, sorted(set(limited))))

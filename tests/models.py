@@ -25,6 +25,7 @@ from interp.attention import (
     SumSquares,
     TopKeys,
 )
+from interp.attention.masks import causal, everything
 from interp.batch import Batch
 from interp.measurement.checks.backend import random_module
 from interp.measurement.checks.laws.subject import Subject
@@ -147,11 +148,11 @@ def questions(batch: Batch, *, seed: int = 0) -> dict[str, object]:
     }
 
 
-def window(width: int):
-    """Predicate of a sliding window: the query itself and the width - 1 keys before it."""
+def window(width: int, *, both: bool = False):
+    """Predicate of a sliding window: the query itself and the width - 1 keys before it, as many behind it if `both`."""
 
     def visible(batch, head, query, key):
-        return (key <= query) & (key > query - width)
+        return (key < query + width if both else key <= query) & (key > query - width)
 
     return visible
 
@@ -171,6 +172,7 @@ def make_call(
     kv_heads: int = 2,
     d_head: int = 8,
     width: int | None = None,
+    both: bool = False,
     softcap: float | None = None,
     sinks: bool = False,
     real: torch.Tensor | None = None,
@@ -183,7 +185,9 @@ def make_call(
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator).to(dtype)
 
-    visible = {} if width is None else {"predicate": window(width)}
+    visible = (
+        {"predicate": everything if both else causal} if width is None else {"predicate": window(width, both=both)}
+    )
     mask = CausalMask(batch, n, n, padding=real, **visible)
     q, k, v = draw(batch, heads, n, d_head), draw(batch, kv_heads, n, d_head), draw(batch, kv_heads, n, d_head)
     slots = torch.linspace(-1, 3, heads).to(dtype) if sinks else None
@@ -196,4 +200,18 @@ VARIANTS = {
     "softcap": {"softcap": 3.0},
     "sinks": {"sinks": True},
     "window, softcap, sinks": {"width": 17, "softcap": 3.0, "sinks": True},
+    "both ways": {"both": True},
+    "both ways, window": {"both": True, "width": 17},
+    "both ways, softcap, sinks": {"both": True, "softcap": 3.0, "sinks": True},
 }
+
+
+def encoder(*, uniform: bool = False) -> transformers.PreTrainedModel:
+    """Llama with attention both ways, as embedding models have it; without queries if `uniform`."""
+    sizes = {"vocab_size": D_VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.LlamaConfig(**sizes, intermediate_size=32, is_causal=False, max_position_embeddings=64)
+    module = random_module(config)
+    with torch.no_grad():
+        for layer in module.model.layers:
+            layer.self_attn.q_proj.weight.mul_(not uniform)
+    return module

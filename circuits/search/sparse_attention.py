@@ -24,7 +24,7 @@ from circuits.patching.paths import path_patching
 from circuits.wiring.case import Case
 from circuits.wiring.ports import QKV
 from interp.components import EMBED, Component, Edge, head_name, kind, parse_head
-from interp.errors import SchemaError
+from interp.errors import NotApplicable, SchemaError
 from interp.model import Model
 from interp.results.provenance import recorded
 from interp.results.results import Result, frame
@@ -153,8 +153,11 @@ def trace_attention(
     Raises:
         SchemaError: no such head, or shares outside 0 to 1.
         TaskError: no such role.
+        NotApplicable: attention both ways, or not all softmax.
         BackendError: scores of a layer depend on more than the distance.
     """
+    if not model.info.causal or model.info.softmax_share != 1.0:
+        raise NotApplicable("scores are traced in causal softmax attention, and this model has another")
     case = Case.of(model, task)
     for name, value in (("least", least), ("share", share), ("upstream", upstream)):
         if not 0 < value <= 1:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from interp.attention import fused, naive
 from interp.attention.call import Call
-from interp.attention.statistics import Statistic
-from interp.errors import BackendError, NotFinite, nearest
+from interp.attention.statistics import Entropy, Mean, Statistic
+from interp.errors import BackendError, NotApplicable, NotFinite, nearest
 
 METHODS = {"fused": fused.answer_all, "naive": naive.answer_all}
 
@@ -20,15 +20,19 @@ def measure(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Attention output [batch, head, query, d_value] and the answer to each question.
 
-    `method`: "fused" (O(n) memory; what "auto" picks), "naive" (dense, the oracle).
+    `method`: "fused" (O(n) memory; what "auto" picks), "naive" (dense, the oracle, and the only one where attention is
+    not all softmax).
 
     Raises:
         TaskError: a question that does not fit the prompts.
+        NotApplicable: an entropy where attention is not all softmax.
         BackendError: unknown method; NotFinite: queries, keys, values or output at real tokens are not, counted.
     """
-    method = "fused" if method == "auto" else method
+    method = ("fused" if call.share == 1.0 else "naive") if method == "auto" else method
     if method not in METHODS:
         raise BackendError(f"unknown attention method {method!r}; {nearest(method, METHODS)}")
+    if call.share != 1.0:
+        _check_share(call, questions, method)
     call.mask.check()
     for question in questions.values():
         question.check(batch=call.mask.batch, n_query=call.mask.n_query, n_key=call.mask.n_key)
@@ -37,6 +41,21 @@ def measure(
         if not bool(torch.isfinite(tensor.sum((1, 3), dtype=torch.float32)).all()):  # cheap screen for the exact check
             _require_finite(name, tensor, call)
     return output, answers
+
+
+def _check_share(call: Call, questions: Mapping[str, Statistic], method: str) -> None:
+    """Refuse what weights that do not sum to one have no answer to, and kernels that know softmax alone."""
+    if method == "fused":
+        raise BackendError(
+            f"a constant {1 - call.share:g} is added to every attention weight, which no fused kernel does; use "
+            'method="auto"'
+        )
+    for question in questions.values():
+        if isinstance(question.of if isinstance(question, Mean) else question, Entropy):
+            raise NotApplicable(
+                f"a constant {1 - call.share:g} is added to every attention weight, so that rows do not sum to one and "
+                "have no entropy"
+            )
 
 
 def _require_finite(name: str, tensor: Tensor, call: Call) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ class Call:
     The score of query i and key j is `s_ij = cap(scale * q_i . k_j)` where visible, `cap(x) = c tanh(x / c)`
     under a soft-cap c and the identity without; `p_ij = exp(s_ij - L_i)`, `L_i = log(sum_j exp s_ij + exp sink)`.
     Keys and values stay in their `kv_head` groups: query head h reads group `h // (head / kv_head)`.
+
+    `share` is what part of attention is softmax: the weight of a visible key is `share * p_ij + (1 - share)`, 1 in all
+    models but those made to tell constant attention from softmax; such rows sum to more than one.
     """
 
     query: Float[Tensor, "batch head query d_head"]
@@ -27,6 +30,7 @@ class Call:
     mask: CausalMask
     softcap: float | None = None
     sinks: Float[Tensor, " head"] | None = None
+    share: float = 1.0
 
     @property
     def group(self) -> int:
@@ -43,7 +47,11 @@ class Call:
         """The same call with every tensor in `dtype`."""
         sinks = None if self.sinks is None else self.sinks.to(dtype)
         q, k, v = (x.to(dtype) for x in (self.query, self.key, self.value))
-        return Call(q, k, v, self.scale, self.mask, self.softcap, sinks)
+        return replace(self, query=q, key=k, value=v, sinks=sinks)
+
+    def weight(self, p: Tensor, visible: Tensor) -> Tensor:
+        """Attention weights of probabilities: `share * p + (1 - share)` at visible keys, p itself where share is 1."""
+        return p if self.share == 1.0 else self.share * p + (1.0 - self.share) * visible.to(p.dtype)
 
     def cap(self, score: Tensor) -> Tensor:
         """Soft-cap the scaled scores, elementwise."""

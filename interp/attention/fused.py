@@ -60,7 +60,7 @@ def attend(
     v = call.value if value is None else value
     first = call.mask.segments[0] if len(call.mask.segments) == 1 else None
     if first is not None and first.full and call.mask.padding is None and call.softcap is None:
-        output, lse = flash(call.query, call.key, v, scale=call.scale, causal=True)
+        output, lse = flash(call.query, call.key, v, scale=call.scale, causal=first.causal)
     else:
         output, lse = _attend_segments(call, v)
     if call.sinks is None:
@@ -86,7 +86,7 @@ def _attend_segments(call: Call, v: Tensor) -> tuple[Tensor, Tensor]:
         if segment.full and call.softcap is None:
             span = slice(segment.start, segment.stop)
             q, k, x = (t[segment.rows, :, span] for t in (call.query, call.key, v))
-            out, part = flash(q, k, x, scale=call.scale, causal=True)
+            out, part = flash(q, k, x, scale=call.scale, causal=segment.causal)
             output[segment.rows, :, span] = out
             lse[segment.rows, :, span] = part.to(wide)
         else:
@@ -95,8 +95,7 @@ def _attend_segments(call: Call, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _attend_tiles(call: Call, v: Tensor, segment: Segment, output: Tensor, lse: Tensor) -> None:
-    for a, b, low in segment.blocks:
-        high = b + call.mask.offset
+    for a, b, low, high in segment.blocks:
         visible = call.mask.tile(segment.rows[:1], slice(a, b), slice(low, high))[:, None]
         q, k, x = call.query[segment.rows, :, a:b], call.key[segment.rows, :, low:high], v[segment.rows, :, low:high]
         if call.softcap is None:
@@ -127,8 +126,7 @@ def _tiles(forward: Forward) -> Iterator[tuple[Tensor, slice, slice, Tensor, Ten
     """Each tile's batch rows, queries, keys, capped scores (-inf where unseen) and probabilities."""
     call = forward.call
     for segment in call.mask.segments:
-        for a, b, low in segment.blocks:
-            high = b + call.mask.offset
+        for a, b, low, high in segment.blocks:
             visible = call.mask.tile(segment.rows[:1], slice(a, b), slice(low, high))[:, None]
             score = _scores(call, call.query[segment.rows, :, a:b], call.key[segment.rows, :, low:high])
             score = score.masked_fill(~visible, -torch.inf)
@@ -233,10 +231,11 @@ def _sees_any(forward: Forward, inside: Tensor) -> Tensor:
     for segment in mask.segments:
         if segment.full:
             span = slice(segment.start, segment.stop)
-            has_key[segment.rows, span] = inside[segment.rows, span].cumsum(-1) > 0
+            keys = inside[segment.rows, span]
+            has_key[segment.rows, span] = keys.cumsum(-1) > 0 if segment.causal else keys.any(-1, keepdim=True)
             continue
-        for a, b, low in segment.blocks:
-            keys = slice(low, b + mask.offset)
+        for a, b, low, high in segment.blocks:
+            keys = slice(low, high)
             visible = mask.tile(segment.rows[:1], slice(a, b), keys)
             has_key[segment.rows, a:b] = (visible & inside[segment.rows, None, keys]).any(-1)
     return has_key
@@ -306,8 +305,8 @@ def _received_swapped(forward: Forward, weight: Tensor, segment: Segment) -> Ten
     queries = torch.cat([call.scale * call.query[segment.rows, :, span], bias], dim=-1).flip(2)
     keys = call.shared(call.key[segment.rows, :, span])
     keys = torch.cat([keys, torch.ones_like(keys[..., :1])], dim=-1)
-    # a key is seen by later queries: reversed in time, that is causal
-    _, lse = flash(keys.flip(2), queries, queries, scale=1.0, causal=True)
+    # a key is seen by later queries: reversed in time, that is causal; without a mask the order does not matter
+    _, lse = flash(keys.flip(2), queries, queries, scale=1.0, causal=segment.causal)
     return lse.flip(2).exp()
 
 

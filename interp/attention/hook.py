@@ -16,7 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from interp.attention._measure import measure
 from interp.attention.call import Call
-from interp.attention.masks import CausalMask, lazy_mask
+from interp.attention.masks import CausalMask, causal, everything, lazy_mask
 from interp.attention.statistics import Statistic
 from interp.errors import BackendError
 
@@ -111,6 +111,7 @@ def attention(
     scaling: float | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    share: float = 1.0,
     **extra: object,
 ) -> tuple[Tensor, None]:
     """Attention function for `transformers.AttentionInterface`: builds the `Call` and hands it to the recorder."""
@@ -121,11 +122,16 @@ def attention(
             raise BackendError(f"{type(module).__name__} adds {name!r} to its scores; this cannot be measured")
     mask = _mask(module, query, key, attention_mask, recorder, extra.get("is_causal"))
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    return recorder(module, Call(query, key, value, scale, mask, softcap, s_aux)), None
+    return recorder(module, Call(query, key, value, scale, mask, softcap, s_aux, share)), None
 
 
 def _mask(
-    module: nn.Module, query: Tensor, key: Tensor, mask: CausalMask | Tensor | None, recorder: Recorder, causal: object
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    mask: CausalMask | Tensor | None,
+    recorder: Recorder,
+    is_causal: object,
 ) -> CausalMask:
     if isinstance(mask, CausalMask):
         return mask
@@ -134,13 +140,14 @@ def _mask(
         raise BackendError(
             f"{name} was handed a dense mask of shape {tuple(mask.shape)}; pass padding masks [batch, pos]"
         )
-    is_causal = getattr(module, "is_causal", True) if causal is None else causal
-    if not is_causal:
-        raise BackendError(f"{name} is not causal (an encoder?); only causal decoders can be measured")
+    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if recorder.padded:
         raise BackendError(f"{name} ignores the padding mask; run its prompts one length at a time")
     n_query, n_key = query.shape[2], key.shape[2]
-    return CausalMask(query.shape[0], n_query, n_key, offset=n_key - n_query, device=query.device)
+    if not is_causal and n_query != n_key:
+        raise BackendError(f"{name} attends from {n_query} queries to {n_key} keys of something else (cross-attention)")
+    predicate = causal if is_causal else everything
+    return CausalMask(query.shape[0], n_query, n_key, predicate=predicate, offset=n_key - n_query, device=query.device)
 
 
 AttentionInterface.register(NAME, attention)

@@ -1,4 +1,4 @@
-"""`CausalMask`: keys that a query may see, causal, windowed or chunked, padded on either side, never n x n.
+"""`CausalMask`: keys that a query may see: causal, windowed, chunked or all, padded on either side, never n x n.
 
 transformers builds masks by calling the mask function registered under the attention implementation's name.
 Ours returns a `CausalMask`, which keeps transformers' own index predicate and evaluates it in tiles on demand.
@@ -26,23 +26,32 @@ def causal(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
     return key <= query
 
 
+def everything(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """Every key, later ones too: attention without a mask, as in encoders."""
+    return (key >= 0) & (query >= 0)
+
+
 @dataclass(frozen=True)
 class Segment:
-    """Batch rows whose real tokens occupy the same positions `start..stop-1`, and how far back they see.
+    """Batch rows whose real tokens occupy the same positions `start..stop-1`, and how far back (and ahead) they see.
 
-    `blocks` holds `(first query, end of queries, first key)` per tile; `full` says that every query sees every
-    earlier real key, so that one causal fused call does for the whole segment.
+    `blocks` holds `(first query, end of queries, first key, end of keys)` per tile; `causal` says that no query sees a
+    later key; `full` that every query sees every real key (every earlier one where causal), so that one fused call does
+    for the whole segment.
     """
 
     rows: Int[Tensor, " rows"]
     start: int
     stop: int
-    blocks: tuple[tuple[int, int, int], ...]
+    blocks: tuple[tuple[int, int, int, int], ...]
     full: bool
+    causal: bool
 
 
 class CausalMask:
     """Visible(batch, query, key) as a predicate on indices, with the padding kept beside it.
+
+    Causal unless the predicate says otherwise. Whether queries see later keys is asked of one in `BLOCK`.
 
     Args:
         batch, n_query, n_key: sizes. Query i stands at position `i + offset` among the keys.
@@ -98,12 +107,18 @@ class CausalMask:
         """Raise what `segments` raises, for code that does not use them."""
         _ = self.segments
 
+    @property
+    def is_causal(self) -> bool:
+        """Whether no query sees a later key (one token alone cannot tell, and counts as causal)."""
+        return all(segment.causal for segment in self.segments)
+
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
         """Batch rows grouped by the span of their real tokens, each span cut into tiles.
 
         Raises:
-            BackendError: padding with holes, or queries that see later keys (not a causal decoder).
+            BackendError: padding with holes, or causal attention whose queries see keys that are not one run ending at
+                themselves.
         """
         if self.padding is None:
             return (self._segment(torch.arange(self.batch, device=self.device), 0, self.n_key),)
@@ -124,13 +139,22 @@ class CausalMask:
         # queries live at key positions offset..offset+n_query-1
         first, last = max(start, self.offset) - self.offset, stop - self.offset
         starts = list(range(first, last, BLOCK))
-        lows = self._lowest_keys(rows[:1], [*starts, last - 1], start)
-        blocks = tuple((a, min(a + BLOCK, last), low) for a, low in zip(starts, lows, strict=False))
+        ends = [min(a + BLOCK, last) for a in starts]
         square = self.offset == 0 and self.n_query == self.n_key
-        return Segment(rows, start, stop, blocks, square and all(low == start for low in lows))
+        lows = self._lowest_keys(rows[:1], [*starts, last - 1], start)
+        if lows is None:
+            spans, whole = self._spans(rows[:1], list(zip(starts, ends, strict=True)), start, stop)
+        else:
+            spans = [(low, b + self.offset) for low, b in zip(lows, ends, strict=False)]
+            whole = all(low == start for low in lows)
+        blocks = tuple((a, b, *span) for a, b, span in zip(starts, ends, spans, strict=True))
+        return Segment(rows, start, stop, blocks, square and whole, lows is not None)
 
-    def _lowest_keys(self, row: Tensor, queries: list[int], start: int) -> list[int]:
-        """First visible key of chosen queries; checks that each sees one unbroken run that ends at itself."""
+    def _lowest_keys(self, row: Tensor, queries: list[int], start: int) -> list[int] | None:
+        """First visible key of chosen queries, each of which must see one unbroken run that ends at itself.
+
+        None where one of them sees a later key.
+        """
         j = torch.arange(self.n_key, device=self.device)[None, None, :]
         lows = []
         for i in queries:
@@ -138,15 +162,24 @@ class CausalMask:
             where = visible.expand(1, 1, self.n_key)[0, 0].nonzero()[:, 0]
             position = i + self.offset
             if len(where) and int(where[-1]) > position:
-                raise BackendError(
-                    f"query {position} may see key {int(where[-1])}: attention is not causal (an encoder, "
-                    "or a prefix model); only causal decoders can be measured"
-                )
+                return None
             low = int(where[0]) if len(where) else position
             if len(where) and (position - low + 1 != len(where)):
                 raise BackendError(f"query {position} sees {len(where)} keys that are not one run ending at itself")
             lows.append(max(low, start))
         return lows
+
+    def _spans(
+        self, row: Tensor, tiles: list[tuple[int, int]], start: int, stop: int
+    ) -> tuple[list[tuple[int, int]], bool]:
+        """First key and end of keys that any query of a tile sees, every query looked at; and whether all see all."""
+        spans, whole = [], True
+        for a, b in tiles:
+            visible = self.tile(row, slice(a, b), slice(0, self.n_key))[0]
+            where = visible.any(0).nonzero()[:, 0]
+            spans.append((int(where[0]), int(where[-1]) + 1) if len(where) else (start, start + 1))
+            whole = whole and bool(visible[:, start:stop].all())
+        return spans, whole
 
 
 def lazy_mask(

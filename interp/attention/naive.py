@@ -31,7 +31,7 @@ Pattern = Float[Tensor, "batch head query key"]
 
 
 def dense_pattern(call: Call) -> tuple[Pattern, Float[Tensor, "batch head query"]]:
-    """p_ij and L_i. Rows sum to one, less the sink slot's share in models with sink logits."""
+    """p_ij and L_i. Rows sum to one, less the sink slot's share in models with sink logits; see `Call` on `share`."""
     score = call.cap(call.scale * call.query @ call.shared(call.key).mT)
     rows = torch.arange(call.mask.batch, device=call.mask.device)
     visible = call.mask.tile(rows, slice(0, call.mask.n_query), slice(0, call.mask.n_key))[:, None]
@@ -42,7 +42,9 @@ def dense_pattern(call: Call) -> tuple[Pattern, Float[Tensor, "batch head query"
     lse = score.logsumexp(-1)
     pattern = (score - lse[..., None]).exp()
     pattern = pattern if call.sinks is None else pattern[..., :-1]
-    return pattern.masked_fill(~visible, 0.0), lse  # a row that sees no key is 0, not exp(-inf + inf)
+    return call.weight(
+        pattern.masked_fill(~visible, 0.0), visible
+    ), lse  # a row that sees no key is 0, not exp(-inf + inf)
 
 
 def answer_all(call: Call, questions: Mapping[str, Statistic]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -20,6 +20,8 @@ from transformers.utils import logging as hf_logging
 from interp import zoo
 from interp.backends import Checkpoint
 from interp.errors import ModelLoadError
+from interp.loading.hooked.decoder import register
+from interp.loading.hooked.read import is_hooked, read_hooked
 from interp.loading.hub import snapshot
 from interp.loading.memory import adapted, check_device, dtype_of, module_of
 from interp.loading.shards import check_dtypes, check_keys, sha256, weight_files
@@ -32,6 +34,7 @@ OWN_ATTENTION = (None, "eager", "sdpa")
 """Attention that a configuration may ask for; whatever else it names (a kernel of the hub's) is not loaded."""
 log = logging.getLogger("interp")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+register()
 
 
 def read(
@@ -57,6 +60,13 @@ def read(
     name, torch_dtype = os.fspath(source), dtype_of(dtype)
     if name.startswith("zoo:"):
         return _of_zoo(name, tokenizer, revision=revision, dtype=torch_dtype, device=device)
+    path = Path(name).expanduser()
+    if name.strip() and is_hooked(path):
+        if device_map is not None or tensor_parallel:
+            raise ModelLoadError(f"{name!r} is in a layout of small models, which stay on one device; pass device=")
+        hooked = read_hooked(path, dtype=torch_dtype or torch.float32)
+        own = hooked.tokenizer or _tokenizer(name, path if path.is_dir() else path.parent, None)
+        return Checkpoint(name, check_device(hooked.model, device), tokenizer or own, None, sha256(hooked.weights))
     local = _folder(name)
     folder, commit = snapshot(name, revision) if local is None else (local, None)
     if not (folder / "config.json").is_file():

@@ -31,6 +31,8 @@ def load(
 
     A folder may hold an adapter (`adapter_config.json`, read with peft), and a model in memory may have adapters:
     edits, weights and sites are of the model with them. A compiled model is refused: load it before `torch.compile`.
+    A folder or file in TransformerLens's HookedTransformer layout (a config, `blocks.0.attn.W_Q`), or of a program that
+    Tracr compiled, comes in too, and so does `TransformerBridge.boot_native`: both are run by "hf".
 
     `backend`: "hf" (the default), "lens" (dense attention, for architectures outside transformers' attention
     interface), "nnsight", or one of another package; a bridge or an nnsight model is run by its own.
@@ -57,6 +59,7 @@ def load(
     2
     """
     from interp.loading.checkpoints import read  # transformers and torch: only once there is something to read
+    from interp.loading.hooked.native import is_native, native_decoder
 
     if not isinstance(remote, bool | str):
         raise ModelLoadError(f"remote is True, an address or 'local'; got {type(remote).__name__}")
@@ -64,6 +67,8 @@ def load(
         raise ModelLoadError(
             f"strip_prefix is what stands in front of keys, as text; got {type(strip_prefix).__name__}"
         )
+    if is_native(source):
+        tokenizer, source = tokenizer or source.tokenizer, native_decoder(source)
     runner = backend_for(source, backend, remote=remote)
     if runner.adopt is not None and runner.owns(source):
         try:

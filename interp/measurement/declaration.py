@@ -15,6 +15,7 @@ from interp.results.figures import Draw, head_map
 from interp.results.results import Result
 
 if TYPE_CHECKING:
+    from interp.model import ModelInfo
     from interp.zoo.planted.factory import Planted
 
 RECALL, IDENTIFY = "knowledge recalling", "in-context identification"
@@ -23,6 +24,17 @@ PATTERN = "attention pattern"
 STAGES = (RECALL, IDENTIFY, REASON, PREPARE, PATTERN)
 """The four stages of the survey arXiv 2409.03752, and "attention pattern", which is none of them: where a head looks,
 which is no function."""
+
+CAUSAL, TOKEN_LOGITS = "causal attention", "a logit per token"
+ABSENT: Mapping[str, Callable[[ModelInfo], str | None]] = {
+    CAUSAL: lambda info: None if info.causal else "presumes causal attention, and here queries see later tokens too",
+    TOKEN_LOGITS: lambda info: (
+        None
+        if info.n_logits is None
+        else f"reads logits as tokens, and here are {info.n_logits} logits for {info.d_vocab} tokens"
+    ),
+}
+"""What an analysis may presume of a model, and why a model is not like that; None where it is."""
 
 Section = Literal["analyses", "attention", "sinks"]
 
@@ -80,6 +92,7 @@ class Analysis:
         unit: kind of component it scores ("head").
         headline: variant that sums it up, the one that is mapped, ranked and labelled.
         needs: "tokens" if ids suffice, "text" if a tokenizer is required.
+        presumes: what of `ABSENT` the model must have: most prompts, nulls and losses are of causal language models.
         columns: columns beyond the common ones, with their pandas types.
         means, misleads: what a high value means, and what it does not.
         reference: paper, with arXiv id.
@@ -107,6 +120,7 @@ class Analysis:
     run: Callable[..., Result]
     order: int = 100
     needs: str = "tokens"
+    presumes: tuple[str, ...] = (CAUSAL, TOKEN_LOGITS)
     columns: Mapping[str, str] = field(default_factory=dict)
     stage: Stage | None = None
     two_sided: bool = False
@@ -116,6 +130,14 @@ class Analysis:
     section: Section = "analyses"
     quick: Mapping[str, Any] = field(default_factory=dict)
     exemptions: Mapping[str, str] = field(default_factory=dict)
+
+    def obstacle(self, info: ModelInfo, options: Mapping[str, Any]) -> str | None:
+        """Why a model of this kind does not suit the analysis, None where it does.
+
+        A caller's own `task` says itself what is asked where, and which logits are its answers.
+        """
+        presumes = () if options.get("task") is not None else self.presumes
+        return next((why for p in presumes if (why := ABSENT[p](info))), None)
 
     @property
     def quantity(self) -> str:

@@ -146,8 +146,16 @@ def describe_repeats(groups: Sequence[Repeats], bos: str) -> dict[str, object]:
 def visible_keys(model: Model, batch: Batch) -> Float[np.ndarray, "layer batch query"]:
     """Keys that each query of each attention layer may see: its position + 1, or the sliding window where that is less.
 
-    1 / visible_keys is what uniform attention gives each of them.
+    1 / visible_keys is what uniform attention gives each of them. In attention both ways each sees the whole prompt.
+
+    Raises:
+        NotApplicable: attention both ways within a window.
     """
+    if not model.info.causal:
+        if any(w is not None for w in model.info.windows):
+            raise NotApplicable("how many keys a query sees in attention both ways within a window is not known here")
+        prompt = batch.mask.sum(1, keepdim=True).expand(batch.ids.shape)
+        return np.stack([prompt.double().numpy()] * len(model.info.windows))
     seen = (batch.positions + 1).double().numpy()
     return np.stack([seen if w is None else np.minimum(seen, w) for w in model.info.windows])
 

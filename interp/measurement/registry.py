@@ -19,7 +19,7 @@ import torch
 from interp.components import head_name, mlp_name
 from interp.environment import load_plugins
 from interp.errors import BackendError, CheckError, InterpError, NotApplicable, NotFinite, SchemaError, nearest
-from interp.measurement.declaration import Analysis, PlantedTask, Section, Stage
+from interp.measurement.declaration import CAUSAL, TOKEN_LOGITS, Analysis, PlantedTask, Section, Stage
 from interp.measurement.options import checked_options
 from interp.model import Model
 from interp.results.figures import GROUP, Draw, declare, head_map
@@ -64,6 +64,7 @@ def analysis(
     unit: str = "head",
     order: int = 100,
     needs: str = "tokens",
+    presumes: tuple[str, ...] = (CAUSAL, TOKEN_LOGITS),
     columns: Mapping[str, str] | None = None,
     stage: Stage | None = None,
     two_sided: bool = False,
@@ -83,6 +84,9 @@ def analysis(
         @functools.wraps(body)
         def run(model: Model, *args: P.args, **options: P.kwargs) -> Result:
             by_name: dict[str, Any] = checked_options(name, body, args, options)
+            obstacle = _registry[name].obstacle(model.info, by_name)
+            if obstacle:
+                raise NotApplicable(f"{name!r} {obstacle}")
             start = time.perf_counter()
             findings = body(model, **by_name)  # type: ignore[call-arg]  # pyright: all of P by name
             table = _full_table(findings.rows, name, columns or {})
@@ -105,6 +109,7 @@ def analysis(
             run=run,
             order=order,
             needs=needs,
+            presumes=presumes,
             columns=dict(columns or {}),
             stage=stage,
             two_sided=two_sided,
@@ -153,16 +158,16 @@ def analyze(model: Model, name: str, **options: Any) -> Result:
     for option in options:
         if option not in parameters:
             raise SchemaError(f"{name!r} has no option {option!r}; {nearest(option, parameters)}")
-    obstacle = _obstacle(spec, model)
+    obstacle = _obstacle(spec, model, options)
     if obstacle:
         raise NotApplicable(f"{name!r} {obstacle}")
     return spec.run(model, **options)
 
 
-def _obstacle(spec: Analysis, model: Model) -> str | None:
+def _obstacle(spec: Analysis, model: Model, options: Mapping[str, Any] | None = None) -> str | None:
     """Why the model cannot be given to this analysis at all, None where it can."""
     mute = spec.needs == "text" and model.tokenizer is None
-    return MUTE if mute else None
+    return MUTE if mute else spec.obstacle(model.info, options or {})
 
 
 def detect(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from interp.errors import BackendError
+from interp.errors import BackendError, NotApplicable
 from interp.model import Model
 from interp.weights import weights
 
@@ -20,6 +20,6 @@ def copying_ratios(model: Model) -> tuple[Float[np.ndarray, "layer head"], str]:
     """
     try:
         return weights.copying_ratio(model.ov_circuits()).double().numpy(), READ
-    except BackendError as error:
+    except (BackendError, NotApplicable) as error:
         shape = (len(model.info.attention_layers), model.info.n_heads)
-        return np.full(shape, np.nan), f"weights cannot be read: {error}"
+        return np.full(shape, np.nan), f"not read off the weights: {error}"

@@ -114,7 +114,13 @@ def by_name(name: str) -> Metric:
 
 
 def _of(values: Float[Tensor, "batch d_vocab"], ids: Int[Tensor, "batch k"]) -> tuple[Float[Tensor, "batch k"], Tensor]:
-    """Values of ids, and which ids are real."""
+    """Values of ids, and which ids are real.
+
+    Raises:
+        TaskError: an id that has no logit.
+    """
+    if ids.numel() and int(ids.max()) >= values.shape[1]:
+        raise TaskError(f"answer {int(ids.max())}: this model gives {values.shape[1]} logits, numbered from 0")
     ids = ids.to(values.device)
     return values.gather(1, ids.clamp(min=0)), ids >= 0
 

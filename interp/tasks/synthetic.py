@@ -154,11 +154,16 @@ def permuted_repeats(groups: Sequence[Repeats], *, seed: int, derange: bool = Fa
     return shuffled
 
 
-def random_prompts(model: Model, *, n: int, length: int, bos: str, seed: int) -> Batch:
-    """`n` prompts of `length` tokens in all (BOS included): distinct random ordinary tokens, nothing repeated."""
+def random_prompts(model: Model, *, n: int, length: int, bos: str, seed: int, distinct: bool = True) -> Batch:
+    """`n` prompts of `length` tokens in all (BOS included): random ordinary tokens, nothing repeated if `distinct`."""
     first = bos_id(model, bos)
     generator = torch.Generator().manual_seed(seed)
-    block = random_blocks(model, n=n, length=length - (first is not None), generator=generator)
+    shape = (n, length - (first is not None))
+    if distinct:
+        block = random_blocks(model, n=n, length=shape[1], generator=generator)
+    else:
+        tokens = ordinary_tokens(model)
+        block = tokens[torch.randint(len(tokens), shape, generator=generator)]
     return Batch.of(_with_bos(block, first)[0])
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from interp.components import head_name
-from interp.errors import BackendError, SiteError
+from interp.errors import BackendError, NotApplicable, SiteError
 from interp.numerics import refuse_autocast
 from interp.weights.factored import FactoredMatrix, positivity
 from interp.weights.norms import HeadNorm, Norm
@@ -322,9 +322,14 @@ def copying_ratio(ov: OV) -> Float[Tensor, "layer head"]:
 
     Raises:
         BackendError: tokens are embedded in another width than the stream's.
+        NotApplicable: logits that are not one per token.
 
     Reference: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits", copying heads.
     """
+    if ov.w_u.shape[1] != len(ov.w_e):
+        raise NotApplicable(
+            f"{ov.w_u.shape[1]} logits for {len(ov.w_e)} tokens: which token a logit is of is not known"
+        )
     if ov.w_e.shape[1] != len(ov.w_u):
         raise BackendError(
             f"embeddings are {ov.w_e.shape[1]} wide and the stream {len(ov.w_u)}: no W_E W_V W_O W_U without what "
@@ -345,12 +350,12 @@ class OV:
     Attributes:
         w_v: [layer head d_model d_head]; the norm before attention is folded in, and the gain of a norm on values.
         w_o: [layer head d_head d_model]; a norm after attention, if any, is folded in.
-        w_e: [d_vocab d_model]. w_u: [d_model d_vocab] with the final norm folded in.
+        w_e: [d_vocab d_model]. w_u: [d_model d_vocab_out] with the final norm folded in.
         layers: layer of each row.
     """
 
     w_v: Float[Tensor, "layer head d_model d_head"]
     w_o: Float[Tensor, "layer head d_head d_model"]
     w_e: Float[Tensor, "d_vocab d_model"]
-    w_u: Float[Tensor, "d_model d_vocab"]
+    w_u: Float[Tensor, "d_model d_vocab_out"]
     layers: tuple[int, ...]

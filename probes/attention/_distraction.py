@@ -16,7 +16,7 @@ from interp import tasks
 from interp.attention import Mean, Pairs
 from interp.batch import Batch
 from interp.errors import NotApplicable, TaskError
-from interp.measurement.declaration import Stage
+from interp.measurement.declaration import CAUSAL, Stage
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, MARGIN, head_rows, interval_columns
 from interp.model import Model
@@ -37,6 +37,7 @@ class Spans:
 
 @analysis(
     name="distraction",
+    presumes=(CAUSAL,),
     family="attention",
     title="Distractible heads",
     headline="auroc",

@@ -23,6 +23,7 @@ LEFT = 1e-3  # mass that must be off the first token for the rest of the row to 
 
 @analysis(
     name="entropy",
+    presumes=(),
     family="attention",
     title="Focused heads",
     headline="focus",

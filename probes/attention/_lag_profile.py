@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from interp import tasks
 from interp.attention import Mean, Offset, Statistic
-from interp.measurement.declaration import Stage
+from interp.measurement.declaration import CAUSAL, Stage
 from interp.measurement.prompts import describe_repeats, repeat_groups
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, MARGIN, THRESHOLD, head_rows, interval_columns
@@ -38,6 +38,7 @@ def _lines(rows: pd.DataFrame) -> go.Figure:
 
 @analysis(
     name="lag_profile",
+    presumes=(CAUSAL,),
     family="copy",
     title="Lag-following heads",
     headline="best",

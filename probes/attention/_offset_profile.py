@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from interp.attention import Mean, Offset
 from interp.batch import Prompts
-from interp.measurement.declaration import Stage
+from interp.measurement.declaration import CAUSAL, Stage
 from interp.measurement.prompts import PromptSet, prompt_set, visible_keys
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, MARGIN, THRESHOLD, head_rows, interval_columns
@@ -30,6 +30,7 @@ def _lines(rows: pd.DataFrame) -> go.Figure:
 
 @analysis(
     name="offset_profile",
+    presumes=(CAUSAL,),
     family="attention",
     title="Fixed-offset heads",
     headline="peak",

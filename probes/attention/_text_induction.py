@@ -13,7 +13,7 @@ from torch import Tensor
 
 from interp.attention import Mean, Pairs, Statistic
 from interp.errors import TaskError
-from interp.measurement.declaration import REASON, Stage
+from interp.measurement.declaration import CAUSAL, REASON, Stage
 from interp.measurement.prompts import PromptSet, text_prompts, visible_keys
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, MARGIN, THRESHOLD, head_rows, interval_columns
@@ -28,6 +28,7 @@ _SPACES = "▁ĠĊĉčÂ \t\r\n"
 
 @analysis(
     name="text_induction",
+    presumes=(CAUSAL,),
     family="copy",
     title="Induction heads on text",
     headline="fuzzy_pm",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from interp.measurement.declaration import REASON, PlantedTask, Stage
+from interp.measurement.declaration import REASON, TOKEN_LOGITS, PlantedTask, Stage
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import head_rows
 from interp.model import Model
@@ -13,6 +13,7 @@ from probes.heads import own_token as _own
 
 @analysis(
     name="copy_suppression",
+    presumes=(TOKEN_LOGITS,),
     family="roles",
     title="Copy suppression",
     headline="own_bottom",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from interp.measurement.declaration import PREPARE, PlantedTask, Stage
+from interp.measurement.declaration import PREPARE, TOKEN_LOGITS, PlantedTask, Stage
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import head_rows
 from interp.measurement.weight_readings import copying_ratios
@@ -14,6 +14,7 @@ from probes.heads import own_token as _own
 
 @analysis(
     name="copying",
+    presumes=(TOKEN_LOGITS,),
     family="roles",
     title="Copying by the weights",
     headline="own_top",

@@ -6,7 +6,7 @@ import numpy as np
 
 from interp import tasks
 from interp.attention import Mean, Pairs, Statistic
-from interp.measurement.declaration import IDENTIFY, PlantedTask, Stage
+from interp.measurement.declaration import CAUSAL, IDENTIFY, PlantedTask, Stage
 from interp.measurement.offsets import (
     WRONG_OFFSETS,
     offset_questions,
@@ -25,6 +25,7 @@ from interp.tasks import Repeats
 
 @analysis(
     name="duplicate_token",
+    presumes=(CAUSAL,),
     family="copy",
     title="Duplicate-token heads",
     headline="score",

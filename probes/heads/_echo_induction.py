@@ -14,7 +14,7 @@ from interp import tasks
 from interp.attention import Mean, Offset, Statistic
 from interp.batch import Batch
 from interp.errors import NotApplicable
-from interp.measurement.declaration import IDENTIFY, REASON, PlantedTask, Stage
+from interp.measurement.declaration import CAUSAL, IDENTIFY, REASON, PlantedTask, Stage
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, MARGIN, THRESHOLD, head_rows, interval_columns
 from interp.model import Model
@@ -49,6 +49,7 @@ class _Copies:
 
 @analysis(
     name="echo_induction",
+    presumes=(CAUSAL,),
     family="retrieval",
     title="Echo and induction heads (RazorAttention)",
     headline="echo",

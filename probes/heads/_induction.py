@@ -11,7 +11,7 @@ import torch
 from interp.attention import Mean, Offset, Statistic, TopKeys
 from interp.components import head_names
 from interp.edits import ablate_heads
-from interp.measurement.declaration import REASON, PlantedTask, Stage
+from interp.measurement.declaration import CAUSAL, REASON, PlantedTask, Stage
 from interp.measurement.offsets import (
     WRONG_OFFSETS,
     OffsetScores,
@@ -33,6 +33,7 @@ from interp.tasks import Repeats
 
 @analysis(
     name="induction",
+    presumes=(CAUSAL,),
     family="copy",
     title="Induction heads",
     headline="prefix_matching",
@@ -76,8 +77,9 @@ def induction(
     fewer than three lengths or five such stripes fit the context, the nulls are the same stripe in 16 sets of prompts
     whose second copy is permuted (`null_draws` in the provenance). q is Benjamini-Hochberg over all heads. A head is
     labelled at q < 0.01, score >= 0.3, argmax_hit >= 0.3 and copying_ratio > 0; where that is NA (the provenance has
-    the reason) by attention alone. With `causal`, the set of labelled heads is ablated (zero and mean) and compared
-    with up to `n_random` distinct random sets with as many heads in each layer: see `interventions`.
+    the reason: weights that cannot be read, logits that are not of tokens) by attention alone. With `causal`, the set
+    of labelled heads is ablated (zero and mean) and compared with up to `n_random` distinct random sets with as many
+    heads in each layer: see `interventions`; not where logits are not of tokens.
 
     Args:
         model: any loaded model.
@@ -124,10 +126,19 @@ def induction(
         head_rows(model, "previous_token_dependence", "probability", **columns(dependence), null=0.0),
     ]
     heads = ranked_heads(model, label, matching.mean)
-    pool = [(layer, head) for layer in model.info.attention_layers for head in range(model.info.n_heads)]
-    effects = repeat_removal(model, groups, heads, pool, n_random=n_random, seed=seed) if causal and heads else []
+    effects = _removal(model, groups, heads, n_random=n_random, seed=seed) if causal else []
     data = {**describe_repeats(groups, bos), "null_draws": null_kind, "previous_token_heads": previous_token_heads}
     return Findings(pd.concat(parts, ignore_index=True), data | {"copying_ratio": reading}, effects)
+
+
+def _removal(
+    model: Model, groups: Sequence[Repeats], heads: Sequence[tuple[int, int]], *, n_random: int, seed: int
+) -> list[dict[str, object]]:
+    """Rows of ablating a set of heads; none without heads, or where logits are not of tokens."""
+    if not heads or model.info.n_logits is not None:
+        return []
+    pool = [(layer, head) for layer in model.info.attention_layers for head in range(model.info.n_heads)]
+    return repeat_removal(model, groups, heads, pool, n_random=n_random, seed=seed)
 
 
 def _stripe(group: Repeats) -> int:

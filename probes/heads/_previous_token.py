@@ -7,7 +7,7 @@ import torch
 from interp import tasks
 from interp.attention import Mean, Offset
 from interp.errors import NotApplicable
-from interp.measurement.declaration import IDENTIFY, PlantedTask, Stage
+from interp.measurement.declaration import CAUSAL, IDENTIFY, PlantedTask, Stage
 from interp.measurement.offsets import offset_questions, offset_scores
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import T0, score_rows
@@ -16,10 +16,12 @@ from interp.results import stats
 
 WRONG = range(2, 18)
 """Offsets whose masses are the null."""
+FEWEST = 3  # ordinary tokens below which prompts say nothing, repeated or not
 
 
 @analysis(
     name="previous_token",
+    presumes=(CAUSAL,),
     family="copy",
     title="Previous-token heads",
     headline="score",
@@ -41,29 +43,31 @@ def previous_token(
     The null is uniform causal attention, mean of 1/(i+1) over the same rows; p tests that offset 1 gets at most 0.05
     more than offsets 2 to 17 of the same head (over the same rows, where they exist; at least five of them have to); q
     is Benjamini-Hochberg over all heads. A head is labelled at q < 0.01 and score >= 0.3. The first two queries and
-    keys at a BOS are left out.
+    keys at a BOS are left out. With fewer than 7 ordinary tokens prompts repeat some, which the provenance says.
 
     Args:
         model: any loaded model.
         n_prompts: independent prompts, the unit of the interval.
-        length: tokens per prompt, BOS included; shortened to the context and vocabulary.
+        length: tokens per prompt, BOS included; shortened to the context, and to the vocabulary if that is enough.
         bos: "default", "forced" or "none"; see `interp.tasks.bos_id`.
         method: attention method, "fused" or "naive".
         seed: of prompts and bootstrap.
 
     Raises:
-        NotApplicable: no room for 7 distinct tokens.
+        NotApplicable: no room for 7 tokens, or fewer than 3 ordinary ones.
 
     Reference: Olsson et al. 2022 (arXiv 2209.11895). The wrong-offset test is ours.
     """
     start = 0 if tasks.bos_id(model, bos) is None else 1
-    length = min(length, model.info.context or length, len(tasks.ordinary_tokens(model)) + start)
-    least = start + WRONG.start + stats.LEAST_NULLS
+    length = min(length, model.info.context or length)
+    least, n_tokens = start + WRONG.start + stats.LEAST_NULLS, len(tasks.ordinary_tokens(model))
+    distinct = n_tokens + start >= least or n_tokens < FEWEST
+    length = min(length, n_tokens + start) if distinct else length
     if length < least:
         raise NotApplicable(
             f"prompts of {length} tokens are too short to tell offsets apart; at least {least} are needed"
         )
-    batch = tasks.random_prompts(model, n=n_prompts, length=length, bos=bos, seed=seed)
+    batch = tasks.random_prompts(model, n=n_prompts, length=length, bos=bos, seed=seed, distinct=distinct)
     position = torch.arange(length)
     rows = (position >= max(T0, start + 1)).expand_as(batch.mask)
     questions = {"target": Mean(Offset(1), rows)}
@@ -72,5 +76,6 @@ def previous_token(
 
     null = stats.uniform_causal(max(T0, start + 1), length - 1)
     table = score_rows(model, "score", "probability", scores.target, scores.wrong, null=null, seed=seed)
-    data = {"task": "random tokens", "n": n_prompts, "length": length, "bos": bos, "sha256": tasks.fingerprint([batch])}
+    task = "random tokens" if distinct else f"random tokens with repeats, of a vocabulary of {n_tokens}"
+    data = {"task": task, "n": n_prompts, "length": length, "bos": bos, "sha256": tasks.fingerprint([batch])}
     return Findings(table, data)

@@ -62,7 +62,7 @@ def rollout(
         inflow = model.attention(copies, statistics, layers=[layer], method=method)["received"][0].double().mean(1)
         weight = (1 - residual) * inflow.nan_to_num() + residual * weight
     value = weight.unflatten(0, where.shape).numpy()
-    return _relevance("rollout", value, _uniform_rollout(model, batch, where, residual), batch, where)
+    return _relevance(model, "rollout", value, _uniform_rollout(model, batch, where, residual), batch, where)
 
 
 def flow(
@@ -95,7 +95,10 @@ def flow(
     every = torch.arange(n).expand(len(batch.ids), n)
     attention = model.attention(batch, {"rows": Rows(every)}, method=method)["rows"]
     patterns = attention.double().mean(2).nan_to_num().numpy()  # layer prompt query key
-    chance = [_uniform(n_keys) * batch.mask.numpy()[:, None] for n_keys in visible_keys(model, batch)]
+    chance = [
+        _uniform(n_keys, causal=model.info.causal) * batch.mask.numpy()[:, None]
+        for n_keys in visible_keys(model, batch)
+    ]
     values, nulls = (np.full((*where.shape, n), np.nan) for _ in range(2))
     for prompt in range(len(batch.ids)):
         first, last = int(batch.first[prompt]), int(batch.first[prompt] + batch.mask[prompt].sum())
@@ -104,7 +107,7 @@ def flow(
             graph = _with_residual(layers[:, own, own], residual)
             for r, row in enumerate(where[prompt].tolist()):
                 store[prompt, r, own] = max_flows(graph, row - first)
-    return _relevance("flow", np.nan_to_num(values), np.nan_to_num(nulls), batch, where)
+    return _relevance(model, "flow", np.nan_to_num(values), np.nan_to_num(nulls), batch, where)
 
 
 def max_flows(layers: Float[np.ndarray, "layer query key"], row: int) -> Float[np.ndarray, " key"]:
@@ -140,11 +143,14 @@ def _one_row_each(batch: Batch, where: Int[Tensor, "prompt row"]) -> Batch:
     return Batch(batch.ids.repeat_interleave(n, 0), batch.mask.repeat_interleave(n, 0))
 
 
-def _uniform(n_keys: Float[np.ndarray, "prompt query"]) -> Float[np.ndarray, "prompt query key"]:
-    """Rows that share themselves out over the `n_keys` keys up to the query; alignment is by position in the batch."""
+def _uniform(n_keys: Float[np.ndarray, "prompt query"], *, causal: bool) -> Float[np.ndarray, "prompt query key"]:
+    """Rows that share themselves out over the `n_keys` keys up to the query; alignment is by position in the batch.
+
+    In attention both ways they are those of the whole prompt (padding among them is for the caller to take out).
+    """
     n = n_keys.shape[1]
     back = np.arange(n)[:, None] - np.arange(n)
-    inside = (back >= 0) & (back[None] < n_keys[:, :, None])
+    inside = (back >= 0) & (back[None] < n_keys[:, :, None]) if causal else np.ones((1, n, n), dtype=bool)
     return inside / np.maximum(n_keys, 1)[:, :, None]
 
 
@@ -154,6 +160,10 @@ def _uniform_rollout(model: Model, batch: Batch, where: Tensor, residual: float)
     weight = torch.nn.functional.one_hot(where, n).double().numpy()
     for n_keys in reversed(visible_keys(model, batch)):
         share = weight / np.maximum(n_keys, 1)[:, None]
+        if not model.info.causal:  # every query of the prompt sees every key
+            inflow = share.sum(-1, keepdims=True)
+            weight = ((1 - residual) * inflow + residual * weight) * batch.mask.numpy()[:, None]
+            continue
         total = np.concatenate([np.zeros((*share.shape[:2], 1)), share.cumsum(-1)], -1)
         inflow = np.zeros_like(weight)
         for prompt, last in enumerate(_last_query(n_keys)):
@@ -169,6 +179,8 @@ def _last_query(n_keys: Float[np.ndarray, "prompt query"]) -> Int[np.ndarray, "p
     return np.stack([np.searchsorted(row, np.arange(n), side="right") - 1 for row in first])
 
 
-def _relevance(method: str, value: np.ndarray, null: np.ndarray, batch: Batch, where: Tensor) -> Relevance:
-    mask = reachable(batch, where)
+def _relevance(
+    model: Model, method: str, value: np.ndarray, null: np.ndarray, batch: Batch, where: Tensor
+) -> Relevance:
+    mask = reachable(batch, where, causal=model.info.causal)
     return Relevance(method, np.where(mask, value, np.nan), np.where(mask, null, np.nan), where, batch.ids)

@@ -55,7 +55,7 @@ def gradient_relevance(
     for r in range(where.shape[1]):
         row_answers = None if answers is None else answers[:, r]
         values[:, r] = _one_row(model, batch, where[:, r], row_answers, method=method)
-    mask = reachable(batch, where)
+    mask = reachable(batch, where, causal=model.info.causal)
     return Relevance(
         "gradient relevance",
         np.where(mask, values.numpy(), np.nan),

@@ -79,10 +79,10 @@ def chosen_rows(batch: Batch, rows: Sequence[int] | None) -> Int[Tensor, "prompt
     return own + batch.first[:, None]
 
 
-def reachable(batch: Batch, rows: Int[Tensor, "prompt row"]) -> np.ndarray:
-    """[prompt row key]: real keys at or before the row."""
+def reachable(batch: Batch, rows: Int[Tensor, "prompt row"], *, causal: bool) -> np.ndarray:
+    """[prompt row key]: real keys at or before the row, or all of the prompt's where attention goes both ways."""
     position = torch.arange(batch.ids.shape[1])
-    return (batch.mask[:, None] & (position <= rows[..., None])).numpy()
+    return (batch.mask[:, None] & ((position <= rows[..., None]) | (not causal))).numpy()
 
 
 def occlusion(
@@ -135,7 +135,7 @@ def occlusion(
     at = batch.mask.nonzero().numpy().T
     value[at[0], :, at[1]] = drops.mean(1)
     se[at[0], :, at[1]] = drops.std(1, ddof=1) / np.sqrt(n_draws) if n_draws > 1 else np.nan
-    mask = reachable(batch, where)
+    mask = reachable(batch, where, causal=model.info.causal)
     return Relevance(
         "occlusion",
         np.where(mask, value, np.nan),

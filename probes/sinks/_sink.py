@@ -11,7 +11,7 @@ from interp import tasks
 from interp.attention import Received
 from interp.batch import Batch
 from interp.errors import NotApplicable, TaskError
-from interp.measurement.declaration import PlantedTask, Stage
+from interp.measurement.declaration import CAUSAL, PlantedTask, Stage
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, MARGIN, THRESHOLD, head_rows, interval_columns
 from interp.model import Model
@@ -23,6 +23,7 @@ EPSILONS = (0.1, 0.2, 0.3, 0.5)
 
 @analysis(
     name="sink",
+    presumes=(CAUSAL,),
     family="sink",
     title="First-token sinks",
     headline="first_token",

@@ -91,7 +91,8 @@ def test_sink_share_completes_the_row(variant, method):
     if call.softcap is not None:
         score = call.softcap * torch.tanh(score / call.softcap)
     i, j = torch.meshgrid(torch.arange(40), torch.arange(40), indexing="ij")
-    seen = (j <= i) & (j > i - VARIANTS[variant].get("width", 40))
+    width = VARIANTS[variant].get("width", 40)
+    seen = (j < i + width if VARIANTS[variant].get("both") else j <= i) & (j > i - width)
     weight = score.exp().masked_fill(~seen, 0.0).sum(-1)
     slot = 0.0 if call.sinks is None else call.sinks.exp()[None, :, None]
     assert_close(mass, (weight / (weight + slot)).to(mass.dtype), atol=1e-9, rtol=0)

@@ -1,12 +1,15 @@
 """What is particular to a bridge: its own hooks, its processed weights, what it keeps."""
 
 import pytest
+import torch
+import transformers
 from agreement import on
-from tiny_models import ragged
+from tiny_models import encoder, ragged
 from tolerance import assert_equal_to_rounding
 
 import interp
 from interp.attention import Offset
+from interp.errors import ModelLoadError
 
 
 def test_a_bridge_keeps_its_own_hooks(bridge_of):
@@ -51,3 +54,22 @@ def test_no_pattern_is_kept_after_a_run(name):
 def test_a_fused_method_is_refused():
     with pytest.raises(interp.InterpError, match="computes attention densely, not 'fused'; use 'auto'"):
         on("lens", "gpt2").attention(ragged(8, "unpadded"), {"p": Offset(1)}, method="fused")
+
+
+def test_a_bridge_that_computes_something_else_is_refused():
+    with pytest.raises(ModelLoadError, match="bridge of LlamaForCausalLM gives other logits than the model"):
+        interp.load(encoder(), backend="lens")  # whose bridge masks later tokens
+
+
+def test_a_bridge_whose_tokens_see_later_ones_is_refused():
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+
+    sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.BertConfig(**sizes, intermediate_size=32, attn_implementation="eager")
+    module = transformers.BertForMaskedLM(config).eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(4 if parameter.ndim > 1 else 1)
+    bridge = build_bridge_from_module(module, "BertForMaskedLM", hf_config=module.config)
+    with pytest.raises(ModelLoadError, match="tokens see later ones"):
+        interp.load(bridge)

@@ -25,7 +25,8 @@ __all__ = ["Anatomy", "AttentionPart", "input_device", "observe"]
 class AttentionPart:
     """One layer's attention as observed: modules around it and sizes of its call.
 
-    `direct` says that the output projection takes z as attention gave it (no gate in between).
+    `direct` says that the output projection takes z as attention gave it (no gate in between); `causal` that no query
+    sees a later key; `share` is as in `Call`.
     """
 
     layer: int
@@ -41,6 +42,8 @@ class AttentionPart:
     softcap: float | None
     sink_logits: bool
     direct: bool = True
+    causal: bool = True
+    share: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +51,8 @@ class Anatomy:
     """The observed parts of a decoder.
 
     `overwrites` says that some module changes its input in place, `bundled` that layers give tuples; `shards` how heads
-    are spread over processes, None where they are not.
+    are spread over processes, None where they are not; `n_logits` how many the unembedding gives, None if it was not
+    called or is spread too.
     """
 
     blocks: nn.ModuleList
@@ -59,6 +63,7 @@ class Anatomy:
     overwrites: bool
     bundled: bool
     shards: Shards | None = None
+    n_logits: int | None = None
 
     def part(self, layer: int) -> AttentionPart | None:
         """Attention of a layer, None where it has none."""
@@ -66,11 +71,11 @@ class Anatomy:
 
 
 def observe(model: PreTrainedModel) -> Anatomy:
-    """Parts of a causal decoder.
+    """Parts of a stack of layers with self-attention, causal or both ways.
 
     Raises:
-        BackendError: the model is not causal, bypasses the attention interface, or a part cannot be told apart; the
-            message names the module and what was looked for.
+        BackendError: the model bypasses the attention interface, or a part cannot be told apart; the message names the
+            module and what was looked for.
     """
     events, calls = watch(model)
     if not calls:
@@ -92,7 +97,8 @@ def observe(model: PreTrainedModel) -> Anatomy:
     overwrites = any(e.overwritten for e in events)
     bundled = any(e.bundled for e in events if e.module is blocks[0])
     spread = shards(model)
-    return Anatomy(blocks, _gather(parts, spread), unembed, final, stream, overwrites, bundled, spread)
+    n_logits = reads[-1].outputs[0].shape[-1] if reads and spread is None else None
+    return Anatomy(blocks, _gather(parts, spread), unembed, final, stream, overwrites, bundled, spread, n_logits)
 
 
 def _gather(parts: tuple[AttentionPart, ...], spread: Shards | None) -> tuple[AttentionPart, ...]:
@@ -161,4 +167,6 @@ def _part(
         softcap=call.softcap,
         sink_logits=call.sinks is not None,
         direct=output.took[:1] == events[start].gave[:1],
+        causal=call.mask.is_causal,
+        share=call.share,
     )

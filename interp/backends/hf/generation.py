@@ -79,9 +79,10 @@ def generation(model: PreTrainedModel, batch: Batch, plan: Pass, options: dict[s
     """Token ids from transformers' `generate`, the prompts' positions fixed for its whole course."""
     ids = batch.ids
     inside = any(kind in INSIDE for kind, _ in plan.edits)
+    cached = options.get("use_cache", model.generation_config.use_cache) is not False
     if inside:
         check_cache(options)
-    if inside and options.get("use_cache", True) and options.get("past_key_values") is None:
+    if inside and cached and options.get("past_key_values") is None:
         options = {k: v for k, v in options.items() if k != "cache_implementation"}
         options["past_key_values"] = DynamicCache()  # every key kept: edits may speak of any of them
     if "pad_token_id" not in options and model.generation_config.pad_token_id is None:

@@ -42,7 +42,7 @@ PATTERN_STATISTICS = "statistics are of unedited attention; capture the pattern 
 
 
 class HFModel(ModuleModel):
-    """A transformers causal decoder seen through the attention interface; implements `interp.model.Model`."""
+    """A transformers model seen through the attention interface; implements `interp.model.Model`."""
 
     backend = "hf"
 
@@ -50,7 +50,7 @@ class HFModel(ModuleModel):
         """Observe the model's anatomy with a two-token pass.
 
         Raises:
-            BackendError: the model is not a causal decoder that follows the attention interface.
+            BackendError: the model is not a stack of layers that follow the attention interface.
         """
         self.torch_module = checkpoint.model
         self.tokenizer = checkpoint.tokenizer
@@ -83,6 +83,7 @@ class HFModel(ModuleModel):
                 f"layers differ in their numbers of heads {sorted(heads)}; looked for one number throughout"
             )
         embed = next(self.torch_module.get_input_embeddings().parameters())
+        n_logits = self.anatomy.n_logits
         windows = tuple(sliding_window(config, p.layer) for p in parts)
         return ModelInfo(
             name=checkpoint.name,
@@ -101,6 +102,9 @@ class HFModel(ModuleModel):
             softcap=parts[0].softcap,
             sink_logits=parts[0].sink_logits,
             weights_sha256=checkpoint.weights_sha256,
+            causal=all(p.causal for p in parts),
+            softmax_share=parts[0].share,
+            n_logits=n_logits if n_logits is not None and n_logits < len(embed) else None,
         )
 
     @exclusive
@@ -175,12 +179,15 @@ class HFModel(ModuleModel):
         """Token ids [batch pos], prompts included (padded on the left), from transformers' own `generate`.
 
         Edits with positions or per-token values are of the prompt's tokens; the others apply to new tokens as well.
-        `options` go to transformers; decoding is greedy unless they say otherwise.
+        `options` go to transformers; decoding is greedy unless they say otherwise, and without a cache where attention
+        goes both ways, since each new token changes what is computed at all others.
 
         Raises:
             BackendError: a cache that does not keep every key as it is, where edits are of attention.
         """
         check_mode(self.torch_module, self.device)
+        if not self.info.causal:
+            options = {"use_cache": False, **options}
         batch = self.batch(Batch.of(prompts, self.tokenizer, side="left").padded_on("left"))
         with self.editing(edits):
             plan = self._standing[-1]

@@ -64,7 +64,7 @@ def pattern(
     tile = Tile(rows, heads, visible, plan.mask, call.query.shape[1], call.mask.n_query, span.start, call.mask.offset)
     scores = edit_scores(scores, tile, edits)
     p = softmax(scores, None if call.sinks is None else call.sinks[heads])
-    return edit_pattern(p, tile, edits, layer=layer)
+    return edit_pattern(call.weight(p, ~torch.isneginf(scores)), tile, edits, layer=layer)
 
 
 def _hits(call: Call, edits: Sequence[Edit]) -> Bool[Tensor, "batch head"]:

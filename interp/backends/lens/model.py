@@ -42,6 +42,11 @@ from interp.weights.stream import Reads, Writes
 from interp.weights.weights import Weights
 
 METHOD = "dense (lens)"
+SEEN = 1e-3
+"""Share of the logits' spread that they change by where a token sees the next one."""
+BOTH_WAYS = (
+    'tokens see later ones, which patterns and nulls here are not made for; only backend "hf" takes attention both ways'
+)
 
 
 class LensModel(ModuleModel):
@@ -53,7 +58,8 @@ class LensModel(ModuleModel):
         """Try out the bridge's hook points with a pass of a few tokens.
 
         Raises:
-            BackendError: the bridge is not one stack of decoder blocks with softmax attention that can be seen.
+            BackendError: the bridge is not one stack of decoder blocks with softmax attention that can be seen, or a
+                token sees later ones.
         """
         self.bridge = bridge
         self.tokenizer = bridge.tokenizer
@@ -61,6 +67,9 @@ class LensModel(ModuleModel):
         self._standing: list[Edit] = []
         with evaluating(self.torch_module), torch.no_grad():
             self.parts = observe(bridge, self._call)
+            logits = self._call(torch.tensor([[0, 0], [0, 1]]))[:, 0].float()
+        if float((logits[0] - logits[1]).abs().max()) > SEEN * max(float(logits[0].std()), 1e-6):
+            raise BackendError(BOTH_WAYS)
         self.info: ModelInfo = lens_info(bridge, self.parts, name=name, commit=commit, method=METHOD)
 
     def __repr__(self) -> str:

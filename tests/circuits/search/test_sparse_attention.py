@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny_models import D_VOCAB, tiny
+from tiny_models import D_VOCAB, encoder, tiny
 from tolerance import assert_equal_to_rounding
 from torch.testing import assert_close
 
@@ -14,7 +14,7 @@ import interp
 from circuits.graph.layout import Layout
 from circuits.search.sparse_attention import Tracing, extended_qk, trace_attention
 from circuits.wiring.case import Case
-from interp.errors import SchemaError, TaskError
+from interp.errors import NotApplicable, SchemaError, TaskError
 from interp.tasks import planted_task
 from interp.tasks.prompt import collate
 from interp.zoo.planted import factory
@@ -151,3 +151,8 @@ def test_refusals():
     assert nothing.firings.empty
     assert nothing.table().empty
     assert nothing.graph().n_edges == 0
+
+
+def test_scores_of_attention_both_ways_are_not_traced():
+    with pytest.raises(NotApplicable, match="causal softmax attention, and this model has another"):
+        trace_attention(interp.load(encoder()), pairs(), ["L1H0"])

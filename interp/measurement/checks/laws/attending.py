@@ -11,7 +11,7 @@ from interp.sites import Site
 
 
 def a_pattern_mixes_values_into_z(subject: Subject) -> None:
-    """z = pattern v for every query head and the key-value head of its group; rows of the pattern sum to one."""
+    """z = pattern v for every query head and the key-value head of its group; rows of a softmax sum to one."""
     model, info = subject.model, subject.model.info
     run = model.run(subject.batch, capture=["pattern", "v", "z"])
     for i in info.attention_layers:
@@ -21,7 +21,7 @@ def a_pattern_mixes_values_into_z(subject: Subject) -> None:
         sums = pattern.sum(-1).transpose(1, 2)[subject.real]
         if info.sink_logits:
             require(bool((sums < 1).all()), f"L{i}.pattern: a row takes more than the sink leaves")
-        else:
+        elif info.softmax_share == 1.0:
             close(sums, torch.ones_like(sums), f"sums of the rows of L{i}.pattern")
 
 
@@ -38,7 +38,7 @@ def a_key_that_is_knocked_out_gets_nothing(subject: Subject) -> None:
     close(cut[:, 0], plain[:, 0], f"{site} of another head, after a knock-out", share=EXACT)
     rest = plain[rows, 1, end].clone()
     rest[rows, first] = 0.0
-    if not model.info.sink_logits:
+    if not model.info.sink_logits and model.info.softmax_share == 1.0:
         close(cut[rows, 1, end], rest / rest.sum(-1, keepdim=True), f"{site} of the other keys, after a knock-out")
 
 
@@ -55,6 +55,8 @@ def statistics_are_those_of_the_pattern(subject: Subject) -> None:
         "entropy": Entropy(),
         "rows": Rows(rows),
     }
+    if model.info.softmax_share != 1.0:
+        del statistics["entropy"]  # of what does not sum to one there is none
     answers = model.attention(batch, statistics)
     require(answers.layers == model.info.attention_layers, f"answers of layers {answers.layers}")
     pattern = model.run(batch, capture=["pattern"]).stack("pattern").detach().cpu()
@@ -67,6 +69,7 @@ def statistics_are_those_of_the_pattern(subject: Subject) -> None:
     }
     if model.info.sink_logits:  # the sink's slot is an outcome like the others
         from_pattern["entropy"] += torch.special.entr((1 - pattern.sum(-1)).clamp(min=0))
+    from_pattern = {name: from_pattern[name] for name in statistics if name in from_pattern}
     real = subject.real[None, :, None].expand(pattern.shape[:-1])
     for name, reference in from_pattern.items():
         finite = torch.isfinite(answers[name]) & real

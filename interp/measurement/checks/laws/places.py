@@ -13,7 +13,13 @@ def captures_have_the_declared_shapes(subject: Subject) -> None:
     info, kinds = model.info, subject.kinds()
     require({"resid_pre", "resid_post", "logits"} <= set(kinds), f"too little can be captured: {', '.join(kinds)}")
     heads = dict.fromkeys(PER_HEAD, info.n_heads) | dict.fromkeys(("k", "v"), info.n_kv_heads)
-    widths = {"q": info.d_head, "k": info.d_head, "logits": info.d_vocab, "norm_scale": 1, "mlp_post": None}
+    widths = {
+        "q": info.d_head,
+        "k": info.d_head,
+        "logits": info.n_logits or info.d_vocab,
+        "norm_scale": 1,
+        "mlp_post": None,
+    }
     widths |= {"v": None, "z": None}
     for kind in kinds:
         run = model.run(subject.batch, capture=[kind])
