@@ -207,7 +207,7 @@ def test_attention_statistics_do_not_wait_for_the_weights(make):
     reading, ratio = found.provenance["data"]["copying_ratio"], column(found, "copying_ratio")
     assert np.isfinite(ratio).all() if reading == "read" else np.isnan(ratio).all()
     if reading != "read":
-        assert reading.startswith("weights cannot be read: ")
+        assert reading.startswith("not read off the weights: ")
 
 
 def test_a_head_is_labelled_by_its_attention_where_weights_cannot_be_read():
