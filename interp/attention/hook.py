@@ -7,6 +7,7 @@ recorder, and puts back every setting it touched, also after an exception.
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -22,6 +23,14 @@ from interp.errors import BackendError
 
 NAME = "interp"  # under which both functions are registered with transformers
 UNSUPPORTED = ("position_bias", "indices")  # score terms that a Call cannot express yet
+
+_layers: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+
+
+def number_layers(layers: Mapping[nn.Module, int]) -> None:
+    """Say at which layer attention modules stand; without, it is their own `layer_idx`, or their place in the order."""
+    _layers.update(layers)
+
 
 _active: ContextVar[Recorder | None] = ContextVar("interp_recorder", default=None)
 
@@ -78,7 +87,7 @@ class Recorder:
 
     def __call__(self, module: nn.Module, call: Call) -> Tensor:
         """Attention output z [batch, query, head, d_value] for one layer, with everything asked for done on the way."""
-        index = getattr(module, "layer_idx", None)
+        index = _layers.get(module, getattr(module, "layer_idx", None))
         layer = index if isinstance(index, int) else len(self.modules)
         self.modules[layer] = module
         if self.watch is not None:
@@ -174,5 +183,5 @@ def _switch(model: PreTrainedModel) -> None:
     if model.config._attn_implementation != NAME:
         raise BackendError(
             f"{family} does not follow transformers' attention interface, so its attention cannot be measured without "
-            'storing it; load it with backend="lens", which does (n x n per head)'
+            "storing it"
         )

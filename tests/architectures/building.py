@@ -52,7 +52,9 @@ _SHARED = {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hy
 FAMILIES: dict[str, dict[str, Any]] = {
     "bamba": {**_SSM, "attn_layer_indices": [1]},
     "cohere_compass_text": {
-        "rope_parameters": {k: {"rope_type": "default", "rope_theta": 1e4} for k in ("full_attention", "sliding_attention")}
+        "rope_parameters": {
+            k: {"rope_type": "default", "rope_theta": 1e4} for k in ("full_attention", "sliding_attention")
+        }
     },
     "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0}},
     "dots3_note": {"vision_config": {"adapter_in_dim": 32}},
@@ -84,7 +86,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "xlstm": {"num_heads": 4, "embedding_dim": 32},
     "xmod": {"default_language": "en_XX"},
     "zamba": {"mamba_dt_rank": 4, **_SHARED, "attention_hidden_size": 64},
-    "zamba2": {"mamba_headdim": 8, "n_mamba_heads": 8, **_SHARED, "attention_hidden_size": 64, "hybrid_layer_ids": [1, 3]},
+    "zamba2": {
+        "mamba_headdim": 8,
+        "n_mamba_heads": 8,
+        **_SHARED,
+        "attention_hidden_size": 64,
+        "hybrid_layer_ids": [1, 3],
+    },
 }
 
 
@@ -99,6 +107,16 @@ def small(model_type: str, **more: Any) -> PretrainedConfig:
     wanted = MODEL_FOR_CAUSAL_LM_MAPPING[default].config_class
     kind = default if issubclass(default, wanted) else wanted  # of several parts, the decoder's
     return kind(**{**_shrunk(kind().to_dict(), FAMILIES.get(kind.model_type, {})), **more})
+
+
+def scaled(model_type: str) -> PreTrainedModel | None:
+    """A decoder with dynamic rotary scaling beyond 16 tokens; None where a type has no plain rotary tables."""
+    config = small(model_type)
+    parameters = getattr(config, "rope_parameters", None)
+    if not isinstance(parameters, dict) or parameters.get("rope_type") != "default" or "layer_types" in vars(config):
+        return None
+    dynamic = {**parameters, "rope_type": "dynamic", "factor": 2.0}
+    return build(model_type, small(model_type, rope_parameters=dynamic, max_position_embeddings=16))
 
 
 def build(model_type: str, config: PretrainedConfig, *, seed: int = 0, scale: float = 4.0) -> PreTrainedModel:

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from building import build, small
+from building import build, scaled, small
 from things import THINGS, Case
+from transformers import PreTrainedModel
 
 import interp
 from interp.errors import InterpError, PromptWarning
@@ -58,10 +59,18 @@ def outcome(model_type: str, family: str) -> Outcome:
         except Exception as error:  # a fault: recorded, not raised, so that the other types are tried
             return Outcome(model_type, family, RAW, "", f"load ({backend}): {said(error)}")
         else:
-            return _judged(model_type, family, backend, trials(Case(model, module)))
+            return _judged(model_type, family, backend, trials(Case(model, module, _scaled(model_type, backend))))
     if "lens" in reasons["hf"]:
         return Outcome(model_type, family, RAW, "", f"recommends lens, which says: {reasons['lens']}")
     return Outcome(model_type, family, REFUSED, "", reasons["hf"])
+
+
+def _scaled(model_type: str, backend: str) -> PreTrainedModel | None:
+    """The type under dynamic rotary scaling, where the backend is that of transformers and it can be built."""
+    try:
+        return scaled(model_type) if backend == "hf" else None
+    except Exception:  # a configuration of ours that the class does not take
+        return None
 
 
 def trials(case: Case) -> dict[str, tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+import interp
 from interp.batch import Batch
 from interp.decompose import decompose
 from interp.edits import Ablate
+from interp.errors import InterpError
 from interp.measurement.checks.laws.attending import a_pattern_mixes_values_into_z, statistics_are_those_of_the_pattern
 from interp.measurement.checks.laws.reading import paired_activations
 from interp.measurement.checks.laws.subject import Subject, apart, close, require, run_logits
@@ -38,10 +41,14 @@ class Attending(Subject):
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A model and a module with the same parameters that nothing of ours has touched."""
+    """A model and a module with the same parameters that nothing of ours has touched.
+
+    `scaled` is a module of the type with dynamic rotary scaling beyond 16 tokens, None where it has no rotary tables.
+    """
 
     model: Model
     module: PreTrainedModel
+    scaled: PreTrainedModel | None = None
 
     @property
     def rows(self) -> list[list[int]]:
@@ -72,7 +79,9 @@ def capture(case: Case, kind: str) -> None:
     info, ids = case.model.info, case.whole.batch.ids
     acts = case.model.run(ids, capture=[kind]).acts
     layers = info.layers_of(Site(kind))
-    require([s.first for s in acts] == list(layers), f"{kind}: captured at {[s.first for s in acts]}, not {list(layers)}")
+    require(
+        [s.first for s in acts] == list(layers), f"{kind}: captured at {[s.first for s in acts]}, not {list(layers)}"
+    )
     for site, x in acts.items():
         heads = info.n_kv_heads if kind in ("k", "v") else info.n_heads
         start = (len(ids), heads, ids.shape[1], ids.shape[1]) if kind == "pattern" else (*ids.shape, heads)
@@ -98,7 +107,9 @@ def head_out(case: Case) -> None:
     for i in case.model.info.attention_layers:
         heads = run[f"L{i}.head_out"]
         rest = (run[f"L{i}.attn_out"] - heads.sum(2)).flatten(0, 1)
-        close(rest, rest[:1].expand_as(rest), f"L{i}.attn_out less its heads", scale=float(heads.abs().max()), share=LOOSE)
+        close(
+            rest, rest[:1].expand_as(rest), f"L{i}.attn_out less its heads", scale=float(heads.abs().max()), share=LOOSE
+        )
 
 
 def mixture(case: Case) -> None:
@@ -118,12 +129,16 @@ def ablation(case: Case) -> None:
     ours = run_logits(case.model.run(ids, edits=[Ablate(Site("z", last, head=1))]))
     clean = case.plain(ids)
     apart(ours, clean, f"logits without L{last}H1")
-    width = case.model.run(ids, capture=[f"L{last}.z"])[f"L{last}.z"].shape[-1]
+    z = case.model.run(ids, capture=[f"L{last}.z"])[f"L{last}.z"]
+    width = z.shape[-1]
     projection = _projection(case.module, info.n_heads * width, len(info.attention_layers))
     if projection is None:
         return
 
+    taken: list[Tensor] = []
+
     def hook(module: nn.Module, args: tuple) -> tuple:
+        taken.append(args[0])
         x = args[0].clone()
         x[..., width : 2 * width] = 0.0
         return (x, *args[1:])
@@ -133,7 +148,8 @@ def ablation(case: Case) -> None:
         by_hand = case.plain(ids)
     finally:
         handle.remove()
-    close(ours, by_hand, f"logits without L{last}H1, against a hook", share=LOOSE)
+    if torch.allclose(taken[0].reshape(z.shape), z, rtol=1e-3, atol=1e-5):  # no norm or gate in between
+        close(ours, by_hand, f"logits without L{last}H1, against a hook", share=LOOSE)
 
 
 def _projection(module: nn.Module, width: int, layers: int) -> nn.Module | None:
@@ -163,10 +179,28 @@ def padded(case: Case, side: str) -> None:
             close(run[site][row, real], x[0], f"{site} of prompt {row}", share=LOOSE)
 
 
+def dynamic_rotary(case: Case) -> None:
+    """Beyond the context under dynamic scaling, a prompt is as the module alone runs it, whatever was run before."""
+    if case.scaled is None:
+        return
+    long, less, short = ([case.rows[0] * 2, case.rows[0] * 2, case.rows[0]][i][:n] for i, n in enumerate((24, 20, 12)))
+    model = interp.load(copy.deepcopy(case.scaled))
+    for ids in (long, less, short):
+        own = Case(model, copy.deepcopy(case.scaled)).plain(torch.tensor([ids]))
+        close(run_logits(model.run([ids])), own, f"logits of {len(ids)} tokens", share=LOOSE)
+    try:
+        run = model.run(Batch.of([long, short]))
+    except InterpError:
+        return
+    close(run_logits(run)[1, : len(short)], own[0], "logits beside a longer prompt", share=LOOSE)
+
+
 def weights(case: Case) -> None:
-    """Matrices, norms and turns make q, k, v of the stream, and attention's write of z."""
+    """Matrices, norms and turns make q, k, v of the stream, and attention's write of z where heads write that."""
+    gated = case.whole.refusal("head_out") is not None
     for what, (ours, theirs) in paired_activations(case.whole).items():
-        close(ours, theirs, f"{what} by the weights", share=LOOSE)
+        if not (gated and what.endswith("attn_out")):
+            close(ours, theirs, f"{what} by the weights", share=LOOSE)
 
 
 def decomposition(case: Case) -> None:
@@ -223,6 +257,7 @@ THINGS: dict[str, Callable[[Case], None]] = {
     "ablation": ablation,
     "left padding": partial(padded, side="left"),
     "right padding": partial(padded, side="right"),
+    "dynamic rotary": dynamic_rotary,
     "weights": weights,
     "decomposition": decomposition,
     "generation": generation,

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from interp.attention import Call
+from interp.attention import Call, number_layers
 from interp.backends.hf.shards import Shards, shards
-from interp.backends.hf.stream import StreamPart, stream_part
-from interp.backends.hf.watch import Event, input_device, source, watch
+from interp.backends.hf.stream import StreamPart, chain, stream_part
+from interp.backends.hf.watch import Event, identity, input_device, source, watch
 from interp.errors import BackendError
 
 __all__ = ["Anatomy", "AttentionPart", "input_device", "observe"]
@@ -25,7 +25,8 @@ __all__ = ["Anatomy", "AttentionPart", "input_device", "observe"]
 class AttentionPart:
     """One layer's attention as observed: modules around it and sizes of its call.
 
-    `direct` says that the output projection takes z as attention gave it (no gate in between).
+    `direct` says that the output projection takes z as attention gave it (no gate or norm in between), `whole` that
+    attention gives z at once and not in pieces. `write` is the event of what attention writes, behind its projection.
     """
 
     layer: int
@@ -41,14 +42,16 @@ class AttentionPart:
     softcap: float | None
     sink_logits: bool
     direct: bool = True
+    whole: bool = True
+    write: Event | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Anatomy:
     """The observed parts of a decoder.
 
-    `overwrites` says that some module changes its input in place, `bundled` that layers give tuples; `shards` how heads
-    are spread over processes, None where they are not.
+    `overwrites` says that some module changes its input in place, `bundled` that layers give tuples; `width` is that of
+    the stream; `shards` how heads are spread over processes, None where they are not.
     """
 
     blocks: nn.ModuleList
@@ -58,7 +61,13 @@ class Anatomy:
     stream: tuple[StreamPart, ...]
     overwrites: bool
     bundled: bool
+    width: int
     shards: Shards | None = None
+
+    @property
+    def gated(self) -> frozenset[int]:
+        """Layers whose z stands inside attention alone: something changes it before the output projection takes it."""
+        return frozenset(p.layer for p in self.attention if not p.direct)
 
     def part(self, layer: int) -> AttentionPart | None:
         """Attention of a layer, None where it has none."""
@@ -78,21 +87,56 @@ def observe(model: PreTrainedModel) -> Anatomy:
             f"{type(model).__name__} never called the attention interface: no softmax attention to measure"
         )
     paths = {id(module): path for path, module in model.named_modules()}
-    blocks = _blocks(model, next(iter(calls.values()))[0], paths)
+    blocks = _blocks(model, calls[0][0], paths)
+    by_layer = _layers(calls, blocks, paths)
+    number_layers({module: layer for layer, (module, _) in by_layer.items()})
     unembed = model.get_output_embeddings()
     if unembed is None:
         raise BackendError(
             f"{type(model).__name__} has no output embeddings: looked for the unembedding that gives logits"
         )
-    parts = tuple(_part(layer, module, call, blocks, paths, events) for layer, (module, call) in sorted(calls.items()))
+    parts = tuple(_part(layer, *by_layer[layer], blocks[layer], paths, events) for layer in sorted(by_layer))
     reads = [e for e in events if e.module is unembed]
     final = source(events, reads[-1].took[0]) if reads else None
-    by_layer = {part.layer: part for part in parts}
-    stream = tuple(_stream(i, blocks, by_layer.get(i), paths, events) for i in range(len(blocks)))
+    at = {part.layer: part for part in parts}
+    stream = tuple(_stream(i, blocks, at.get(i), paths, events) for i in range(len(blocks)))
     overwrites = any(e.overwritten for e in events)
     bundled = any(e.bundled for e in events if e.module is blocks[0])
     spread = shards(model)
-    return Anatomy(blocks, _gather(parts, spread), unembed, final, stream, overwrites, bundled, spread)
+    width = next(e.width for e in events if e.module is blocks[0])
+    return Anatomy(blocks, _gather(parts, spread), unembed, final, stream, overwrites, bundled, width, spread)
+
+
+def _layers(
+    calls: list[tuple[nn.Module, Call]], blocks: nn.ModuleList, paths: dict[int, str]
+) -> dict[int, tuple[nn.Module, list[Call]]]:
+    """The attention module of each layer that has one, with its calls: one, or several that weigh other values alike.
+
+    Raises:
+        BackendError: attention outside of the layers, several in one layer, or a layer that is run more than once.
+    """
+    holders: dict[int, list[int]] = {}
+    for i, block in enumerate(blocks):
+        for module in block.modules():
+            holders.setdefault(id(module), []).append(i)
+    result: dict[int, tuple[nn.Module, list[Call]]] = {}
+    for module, call in calls:
+        path, layers = paths[id(module)], holders.get(id(module), [])
+        if not layers:
+            raise BackendError(f"{path!r} is in none of the {len(blocks)} layers: looked for the layer that holds it")
+        own, before = result.get(layers[0], (module, []))
+        alike = all(torch.equal(c.query, call.query) and torch.equal(c.key, call.key) for c in before)
+        if len(layers) > 1 or (before and own is module and not alike):
+            raise BackendError(
+                f"{path!r} is run more than once in a pass, each time on another stream, so that no layer has an "
+                "attention of its own to measure"
+            )
+        if own is not module:
+            raise BackendError(
+                f"layer {layers[0]} has two attentions, {paths[id(own)]!r} and {path!r}; a layer is measured by one"
+            )
+        result[layers[0]] = (module, [*before, call])
+    return result
 
 
 def _gather(parts: tuple[AttentionPart, ...], spread: Shards | None) -> tuple[AttentionPart, ...]:
@@ -109,7 +153,7 @@ def _stream(
     layer: int, blocks: nn.ModuleList, part: AttentionPart | None, paths: dict[int, str], events: list[Event]
 ) -> StreamPart:
     block, before = blocks[layer], blocks[layer - 1] if layer else None
-    attention = None if part is None else paths[id(part.module)]
+    attention = None if part is None or part.write is None else (paths[id(part.module)], part.write)
     stream = stream_part(layer, paths[id(block)], attention, events)
     own = {e.module: e for e in events if e.module is block or e.module is before}
     if before is not None and not torch.equal(own[before].outputs[0].cpu(), own[block].inputs[0].cpu()):
@@ -118,6 +162,8 @@ def _stream(
         stream.missing["head_out"] = (
             f"layer {layer} changes z before its output projection, so heads do not write z W_O"
         )
+    if part is not None and not part.whole:
+        stream.missing["z"] = f"attention of layer {layer} weighs its values in several pieces, which are then combined"
     return stream
 
 
@@ -131,28 +177,26 @@ def _blocks(model: nn.Module, attention: nn.Module, paths: dict[int, str]) -> nn
 
 
 def _part(
-    layer: int, module: nn.Module, call: Call, blocks: nn.ModuleList, paths: dict[int, str], events: list[Event]
+    layer: int, module: nn.Module, calls: list[Call], block: nn.Module, paths: dict[int, str], events: list[Event]
 ) -> AttentionPart:
-    path = paths[id(module)]
+    path, call = paths[id(module)], calls[-1]
     n_heads, d_value = call.query.shape[1], call.value.shape[-1]
     start = next(i for i, e in enumerate(events) if e.path == "(attention)" and e.module is module)
-    output = next((e for e in events[start:] if e.path.startswith(path + ".") and e.width == n_heads * d_value), None)
+    own = next(e for e in events if e.path == path)
+    output = _output(own, events[start:], paths[id(block)], n_heads * d_value)
     if output is None:
         raise BackendError(
             f"no output projection in {path!r}: looked for a submodule of width {n_heads * d_value} after it"
         )
-    own = next(e for e in events if e.path == path)
-    before = source(events[:start], own.took[0])
-    after = next((e.module for e in events if e.took[:1] == own.gave[:1] and e.is_norm), None)
-    block = next((b for b in blocks if any(m is module for m in b.modules())), None)
-    if block is None:
-        raise BackendError(f"{path!r} is in none of the {len(blocks)} layers: looked for the layer that holds it")
+    inside = [e for e in events[:start] if e.within(paths[id(block)])]
+    write = own if output.within(path) else output
+    after = next((e.module for e in events if e.took[:1] == write.gave[:1] and e.is_norm), None)
     return AttentionPart(
         layer=layer,
         module=module,
         block=block,
         output=output.module,
-        norm_before=before,
+        norm_before=source(inside, own.took[0]),
         norm_after=after,
         n_heads=n_heads,
         n_kv_heads=call.key.shape[1],
@@ -161,4 +205,19 @@ def _part(
         softcap=call.softcap,
         sink_logits=call.sinks is not None,
         direct=output.took[:1] == events[start].gave[:1],
+        whole=len(calls) == 1,
+        write=write,
     )
+
+
+def _output(own: Event, after: list[Event], block: str, width: int) -> Event | None:
+    """The output projection: in the attention module, or in its layer behind it, taking what it gives.
+
+    In the module, it is what makes the module's output (a gate may take tensors of the same width), else what takes z.
+    """
+    fitting = [e for e in after if e.width == width and not e.is_norm and next(e.module.parameters(), None) is not None]
+    inside = [e for e in fitting if e.within(own.path)]
+    behind = [e for e in fitting if e.within(block) and e.took[:1] == own.gave[:1]]
+    made = [e for e in inside if identity(own.outputs[0]) in map(identity, chain(e.outputs[0], after))]
+    direct = [e for e in inside if e.took[:1] == after[0].gave[:1]]
+    return next(iter([*made, *direct, *inside, *behind]), None)

@@ -31,7 +31,7 @@ class Hooks:
         # Parts are read by calling them, so before any hook stands on them, and anew each time: weights may change.
         layers = range(len(anatomy.blocks))
         self.writers = {i: HeadWriter(anatomy, i) for i in layers if plan.asks(i, "head_out")}
-        self.norms = {i: read_norm(norm, _width(norm)) for i, norm in self._read_norms()}
+        self.norms = {i: read_norm(norm, anatomy.width) for i, norm in self._read_norms()}
 
     def _read_norms(self) -> Iterator[tuple[int | None, nn.Module]]:
         """Norms whose divisor is asked for, by layer."""
@@ -189,10 +189,6 @@ class Hooks:
 
     def _register(self, handle: Any) -> None:
         self._stack.callback(handle.remove)
-
-
-def _width(norm: nn.Module) -> int:
-    return next(norm.parameters()).numel()
 
 
 def _once(visit: Visit) -> Visit:

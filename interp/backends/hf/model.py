@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -18,10 +17,12 @@ from interp.backends.hf.anatomy import observe
 from interp.backends.hf.existence import check_exists
 from interp.backends.hf.generation import generation, needs_attention, standing
 from interp.backends.hf.hooks import Hooks
+from interp.backends.hf.padding import Padding
 from interp.backends.hf.read_reads import read_reads
 from interp.backends.hf.read_weights import read_weights
 from interp.backends.hf.read_writes import read_writes
 from interp.backends.hf.rewrite import connect
+from interp.backends.hf.rotary import Rotary
 from interp.backends.hf.shards import GRADIENTS
 from interp.backends.plan.budget import check_memory
 from interp.backends.plan.capture import Pass, refuse
@@ -56,6 +57,7 @@ class HFModel(ModuleModel):
         self._standing: list[Pass] = []
         with evaluating(self.torch_module):
             self.anatomy = observe(self.torch_module)
+        self.padding, self.rotary = Padding(self.torch_module), Rotary(self.torch_module)
         self.info = self._describe(checkpoint)
 
     @property
@@ -94,7 +96,7 @@ class HFModel(ModuleModel):
             d_head=parts[0].d_head,
             d_vocab=int(embed.shape[0]),
             attention_layers=tuple(p.layer for p in parts),
-            context=getattr(config, "max_position_embeddings", None),
+            context=None if self.rotary.unlimited else getattr(config, "max_position_embeddings", None),
             windows=windows,
             softcap=parts[0].softcap,
             sink_logits=parts[0].sink_logits,
@@ -172,6 +174,10 @@ class HFModel(ModuleModel):
         batch = self.batch(Batch.of(prompts, self.tokenizer, side="left").padded_on("left"))
         with self.editing(edits):
             plan = self._standing[-1]
+            self.rotary.check(batch)
+            if batch.padded:
+                with plan.resting():
+                    self.padding.inputs(batch)
             output = generation(self.torch_module, batch, plan, options)
             check_visited(plan, self.torch_module)
             return output
@@ -245,22 +251,21 @@ class HFModel(ModuleModel):
         stop: int | None = None,
     ) -> Tensor | None:
         """Logits, or None when the pass ended early; the model is as it was afterwards, whatever happens."""
-        inputs: dict[str, object] = {"use_cache": False}
-        if batch.padded:
-            inputs["attention_mask"] = batch.mask.long()
-            if "position_ids" in self._accepts:
-                inputs["position_ids"] = batch.positions
+        self.rotary.check(batch)
         plan.begin(batch.mask, (batch.ids.shape[0], batch.ids.shape[1]))
-        own = needs_attention(self.torch_module, plan, padded=batch.padded)
+        spread, gated = self.anatomy.shards, self.anatomy.gated
+        own = needs_attention(self.torch_module, plan, padded=batch.padded, gated=gated)
         recorder = recorder or (Recorder(padded=batch.padded) if own else None)
         hooks = Hooks(self.torch_module, self.anatomy, plan)
         with contextlib.ExitStack() as stack:
             for other in self._standing[-1:]:
                 stack.enter_context(other.resting())
             stack.enter_context(evaluating(self.torch_module))
+            stack.enter_context(self.rotary.fresh())
+            inputs = {"use_cache": False, **(self.padding.inputs(batch) if batch.padded else {})}
             stack.enter_context(torch.set_grad_enabled(plan.gradients))
             if recorder is not None:
-                stack.enter_context(intercept(self.torch_module, connect(recorder, plan, self.anatomy.shards)))
+                stack.enter_context(intercept(self.torch_module, connect(recorder, plan, spread, gated)))
             stack.enter_context(hooks.installed(start=start, stop=stop, finite=True))
             try:
                 return self.torch_module(batch.ids, **inputs).logits
@@ -272,7 +277,3 @@ class HFModel(ModuleModel):
         """Width of the MLP; None where no one projection takes its neurons."""
         last = next((s.mlp_post for s in self.anatomy.stream if s.mlp_post is not None), None)
         return None if last is None else max(p.numel() for p in last.parameters()) // self.info.d_model
-
-    @cached_property
-    def _accepts(self) -> frozenset[str]:
-        return frozenset(inspect.signature(self.torch_module.forward).parameters)

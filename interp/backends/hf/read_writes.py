@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from interp.backends.hf.anatomy import Anatomy
-from interp.backends.hf.read_norms import read_norm
+from interp.backends.hf.read_norms import forgets_scale, read_norm
 from interp.backends.hf.shards import MATRICES
 from interp.errors import BackendError
 from interp.weights.stream import Write, Writes
@@ -31,5 +32,10 @@ def read_writes(anatomy: Anatomy, layer: int, d_model: int) -> Writes:
 
 
 def _is_norm(module: nn.Module, width: int) -> bool:
+    """Whether a module is a norm over the stream's axis: a leaf with a gain and a bias at most, or without either."""
     own = list(module.parameters())
-    return bool(own) and next(module.children(), None) is None and all(p.shape == (width,) for p in own)
+    if next(module.children(), None) is not None:
+        return False
+    if own:
+        return all(p.shape == (width,) for p in own)
+    return forgets_scale(module, torch.randn(1, width, generator=torch.Generator().manual_seed(6)))

@@ -21,8 +21,18 @@ from interp.sites import Site
 INSIDE = ("q", "k", "v", "pattern")  # kinds that exist only inside the attention function
 
 
-def connect(recorder: Recorder, plan: Pass, spread: Shards | None = None) -> Recorder:
-    """Let a recorder carry out what a pass asks of attention, on all heads where they are spread over processes."""
+def goes_inside(plan: Pass, gated: frozenset[int]) -> bool:
+    """Whether a pass asks for anything inside attention; `gated` are the layers whose z stands only there."""
+    return any(kind in INSIDE or (kind == "z" and layer in gated) for kind, layer in (*plan.captures, *plan.edits))
+
+
+def connect(
+    recorder: Recorder, plan: Pass, spread: Shards | None = None, gated: frozenset[int] = frozenset()
+) -> Recorder:
+    """Let a recorder carry out what a pass asks of attention, on all heads where they are spread over processes.
+
+    `gated` are the layers whose z is visited here and not where the output projection takes it.
+    """
 
     def change(layer: int, call: Call) -> Call:
         if not plan.active or not plan.asks(layer, "q", "k", "v"):
@@ -51,7 +61,14 @@ def connect(recorder: Recorder, plan: Pass, spread: Shards | None = None) -> Rec
             z = _edit_pairs(plan, layer, call, z, edits, hits)
         return _capture(plan, layer, call, z, edits, captures, whole) if captures else z
 
-    recorder.change, recorder.mix = change, mix
+    def edit(layer: int, z: Tensor) -> Tensor:
+        if not plan.active or layer not in gated or not plan.asks(layer, "z"):
+            return z
+        if spread is None:
+            return plan.visit("z", layer, z)
+        return spread.local(plan.visit("z", layer, spread.gather(z, 2)), 2)
+
+    recorder.change, recorder.mix, recorder.edit = change, mix, edit
     return recorder
 
 

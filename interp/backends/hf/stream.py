@@ -45,8 +45,8 @@ class StreamPart:
 OF_MLP = ("mlp_in", "mlp_post", "mlp_out")
 
 
-def stream_part(layer: int, block: str, attention: str | None, events: Sequence[Event]) -> StreamPart:
-    """Reads and writes of the layer at path `block`, whose attention module stands at path `attention`."""
+def stream_part(layer: int, block: str, attention: tuple[str, Event] | None, events: Sequence[Event]) -> StreamPart:
+    """Reads and writes of the layer at path `block`; `attention` is the path of its attention and what writes it."""
     own = next((e for e in events if e.path == block), None)
     if own is None or not own.inputs or not own.outputs or own.inputs[0].shape != own.outputs[0].shape:
         return _none(f"layer {layer} does not take and give one residual stream", ("resid_pre", "resid_post"))
@@ -54,15 +54,15 @@ def stream_part(layer: int, block: str, attention: str | None, events: Sequence[
         return _none(f"layer {layer} has no attention, and what else it is made of is not told apart")
     inside = [e for e in events if e.within(block)]
     x, delta = own.inputs[0], own.outputs[0].double() - own.inputs[0].double()
-    call = next(e for e in inside if e.path == attention)
-    chain = _chain(call.outputs[0], inside)
-    others = [e for e in inside if not e.within(attention) and e.path != attention]
-    outputs = [e for e in others if _stream_like(e, x) and e.gave[0] not in set(map(identity, chain))]
-    fit = next(_fits(x, delta, chain, outputs), None)
+    path, call = attention
+    writes = chain(call.outputs[0], inside)
+    others = [e for e in inside if not e.within(path) and e.path != path and e is not call]
+    outputs = [e for e in others if _stream_like(e, x) and e.gave[0] not in set(map(identity, writes))]
+    fit = next(_fits(x, delta, writes, outputs), None)
     if fit is None:
         return _none(f"what layer {layer} adds to its input is not attention plus MLP, each times a number")
     attn, a, mlp, m = fit
-    writer = _last_giving(identity(attn), inside)
+    writer = _last_giving(identity(attn), inside) or call
     readers = [e for e in inside[inside.index(call) :] if _reads(e, x, attn, a)]
     middle = next(iter(_outermost([e for e in readers if e.took[0] == readers[0].took[0]])), None)
     missing = {}
@@ -86,14 +86,14 @@ def _stream_like(event: Event, x: Tensor) -> bool:
     return bool(event.outputs) and event.outputs[0].numel() == x.numel() and event.outputs[0].shape[-1] == x.shape[-1]
 
 
-def _chain(tensor: Tensor, events: Sequence[Event]) -> list[Tensor]:
+def chain(tensor: Tensor, events: Sequence[Event]) -> list[Tensor]:
     """A tensor and what norms and dropouts made of it, in order."""
-    chain = [tensor]
+    links = [tensor]
     for e in events:
         passes = e.is_norm or (e.is_leaf and not list(e.module.parameters(recurse=False)))
-        if passes and e.outputs and e.took[:1] == (identity(chain[-1]),) and e.gave[0] != identity(chain[-1]):
-            chain.append(e.outputs[0])
-    return chain
+        if passes and e.outputs and e.took[:1] == (identity(links[-1]),) and e.gave[0] != identity(links[-1]):
+            links.append(e.outputs[0])
+    return links
 
 
 def _tolerance(*terms: Tensor) -> float:
@@ -102,14 +102,14 @@ def _tolerance(*terms: Tensor) -> float:
 
 
 def _fits(
-    x: Tensor, delta: Tensor, chain: list[Tensor], outputs: list[Event]
+    x: Tensor, delta: Tensor, writes: list[Tensor], outputs: list[Event]
 ) -> Iterator[tuple[Tensor, float, Tensor | None, float]]:
     """(attn, a, mlp, m) with delta = a attn + m mlp, plain sums first, the last modules of each chain first."""
-    pairs = [(attn, e.outputs[0].reshape(x.shape)) for attn in reversed(chain) for e in reversed(outputs)]
+    pairs = [(attn, e.outputs[0].reshape(x.shape)) for attn in reversed(writes) for e in reversed(outputs)]
     for attn, mlp in pairs:
         if float((delta - attn.double() - mlp.double()).abs().max()) <= _tolerance(x, attn, mlp):
             yield attn, 1.0, mlp, 1.0
-    for attn in reversed(chain):
+    for attn in reversed(writes):
         if float((delta - attn.double()).abs().max()) <= _tolerance(x, attn):
             yield attn, 1.0, None, 1.0
     for attn, mlp in pairs:
@@ -132,10 +132,10 @@ def _reads(event: Event, x: Tensor, attn: Tensor, a: float) -> bool:
     return float(error) <= _tolerance(x, attn)
 
 
-def _last_giving(tensor: Identity, events: Sequence[Event]) -> Event:
+def _last_giving(tensor: Identity, events: Sequence[Event]) -> Event | None:
     """The outermost module to give a tensor; one that runs twice (a shared dropout) cannot tell what it gives."""
     runs = Counter(id(e.module) for e in events)
-    return next(e for e in reversed(events) if e.gave[:1] == (tensor,) and runs[id(e.module)] == 1)
+    return next((e for e in reversed(events) if e.gave[:1] == (tensor,) and runs[id(e.module)] == 1), None)
 
 
 def _outermost(events: Sequence[Event]) -> tuple[nn.Module, ...]:
@@ -145,6 +145,8 @@ def _outermost(events: Sequence[Event]) -> tuple[nn.Module, ...]:
 def _with_mlp(layer: int, part: StreamPart, mlp: tuple[Tensor, float], others: list[Event], x: Tensor) -> StreamPart:
     output, scale = mlp
     writer = _last_giving(identity(output), others)
+    if writer is None:
+        return replace(part, missing=dict.fromkeys(OF_MLP, f"layer {layer} runs what makes its MLP's output twice"))
     last = next((e for e in reversed(others) if e.is_projection and _becomes(e, output, others)), None)
     missing = dict(part.missing)
     if last is None:
@@ -183,4 +185,4 @@ def _whole(takers: Sequence[Event], output: Tensor, writer: Event) -> tuple[nn.M
 
 def _becomes(event: Event, tensor: Tensor, events: Sequence[Event]) -> bool:
     """Whether what a module gives is `tensor`, but for norms and dropouts."""
-    return bool(event.outputs) and identity(tensor) in set(map(identity, _chain(event.outputs[0], events)))
+    return bool(event.outputs) and identity(tensor) in set(map(identity, chain(event.outputs[0], events)))

@@ -26,7 +26,7 @@ def read_weights(bridge: Any, parts: LensParts, softcap: float | None) -> Weight
     unembed = model.get_output_embeddings()
     unembed = resolve(unembed, "original_component") or unembed
     final = resolve(bridge, "ln_final.original_component")
-    anatomy = Anatomy(parts.blocks, attention, unembed, final, (), overwrites=False, bundled=bool(parts.tuples))
+    anatomy = Anatomy(parts.blocks, attention, unembed, final, (), False, bool(parts.tuples), parts.d_model)
     source = ModuleSource(model, anatomy)
     source.reader.feeder = LensFeeder(model, attention)
     return Weights(source)
