@@ -170,9 +170,10 @@ def _projection(module: nn.Module, width: int, layers: int) -> nn.Module | None:
 def padded(case: Case, side: str) -> None:
     """Every prompt of a padded batch is as alone."""
     batch = Batch.of(case.rows, side=side)
-    run = case.model.run(batch, capture=["resid_post"])
+    sites = [kind for kind in ("resid_post",) if case.whole.refusal(kind) is None]
+    run = case.model.run(batch, capture=sites)
     for row, ids in enumerate(case.rows):
-        alone = case.model.run(torch.tensor([ids]), capture=["resid_post"])
+        alone = case.model.run(torch.tensor([ids]), capture=sites)
         real = batch.mask[row]
         close(run_logits(run)[row, real], run_logits(alone)[0], f"logits of prompt {row}", share=LOOSE)
         for site, x in alone.acts.items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from interp.attention import Call, number_layers
@@ -26,7 +26,8 @@ class AttentionPart:
     """One layer's attention as observed: modules around it and sizes of its call.
 
     `direct` says that the output projection takes z as attention gave it (no gate or norm in between), `whole` that
-    attention gives z at once and not in pieces. `write` is the event of what attention writes, behind its projection.
+    attention gives z at once and not in pieces. `write` is the event of what attention writes, behind its projection;
+    `stray` says why attention does not read the layer's stream, through a norm or as it is, empty where it does.
     """
 
     layer: int
@@ -44,6 +45,7 @@ class AttentionPart:
     direct: bool = True
     whole: bool = True
     write: Event | None = None
+    stray: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +190,8 @@ def _part(
         raise BackendError(
             f"no output projection in {path!r}: looked for a submodule of width {n_heads * d_value} after it"
         )
-    inside = [e for e in events[:start] if e.within(paths[id(block)])]
+    block_event = next(e for e in events if e.path == paths[id(block)])
+    before, stray = _reads(layer, own, block_event, [e for e in events[:start] if e.within(block_event.path)])
     write = own if output.within(path) else output
     after = next((e.module for e in events if e.took[:1] == write.gave[:1] and e.is_norm), None)
     return AttentionPart(
@@ -196,7 +199,7 @@ def _part(
         module=module,
         block=block,
         output=output.module,
-        norm_before=source(inside, own.took[0]),
+        norm_before=before,
         norm_after=after,
         n_heads=n_heads,
         n_kv_heads=call.key.shape[1],
@@ -207,7 +210,24 @@ def _part(
         direct=output.took[:1] == events[start].gave[:1],
         whole=len(calls) == 1,
         write=write,
+        stray=stray,
     )
+
+
+def _reads(layer: int, own: Event, block: Event, inside: list[Event]) -> tuple[nn.Module | None, str]:
+    """The norm through which attention reads the layer's stream, None without; and why it does not read that, or ""."""
+    took, stream = own.inputs[0], block.inputs[0]
+    norms = [e for e in inside if e.is_norm and e.outputs and _same(e.outputs[0], took)]
+    norm = next((e for e in norms if e.gave[0] == own.took[0]), norms[-1] if norms else None)
+    if _same(stream if norm is None else norm.inputs[0], took if norm is None else stream):
+        return (None if norm is None else norm.module), ""
+    why = f"attention of layer {layer} reads something else than the layer's stream, as it is or through one norm"
+    return (None if norm is None else norm.module), why
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same numbers, but for their shape."""
+    return one.numel() == other.numel() and torch.equal(one.flatten(), other.to(one).flatten())
 
 
 def _output(own: Event, after: list[Event], block: str, width: int) -> Event | None:

@@ -108,7 +108,15 @@ def _after_rotary(feeder: Feeder, part: AttentionPart, norms: Sequence[nn.Module
     if feeder.context is not None and feeder.context <= LATER:
         return frozenset()
     first, later = (_leaf_inputs(feeder, part, norms, width, position) for position in (0, LATER))
-    return frozenset(n for n in norms if not torch.allclose(first[n][0], later[n][0][: len(first[n][0])]))
+    return frozenset(n for n in norms if not torch.allclose(first[n][0], _last_token(later[n][0], first[n][0])))
+
+
+def _last_token(x: Tensor, single: Tensor) -> Tensor:
+    """The last token's part of a tensor; `single` is that of one token, and differs in the axis of positions if any."""
+    for axis, (many, one) in enumerate(zip(x.shape, single.shape, strict=True)):
+        if many != one:
+            x = x.narrow(axis, many - one, one)
+    return x
 
 
 def _forgets_scale(leaf: nn.Module, shape: torch.Size) -> bool:

@@ -126,6 +126,8 @@ class HFModel(ModuleModel):
             raise BackendError(f"{self.info.name}: {GRADIENTS}")
         plan = self._plan(capture, edits, gradients=gradients)
         check_reached(plan, self.info.n_layers, start=start, stop=stop, shape=(*batch.ids.shape, self.info.d_model))
+        if start is not None and "resid_pre" in self.anatomy.stream[start[0]].missing:
+            raise SiteError(f"start at layer {start[0]}: {self.anatomy.stream[start[0]].missing['resid_pre']}")
         rows, n = batch.ids.shape
         check_memory(plan.captures, self.info, (rows, n), self.device, d_mlp=self._d_mlp, logits=stop is None)
         logits = self._forward(batch, plan, start=start, stop=stop)

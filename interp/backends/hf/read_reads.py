@@ -21,4 +21,7 @@ def read_reads(anatomy: Anatomy, layer: int, d_model: int) -> Reads:
     before = None if part is None else part.norm_before
     attn, mlp = (None if norm is None else read_norm(norm, d_model) for norm in (before, stream.mlp_norm))
     parallel = "resid_mid" in stream.missing and "mlp_out" not in stream.missing
-    return Reads(attn, mlp, parallel, stream.missing, stream.mlp_whole, stream.mlp_scale)
+    missing = stream.missing
+    if stream.further:  # not a sum of writes: nothing has edges of its own
+        missing = {**dict.fromkeys(("attn_out", "head_out", "mlp_out"), stream.further), **missing}
+    return Reads(attn, mlp, parallel, missing, stream.mlp_whole, stream.mlp_scale)

@@ -133,9 +133,12 @@ class ModuleSource:
         """Everything one layer's attention is made of.
 
         Raises:
-            BackendError: q, k or v is no affine function of the attention input even with the norms let through.
+            BackendError: q, k or v is no affine function of the attention input even with the norms let through, or
+                that input is not the stream.
         """
         part, reader = self.parts[layer], self.reader
+        if part.stray:
+            raise BackendError(f"{part.stray}, so that its matrices do not act on the stream")
         (w_q, b_q), (w_k, b_k), (w_v, b_v) = reader.projections(part)
         w_o, b_o = _output(part)
         q_norm, k_norm, v_norm = read_inner(reader.feeder, part, reader.inner(part), self.d_model)

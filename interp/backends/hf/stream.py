@@ -55,6 +55,8 @@ def stream_part(layer: int, block: str, attention: tuple[str, Event] | None, eve
     own = next((e for e in events if e.path == block), None)
     if own is None or not own.inputs or not own.outputs or own.inputs[0].shape != own.outputs[0].shape:
         return _none(f"layer {layer} does not take and give one residual stream", ("resid_pre", "resid_post"))
+    if own.inputs[0].ndim > 3:  # noqa: PLR2004 - [batch pos d_model]
+        return _none(f"layer {layer} takes and gives several residual streams at once", ("resid_pre", "resid_post"))
     inside = [e for e in events if e.within(block)]
     x, delta = own.inputs[0], own.outputs[0].double() - own.inputs[0].double()
     if attention is None:
