@@ -129,6 +129,11 @@ def attention(
         if extra.get(name) is not None:
             raise BackendError(f"{type(module).__name__} adds {name!r} to its scores; this cannot be measured")
     mask = _mask(module, query, key, attention_mask, recorder, extra.get("is_causal"))
+    if mask.n_key != key.shape[2]:
+        raise BackendError(
+            f"{type(module).__name__} attends to {key.shape[2]} keys where its mask is for {mask.n_key} tokens: keys that "
+            "are no tokens cannot be measured"
+        )
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     return recorder(module, Call(query, key, value, scale, mask, softcap, s_aux)), None
 
@@ -175,12 +180,19 @@ def intercept(model: PreTrainedModel, recorder: Recorder) -> Iterator[Recorder]:
             config._attn_implementation_internal = before[key]
 
 
+def _follows(model: PreTrainedModel) -> bool:
+    follows = getattr(model, "_can_set_attn_implementation", None)
+    return follows is not None and bool(follows())
+
+
 def _switch(model: PreTrainedModel) -> None:
     family = type(model).__name__
-    follows = getattr(model, "_can_set_attn_implementation", None)
-    if follows is not None and follows():
-        model.set_attn_implementation(NAME)
-    if model.config._attn_implementation != NAME:
+    # A model may follow the interface in one of its parts alone: the text tower beside one for images, say.
+    inside = [m for m in model.modules() if isinstance(m, PreTrainedModel) and m is not model]
+    switched = [model] if _follows(model) else [m for m in inside if _follows(m)]
+    for part in switched:
+        part.set_attn_implementation(NAME)
+    if not any(part.config._attn_implementation == NAME for part in switched):
         raise BackendError(
             f"{family} does not follow transformers' attention interface, so its attention cannot be measured without "
             "storing it"

@@ -60,7 +60,7 @@ def outcome(model_type: str, family: str) -> Outcome:
             return Outcome(model_type, family, RAW, "", f"load ({backend}): {said(error)}")
         else:
             return _judged(model_type, family, backend, trials(Case(model, module, _scaled(model_type, backend))))
-    if "lens" in reasons["hf"]:
+    if 'backend="lens"' in reasons["hf"]:
         return Outcome(model_type, family, RAW, "", f"recommends lens, which says: {reasons['lens']}")
     return Outcome(model_type, family, REFUSED, "", reasons["hf"])
 
@@ -92,6 +92,8 @@ def trials(case: Case) -> dict[str, tuple[str, str]]:
 
 def _judged(model_type: str, family: str, backend: str, failures: Mapping[str, tuple[str, str]]) -> Outcome:
     kinds = {kind for kind, _ in failures.values()}
+    if failures.get("logits", ("", ""))[0] == REFUSED:  # it loads, and nothing can be run
+        return Outcome(model_type, family, REFUSED, "", failures["logits"][1])
     worst = WRONG if WRONG in kinds else RAW if RAW in kinds else PARTLY if kinds else WORKS
     by_reason: dict[tuple[str, str], list[str]] = {}
     for name, failure in failures.items():

@@ -17,7 +17,7 @@ from interp.batch import Batch
 from interp.decompose import decompose
 from interp.edits import Ablate
 from interp.errors import InterpError
-from interp.measurement.checks.laws.attending import a_pattern_mixes_values_into_z, statistics_are_those_of_the_pattern
+from interp.measurement.checks.laws.attending import statistics_are_those_of_the_pattern
 from interp.measurement.checks.laws.reading import paired_activations
 from interp.measurement.checks.laws.subject import Subject, apart, close, require, run_logits
 from interp.model import Model
@@ -113,8 +113,13 @@ def head_out(case: Case) -> None:
 
 
 def mixture(case: Case) -> None:
-    """The pattern mixes the values into z."""
-    a_pattern_mixes_values_into_z(case.whole)
+    """The pattern mixes the values into z, and is of no more than one."""
+    info, run = case.model.info, case.model.run(case.whole.batch, capture=["pattern", "v", "z"])
+    for i in info.attention_layers:
+        pattern, v, z = (run[Site(kind, i)] for kind in ("pattern", "v", "z"))
+        values = v.repeat_interleave(info.n_heads // info.n_kv_heads, 2)
+        close(torch.einsum("bhqk,bkhd->bqhd", pattern, values), z, f"L{i}: pattern v, against z", share=LOOSE)
+        require(float(pattern.sum(-1).max()) < 1 + LOOSE, f"L{i}.pattern: a row has more than one")
 
 
 def statistics(case: Case) -> None:
@@ -222,10 +227,12 @@ def generation(case: Case) -> None:
 
 
 def gradients(case: Case) -> None:
-    """Gradients at every parameter, and at z where its place is known, are those of the module's own pass."""
+    """Gradients at parameters, and at z where its place is known, are those of the module's own pass."""
     info, ids = case.model.info, case.whole.batch.ids
     last = info.attention_layers[-1]
-    site, parameters = Site("z", last), [p for p in case.model.torch_module.parameters() if p.requires_grad]
+    here, there = (dict(m.named_parameters()) for m in (case.model.torch_module, case.module))
+    names = [n for n, p in here.items() if p.requires_grad and n in there and p.shape == there[n].shape]
+    site, parameters = Site("z", last), [here[name] for name in names]
     run = case.model.run(ids, capture=[site], gradients=True)
     z, z_ours, *ours = run[site], *_slopes(run_logits(run), [run[site], *parameters])
     require(z_ours is not None and bool(z_ours.any()), f"no gradient at {site}")
@@ -235,7 +242,7 @@ def gradients(case: Case) -> None:
     own_logits = case.module(ids).logits
     if handle is not None:
         handle.remove()
-    plain = _slopes(own_logits, [*taken, *(p for p in case.module.parameters() if p.requires_grad)])
+    plain = _slopes(own_logits, [*taken, *(there[name] for name in names)])
     for x, y in zip(ours, plain[len(taken) :], strict=True):
         require((x is None) == (y is None), "a parameter has a gradient here and none there")
         if x is not None and y is not None:

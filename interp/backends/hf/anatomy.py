@@ -27,7 +27,7 @@ class AttentionPart:
 
     `direct` says that the output projection takes z as attention gave it (no gate or norm in between), `whole` that
     attention gives z at once and not in pieces. `write` is the event of what attention writes, behind its projection;
-    `stray` says why attention does not read the layer's stream, through a norm or as it is, empty where it does.
+    `stray` says why its matrices are no maps from stream to stream, empty where they are.
     """
 
     layer: int
@@ -70,6 +70,11 @@ class Anatomy:
     def gated(self) -> frozenset[int]:
         """Layers whose z stands inside attention alone: something changes it before the output projection takes it."""
         return frozenset(p.layer for p in self.attention if not p.direct)
+
+    @property
+    def n_kv_heads(self) -> int:
+        """Key-value heads of every layer; those of layers with fewer count several times, once for each group."""
+        return max(p.n_kv_heads for p in self.attention)
 
     def part(self, layer: int) -> AttentionPart | None:
         """Attention of a layer, None where it has none."""
@@ -186,19 +191,17 @@ def _part(
     start = next(i for i, e in enumerate(events) if e.path == "(attention)" and e.module is module)
     own = next(e for e in events if e.path == path)
     output = _output(own, events[start:], paths[id(block)], n_heads * d_value)
-    if output is None:
-        raise BackendError(
-            f"no output projection in {path!r}: looked for a submodule of width {n_heads * d_value} after it"
-        )
     block_event = next(e for e in events if e.path == paths[id(block)])
     before, stray = _reads(layer, own, block_event, [e for e in events[:start] if e.within(block_event.path)])
-    write = own if output.within(path) else output
+    if output is None:
+        stray = f"{path!r} has no one output projection: looked for a module that takes {n_heads * d_value} numbers"
+    write = own if output is None or output.within(path) else output
     after = next((e.module for e in events if e.took[:1] == write.gave[:1] and e.is_norm), None)
     return AttentionPart(
         layer=layer,
         module=module,
         block=block,
-        output=output.module,
+        output=module if output is None else output.module,
         norm_before=before,
         norm_after=after,
         n_heads=n_heads,
@@ -207,7 +210,7 @@ def _part(
         d_value=d_value,
         softcap=call.softcap,
         sink_logits=call.sinks is not None,
-        direct=output.took[:1] == events[start].gave[:1],
+        direct=output is not None and output.took[:1] == events[start].gave[:1],
         whole=len(calls) == 1,
         write=write,
         stray=stray,

@@ -65,6 +65,8 @@ class Feeder:
             calls.append(self._call(part, states, args, kwargs))
         tensors = ([getattr(call, name) for call in calls] for name in ("query", "key", "value"))
         q, k, v = (torch.cat(x).transpose(1, 2)[:, columns].cpu() for x in tensors)
+        times = max(p.n_kv_heads for p in self.parts) // k.shape[2]
+        k, v = (x if times == 1 else x.repeat_interleave(times, 2) for x in (k, v))
         return Projections(wide(q), wide(k), wide(v), calls[0].scale)
 
     def prepare(self, positions: Sequence[int]) -> None:

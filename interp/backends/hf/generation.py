@@ -16,6 +16,7 @@ from interp.backends.hf.hooks import Hooks
 from interp.backends.hf.rewrite import INSIDE, connect, goes_inside
 from interp.backends.plan.capture import Pass
 from interp.batch import Batch
+from interp.errors import BackendError
 
 
 def needs_attention(model: PreTrainedModel, plan: Pass, *, padded: bool, gated: frozenset[int] = frozenset()) -> bool:
@@ -50,8 +51,7 @@ def standing(model: PreTrainedModel, anatomy: Anatomy, plan: Pass) -> Iterator[N
     try:
         with contextlib.ExitStack() as stack:
             if goes_inside(plan, anatomy.gated):
-                recorder = connect(Recorder(), plan, anatomy.shards, anatomy.gated)
-                stack.enter_context(intercept(model, recorder))
+                stack.enter_context(intercept(model, connect(Recorder(), plan, anatomy)))
             stack.enter_context(Hooks(model, anatomy, plan).installed())
             stack.callback(model.register_forward_hook(end, always_call=True).remove)  # behind that of the logits
             yield
@@ -73,6 +73,8 @@ def generation(model: PreTrainedModel, batch: Batch, plan: Pass, options: dict[s
         with torch.no_grad():
             generate: Any = model.generate
             output = generate(ids, **{"attention_mask": batch.mask.long(), "do_sample": False, **options})
+    except (AttributeError, KeyError, NotImplementedError, TypeError, ValueError) as error:
+        raise BackendError(f"{type(model).__name__}.generate cannot go on: {type(error).__name__}: {error}") from error
     finally:
         plan.frozen = False
     return output if isinstance(output, Tensor) else output.sequences

@@ -57,7 +57,6 @@ class HFModel(ModuleModel):
         self._standing: list[Pass] = []
         with evaluating(self.torch_module):
             self.anatomy = observe(self.torch_module)
-        self.padding, self.rotary = Padding(self.torch_module), Rotary(self.torch_module)
         self.info = self._describe(checkpoint)
 
     @property
@@ -77,11 +76,10 @@ class HFModel(ModuleModel):
     def _describe(self, checkpoint: Checkpoint) -> ModelInfo:
         parts = self.anatomy.attention
         config = self.torch_module.config.get_text_config()
-        heads = {(p.n_heads, p.n_kv_heads) for p in parts}
-        if len(heads) > 1:
-            raise BackendError(
-                f"layers differ in their numbers of heads {sorted(heads)}; looked for one number throughout"
-            )
+        heads, groups = {p.n_heads for p in parts}, self.anatomy.n_kv_heads
+        if len(heads) > 1 or any(groups % p.n_kv_heads for p in parts):
+            numbers = sorted({(p.n_heads, p.n_kv_heads) for p in parts})
+            raise BackendError(f"layers differ in their numbers of heads {numbers}; looked for one number throughout")
         embed = next(self.torch_module.get_input_embeddings().parameters())
         windows = tuple(sliding_window(config, p.layer) for p in parts)
         return ModelInfo(
@@ -91,7 +89,7 @@ class HFModel(ModuleModel):
             dtype=str(embed.dtype).removeprefix("torch."),
             n_layers=len(self.anatomy.blocks),
             n_heads=parts[0].n_heads,
-            n_kv_heads=parts[0].n_kv_heads,
+            n_kv_heads=groups,
             d_model=int(config.hidden_size),
             d_head=parts[0].d_head,
             d_vocab=int(embed.shape[0]),
@@ -99,7 +97,7 @@ class HFModel(ModuleModel):
             context=None if self.rotary.unlimited else getattr(config, "max_position_embeddings", None),
             windows=windows,
             softcap=parts[0].softcap,
-            sink_logits=parts[0].sink_logits,
+            sink_logits=any(p.sink_logits for p in parts),
             weights_sha256=checkpoint.weights_sha256,
         )
 
@@ -255,8 +253,7 @@ class HFModel(ModuleModel):
         """Logits, or None when the pass ended early; the model is as it was afterwards, whatever happens."""
         self.rotary.check(batch)
         plan.begin(batch.mask, (batch.ids.shape[0], batch.ids.shape[1]))
-        spread, gated = self.anatomy.shards, self.anatomy.gated
-        own = needs_attention(self.torch_module, plan, padded=batch.padded, gated=gated)
+        own = needs_attention(self.torch_module, plan, padded=batch.padded, gated=self.anatomy.gated)
         recorder = recorder or (Recorder(padded=batch.padded) if own else None)
         hooks = Hooks(self.torch_module, self.anatomy, plan)
         with contextlib.ExitStack() as stack:
@@ -267,12 +264,22 @@ class HFModel(ModuleModel):
             inputs = {"use_cache": False, **(self.padding.inputs(batch) if batch.padded else {})}
             stack.enter_context(torch.set_grad_enabled(plan.gradients))
             if recorder is not None:
-                stack.enter_context(intercept(self.torch_module, connect(recorder, plan, spread, gated)))
+                stack.enter_context(intercept(self.torch_module, connect(recorder, plan, self.anatomy)))
             stack.enter_context(hooks.installed(start=start, stop=stop, finite=True))
             try:
                 return self.torch_module(batch.ids, **inputs).logits
             except StopForward:
                 return None
+
+    @cached_property
+    def padding(self) -> Padding:
+        """What the model makes of padding."""
+        return Padding(self.torch_module)
+
+    @cached_property
+    def rotary(self) -> Rotary:
+        """Rotary tables that depend on the length of a prompt."""
+        return Rotary(self.torch_module)
 
     @cached_property
     def _d_mlp(self) -> int | None:

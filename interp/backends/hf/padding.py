@@ -52,6 +52,9 @@ class Padding:
 
     def _start(self, side: str) -> int | None:
         starts = self._starts()
+        offloaded = any(hasattr(m, "_hf_hook") for m in self.model.modules())
+        if not offloaded and any(p.is_meta for p in self.model.parameters()):
+            return starts[0]  # its weights are on another machine: it cannot be tried here
         for start in starts:
             if self._unchanged(side, start):
                 return start

@@ -138,7 +138,7 @@ class ModuleSource:
         """
         part, reader = self.parts[layer], self.reader
         if part.stray:
-            raise BackendError(f"{part.stray}, so that its matrices do not act on the stream")
+            raise BackendError(f"{part.stray}, so that it has no matrices from stream to stream")
         (w_q, b_q), (w_k, b_k), (w_v, b_v) = reader.projections(part)
         w_o, b_o = _output(part)
         q_norm, k_norm, v_norm = read_inner(reader.feeder, part, reader.inner(part), self.d_model)
@@ -169,9 +169,18 @@ class ModuleSource:
         return self.reader.turns(self.parts[layer], positions)
 
     def embed(self, ids: Int[Tensor, " token"]) -> Float[Tensor, "token d_embed"]:
-        """Rows of W_E."""
+        """Rows of W_E.
+
+        Raises:
+            BackendError: tokens are embedded by several tables.
+        """
+        table = self.model.get_input_embeddings()
+        if isinstance(table, nn.ModuleList):
+            if len(table) != 1:
+                raise BackendError(f"tokens are embedded by {len(table)} tables, so that there is no one W_E")
+            table = table[0]
         with torch.no_grad():
-            return wide(self.model.get_input_embeddings()(ids.to(input_device(self.model))[None])[0]).cpu()
+            return wide(table(ids.to(input_device(self.model))[None])[0]).cpu()
 
     def unembed(self, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
         """x W_U, without the bias; W_U is widened in blocks of the vocabulary."""

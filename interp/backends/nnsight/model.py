@@ -93,11 +93,8 @@ class NNsightModel(HFModel):
     def _trace(
         self, batch: Batch, plan: Pass, steps: Sequence[Step], resid: Tensor | None, *, stopping: bool
     ) -> Tensor | None:
-        inputs: dict[str, Any] = {"use_cache": False}
-        if batch.padded:
-            inputs["attention_mask"] = batch.mask.long()
-            if "position_ids" in self._accepts:
-                inputs["position_ids"] = batch.positions
+        inputs: dict[str, Any] = {"use_cache": False, **(self.padding.inputs(batch) if batch.padded else {})}
+        self.rotary.check(batch)
         from nnsight import save  # here: whoever made the model has imported it already
 
         model, envoys, logits = self.nnsight_model, self._envoys, None
