@@ -96,6 +96,7 @@ def quiet() -> None:
 
 
 if __name__ == "__main__":
+    import interp.backends.lens.booting  # noqa: F401  (slow to import: once, before the forks)
     import torch
 
     torch.set_num_threads(1)
