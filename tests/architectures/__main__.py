@@ -96,8 +96,9 @@ def quiet() -> None:
 
 
 if __name__ == "__main__":
-    import interp.backends.lens.booting  # noqa: F401  (slow to import: once, before the forks)
     import torch
+
+    import interp.backends.lens.booting  # noqa: F401  (slow to import: once, before the forks)
 
     torch.set_num_threads(1)
     sys.exit(main(sys.argv[1:]))

@@ -89,8 +89,13 @@ class Padding:
         options: dict[str, Any] = {"attention_mask": mask.long()}
         if start is not None:
             options["position_ids"] = Batch(padded, mask).positions + start
+        with evaluating(self.model), torch.no_grad():
+            alone = self.model(ids, use_cache=False).logits
+        if not bool(torch.isfinite(alone).all()):
+            return True  # nothing to compare; the run itself says where and why
         try:
-            alone, beside = self._logits(ids), self._logits(padded, **options)[:, at]
+            with evaluating(self.model), torch.no_grad(), intercept(self.model, Recorder(padded=True)):
+                beside = self.model(padded, use_cache=False, **options).logits[:, at]
         except (IndexError, RuntimeError, ValueError):  # a position that there is not, or a form that is not taken
             return False
         share = EXACT if alone.itemsize >= torch.float32.itemsize else ROUNDED
@@ -106,7 +111,3 @@ class Padding:
         size = len(next(self.model.get_input_embeddings().parameters()))
         fits = (t for t in range(size - TOKENS) if not apart & set(range(t, t + TOKENS)))
         return next(fits, 0)
-
-    def _logits(self, ids: Tensor, **options: Any) -> Tensor:
-        with evaluating(self.model), torch.no_grad(), intercept(self.model, Recorder(padded=bool(options))):
-            return self.model(ids, use_cache=False, **options).logits
