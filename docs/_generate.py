@@ -309,7 +309,8 @@ def architectures() -> str:
     for kind in OUTCOMES:
         some = [row for row in rows if row["outcome"] == kind]
         if some:
-            lines += ["", f"## {kind.capitalize()}", "", "| type | class | backend | what not, and why |", "|---|---|---|---|"]
+            lines += ["", f"## {kind.capitalize()}", "", "| type | class | backend | what not, and why |"]
+            lines += ["|---|---|---|---|"]
             lines += [f"| `{r['type']}` | `{r['family']}` | {r['backend']} | {_plain(r['lacks'])} |" for r in some]
     return "\n".join(lines) + "\n"
 

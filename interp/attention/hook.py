@@ -131,8 +131,8 @@ def attention(
     mask = _mask(module, query, key, attention_mask, recorder, extra.get("is_causal"))
     if mask.n_key != key.shape[2]:
         raise BackendError(
-            f"{type(module).__name__} attends to {key.shape[2]} keys where its mask is for {mask.n_key} tokens: keys that "
-            "are no tokens cannot be measured"
+            f"{type(module).__name__} attends to {key.shape[2]} keys where its mask is for {mask.n_key} tokens: keys "
+            "that are no tokens cannot be measured"
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     return recorder(module, Call(query, key, value, scale, mask, softcap, s_aux)), None

@@ -203,7 +203,7 @@ def dynamic_rotary(case: Case) -> None:
 
 def weights(case: Case) -> None:
     """Matrices, norms and turns make q, k, v of the stream, and attention's write of z where heads write that."""
-    gated = case.whole.refusal("head_out") is not None
+    gated = any("head_out" in case.model.reads(i).missing for i in case.model.info.attention_layers)
     for what, (ours, theirs) in paired_activations(case.whole).items():
         if not (gated and what.endswith("attn_out")):
             close(ours, theirs, f"{what} by the weights", share=LOOSE)

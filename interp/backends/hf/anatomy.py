@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from interp.attention import Call, number_layers
+from interp.attention import Call, Recorder, intercept, number_layers
 from interp.backends.hf.shards import Shards, shards
 from interp.backends.hf.stream import StreamPart, chain, stream_part
-from interp.backends.hf.watch import Event, identity, input_device, source, watch
+from interp.backends.hf.watch import PROBE, Event, identity, input_device, source, watch
 from interp.errors import BackendError
 
 __all__ = ["Anatomy", "AttentionPart", "input_device", "observe"]
@@ -25,9 +25,9 @@ __all__ = ["Anatomy", "AttentionPart", "input_device", "observe"]
 class AttentionPart:
     """One layer's attention as observed: modules around it and sizes of its call.
 
-    `direct` says that the output projection takes z as attention gave it (no gate or norm in between), `whole` that
-    attention gives z at once and not in pieces. `write` is the event of what attention writes, behind its projection;
-    `stray` says why its matrices are no maps from stream to stream, empty where they are.
+    `direct` says that the output projection takes z as attention gave it (no gate or norm in between), `sliced` that
+    what it takes still falls into heads, each from its own z but for one factor of all; `whole` that attention gives z
+    at once and not in pieces. `write` is the event of what attention writes, behind its projection; `stray` says why its matrices are no maps from stream to stream, empty where they are.
     """
 
     layer: int
@@ -43,6 +43,7 @@ class AttentionPart:
     softcap: float | None
     sink_logits: bool
     direct: bool = True
+    sliced: bool = True
     whole: bool = True
     write: Event | None = None
     stray: str = ""
@@ -105,6 +106,7 @@ def observe(model: PreTrainedModel) -> Anatomy:
     parts = tuple(_part(layer, *by_layer[layer], blocks[layer], paths, events) for layer in sorted(by_layer))
     reads = [e for e in events if e.module is unembed]
     final = source(events, reads[-1].took[0]) if reads else None
+    parts = _sliced(model, parts)
     at = {part.layer: part for part in parts}
     stream = tuple(_stream(i, blocks, at.get(i), paths, events) for i in range(len(blocks)))
     overwrites = any(e.overwritten for e in events)
@@ -146,6 +148,41 @@ def _layers(
     return result
 
 
+def _sliced(model: PreTrainedModel, parts: tuple[AttentionPart, ...]) -> tuple[AttentionPart, ...]:
+    """Parts with `sliced` as it is, tried on one layer of each kind of attention that changes z."""
+    kinds: dict[type[nn.Module], bool] = {}
+    for p in parts:
+        if not p.direct and type(p.module) not in kinds:
+            kinds[type(p.module)] = p.whole and p.output is not p.module and falls_into_heads(model, p)
+    return tuple(p if p.direct else replace(p, sliced=kinds[type(p.module)]) for p in parts)
+
+
+def falls_into_heads(model: PreTrainedModel, part: AttentionPart) -> bool:
+    """Whether what a projection takes is zero at a head whose z is, and the same at the others but for one factor."""
+    took: list[Tensor] = []
+
+    def silent(layer: int, z: Tensor) -> Tensor:
+        if layer != part.layer or len(took) == 0:
+            return z
+        z = z.clone()
+        z[:, :, 0] = 0.0
+        return z
+
+    handle = part.output.register_forward_pre_hook(lambda _, args: took.append(args[0].detach()))
+    tokens = torch.arange(PROBE, device=input_device(model))[None]
+    try:
+        for _ in range(2):
+            with torch.no_grad(), intercept(model, Recorder(edit=silent)):
+                model(tokens, use_cache=False)
+    finally:
+        handle.remove()
+    full, without = (x.reshape(PROBE, part.n_heads, -1).double() for x in took)
+    rest, others = without[:, 1:].flatten(1), full[:, 1:].flatten(1)
+    factor = (rest * others).sum(1) / others.square().sum(1).clamp(min=1e-30)
+    error = (rest - factor[:, None] * others).abs().max()
+    return not bool(without[:, 0].any()) and float(error) <= 1e-4 * float(rest.abs().max())
+
+
 def _gather(parts: tuple[AttentionPart, ...], spread: Shards | None) -> tuple[AttentionPart, ...]:
     """Attention with the heads of all processes counted."""
     if spread is None:
@@ -165,9 +202,9 @@ def _stream(
     own = {e.module: e for e in events if e.module is block or e.module is before}
     if before is not None and not torch.equal(own[before].outputs[0].cpu(), own[block].inputs[0].cpu()):
         stream.missing["resid_pre"] = f"what enters layer {layer} is not what layer {layer - 1} gives"
-    if part is not None and not part.direct:
+    if part is not None and not part.sliced:
         stream.missing["head_out"] = (
-            f"layer {layer} changes z before its output projection, so heads do not write z W_O"
+            f"layer {layer} mixes the z of its heads before its output projection, so heads have no writes of their own"
         )
     if part is not None and not part.whole:
         stream.missing["z"] = f"attention of layer {layer} weighs its values in several pieces, which are then combined"

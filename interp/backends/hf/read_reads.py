@@ -22,6 +22,11 @@ def read_reads(anatomy: Anatomy, layer: int, d_model: int) -> Reads:
     attn, mlp = (None if norm is None else read_norm(norm, d_model) for norm in (before, stream.mlp_norm))
     parallel = "resid_mid" in stream.missing and "mlp_out" not in stream.missing
     missing = stream.missing
+    if part is not None and not part.direct:
+        missing = {
+            "head_out": f"layer {layer} changes z before its output projection, so heads do not write z W_O",
+            **missing,
+        }
     if stream.further:  # not a sum of writes: nothing has edges of its own
         missing = {**dict.fromkeys(("attn_out", "head_out", "mlp_out"), stream.further), **missing}
     return Reads(attn, mlp, parallel, missing, stream.mlp_whole, stream.mlp_scale)

@@ -22,7 +22,7 @@ def read_writes(anatomy: Anatomy, layer: int, d_model: int) -> Writes:
         raise BackendError(f"layer {layer}: {MATRICES}")
     part, stream = anatomy.part(layer), anatomy.stream[layer]
     attn = mlp = None
-    if part is not None and not {"attn_out", "head_out"} & stream.missing.keys():
+    if part is not None and part.direct and not {"attn_out", "head_out"} & stream.missing.keys():
         after = part.norm_after if part.norm_after is stream.attn_out else None
         attn = Write(part.output, None if after is None else read_norm(after, d_model), stream.attn_scale)
     if stream.mlp_post is not None and stream.mlp_out is not None:

@@ -228,10 +228,7 @@ def _check(blocks: nn.ModuleList, points: dict[Place, Any], missing: dict[Place,
                 _drop(
                     points, missing, (kind, layer), f"the bridge's hook does not hold what {family} adds to the stream"
                 )
-        if ("attn_out", layer) not in points:
-            missing["head_out", layer] = missing["attn_out", layer]
-        elif resolve(block, "attn.o.original_component") is None:
-            missing["head_out", layer] = "the bridge has no one output projection of this layer's attention"
+        _check_heads(points, missing, layer, block)
         if "mid" not in tensors:
             missing["resid_mid", layer] = PARALLEL
         elif ("attn_out", layer) not in points or not _close(
@@ -248,6 +245,14 @@ def _check(blocks: nn.ModuleList, points: dict[Place, Any], missing: dict[Place,
                 expected = resolve(block, "mlp.out.original_component")(tensors["mlp_post"])
             if not _close(expected.view_as(tensors["mlp_result"]), tensors["mlp_result"]):
                 _drop(points, missing, ("mlp_post", layer), _LOST)
+
+
+def _check_heads(points: dict[Place, Any], missing: dict[Place, str], layer: int, block: nn.Module) -> None:
+    """Heads write through what attention adds and by one projection, or there is no such site."""
+    if ("attn_out", layer) not in points:
+        missing["head_out", layer] = missing["attn_out", layer]
+    elif resolve(block, "attn.o.original_component") is None:
+        missing["head_out", layer] = "the bridge has no one output projection of this layer's attention"
 
 
 def _drop(points: dict[Place, Any], missing: dict[Place, str], place: Place, why: str) -> None:

@@ -8,6 +8,7 @@ from torch.testing import assert_close
 import interp
 from interp.attention import KeyMass
 from interp.batch import Batch
+from interp.decompose import decompose
 from interp.edits import Ablate, Replace
 from interp.errors import BackendError, ModelLoadError, SiteError
 from interp.measurement.checks.backend import random_module
@@ -113,8 +114,9 @@ def test_z_in_front_of_a_norm_is_seen_and_changed_inside_attention():
     run = model.run(IDS, capture=["pattern", "v", "z"])
     values = run["L0.v"].repeat_interleave(2, 2)
     assert_close(torch.einsum("bhqk,bkhd->bqhd", run["L0.pattern"], values), run["L0.z"], atol=1e-5, rtol=1e-4)
-    with pytest.raises(SiteError, match="changes z before its output projection"):
-        model.run(IDS, capture=["L0.head_out"])
+    head_out_is_attention(model, (0, 1))
+    assert "changes z before its output projection" in model.reads(0).missing["head_out"]
+    assert model.writes(0).attn is None and decompose(model, IDS, position=None).error < 1e-5
     edits = [Replace("L1H2.z", torch.zeros(1, 12, 8))]
     projection = source.model.layers[1].self_attn.attn_sub_norm
     handle = projection.register_forward_pre_hook(lambda m, args: (args[0] * (torch.arange(32) // 8 != 2),))
@@ -124,6 +126,15 @@ def test_z_in_front_of_a_norm_is_seen_and_changed_inside_attention():
     assert_close(model.run(IDS, edits=edits).logits, by_hand, atol=1e-4, rtol=1e-4)
     with model.editing(edits), torch.no_grad():
         assert_close(source(IDS).logits, by_hand, atol=1e-4, rtol=1e-4)
+
+
+def test_heads_that_are_mixed_before_the_projection_have_no_writes():
+    source = module("DiffLlama", num_hidden_layers=2, num_key_value_heads=2)
+    model = interp.load(source)
+    for kind, why in (("z", "several pieces"), ("head_out", "mixes the z of its heads")):
+        with pytest.raises(SiteError, match=why):
+            model.run(IDS, capture=[kind])
+    assert model.run(IDS, capture=["attn_out"]).stack("attn_out").shape == (2, 1, 12, 32)
 
 
 def test_norms_without_parameters():
