@@ -27,7 +27,8 @@ class AttentionPart:
 
     `direct` says that the output projection takes z as attention gave it (no gate or norm in between), `sliced` that
     what it takes still falls into heads, each from its own z but for one factor of all; `whole` that attention gives z
-    at once and not in pieces. `write` is the event of what attention writes, behind its projection; `stray` says why its matrices are no maps from stream to stream, empty where they are.
+    at once and not in pieces. `write` is the event of what attention writes, behind its projection; `stray` says why
+    its matrices are no maps from stream to stream, empty where they are.
     """
 
     layer: int

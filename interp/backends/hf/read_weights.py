@@ -9,6 +9,7 @@ way. Half-precision weights are read in float32.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -63,10 +64,10 @@ class _Reader:
     def __init__(self, model: PreTrainedModel, parts: Sequence[AttentionPart]) -> None:
         self.feeder = Feeder(model, parts)
         self.width = int(model.config.get_text_config().hidden_size)
-        self._inner: dict[int, tuple[nn.Module, ...]] = {}
+        self._inner: dict[int, dict[nn.Module, Norm | None]] = {}
 
-    def inner(self, part: AttentionPart) -> tuple[nn.Module, ...]:
-        """Norms between a layer's attention input and its attention call."""
+    def inner(self, part: AttentionPart) -> dict[nn.Module, Norm | None]:
+        """Norms between a layer's attention input and its attention call; see `inner_norms`."""
         if part.layer not in self._inner:
             self._inner[part.layer] = inner_norms(self.feeder, part, self.width)
         return self._inner[part.layer]
@@ -143,6 +144,11 @@ class ModuleSource:
         w_o, b_o = _output(part)
         q_norm, k_norm, v_norm = read_inner(reader.feeder, part, reader.inner(part), self.d_model)
         before, after = (None if n is None else read_norm(n, self.d_model) for n in (part.norm_before, part.norm_after))
+        times = self.anatomy.stream[layer].attn_scale if self.anatomy.stream else 1.0  # a residual multiplier
+        if after is None:
+            w_o, b_o = times * w_o, times * b_o
+        else:
+            after = replace(after, gain=times * after.gain, bias=times * after.bias)
         return LayerWeights(
             layer=layer,
             w_q=w_q,

@@ -57,8 +57,8 @@ class Rotary:
             if longest > limit and (longest > shortest if "dynamic" in kind else limit >= shortest):
                 raise BackendError(
                     f"prompts of {shortest} to {longest} tokens: beyond {limit} tokens the rotary tables of "
-                    f"{self.name} are those of the batch's longest prompt, so that shorter ones would change; run prompts of one "
-                    "length at a time"
+                    f"{self.name} are those of the batch's longest prompt, so that shorter ones would change; run "
+                    "prompts of one length at a time"
                 )
 
 

@@ -12,6 +12,8 @@ from interp.decompose import decompose
 from interp.edits import Ablate, Replace
 from interp.errors import BackendError, ModelLoadError, SiteError
 from interp.measurement.checks.backend import random_module
+from interp.measurement.checks.laws.reading import paired_activations
+from interp.measurement.checks.laws.subject import Subject, close
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
 SIZES |= {"max_position_embeddings": 64, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
@@ -178,3 +180,31 @@ def test_several_streams_at_once_are_refused_and_the_rest_runs():
     with pytest.raises(SiteError, match="several residual streams"):
         model.run(IDS, start=(1, torch.zeros(1, 12, 32)))
     assert model.run(Batch.of(IDS), capture=["pattern"]).stack("pattern").shape == (2, 1, 4, 12, 12)
+
+
+MLA = {"q_lora_rank": 16, "kv_lora_rank": 12, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 6}
+
+
+@pytest.mark.parametrize("kind", ["DeepseekV3", "MiniCPM3"])
+def test_latent_attention(kind):
+    """q and k are wider than v; norms stand on latents, and divide those channels of the heads that are made of them."""
+    more = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 16}
+    more = {**more, "first_k_dense_replace": 1} if kind == "DeepseekV3" else {"scale_depth": 0.7}
+    source = module(kind, num_hidden_layers=2, num_key_value_heads=4, **MLA, **more)
+    model = interp.load(source)
+    pairs = paired_activations(Subject(model, source, Batch.of(IDS)))
+    for what, (ours, theirs) in pairs.items():
+        close(ours, theirs, what, share=1e-4)
+    assert {f"L1.{kind}" for kind in ("q", "k", "v", "attn_out")} <= set(pairs)
+    head_out_is_attention(model, (0, 1))
+    weights = model.weights()
+    assert weights[0].k_norm.divided.tolist() == [True] * 8 + [False] * 4
+    with pytest.raises(BackendError, match="divides a part of each head's channels"):
+        weights.qk(0, 1)
+
+
+def test_a_residual_multiplier_is_in_the_output_matrix():
+    source = module("Granite", num_hidden_layers=2, num_key_value_heads=2, residual_multiplier=0.4)
+    model = interp.load(source)
+    run, w = model.run(IDS, capture=["z", "attn_out"]), model.weights()[1]
+    assert_close(torch.einsum("bphd,hdm->bpm", run["L1.z"], w.w_o) + w.b_o, run["L1.attn_out"], atol=1e-4, rtol=1e-4)
