@@ -53,8 +53,8 @@ class Norm:
 
 
 UNEVEN = (
-    "a norm divides a part of each head's channels only (latent attention beside a rotary part), so that scores are not "
-    "one matrix times a positive number of each token"
+    "a norm divides a part of each head's channels only (latent attention beside a rotary part), so that scores are "
+    "not one matrix times a positive number of each token"
 )
 
 

@@ -31,7 +31,7 @@ class Hooks:
         # Parts are read by calling them, so before any hook stands on them, and anew each time: weights may change.
         layers = range(len(anatomy.blocks))
         self.writers = {i: HeadWriter(anatomy, i) for i in layers if plan.asks(i, "head_out")}
-        self.norms = {i: read_norm(norm, anatomy.width) for i, norm in self._read_norms()}
+        self.norms = {i: read_norm(norm, _width(norm, anatomy.width)) for i, norm in self._read_norms()}
 
     def _read_norms(self) -> Iterator[tuple[int | None, nn.Module]]:
         """Norms whose divisor is asked for, by layer."""
@@ -196,6 +196,11 @@ class Hooks:
 
     def _register(self, handle: Any) -> None:
         self._stack.callback(handle.remove)
+
+
+def _width(norm: nn.Module, stream: int) -> int:
+    """Width of a norm: that of its gain, of the stream where it has none."""
+    return next((p.numel() for p in norm.parameters()), stream)
 
 
 def _once(visit: Visit) -> Visit:

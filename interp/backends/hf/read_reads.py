@@ -18,10 +18,12 @@ def read_reads(anatomy: Anatomy, layer: int, d_model: int) -> Reads:
     if anatomy.shards is not None:
         raise BackendError(f"layer {layer}: {MATRICES}")
     part, stream = anatomy.part(layer), anatomy.stream[layer]
-    before = None if part is None else part.norm_before
+    before = None if part is None or part.stray else part.norm_before
     attn, mlp = (None if norm is None else read_norm(norm, d_model) for norm in (before, stream.mlp_norm))
     parallel = "resid_mid" in stream.missing and "mlp_out" not in stream.missing
     missing = stream.missing
+    if part is not None and part.stray:
+        missing = {**dict.fromkeys(("attn_out", "head_out"), part.stray), **missing}
     if part is not None and not part.direct:
         missing = {
             "head_out": f"layer {layer} changes z before its output projection, so heads do not write z W_O",

@@ -68,6 +68,8 @@ def test_blocks_that_share_their_attention_each_have_a_layer():
     assert_close(answers["first"], run.stack("pattern")[..., 0], atol=1e-5, rtol=1e-4)
     with pytest.raises(BackendError, match="reads something else than the layer's stream"):
         model.weights()[1]
+    assert model.run(IDS, capture=["L1.norm_scale"])["L1.norm_scale"].shape == (1, 12, 1)
+    assert "head_out" in model.reads(1).missing and model.reads(1).attn is None
 
 
 def test_attention_that_is_run_several_times_in_a_pass_is_refused():
@@ -187,7 +189,7 @@ MLA = {"q_lora_rank": 16, "kv_lora_rank": 12, "qk_nope_head_dim": 8, "qk_rope_he
 
 @pytest.mark.parametrize("kind", ["DeepseekV3", "MiniCPM3"])
 def test_latent_attention(kind):
-    """q and k are wider than v; norms stand on latents, and divide those channels of the heads that are made of them."""
+    """q and k are wider than v; norms stand on latents, and divide those channels of heads that are made of them."""
     more = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 16}
     more = {**more, "first_k_dense_replace": 1} if kind == "DeepseekV3" else {"scale_depth": 0.7}
     source = module(kind, num_hidden_layers=2, num_key_value_heads=4, **MLA, **more)
