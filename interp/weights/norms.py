@@ -79,9 +79,9 @@ class HeadNorm:
     divided: Bool[Tensor, " d_head"] | None = None
 
     @classmethod
-    def plain(cls, shape: Sequence[int], eps: float, **form: bool) -> HeadNorm:
+    def plain(cls, shape: Sequence[int], eps: float, *, centred: bool, whole: bool, after_rotary: bool) -> HeadNorm:
         """The norm of a form without gain or bias."""
-        return cls(torch.ones(*shape), torch.zeros(*shape), eps, **form)
+        return cls(torch.ones(*shape), torch.zeros(*shape), eps, centred, whole, after_rotary)
 
     def with_gain(self, gain: Float[Tensor, "head d_head"], bias: Float[Tensor, "head d_head"]) -> HeadNorm:
         """The same form with a gain and a bias."""

@@ -50,7 +50,9 @@ def inner_norms(feeder: Feeder, part: AttentionPart, width: int) -> dict[nn.Modu
     for leaf, (entry, shape) in _leaf_inputs(feeder, part, _leaves(part.module), width).items():
         same = shape == entry.shape and entry.is_floating_point()
         if same and _forgets_scale(leaf, entry.shape):
-            norms[leaf] = None if entry[0].numel() in sizes else read_norm(leaf, entry.shape[-1])
+            size = entry[0].numel()
+            own = size in sizes or (size in (part.d_head, part.d_value) and _of_one_head(feeder, part, leaf, width))
+            norms[leaf] = None if own else read_norm(leaf, entry.shape[-1])
     return norms
 
 
@@ -146,6 +148,15 @@ def _forgets_scale(leaf: nn.Module, shape: torch.Size) -> bool:
     return forgets_scale(
         leaf, torch.randn(shape, generator=torch.Generator().manual_seed(3)).to(device, input_dtype(leaf))
     )
+
+
+def _of_one_head(feeder: Feeder, part: AttentionPart, norm: nn.Module, width: int) -> bool:
+    """Whether a norm is at work on one head of q, k or v: each head has its own."""
+    row = torch.randn(1, width, generator=torch.Generator().manual_seed(2))
+    full = _qkv(feeder, part, row)
+    with bypassed({norm: None}):
+        without = _qkv(feeder, part, row)
+    return sum(int((x != y).any(-1).sum()) for x, y in zip(full, without, strict=True)) <= 1
 
 
 def _inputs(feeder: Feeder, part: AttentionPart, norm: nn.Module, rows: Tensor) -> Float[Tensor, "row rank"]:

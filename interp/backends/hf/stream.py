@@ -101,15 +101,15 @@ def _without_attention(layer: int, x: Tensor, delta: Tensor, inside: list[Event]
             e for e in outputs[outputs.index(mixer) + 1 :] if not mixer.within(e.path) and not e.within(mixer.path)
         ]
         fit = next(_fits(x, delta, [mixer.outputs[0]], behind), None)
-        if fit is None or fit[2] is None:
+        mlp = None if fit is None else fit[2]
+        if fit is None or mlp is None:
             continue
-        _, _, mlp, m = fit
         writer = _last_giving(identity(mlp), behind)
         if writer is None or not _tokenwise(writer):
             continue
         others = [e for e in inside if not e.within(mixer.path) and e is not mixer]
         part = StreamPart(missing=dict.fromkeys(("attn_out", "head_out", "resid_mid"), why), further=why)
-        return _with_mlp(layer, part, (mlp, m), others, x)
+        return _with_mlp(layer, part, (mlp, fit[3]), others, x)
     return _none(why)
 
 

@@ -81,6 +81,8 @@ class NNsightModel(HFModel):
         with contextlib.ExitStack() as stack:
             for other in self._standing[-1:]:
                 stack.enter_context(other.resting())
+            if batch.padded:
+                self.padding.inputs(batch)  # tried here, where no recorder stands yet
             stack.enter_context(evaluating(self.torch_module))
             stack.enter_context(torch.set_grad_enabled(plan.gradients))
             if recorder is not None:
