@@ -36,9 +36,10 @@ PYTEST = OMP_NUM_THREADS=$(THREADS) TOKENIZERS_PARALLELISM=false $(BIN)/python -
 test: env  ## all tests and notebooks but the slow ones, offline
 	@$(PYTEST) --nbmake notebooks tests
 
-slow: env  ## what is dear: large grids, and every formula broken once (no part of CI)
+slow: env  ## what is dear: large grids, every formula broken once, every architecture (no part of CI)
 	@$(PYTEST) -m slow tests
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/mutations
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/architectures
 
 lint: env  ## style, format, types, who may import whom
 	@$(BIN)/ruff check --quiet .

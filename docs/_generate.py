@@ -9,11 +9,13 @@ compares them with what this file makes. The rest is directives for Sphinx, igno
 from __future__ import annotations
 
 import ast
+import csv
 import importlib
 import inspect
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -272,6 +274,52 @@ def where_things_are() -> str:
     )
 
 
+OUTCOMES = {
+    "works": "everything that is tried",
+    "partly": "it loads and runs; what is refused, with the reason, stands beside it",
+    "refused": "it does not load, or nothing can be run; the reason stands beside it",
+    "raw error": "a fault of ours: an error that is none of the toolkit's",
+    "wrong": "a fault of ours: a number that is not the model's",
+    "not built": "no tiny model of it could be made here",
+}
+
+
+def architectures() -> str:
+    """docs/reference/architectures.md, from docs/architectures.csv."""
+    with (DOCS / "architectures.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    counts = Counter(row["outcome"] for row in rows)
+    lines = [
+        "# Architectures",
+        "",
+        NOTE,
+        "",
+        "Every model type of transformers that has a causal class, as a tiny random model: loaded with `interp.load`",
+        '(`backend="hf"`, then `"lens"` where that refuses) and run. Tried are: logits against the plain forward pass;',
+        "captures of the residual stream, q, k, v, z, patterns, `head_out`, `attn_out`, `mlp_out`; statistics against",
+        "the dense pattern; a head ablated against a hook; each prompt of a batch padded on the left or right against",
+        "the prompt alone; prompts beyond the context under dynamic rotary scaling; weights against a run; the",
+        "decomposition of the stream; generation; gradients. `python tests/architectures` makes the table anew.",
+        "",
+        "| outcome | types | means |",
+        "|---|---|---|",
+        *(f"| {kind} | {counts[kind]} | {meaning} |" for kind, meaning in OUTCOMES.items()),
+        f"| all | {len(rows)} | usable, wholly or in part: {counts['works'] + counts['partly']} |",
+    ]
+    for kind in OUTCOMES:
+        some = [row for row in rows if row["outcome"] == kind]
+        if some:
+            lines += ["", f"## {kind.capitalize()}", "", "| type | class | backend | what not, and why |"]
+            lines += ["|---|---|---|---|"]
+            lines += [f"| `{r['type']}` | `{r['family']}` | {r['backend']} | {_plain(r['lacks'])} |" for r in some]
+    return "\n".join(lines) + "\n"
+
+
+def _plain(text: str) -> str:
+    """A reason in a table: what Markdown would take for markup is escaped."""
+    return re.sub(r"([*_<>\[\]`])", r"\\\1", _cell(text))
+
+
 def table_in(text: str, name: str, table: str) -> str:
     """The text with what stands between `<!-- name -->` and `<!-- end of name -->` replaced."""
     pattern = re.compile(rf"(<!-- {name}[^\n]*-->\n).*?(<!-- end of {name} -->)", re.DOTALL)
@@ -282,6 +330,7 @@ COMMITTED: dict[Path, Callable[[], str]] = {
     DOCS / "reference" / "cli.md": cli,
     DOCS / "reference" / "analyses.md": analyses,
     DOCS / "reference" / "tables.md": tables,
+    DOCS / "reference" / "architectures.md": architectures,
     DOCS / "reference" / "where-things-are.md": where_things_are,
     ROOT / "README.md": lambda: table_in((ROOT / "README.md").read_text(encoding="utf-8"), "analyses", families()),
 }

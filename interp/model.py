@@ -179,6 +179,9 @@ class Run:
         found = sorted(s for s in self.acts if s.first is not None and key == (s if key.first is not None else _any(s)))
         if not found:
             raise SiteError(f"{str(key)!r} was not captured; {nearest(str(key), map(str, self.acts))}")
+        shapes = {tuple(self.acts[s].shape) for s in found}
+        if len(shapes) > 1:
+            raise SiteError(f"{str(key)!r}: layers differ in their sizes {sorted(shapes)}; take them one at a time")
         return torch.stack([self.acts[s] for s in found])
 
 

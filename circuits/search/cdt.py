@@ -359,8 +359,7 @@ def _normed(norm: Norm | None, beta: Tensor, x: Tensor) -> Tensor:
 def _head_normed(norm: HeadNorm, beta: Tensor, x: Tensor) -> Tensor:
     """The same for a norm inside attention."""
     norm = replace(norm, gain=norm.gain.to(x), bias=norm.bias.to(x))
-    centred_x = replace(norm, gain=torch.ones_like(norm.gain)).linear(x)
-    divisor = (centred_x.square().mean((-2, -1) if norm.whole else (-1,), keepdim=True) + norm.eps).sqrt()
+    divisor = norm.divisor(x)
     out = norm.linear(beta) / divisor
     return out + _bias_part(norm.bias, out, norm.linear(x) / divisor - out)
 

@@ -24,14 +24,14 @@ from circuits.patching.paths import path_patching
 from circuits.wiring.case import Case
 from circuits.wiring.ports import QKV
 from interp.components import EMBED, Component, Edge, head_name, kind, parse_head
-from interp.errors import NotApplicable, SchemaError
+from interp.errors import BackendError, NotApplicable, SchemaError
 from interp.model import Model
 from interp.results.provenance import recorded
 from interp.results.results import Result, frame
 from interp.sites import Site
 from interp.tasks import PromptTask
 from interp.weights.factored import FactoredMatrix
-from interp.weights.norms import HeadNorm
+from interp.weights.norms import UNEVEN, HeadNorm
 from interp.weights.weights import Weights
 
 READERS = 3
@@ -49,6 +49,8 @@ def extended_qk(weights: Weights, layer: int, head: int, *, offset: int = 0) -> 
     group = head // w.group
 
     def with_bias(matrix: Tensor, bias: Tensor, norm: HeadNorm | None) -> Tensor:
+        if norm is not None and not norm.even:
+            raise BackendError(f"layer {layer}: {UNEVEN}")
         extended = torch.cat([matrix, bias[:, None]], 1)
         return extended if norm is None else norm.fold(extended)
 

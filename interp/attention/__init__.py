@@ -9,7 +9,7 @@ The derivations are in README.md beside this file. Needs torch and transformers,
 
 from interp.attention._measure import METHODS, measure
 from interp.attention.call import Call
-from interp.attention.hook import Recorder, StopForward, current_recorder, intercept, set_recorder
+from interp.attention.hook import Recorder, StopForward, current_recorder, intercept, number_layers, set_recorder
 from interp.attention.masks import CausalMask
 from interp.attention.statistics import (
     Distance,
@@ -45,5 +45,6 @@ __all__ = [
     "current_recorder",
     "intercept",
     "measure",
+    "number_layers",
     "set_recorder",
 ]

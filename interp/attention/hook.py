@@ -7,6 +7,7 @@ recorder, and puts back every setting it touched, also after an exception.
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -22,6 +23,14 @@ from interp.errors import BackendError
 
 NAME = "interp"  # under which both functions are registered with transformers
 UNSUPPORTED = ("position_bias", "indices")  # score terms that a Call cannot express yet
+
+_layers: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+
+
+def number_layers(layers: Mapping[nn.Module, int]) -> None:
+    """Say at which layer attention modules stand; without, it is their own `layer_idx`, or their place in the order."""
+    _layers.update(layers)
+
 
 _active: ContextVar[Recorder | None] = ContextVar("interp_recorder", default=None)
 
@@ -78,7 +87,7 @@ class Recorder:
 
     def __call__(self, module: nn.Module, call: Call) -> Tensor:
         """Attention output z [batch, query, head, d_value] for one layer, with everything asked for done on the way."""
-        index = getattr(module, "layer_idx", None)
+        index = _layers.get(module, getattr(module, "layer_idx", None))
         layer = index if isinstance(index, int) else len(self.modules)
         self.modules[layer] = module
         if self.watch is not None:
@@ -121,6 +130,11 @@ def attention(
         if extra.get(name) is not None:
             raise BackendError(f"{type(module).__name__} adds {name!r} to its scores; this cannot be measured")
     mask = _mask(module, query, key, attention_mask, recorder, extra.get("is_causal"))
+    if mask.n_key != key.shape[2]:
+        raise BackendError(
+            f"{type(module).__name__} attends to {key.shape[2]} keys where its mask is for {mask.n_key} tokens: keys "
+            "that are no tokens cannot be measured"
+        )
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     return recorder(module, Call(query, key, value, scale, mask, softcap, s_aux, share)), None
 
@@ -173,13 +187,20 @@ def intercept(model: PreTrainedModel, recorder: Recorder) -> Iterator[Recorder]:
             config._attn_implementation_internal = before[key]
 
 
+def _follows(model: PreTrainedModel) -> bool:
+    follows = getattr(model, "_can_set_attn_implementation", None)
+    return follows is not None and bool(follows())
+
+
 def _switch(model: PreTrainedModel) -> None:
     family = type(model).__name__
-    follows = getattr(model, "_can_set_attn_implementation", None)
-    if follows is not None and follows():
-        model.set_attn_implementation(NAME)
-    if model.config._attn_implementation != NAME:
+    # A model may follow the interface in one of its parts alone: the text tower beside one for images, say.
+    inside = [m for m in model.modules() if isinstance(m, PreTrainedModel) and m is not model]
+    switched = [model] if _follows(model) else [m for m in inside if _follows(m)]
+    for part in switched:
+        part.set_attn_implementation(NAME)
+    if not any(part.config._attn_implementation == NAME for part in switched):
         raise BackendError(
             f"{family} does not follow transformers' attention interface, so its attention cannot be measured without "
-            'storing it; load it with backend="lens", which does (n x n per head)'
+            "storing it"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -47,6 +48,7 @@ class Backend:
         make: model of a checkpoint.
         packages: those whose objects are the backend's own: what is an instance of a class from there is adopted.
         adopt: model of such an object.
+        fits: whether it can run a checkpoint, as far as that is known without trying; None where it is not known.
         remote: what to pass so that `remote=` can be taken, in words; empty where it cannot.
     """
 
@@ -55,6 +57,7 @@ class Backend:
     packages: tuple[str, ...] = ()
     adopt: Adopt | None = None
     remote: str = ""
+    fits: Callable[[Checkpoint], bool] | None = None
 
     def __post_init__(self) -> None:
         """Refuse packages without a way to adopt what comes from them, and the other way round."""

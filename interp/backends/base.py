@@ -16,6 +16,7 @@ from interp.backends.plan.validate import check_batch
 from interp.backends.turn import State, taken
 from interp.batch import Batch, Prompts
 from interp.edits import Edit
+from interp.errors import SiteError
 from interp.model import Capture, ModelInfo, Run, Start
 from interp.numerics import device_of
 from interp.sites import Site
@@ -121,7 +122,11 @@ class ModuleModel(ABC):
         return tuple(x for p in self.torch_module.parameters() for x in (_version(p), p.data_ptr()))
 
     def mean(self, tokens: Prompts, kind: str = "z") -> Float[Tensor, "layer ..."]:
-        """Mean over real tokens of a kind of activation, [layer head d_head] or [layer d]; zeros where it has none."""
+        """Mean over real tokens of a kind of activation, [layer head d_head] or [layer d]; zeros where it has none.
+
+        Raises:
+            SiteError: layers differ in their sizes.
+        """
         batch = self.batch(tokens)
         weight = (batch.mask / batch.mask.sum()).flatten()
 
@@ -131,6 +136,10 @@ class ModuleModel(ABC):
         acts = self.run(batch, capture={Site(kind): reduce}).acts
         rows = {site.first: mean for site, mean in acts.items()}
         first = next(iter(rows.values()))
+        if any(mean.shape != first.shape for mean in rows.values()):
+            raise SiteError(
+                f"{kind}: layers differ in their sizes, so that there is no one table; capture one at a time"
+            )
         full = torch.zeros(self.info.n_layers, *first.shape, device=first.device)
         for layer, mean in rows.items():
             full[layer] = mean.to(full.device)

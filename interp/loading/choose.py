@@ -7,7 +7,7 @@ import logging
 from importlib import metadata
 from typing import Any
 
-from interp.backends import Backend
+from interp.backends import Backend, Checkpoint
 from interp.errors import ModelLoadError, nearest
 
 GROUP = "interp.backends"
@@ -58,6 +58,18 @@ def backend_for(source: Any, backend: str | None = None, *, remote: bool | str =
     if remote and (own is None or not own.remote):
         raise ModelLoadError(f"remote={remote!r} is for models that {_elsewhere(source)}")
     return own or backends()[name]
+
+
+def other_backends(checkpoint: Checkpoint, refused: Backend) -> str:
+    """Half a sentence that names the backends which can run a checkpoint that one has refused; empty without any."""
+    able = []
+    for backend in backends().values():
+        try:
+            if backend is not refused and backend.fits is not None and backend.fits(checkpoint):
+                able.append(f'backend="{backend.name}"')
+        except Exception as error:  # a backend that cannot be imported, say, is none to recommend
+            log.debug("backend %s is not recommended: %s", backend.name, error)
+    return f"; load it with {' or '.join(able)}" if able else ""
 
 
 def _choices(name: str) -> str:

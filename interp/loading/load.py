@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interp.errors import BackendError, ModelLoadError
-from interp.loading.choose import backend_for
+from interp.loading.choose import backend_for, other_backends
 from interp.model import Model
 
 if TYPE_CHECKING:
@@ -90,4 +90,4 @@ def load(
     try:
         return runner.make(checkpoint, ours=checkpoint.model is not source)
     except BackendError as error:
-        raise ModelLoadError(f"{checkpoint.name}: {error}") from error
+        raise ModelLoadError(f"{checkpoint.name}: {error}{other_backends(checkpoint, runner)}") from error

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -52,11 +52,21 @@ class Norm:
         return x - x.mean(-1, keepdim=True) if self.centred else x
 
 
+UNEVEN = (
+    "a norm divides a part of each head's channels only (latent attention beside a rotary part), so that scores are "
+    "not one matrix times a positive number of each token"
+)
+
+
 @dataclass(frozen=True, eq=False)
 class HeadNorm:
     """A norm inside attention, of q, k or v: over each head's channels, or with `whole` over all heads' together.
 
     `after_rotary` says that positions have been applied before it; otherwise they come after.
+
+    Under multi-head latent attention the norm stands on a latent of few numbers, from which all heads are made by a
+    matrix: `latent` takes the projection (with the norm's gain in it) back to that latent, whose size is the divisor;
+    `divided` says which channels of a head come of it, the others pass as they are.
     """
 
     gain: Float[Tensor, "head d_head"]
@@ -65,11 +75,13 @@ class HeadNorm:
     centred: bool
     whole: bool
     after_rotary: bool
+    latent: Float[Tensor, "channel rank"] | None = None
+    divided: Bool[Tensor, " d_head"] | None = None
 
     @classmethod
-    def plain(cls, shape: Sequence[int], eps: float, **form: bool) -> HeadNorm:
+    def plain(cls, shape: Sequence[int], eps: float, *, centred: bool, whole: bool, after_rotary: bool) -> HeadNorm:
         """The norm of a form without gain or bias."""
-        return cls(torch.ones(*shape), torch.zeros(*shape), eps, **form)
+        return cls(torch.ones(*shape), torch.zeros(*shape), eps, centred, whole, after_rotary)
 
     def with_gain(self, gain: Float[Tensor, "head d_head"], bias: Float[Tensor, "head d_head"]) -> HeadNorm:
         """The same form with a gain and a bias."""
@@ -83,9 +95,21 @@ class HeadNorm:
 
     def __call__(self, x: Float[Tensor, "*batch head d_head"]) -> Float[Tensor, "*batch head d_head"]:
         """The norm of x."""
-        over = (-2, -1) if self.whole else (-1,)
-        scale = (self._centre(x).square().mean(over, keepdim=True) + self.eps).sqrt()
-        return self.linear(x) / scale + self.bias
+        return self.linear(x) / self.divisor(x) + self.bias
+
+    def divisor(self, x: Float[Tensor, "*batch head d_head"]) -> Float[Tensor, "*batch #head #d_head"]:
+        """What the norm of x divides by: a positive number of the token, or of each of its heads."""
+        if self.latent is None:
+            over = (-2, -1) if self.whole else (-1,)
+            return (self._centre(x).square().mean(over, keepdim=True) + self.eps).sqrt()
+        sizes = (x.flatten(-2) @ self.latent.to(x)).square().mean(-1)
+        divisor = (sizes + self.eps).sqrt()[..., None, None]
+        return divisor if self.divided is None else torch.where(self.divided.to(x.device), divisor, 1.0)
+
+    @property
+    def even(self) -> bool:
+        """Whether all channels of a head are divided by one number."""
+        return self.divided is None or bool(self.divided.all())
 
     def linear(self, x: Float[Tensor, "*batch head d_head"]) -> Float[Tensor, "*batch head d_head"]:
         """gain * c(x): what is left of the norm when its divisor is frozen at one."""

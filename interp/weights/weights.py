@@ -21,7 +21,7 @@ from interp.components import head_name
 from interp.errors import BackendError, NotApplicable, SiteError
 from interp.numerics import refuse_autocast
 from interp.weights.factored import FactoredMatrix, positivity
-from interp.weights.norms import HeadNorm, Norm
+from interp.weights.norms import UNEVEN, HeadNorm, Norm
 
 KEEP = 2**30  # bytes of layers kept by default
 BLOCK = 2**24  # entries of an embedding matrix made at one time
@@ -243,8 +243,13 @@ class Weights:
         Gains (and centring) of a norm on q and k are always folded in, its divisors are not: they are positive numbers
         of the token. With `fold_norm` it reads x / scale(x) of the stream instead of the norm's output. Without a head,
         all of them as a batch.
+
+        Raises:
+            BackendError: a norm divides some channels of q or k and not the others.
         """
         w = self._layer(layer, head, fold_norm)
+        if not all(norm is None or norm.even for norm in (w.q_norm, w.k_norm)):
+            raise BackendError(f"layer {layer}: {UNEVEN}")
         w_q = w.w_q if w.q_norm is None else w.q_norm.fold(w.w_q)
         w_k = w.w_k if w.k_norm is None else w.k_norm.fold(w.w_k)
         left = w_q if offset == 0 and w.q_norm is None else w_q @ self.rotation(layer, offset)

@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from interp.attention import Call
+from interp.attention import Call, Recorder, intercept, number_layers
 from interp.backends.hf.shards import Shards, shards
-from interp.backends.hf.stream import StreamPart, stream_part
-from interp.backends.hf.watch import Event, input_device, source, watch
+from interp.backends.hf.stream import StreamPart, chain, stream_part
+from interp.backends.hf.watch import PROBE, Event, identity, input_device, source, watch
 from interp.errors import BackendError
 
 __all__ = ["Anatomy", "AttentionPart", "input_device", "observe"]
@@ -25,8 +25,11 @@ __all__ = ["Anatomy", "AttentionPart", "input_device", "observe"]
 class AttentionPart:
     """One layer's attention as observed: modules around it and sizes of its call.
 
-    `direct` says that the output projection takes z as attention gave it (no gate in between); `causal` that no query
-    sees a later key; `share` is as in `Call`.
+    `direct` says that the output projection takes z as attention gave it (no gate or norm in between), `sliced` that
+    what it takes still falls into heads, each from its own z but for one factor of all; `whole` that attention gives z
+    at once and not in pieces. `write` is the event of what attention writes, behind its projection; `stray` says why
+    its matrices are no maps from stream to stream, empty where they are. `causal`: no query sees a later key; `share`
+    is as in `Call`.
     """
 
     layer: int
@@ -44,15 +47,19 @@ class AttentionPart:
     direct: bool = True
     causal: bool = True
     share: float = 1.0
+    sliced: bool = True
+    whole: bool = True
+    write: Event | None = None
+    stray: str = ""
 
 
 @dataclass(frozen=True, eq=False)
 class Anatomy:
     """The observed parts of a decoder.
 
-    `overwrites` says that some module changes its input in place, `bundled` that layers give tuples; `shards` how heads
-    are spread over processes, None where they are not; `n_logits` how many the unembedding gives, None if it was not
-    called or is spread too.
+    `overwrites` says that some module changes its input in place, `bundled` that layers give tuples; `width` is that of
+    the stream; `shards` how heads are spread over processes, None where they are not; `n_logits` how many the
+    unembedding gives, None if it was not called or is spread too.
     """
 
     blocks: nn.ModuleList
@@ -62,8 +69,19 @@ class Anatomy:
     stream: tuple[StreamPart, ...]
     overwrites: bool
     bundled: bool
+    width: int
     shards: Shards | None = None
     n_logits: int | None = None
+
+    @property
+    def gated(self) -> frozenset[int]:
+        """Layers whose z stands inside attention alone: something changes it before the output projection takes it."""
+        return frozenset(p.layer for p in self.attention if not p.direct)
+
+    @property
+    def n_kv_heads(self) -> int:
+        """Key-value heads of every layer; those of layers with fewer count several times, once for each group."""
+        return max(p.n_kv_heads for p in self.attention)
 
     def part(self, layer: int) -> AttentionPart | None:
         """Attention of a layer, None where it has none."""
@@ -83,22 +101,94 @@ def observe(model: PreTrainedModel) -> Anatomy:
             f"{type(model).__name__} never called the attention interface: no softmax attention to measure"
         )
     paths = {id(module): path for path, module in model.named_modules()}
-    blocks = _blocks(model, next(iter(calls.values()))[0], paths)
+    blocks = _blocks(model, calls[0][0], paths)
+    by_layer = _layers(calls, blocks, paths)
+    number_layers({module: layer for layer, (module, _) in by_layer.items()})
     unembed = model.get_output_embeddings()
     if unembed is None:
         raise BackendError(
             f"{type(model).__name__} has no output embeddings: looked for the unembedding that gives logits"
         )
-    parts = tuple(_part(layer, module, call, blocks, paths, events) for layer, (module, call) in sorted(calls.items()))
+    parts = tuple(_part(layer, *by_layer[layer], blocks[layer], paths, events) for layer in sorted(by_layer))
     reads = [e for e in events if e.module is unembed]
     final = source(events, reads[-1].took[0]) if reads else None
-    by_layer = {part.layer: part for part in parts}
-    stream = tuple(_stream(i, blocks, by_layer.get(i), paths, events) for i in range(len(blocks)))
+    parts = _sliced(model, parts)
+    at = {part.layer: part for part in parts}
+    stream = tuple(_stream(i, blocks, at.get(i), paths, events) for i in range(len(blocks)))
     overwrites = any(e.overwritten for e in events)
     bundled = any(e.bundled for e in events if e.module is blocks[0])
     spread = shards(model)
     n_logits = reads[-1].outputs[0].shape[-1] if reads and spread is None else None
-    return Anatomy(blocks, _gather(parts, spread), unembed, final, stream, overwrites, bundled, spread, n_logits)
+    width = next(e.width for e in events if e.module is blocks[0])
+    parts = _gather(parts, spread)
+    return Anatomy(blocks, parts, unembed, final, stream, overwrites, bundled, width, spread, n_logits)
+
+
+def _layers(
+    calls: list[tuple[nn.Module, Call]], blocks: nn.ModuleList, paths: dict[int, str]
+) -> dict[int, tuple[nn.Module, list[Call]]]:
+    """The attention module of each layer that has one, with its calls: one, or several that weigh other values alike.
+
+    Raises:
+        BackendError: attention outside of the layers, several in one layer, or a layer that is run more than once.
+    """
+    holders: dict[int, list[int]] = {}
+    for i, block in enumerate(blocks):
+        for module in block.modules():
+            holders.setdefault(id(module), []).append(i)
+    result: dict[int, tuple[nn.Module, list[Call]]] = {}
+    for module, call in calls:
+        path, layers = paths[id(module)], holders.get(id(module), [])
+        if not layers:
+            raise BackendError(f"{path!r} is in none of the {len(blocks)} layers: looked for the layer that holds it")
+        own, before = result.get(layers[0], (module, []))
+        alike = all(torch.equal(c.query, call.query) and torch.equal(c.key, call.key) for c in before)
+        if len(layers) > 1 or (before and own is module and not alike):
+            raise BackendError(
+                f"{path!r} is run more than once in a pass, each time on another stream, so that no layer has an "
+                "attention of its own to measure"
+            )
+        if own is not module:
+            raise BackendError(
+                f"layer {layers[0]} has two attentions, {paths[id(own)]!r} and {path!r}; a layer is measured by one"
+            )
+        result[layers[0]] = (module, [*before, call])
+    return result
+
+
+def _sliced(model: PreTrainedModel, parts: tuple[AttentionPart, ...]) -> tuple[AttentionPart, ...]:
+    """Parts with `sliced` as it is, tried on one layer of each kind of attention that changes z."""
+    kinds: dict[type[nn.Module], bool] = {}
+    for p in parts:
+        if not p.direct and type(p.module) not in kinds:
+            kinds[type(p.module)] = p.whole and p.output is not p.module and falls_into_heads(model, p)
+    return tuple(p if p.direct else replace(p, sliced=kinds[type(p.module)]) for p in parts)
+
+
+def falls_into_heads(model: PreTrainedModel, part: AttentionPart) -> bool:
+    """Whether what a projection takes is zero at a head whose z is, and the same at the others but for one factor."""
+    took: list[Tensor] = []
+
+    def silent(layer: int, z: Tensor) -> Tensor:
+        if layer != part.layer or len(took) == 0:
+            return z
+        z = z.clone()
+        z[:, :, 0] = 0.0
+        return z
+
+    handle = part.output.register_forward_pre_hook(lambda _, args: took.append(args[0].detach()))
+    tokens = torch.arange(PROBE, device=input_device(model))[None]
+    try:
+        for _ in range(2):
+            with torch.no_grad(), intercept(model, Recorder(edit=silent)):
+                model(tokens, use_cache=False)
+    finally:
+        handle.remove()
+    full, without = (x.reshape(PROBE, part.n_heads, -1).double() for x in took)
+    rest, others = without[:, 1:].flatten(1), full[:, 1:].flatten(1)
+    factor = (rest * others).sum(1) / others.square().sum(1).clamp(min=1e-30)
+    error = (rest - factor[:, None] * others).abs().max()
+    return not bool(without[:, 0].any()) and float(error) <= 1e-4 * float(rest.abs().max())
 
 
 def _gather(parts: tuple[AttentionPart, ...], spread: Shards | None) -> tuple[AttentionPart, ...]:
@@ -115,15 +205,17 @@ def _stream(
     layer: int, blocks: nn.ModuleList, part: AttentionPart | None, paths: dict[int, str], events: list[Event]
 ) -> StreamPart:
     block, before = blocks[layer], blocks[layer - 1] if layer else None
-    attention = None if part is None else paths[id(part.module)]
+    attention = None if part is None or part.write is None else (paths[id(part.module)], part.write)
     stream = stream_part(layer, paths[id(block)], attention, events)
     own = {e.module: e for e in events if e.module is block or e.module is before}
     if before is not None and not torch.equal(own[before].outputs[0].cpu(), own[block].inputs[0].cpu()):
         stream.missing["resid_pre"] = f"what enters layer {layer} is not what layer {layer - 1} gives"
-    if part is not None and not part.direct:
+    if part is not None and not part.sliced:
         stream.missing["head_out"] = (
-            f"layer {layer} changes z before its output projection, so heads do not write z W_O"
+            f"layer {layer} mixes the z of its heads before its output projection, so heads have no writes of their own"
         )
+    if part is not None and not part.whole:
+        stream.missing["z"] = f"attention of layer {layer} weighs its values in several pieces, which are then combined"
     return stream
 
 
@@ -137,27 +229,24 @@ def _blocks(model: nn.Module, attention: nn.Module, paths: dict[int, str]) -> nn
 
 
 def _part(
-    layer: int, module: nn.Module, call: Call, blocks: nn.ModuleList, paths: dict[int, str], events: list[Event]
+    layer: int, module: nn.Module, calls: list[Call], block: nn.Module, paths: dict[int, str], events: list[Event]
 ) -> AttentionPart:
-    path = paths[id(module)]
+    path, call = paths[id(module)], calls[-1]
     n_heads, d_value = call.query.shape[1], call.value.shape[-1]
     start = next(i for i, e in enumerate(events) if e.path == "(attention)" and e.module is module)
-    output = next((e for e in events[start:] if e.path.startswith(path + ".") and e.width == n_heads * d_value), None)
-    if output is None:
-        raise BackendError(
-            f"no output projection in {path!r}: looked for a submodule of width {n_heads * d_value} after it"
-        )
     own = next(e for e in events if e.path == path)
-    before = source(events[:start], own.took[0])
-    after = next((e.module for e in events if e.took[:1] == own.gave[:1] and e.is_norm), None)
-    block = next((b for b in blocks if any(m is module for m in b.modules())), None)
-    if block is None:
-        raise BackendError(f"{path!r} is in none of the {len(blocks)} layers: looked for the layer that holds it")
+    output = _output(own, events[start:], paths[id(block)], n_heads * d_value)
+    block_event = next(e for e in events if e.path == paths[id(block)])
+    before, stray = _reads(layer, own, block_event, [e for e in events[:start] if e.within(block_event.path)])
+    if output is None:
+        stray = f"{path!r} has no one output projection: looked for a module that takes {n_heads * d_value} numbers"
+    write = own if output is None or output.within(path) else output
+    after = next((e.module for e in events if e.took[:1] == write.gave[:1] and e.is_norm), None)
     return AttentionPart(
         layer=layer,
         module=module,
         block=block,
-        output=output.module,
+        output=module if output is None else output.module,
         norm_before=before,
         norm_after=after,
         n_heads=n_heads,
@@ -166,7 +255,39 @@ def _part(
         d_value=d_value,
         softcap=call.softcap,
         sink_logits=call.sinks is not None,
-        direct=output.took[:1] == events[start].gave[:1],
+        direct=output is not None and output.took[:1] == events[start].gave[:1],
         causal=call.mask.is_causal,
         share=call.share,
+        whole=len(calls) == 1,
+        write=write,
+        stray=stray,
     )
+
+
+def _reads(layer: int, own: Event, block: Event, inside: list[Event]) -> tuple[nn.Module | None, str]:
+    """The norm through which attention reads the layer's stream, None without; and why it does not read that, or ""."""
+    took, stream = own.inputs[0], block.inputs[0]
+    norms = [e for e in inside if e.is_norm and e.outputs and _same(e.outputs[0], took)]
+    norm = next((e for e in norms if e.gave[0] == own.took[0]), norms[-1] if norms else None)
+    if _same(stream if norm is None else norm.inputs[0], took if norm is None else stream):
+        return (None if norm is None else norm.module), ""
+    why = f"attention of layer {layer} reads something else than the layer's stream, as it is or through one norm"
+    return (None if norm is None else norm.module), why
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same numbers, but for their shape."""
+    return one.numel() == other.numel() and torch.equal(one.flatten(), other.to(one).flatten())
+
+
+def _output(own: Event, after: list[Event], block: str, width: int) -> Event | None:
+    """The output projection: in the attention module, or in its layer behind it, taking what it gives.
+
+    In the module, it is what makes the module's output (a gate may take tensors of the same width), else what takes z.
+    """
+    fitting = [e for e in after if e.width == width and not e.is_norm and next(e.module.parameters(), None) is not None]
+    inside = [e for e in fitting if e.within(own.path)]
+    behind = [e for e in fitting if e.within(block) and e.took[:1] == own.gave[:1]]
+    made = [e for e in inside if identity(own.outputs[0]) in map(identity, chain(e.outputs[0], after))]
+    direct = [e for e in inside if e.took[:1] == after[0].gave[:1]]
+    return next(iter([*made, *direct, *inside, *behind]), None)

@@ -16,6 +16,8 @@ def check_exists(plan: Pass, anatomy: Anatomy) -> None:
             if isinstance(thing, Edit):
                 raise refuse(thing, f"the divisor of a norm {FIXED}")
             _check_norm(thing, layer, anatomy)
+        elif kind == "embed" and "resid_pre" in anatomy.stream[0].missing:
+            raise refuse(thing, anatomy.stream[0].missing["resid_pre"])
         elif layer is not None and kind in anatomy.stream[layer].missing:
             raise refuse(thing, anatomy.stream[layer].missing[kind])
 

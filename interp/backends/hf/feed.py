@@ -71,7 +71,13 @@ class Feeder:
             calls.append(self._call(part, states, args, kwargs))
         tensors = ([getattr(call, name) for call in calls] for name in ("query", "key", "value"))
         q, k, v = (torch.cat(x).transpose(1, 2)[:, columns].cpu() for x in tensors)
+        times = max(p.n_kv_heads for p in self.parts) // k.shape[2]
+        k, v = (x if times == 1 else x.repeat_interleave(times, 2) for x in (k, v))
         return Projections(wide(q), wide(k), wide(v), calls[0].scale)
+
+    def prepare(self, positions: Sequence[int]) -> None:
+        """Make the pass that says what else attention modules need at these positions."""
+        self._arguments(tuple(positions))
 
     def _call(self, part: AttentionPart, hidden: Tensor, args: tuple, kwargs: dict) -> Call:
         calls: list[Call] = []
@@ -82,8 +88,8 @@ class Feeder:
 
         with evaluating(self.model), intercept(self.model, Recorder(watch=watch)):
             try:
-                if args:
-                    exactly(part.module, hidden, *args[1:], **kwargs)
+                if args:  # some take their input three times, as query, key and value
+                    exactly(part.module, *(hidden if a is args[0] else a for a in args), **kwargs)
                 else:
                     exactly(part.module, **{**kwargs, "hidden_states": hidden})
             except StopForward:

@@ -13,16 +13,15 @@ from transformers import DynamicCache, PreTrainedModel
 from interp.attention import Recorder, intercept
 from interp.backends.hf.anatomy import Anatomy
 from interp.backends.hf.hooks import Hooks
-from interp.backends.hf.rewrite import INSIDE, connect
+from interp.backends.hf.rewrite import INSIDE, connect, goes_inside
 from interp.backends.plan.capture import Pass
 from interp.batch import Batch
 from interp.errors import BackendError
 
 
-def needs_attention(model: PreTrainedModel, plan: Pass, *, padded: bool) -> bool:
+def needs_attention(model: PreTrainedModel, plan: Pass, *, padded: bool, gated: frozenset[int] = frozenset()) -> bool:
     """Whether attention has to be ours: asked for, padded (masks are then checked), or eager otherwise (n x n)."""
-    inside = any(kind in INSIDE for kind, _ in (*plan.captures, *plan.edits))
-    return inside or padded or model.config._attn_implementation == "eager"
+    return goes_inside(plan, gated) or padded or model.config._attn_implementation == "eager"
 
 
 @contextlib.contextmanager
@@ -51,8 +50,8 @@ def standing(model: PreTrainedModel, anatomy: Anatomy, plan: Pass) -> Iterator[N
     handle = model.register_forward_pre_hook(begin, with_kwargs=True)
     try:
         with contextlib.ExitStack() as stack:
-            if any(kind in INSIDE for kind, _ in plan.edits):
-                stack.enter_context(intercept(model, connect(Recorder(), plan, anatomy.shards)))
+            if goes_inside(plan, anatomy.gated):
+                stack.enter_context(intercept(model, connect(Recorder(), plan, anatomy)))
             stack.enter_context(Hooks(model, anatomy, plan).installed())
             stack.callback(model.register_forward_hook(end, always_call=True).remove)  # behind that of the logits
             yield
@@ -93,6 +92,8 @@ def generation(model: PreTrainedModel, batch: Batch, plan: Pass, options: dict[s
         with torch.no_grad():
             generate: Any = model.generate
             output = generate(ids, **{"attention_mask": batch.mask.long(), "do_sample": False, **options})
+    except (AttributeError, KeyError, NotImplementedError, TypeError, ValueError) as error:
+        raise BackendError(f"{type(model).__name__}.generate cannot go on: {type(error).__name__}: {error}") from error
     finally:
         plan.frozen = False
     return output if isinstance(output, Tensor) else output.sequences

@@ -12,7 +12,10 @@ from interp.numerics import device_of
 
 
 class HeadWriter:
-    """z_h W_O[h] of one layer, through a norm behind attention with its divisor frozen, times a multiplier."""
+    """z_h W_O[h] of one layer, through a norm behind attention with its divisor frozen, times a multiplier.
+
+    Where a gate or a norm changes z first, z is what the projection takes.
+    """
 
     def __init__(self, anatomy: Anatomy, layer: int) -> None:
         part = anatomy.part(layer)

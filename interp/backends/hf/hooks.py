@@ -31,7 +31,7 @@ class Hooks:
         # Parts are read by calling them, so before any hook stands on them, and anew each time: weights may change.
         layers = range(len(anatomy.blocks))
         self.writers = {i: HeadWriter(anatomy, i) for i in layers if plan.asks(i, "head_out")}
-        self.norms = {i: read_norm(norm, _width(norm)) for i, norm in self._read_norms()}
+        self.norms = {i: read_norm(norm, _width(norm, anatomy.width)) for i, norm in self._read_norms()}
 
     def _read_norms(self) -> Iterator[tuple[int | None, nn.Module]]:
         """Norms whose divisor is asked for, by layer."""
@@ -70,6 +70,8 @@ class Hooks:
             self._before(block, lambda x: self._entering(layer, x, resid, first))
         if part is not None and plan.asks(layer, "z", "head_out") and part.direct:
             self._before(part.output, lambda x: self._z(layer, part.n_heads, x))
+        elif part is not None and plan.asks(layer, "head_out"):
+            self._before(part.output, lambda x: self._gated_z(layer, part.n_heads, x))
         if part is not None and part.norm_before is not None and layer in self.norms:
             self._norm(part.norm_before, layer)
         self._writes(layer, middle)
@@ -122,6 +124,11 @@ class Hooks:
         z = x.reshape(*self.plan.shape, n_heads, -1)
         result = self.z[layer] = self.plan.visit("z", layer, z)
         return x if result is z and not self.plan.gradients else result.reshape(x.shape)
+
+    def _gated_z(self, layer: int, n_heads: int, x: Tensor) -> Tensor:
+        """Keep what the output projection takes of each head, where that is no longer z."""
+        self.z[layer] = x.reshape(*self.plan.shape, n_heads, -1)
+        return x
 
     def _attn_out(self, layer: int, x: Tensor, took: Tensor | None, middle: bool) -> Tensor:
         plan, scale = self.plan, self.anatomy.stream[layer].attn_scale
@@ -191,8 +198,9 @@ class Hooks:
         self._stack.callback(handle.remove)
 
 
-def _width(norm: nn.Module) -> int:
-    return next(norm.parameters()).numel()
+def _width(norm: nn.Module, stream: int) -> int:
+    """Width of a norm: that of its gain, of the stream where it has none."""
+    return next((p.numel() for p in norm.parameters()), stream)
 
 
 def _once(visit: Visit) -> Visit:

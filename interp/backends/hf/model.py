@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -18,10 +17,12 @@ from interp.backends.hf.anatomy import observe
 from interp.backends.hf.existence import check_exists
 from interp.backends.hf.generation import generation, needs_attention, standing
 from interp.backends.hf.hooks import Hooks
+from interp.backends.hf.padding import Padding
 from interp.backends.hf.read_reads import read_reads
 from interp.backends.hf.read_weights import read_weights
 from interp.backends.hf.read_writes import read_writes
 from interp.backends.hf.rewrite import connect
+from interp.backends.hf.rotary import Rotary
 from interp.backends.hf.shards import GRADIENTS
 from interp.backends.plan.arguments import check_mode, layer_number, layer_tuple, statistics_by_name
 from interp.backends.plan.budget import check_memory
@@ -77,11 +78,10 @@ class HFModel(ModuleModel):
     def _describe(self, checkpoint: Checkpoint) -> ModelInfo:
         parts = self.anatomy.attention
         config = self.torch_module.config.get_text_config()
-        heads = {(p.n_heads, p.n_kv_heads) for p in parts}
-        if len(heads) > 1:
-            raise BackendError(
-                f"layers differ in their numbers of heads {sorted(heads)}; looked for one number throughout"
-            )
+        heads, groups = {p.n_heads for p in parts}, self.anatomy.n_kv_heads
+        if len(heads) > 1 or any(groups % p.n_kv_heads for p in parts):
+            numbers = sorted({(p.n_heads, p.n_kv_heads) for p in parts})
+            raise BackendError(f"layers differ in their numbers of heads {numbers}; looked for one number throughout")
         embed = next(self.torch_module.get_input_embeddings().parameters())
         n_logits = self.anatomy.n_logits
         windows = tuple(sliding_window(config, p.layer) for p in parts)
@@ -92,15 +92,15 @@ class HFModel(ModuleModel):
             dtype=str(embed.dtype).removeprefix("torch."),
             n_layers=len(self.anatomy.blocks),
             n_heads=parts[0].n_heads,
-            n_kv_heads=parts[0].n_kv_heads,
+            n_kv_heads=groups,
             d_model=int(config.hidden_size),
             d_head=parts[0].d_head,
             d_vocab=int(embed.shape[0]),
             attention_layers=tuple(p.layer for p in parts),
-            context=getattr(config, "max_position_embeddings", None),
+            context=None if self.rotary.unlimited else getattr(config, "max_position_embeddings", None),
             windows=windows,
             softcap=parts[0].softcap,
-            sink_logits=parts[0].sink_logits,
+            sink_logits=any(p.sink_logits for p in parts),
             weights_sha256=checkpoint.weights_sha256,
             causal=all(p.causal for p in parts),
             softmax_share=parts[0].share,
@@ -134,6 +134,8 @@ class HFModel(ModuleModel):
             raise BackendError(f"{self.info.name}: {GRADIENTS}")
         plan = self._plan(capture, edits, gradients=gradients)
         check_reached(plan, self.info.n_layers, start=start, stop=stop, shape=(*batch.ids.shape, self.info.d_model))
+        if start is not None and "resid_pre" in self.anatomy.stream[start[0]].missing:
+            raise SiteError(f"start at layer {start[0]}: {self.anatomy.stream[start[0]].missing['resid_pre']}")
         rows, n = batch.ids.shape
         check_memory(plan.captures, self.info, (rows, n), self.device, d_mlp=self._d_mlp, logits=stop is None)
         logits = self._forward(batch, plan, start=start, stop=stop)
@@ -191,6 +193,10 @@ class HFModel(ModuleModel):
         batch = self.batch(Batch.of(prompts, self.tokenizer, side="left").padded_on("left"))
         with self.editing(edits):
             plan = self._standing[-1]
+            self.rotary.check(batch)
+            if batch.padded:
+                with plan.resting():
+                    self.padding.inputs(batch)
             output = generation(self.torch_module, batch, plan, options)
             check_visited(plan, self.torch_module)
             return output
@@ -275,22 +281,20 @@ class HFModel(ModuleModel):
         stop: int | None = None,
     ) -> Tensor | None:
         """Logits, or None when the pass ended early; the model is as it was afterwards, whatever happens."""
-        inputs: dict[str, object] = {"use_cache": False}
-        if batch.padded:
-            inputs["attention_mask"] = batch.mask.long()
-            if "position_ids" in self._accepts:
-                inputs["position_ids"] = batch.positions
+        self.rotary.check(batch)
         plan.begin(batch.mask, (batch.ids.shape[0], batch.ids.shape[1]))
-        own = needs_attention(self.torch_module, plan, padded=batch.padded)
+        own = needs_attention(self.torch_module, plan, padded=batch.padded, gated=self.anatomy.gated)
         recorder = recorder or (Recorder(padded=batch.padded) if own else None)
         hooks = Hooks(self.torch_module, self.anatomy, plan)
         with contextlib.ExitStack() as stack:
             for other in self._standing[-1:]:
                 stack.enter_context(other.resting())
             stack.enter_context(evaluating(self.torch_module))
+            stack.enter_context(self.rotary.fresh())
+            inputs = {"use_cache": False, **(self.padding.inputs(batch) if batch.padded else {})}
             stack.enter_context(torch.set_grad_enabled(plan.gradients))
             if recorder is not None:
-                stack.enter_context(intercept(self.torch_module, connect(recorder, plan, self.anatomy.shards)))
+                stack.enter_context(intercept(self.torch_module, connect(recorder, plan, self.anatomy)))
             stack.enter_context(hooks.installed(start=start, stop=stop, finite=True))
             try:
                 return self.torch_module(batch.ids, **inputs).logits
@@ -298,11 +302,17 @@ class HFModel(ModuleModel):
                 return None
 
     @cached_property
+    def padding(self) -> Padding:
+        """What the model makes of padding."""
+        return Padding(self.torch_module)
+
+    @cached_property
+    def rotary(self) -> Rotary:
+        """Rotary tables that depend on the length of a prompt."""
+        return Rotary(self.torch_module)
+
+    @cached_property
     def _d_mlp(self) -> int | None:
         """Width of the MLP; None where no one projection takes its neurons."""
         last = next((s.mlp_post for s in self.anatomy.stream if s.mlp_post is not None), None)
         return None if last is None else max(p.numel() for p in last.parameters()) // self.info.d_model
-
-    @cached_property
-    def _accepts(self) -> frozenset[str]:
-        return frozenset(inspect.signature(self.torch_module.forward).parameters)

@@ -48,6 +48,12 @@ def gain(norm: nn.Module | None, width: int) -> Float[Tensor, " width"]:
     return torch.ones(width) if norm is None else read_norm(norm, width).gain
 
 
+def forgets_scale(module: nn.Module, x: Tensor) -> bool:
+    """Whether four times the input gives the same output: a norm does, a linear map does not."""
+    once, more = exactly(module, x).float(), exactly(module, 4 * x).float()
+    return bool(once.norm() > 0) and bool((more - once).norm() < 0.02 * once.norm())
+
+
 def _balanced(norm: nn.Module, shape: tuple[int, ...]) -> Tensor:
     """Alternating +1, -1 along the last axis (ending in 1, 1, -2 where its length is odd): zero mean, no zeros."""
     parameter = next(norm.parameters(), None)

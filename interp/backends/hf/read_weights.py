@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -66,10 +67,10 @@ class _Reader:
     ) -> None:
         self.feeder = Feeder(model, parts, unedited=unedited)
         self.width = int(model.config.get_text_config().hidden_size)
-        self._inner: dict[int, tuple[nn.Module, ...]] = {}
+        self._inner: dict[int, dict[nn.Module, Norm | None]] = {}
 
-    def inner(self, part: AttentionPart) -> tuple[nn.Module, ...]:
-        """Norms between a layer's attention input and its attention call."""
+    def inner(self, part: AttentionPart) -> dict[nn.Module, Norm | None]:
+        """Norms between a layer's attention input and its attention call; see `inner_norms`."""
         if part.layer not in self._inner:
             self._inner[part.layer] = inner_norms(self.feeder, part, self.width)
         return self._inner[part.layer]
@@ -136,13 +137,21 @@ class ModuleSource:
         """Everything one layer's attention is made of.
 
         Raises:
-            BackendError: q, k or v is no affine function of the attention input even with the norms let through.
+            BackendError: q, k or v is no affine function of the attention input even with the norms let through, or
+                that input is not the stream.
         """
         part, reader = self.parts[layer], self.reader
+        if part.stray:
+            raise BackendError(f"{part.stray}, so that it has no matrices from stream to stream")
         (w_q, b_q), (w_k, b_k), (w_v, b_v) = reader.projections(part)
         w_o, b_o = _output(part)
         q_norm, k_norm, v_norm = read_inner(reader.feeder, part, reader.inner(part), self.d_model)
         before, after = (None if n is None else read_norm(n, self.d_model) for n in (part.norm_before, part.norm_after))
+        times = self.anatomy.stream[layer].attn_scale if self.anatomy.stream else 1.0  # a residual multiplier
+        if after is None:
+            w_o, b_o = times * w_o, times * b_o
+        else:
+            after = replace(after, gain=times * after.gain, bias=times * after.bias)
         return LayerWeights(
             layer=layer,
             w_q=w_q,
@@ -169,9 +178,18 @@ class ModuleSource:
         return self.reader.turns(self.parts[layer], positions)
 
     def embed(self, ids: Int[Tensor, " token"]) -> Float[Tensor, "token d_embed"]:
-        """Rows of W_E."""
+        """Rows of W_E.
+
+        Raises:
+            BackendError: tokens are embedded by several tables.
+        """
+        table = self.model.get_input_embeddings()
+        if isinstance(table, nn.ModuleList):
+            if len(table) != 1:
+                raise BackendError(f"tokens are embedded by {len(table)} tables, so that there is no one W_E")
+            table = table[0]
         with torch.no_grad():
-            return wide(self.model.get_input_embeddings()(ids.to(input_device(self.model))[None])[0]).cpu()
+            return wide(table(ids.to(input_device(self.model))[None])[0]).cpu()
 
     def unembed(self, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
         """x W_U, without the bias; W_U is widened in blocks of the vocabulary."""

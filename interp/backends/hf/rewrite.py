@@ -11,7 +11,7 @@ from torch import Tensor
 
 from interp.attention import Call, Recorder
 from interp.attention.dense import pair_scores, pair_values, query_spans
-from interp.backends.hf.shards import Shards
+from interp.backends.hf.anatomy import Anatomy
 from interp.backends.plan.capture import Pass
 from interp.backends.plan.places import SiteCapture, narrow
 from interp.edits import Edit, Tile, edit_pattern, edit_scores, softmax
@@ -21,13 +21,28 @@ from interp.sites import Site
 INSIDE = ("q", "k", "v", "pattern")  # kinds that exist only inside the attention function
 
 
-def connect(recorder: Recorder, plan: Pass, spread: Shards | None = None) -> Recorder:
-    """Let a recorder carry out what a pass asks of attention, on all heads where they are spread over processes."""
+def goes_inside(plan: Pass, gated: frozenset[int]) -> bool:
+    """Whether a pass asks for anything inside attention; `gated` are the layers whose z stands only there."""
+    return any(kind in INSIDE or (kind == "z" and layer in gated) for kind, layer in (*plan.captures, *plan.edits))
+
+
+def connect(recorder: Recorder, plan: Pass, anatomy: Anatomy | None = None) -> Recorder:
+    """Let a recorder carry out what a pass asks of attention, on all heads where they are spread over processes.
+
+    Where an anatomy is given, z of its gated layers is visited here and not where the output projection takes it, and
+    keys and values are as many as in the layer that has most.
+    """
+    spread = None if anatomy is None else anatomy.shards
+    gated: frozenset[int] = frozenset() if anatomy is None else anatomy.gated
 
     def change(layer: int, call: Call) -> Call:
         if not plan.active or not plan.asks(layer, "q", "k", "v"):
             return call
         call = call if spread is None else spread.whole(call)
+        if anatomy is not None and plan.asks(layer, "k", "v"):
+            times = anatomy.n_kv_heads // call.key.shape[1]
+            k, v = (x if times == 1 else x.repeat_interleave(times, 1) for x in (call.key, call.value))
+            call = replace(call, key=k, value=v)
         q = plan.visit("q", layer, call.query.transpose(1, 2)).transpose(1, 2)
         k, v = (plan.visit(n, layer, x.transpose(1, 2), offset=0) for n, x in (("k", call.key), ("v", call.value)))
         call = replace(call, query=q, key=k.transpose(1, 2), value=v.transpose(1, 2))
@@ -51,7 +66,14 @@ def connect(recorder: Recorder, plan: Pass, spread: Shards | None = None) -> Rec
             z = _edit_pairs(plan, layer, call, z, edits, hits)
         return _capture(plan, layer, call, z, edits, captures, whole) if captures else z
 
-    recorder.change, recorder.mix = change, mix
+    def edit(layer: int, z: Tensor) -> Tensor:
+        if not plan.active or layer not in gated or not plan.asks(layer, "z"):
+            return z
+        if spread is None:
+            return plan.visit("z", layer, z)
+        return spread.local(plan.visit("z", layer, spread.gather(z, 2)), 2)
+
+    recorder.change, recorder.mix, recorder.edit = change, mix, edit
     return recorder
 
 

@@ -2,7 +2,10 @@
 
 A layer is understood when `resid_post - resid_pre = a * attn + m * mlp` for the outputs of two of its modules (a = m =
 1 but for residual multipliers). If a module takes `resid_pre + a * attn`, that is `resid_mid`; if none does, attention
-and MLP stand side by side. What does not come out so has no such site, and `missing` says why.
+and MLP stand side by side. Three more forms are understood in part: a third module that adds its own (a state space
+beside attention), norms behind the additions (post-norm: BERT, BART), and layers that mix tokens by something else than
+attention. There the stream is not the sum of attention and MLP, which `further` says. What does not come out so has no
+such site, and `missing` says why.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ class StreamPart:
         mlp_in: modules that take the MLP's input. mlp_post: the MLP's last projection, which takes its neurons.
         mlp_whole: modules that, called one after another, make the MLP's output of its input; none where it is more.
         missing: why a kind of site does not exist here.
+        further: why the layer does not just add these writes to its stream; empty where it does.
     """
 
     attn_out: nn.Module | None = None
@@ -40,29 +44,37 @@ class StreamPart:
     mlp_out: nn.Module | None = None
     mlp_scale: float = 1.0
     missing: dict[str, str] = field(default_factory=dict)
+    further: str = ""
 
 
 OF_MLP = ("mlp_in", "mlp_post", "mlp_out")
 
 
-def stream_part(layer: int, block: str, attention: str | None, events: Sequence[Event]) -> StreamPart:
-    """Reads and writes of the layer at path `block`, whose attention module stands at path `attention`."""
+def stream_part(layer: int, block: str, attention: tuple[str, Event] | None, events: Sequence[Event]) -> StreamPart:
+    """Reads and writes of the layer at path `block`; `attention` is the path of its attention and what writes it."""
     own = next((e for e in events if e.path == block), None)
     if own is None or not own.inputs or not own.outputs or own.inputs[0].shape != own.outputs[0].shape:
         return _none(f"layer {layer} does not take and give one residual stream", ("resid_pre", "resid_post"))
-    if attention is None:
-        return _none(f"layer {layer} has no attention, and what else it is made of is not told apart")
+    if own.inputs[0].ndim > 3:  # noqa: PLR2004 - [batch pos d_model]
+        return _none(f"layer {layer} takes and gives several residual streams at once", ("resid_pre", "resid_post"))
     inside = [e for e in events if e.within(block)]
     x, delta = own.inputs[0], own.outputs[0].double() - own.inputs[0].double()
-    call = next(e for e in inside if e.path == attention)
-    chain = _chain(call.outputs[0], inside)
-    others = [e for e in inside if not e.within(attention) and e.path != attention]
-    outputs = [e for e in others if _stream_like(e, x) and e.gave[0] not in set(map(identity, chain))]
-    fit = next(_fits(x, delta, chain, outputs), None)
+    if attention is None:
+        return _without_attention(layer, x, delta, inside)
+    path, call = attention
+    writes = chain(call.outputs[0], inside)
+    others = [e for e in inside if not e.within(path) and e.path != path and e is not call]
+    outputs = [e for e in others if _stream_like(e, x) and e.gave[0] not in set(map(identity, writes))]
+    fit = next(_fits(x, delta, writes, outputs), None)
+    further = ""
     if fit is None:
-        return _none(f"what layer {layer} adds to its input is not attention plus MLP, each times a number")
+        fit = next(_fits_beside(x, delta, writes, outputs), None)
+        further = f"layer {layer} adds a third thing beside attention and MLP"
+    if fit is None:
+        normed = _behind_norms(layer, own, call, writes, inside, others)
+        return normed or _none(f"what layer {layer} adds to its input is not attention plus MLP, each times a number")
     attn, a, mlp, m = fit
-    writer = _last_giving(identity(attn), inside)
+    writer = _last_giving(identity(attn), inside) or call
     readers = [e for e in inside[inside.index(call) :] if _reads(e, x, attn, a)]
     middle = next(iter(_outermost([e for e in readers if e.took[0] == readers[0].took[0]])), None)
     missing = {}
@@ -74,7 +86,68 @@ def stream_part(layer: int, block: str, attention: str | None, events: Sequence[
     if mlp is None:
         missing |= dict.fromkeys(OF_MLP, f"layer {layer} adds nothing but attention: it has no MLP")
         return StreamPart(writer.module, a, middle, missing=missing)
-    return _with_mlp(layer, StreamPart(writer.module, a, middle, missing=missing), (mlp, m), others, x)
+    if further:
+        middle, missing["resid_mid"] = None, f"{further}, so that nothing stands between the two"
+    part = StreamPart(writer.module, a, middle, missing=missing, further=further)
+    return _with_mlp(layer, part, (mlp, m), others, x)
+
+
+def _without_attention(layer: int, x: Tensor, delta: Tensor, inside: list[Event]) -> StreamPart:
+    """A layer that mixes tokens by something else: what adds to it behind that, token by token, is its MLP."""
+    why = f"layer {layer} has no attention, and what else it is made of is not told apart"
+    outputs = [e for e in inside if _stream_like(e, x)]
+    for mixer in outputs:
+        behind = [
+            e for e in outputs[outputs.index(mixer) + 1 :] if not mixer.within(e.path) and not e.within(mixer.path)
+        ]
+        fit = next(_fits(x, delta, [mixer.outputs[0]], behind), None)
+        mlp = None if fit is None else fit[2]
+        if fit is None or mlp is None:
+            continue
+        writer = _last_giving(identity(mlp), behind)
+        if writer is None or not _tokenwise(writer):
+            continue
+        others = [e for e in inside if not e.within(mixer.path) and e is not mixer]
+        part = StreamPart(missing=dict.fromkeys(("attn_out", "head_out", "resid_mid"), why), further=why)
+        return _with_mlp(layer, part, (mlp, fit[3]), others, x)
+    return _none(why)
+
+
+def _tokenwise(event: Event) -> bool:
+    """Whether a module does the same at every token, whatever the others are: tokens turned round come out so."""
+    if len(event.inputs) != 1 or event.inputs[0].ndim < 3:  # noqa: PLR2004 - [batch pos d_model]
+        return False
+    with torch.no_grad():
+        try:
+            turned = event.module(event.inputs[0].flip(1))
+        except (RuntimeError, TypeError, ValueError):  # takes more than its first tensor
+            return False
+    turned = turned if isinstance(turned, Tensor) else turned[0]
+    return torch.allclose(turned.flip(1), event.outputs[0].reshape(turned.shape), rtol=1e-3, atol=1e-5)
+
+
+def _behind_norms(
+    layer: int, own: Event, call: Event, writes: list[Tensor], inside: list[Event], others: list[Event]
+) -> StreamPart | None:
+    """A post-norm layer, N2(h + mlp(h)) with h = N1(x + attention): its two writes, each before a norm."""
+    x, after = own.inputs[0], inside[inside.index(call) :]
+    attn = next((w for w in reversed(writes) if any(e.is_norm and _reads(e, x, w, 1.0) for e in after)), None)
+    if attn is None:
+        return None
+    first = next(e for e in after if e.is_norm and _reads(e, x, attn, 1.0))
+    h = first.outputs[0]
+    behind = [e for e in others if others.index(e) > others.index(first) and _stream_like(e, x)]
+    last = next((e for e in behind if e.is_norm and e.gave[:1] == own.gave[:1]), None)
+    if last is None:
+        return None
+    why = f"norms follow the additions in layer {layer} (post-norm), so that its stream is no sum"
+    missing = {"resid_mid": why}
+    writer = _last_giving(identity(attn), inside) or call
+    for e in reversed(behind):
+        if e is not last and _reads(last, h, e.outputs[0].reshape(h.shape), 1.0):
+            part = StreamPart(writer.module, missing=missing, further=why)
+            return _with_mlp(layer, part, (e.outputs[0].reshape(h.shape), 1.0), others[others.index(first) :], x)
+    return None
 
 
 def _none(why: str, more: tuple[str, ...] = ()) -> StreamPart:
@@ -86,14 +159,14 @@ def _stream_like(event: Event, x: Tensor) -> bool:
     return bool(event.outputs) and event.outputs[0].numel() == x.numel() and event.outputs[0].shape[-1] == x.shape[-1]
 
 
-def _chain(tensor: Tensor, events: Sequence[Event]) -> list[Tensor]:
+def chain(tensor: Tensor, events: Sequence[Event]) -> list[Tensor]:
     """A tensor and what norms and dropouts made of it, in order."""
-    chain = [tensor]
+    links = [tensor]
     for e in events:
-        passes = e.is_norm or (e.is_leaf and not list(e.module.parameters(recurse=False)))
-        if passes and e.outputs and e.took[:1] == (identity(chain[-1]),) and e.gave[0] != identity(chain[-1]):
-            chain.append(e.outputs[0])
-    return chain
+        passes = e.is_norm or (e.is_leaf and not e.parameters)
+        if passes and e.outputs and e.took[:1] == (identity(links[-1]),) and e.gave[0] != identity(links[-1]):
+            links.append(e.outputs[0])
+    return links
 
 
 def _tolerance(*terms: Tensor) -> float:
@@ -102,14 +175,14 @@ def _tolerance(*terms: Tensor) -> float:
 
 
 def _fits(
-    x: Tensor, delta: Tensor, chain: list[Tensor], outputs: list[Event]
+    x: Tensor, delta: Tensor, writes: list[Tensor], outputs: list[Event]
 ) -> Iterator[tuple[Tensor, float, Tensor | None, float]]:
     """(attn, a, mlp, m) with delta = a attn + m mlp, plain sums first, the last modules of each chain first."""
-    pairs = [(attn, e.outputs[0].reshape(x.shape)) for attn in reversed(chain) for e in reversed(outputs)]
+    pairs = [(attn, e.outputs[0].reshape(x.shape)) for attn in reversed(writes) for e in reversed(outputs)]
     for attn, mlp in pairs:
         if float((delta - attn.double() - mlp.double()).abs().max()) <= _tolerance(x, attn, mlp):
             yield attn, 1.0, mlp, 1.0
-    for attn in reversed(chain):
+    for attn in reversed(writes):
         if float((delta - attn.double()).abs().max()) <= _tolerance(x, attn):
             yield attn, 1.0, None, 1.0
     for attn, mlp in pairs:
@@ -123,6 +196,20 @@ def _fits(
                 break
 
 
+def _fits_beside(
+    x: Tensor, delta: Tensor, writes: list[Tensor], outputs: list[Event]
+) -> Iterator[tuple[Tensor, float, Tensor, float]]:
+    """(attn, 1, mlp, 1) with delta = attn + other + mlp, where the MLP is what works token by token."""
+    for attn in reversed(writes):
+        for i, e in enumerate(outputs):
+            rest = delta - attn.double() - e.outputs[0].double().reshape(x.shape)
+            for last in reversed(outputs[i + 1 :]):
+                mlp = last.outputs[0].reshape(x.shape)
+                close = float((rest - mlp.double()).abs().max()) <= _tolerance(x, attn, mlp)
+                if close and _tokenwise(last) and not _tokenwise(e):
+                    yield attn, 1.0, mlp, 1.0
+
+
 def _reads(event: Event, x: Tensor, attn: Tensor, a: float) -> bool:
     """Whether a module takes the stream after attention."""
     if not event.inputs or event.inputs[0].numel() != x.numel() or event.took[0] == identity(x):
@@ -132,10 +219,10 @@ def _reads(event: Event, x: Tensor, attn: Tensor, a: float) -> bool:
     return float(error) <= _tolerance(x, attn)
 
 
-def _last_giving(tensor: Identity, events: Sequence[Event]) -> Event:
+def _last_giving(tensor: Identity, events: Sequence[Event]) -> Event | None:
     """The outermost module to give a tensor; one that runs twice (a shared dropout) cannot tell what it gives."""
     runs = Counter(id(e.module) for e in events)
-    return next(e for e in reversed(events) if e.gave[:1] == (tensor,) and runs[id(e.module)] == 1)
+    return next((e for e in reversed(events) if e.gave[:1] == (tensor,) and runs[id(e.module)] == 1), None)
 
 
 def _outermost(events: Sequence[Event]) -> tuple[nn.Module, ...]:
@@ -145,6 +232,8 @@ def _outermost(events: Sequence[Event]) -> tuple[nn.Module, ...]:
 def _with_mlp(layer: int, part: StreamPart, mlp: tuple[Tensor, float], others: list[Event], x: Tensor) -> StreamPart:
     output, scale = mlp
     writer = _last_giving(identity(output), others)
+    if writer is None:
+        return replace(part, missing=dict.fromkeys(OF_MLP, f"layer {layer} runs what makes its MLP's output twice"))
     last = next((e for e in reversed(others) if e.is_projection and _becomes(e, output, others)), None)
     missing = dict(part.missing)
     if last is None:
@@ -183,4 +272,4 @@ def _whole(takers: Sequence[Event], output: Tensor, writer: Event) -> tuple[nn.M
 
 def _becomes(event: Event, tensor: Tensor, events: Sequence[Event]) -> bool:
     """Whether what a module gives is `tensor`, but for norms and dropouts."""
-    return bool(event.outputs) and identity(tensor) in set(map(identity, _chain(event.outputs[0], events)))
+    return bool(event.outputs) and identity(tensor) in set(map(identity, chain(event.outputs[0], events)))

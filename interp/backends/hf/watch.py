@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from interp.attention import Call, Recorder, intercept
+from interp.backends.hf.read_norms import forgets_scale
+from interp.errors import BackendError, InterpError
 from interp.numerics import device_of
 
 PROBE = 2  # tokens; one would hide the difference between causal and not
@@ -63,15 +65,28 @@ class Event:
         return adapter(self.module) is not None or next(self.module.children(), None) is None
 
     @cached_property
+    def parameters(self) -> list[nn.Parameter]:
+        """Its own parameters; of an adapter those of the layer that it wraps."""
+        return list((adapter(self.module) or self.module).parameters(recurse=False))
+
+    @cached_property
     def is_norm(self) -> bool:
-        """Norms are leaves with at most a gain and a bias per channel; dropout has no parameters."""
-        own = list(self.module.parameters(recurse=False))
-        return self.is_leaf and 0 < len(own) <= 2 and all(p.ndim == 1 and p.numel() == self.width for p in own)
+        """Norms are leaves with at most a gain and a bias per channel; without them, they forget their input's size."""
+        own = self.parameters
+        if not self.is_leaf or own:
+            return self.is_leaf and 0 < len(own) <= 2 and all(p.ndim == 1 and p.numel() == self.width for p in own)
+        single = len(self.inputs) == len(self.outputs) == 1 and self.inputs[0].is_floating_point()
+        if not single or self.inputs[0].shape != self.outputs[0].shape or self.inputs[0].ndim < 2:  # noqa: PLR2004
+            return False
+        try:
+            return forgets_scale(self.module, self.inputs[0])
+        except (RuntimeError, TypeError, ValueError):  # takes more than one tensor
+            return False
 
     @cached_property
     def is_projection(self) -> bool:
         """A linear map: a leaf with parameters that is no norm and no stack of experts."""
-        own = list((adapter(self.module) or self.module).parameters(recurse=False))
+        own = self.parameters
         return self.is_leaf and bool(own) and not self.is_norm and max(p.ndim for p in own) <= 2
 
     def within(self, path: str) -> bool:
@@ -97,10 +112,14 @@ def identity(t: Tensor) -> Identity:
     return t.data_ptr(), t.numel()
 
 
-def watch(model: PreTrainedModel) -> tuple[list[Event], dict[int, tuple[nn.Module, Call]]]:
-    """Events of a two-token pass, and the attention calls by layer."""
+def watch(model: PreTrainedModel) -> tuple[list[Event], list[tuple[nn.Module, Call]]]:
+    """Events of a two-token pass, and the attention calls in order.
+
+    Raises:
+        BackendError: the model cannot be run on two tokens, or not with attention of ours.
+    """
     events: list[Event] = []
-    calls: dict[int, tuple[nn.Module, Call]] = {}
+    calls: list[tuple[nn.Module, Call]] = []
 
     def note(path: str):
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
@@ -114,7 +133,7 @@ def watch(model: PreTrainedModel) -> tuple[list[Event], dict[int, tuple[nn.Modul
     recorder = Recorder()
 
     def keep(layer: int, call: Call, z: Tensor) -> Tensor:
-        calls[layer] = (recorder.modules[layer], call)
+        calls.append((recorder.modules[layer], call))
         events.append(Event("(attention)", recorder.modules[layer], (), (z,), (z._version,)))
         return z
 
@@ -125,10 +144,29 @@ def watch(model: PreTrainedModel) -> tuple[list[Event], dict[int, tuple[nn.Modul
     try:
         with torch.no_grad(), intercept(model, recorder):
             model(tokens, use_cache=False)
+    except InterpError:
+        raise
+    except Exception as error:  # whatever a model's own code runs into
+        raise BackendError(_failure(model, tokens, error)) from error
     finally:
         for handle in handles:
             handle.remove()
     return events, calls
+
+
+def _failure(model: PreTrainedModel, tokens: Tensor, error: Exception) -> str:
+    """Why a pass of two tokens failed: the model's own fault, or that of what it was given for its masks."""
+    lines = str(error).strip().splitlines() or [""]
+    family, what = type(model).__name__, f"{type(error).__name__}: {lines[0]}"
+    try:
+        with torch.no_grad():
+            model(tokens, use_cache=False)
+    except Exception:  # the same, or another of its own
+        return f"{family} cannot be run on token ids alone ({what})"
+    return (
+        f"{family} computes with the attention mask itself, or with the weights that its attention gives ({what}), so "
+        "its attention cannot be put aside and measured"
+    )
 
 
 def _noise(module: nn.Module, args: tuple, output: Tensor) -> Tensor:

@@ -41,10 +41,20 @@ class EagerAttention(TorchFunctionMode):
         visit: called with (layer, kind, tensor).
         n_heads, n_kv_heads: of every layer.
         dtype: the model's, whose lowest number stands for masked scores.
+        check: whether to see that keys and values are shared, and are those of tokens, as it is said here.
     """
 
-    def __init__(self, visit: Visit, *, n_heads: int, n_kv_heads: int, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        visit: Visit,
+        *,
+        n_heads: int,
+        n_kv_heads: int,
+        dtype: torch.dtype = torch.float32,
+        check: bool = False,
+    ) -> None:
         super().__init__()
+        self.check = check
         self.visit, self.n_heads, self.n_kv_heads = visit, n_heads, n_kv_heads
         self.masked = torch.finfo(dtype).min / 2
         self.layer: int | None = None
@@ -144,9 +154,19 @@ class EagerAttention(TorchFunctionMode):
         times = view.shape[1] // self.n_kv_heads
         if kind == "k":
             self._n_key = view.shape[2]
+        if self.check and view.shape[2] != self.n_query:
+            raise BackendError(
+                f"layer {self.layer}: attention has {view.shape[2]} keys for {self.n_query} tokens, so that keys are "
+                "not tokens"
+            )
         if times <= 1:
             return self.visit(self._layer, kind, view).reshape(x.shape)
         narrow = view[:, ::times]
+        if self.check and not torch.equal(narrow.repeat_interleave(times, 1), view):
+            raise BackendError(
+                f"layer {self.layer}: heads do not share keys and values in consecutive groups of {times}; which head "
+                "reads which is not told apart"
+            )
         result = self.visit(self._layer, kind, narrow)
         return x if result is narrow and not x.requires_grad else result.repeat_interleave(times, 1).reshape(x.shape)
 

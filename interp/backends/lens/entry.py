@@ -23,4 +23,10 @@ def _adopt(source: Any, *, remote: bool | str) -> Model:
     return LensModel(source)
 
 
-BACKEND = Backend("lens", _make, packages=("transformer_lens",), adopt=_adopt)
+def _fits(checkpoint: Checkpoint) -> bool:
+    from interp.backends.lens.booting import fits
+
+    return fits(checkpoint)
+
+
+BACKEND = Backend("lens", _make, packages=("transformer_lens",), adopt=_adopt, fits=_fits)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from interp.backends.lens.eager import EagerAttention
 from interp.backends.plan.places import Place
-from interp.errors import BackendError
+from interp.errors import BackendError, InterpError
 
 PROBE = 5  # tokens
 POINTS = {  # kind -> hook point, as a path from the block
@@ -177,7 +177,7 @@ def _run(
         probe.slot = probe.slot or mode.slot is not None
         return x
 
-    mode = EagerAttention(visit, n_heads=heads[0], n_kv_heads=heads[1])
+    mode = EagerAttention(visit, n_heads=heads[0], n_kv_heads=heads[1], check=True)
     for layer, block in enumerate(blocks):
         for kind in POINTS:
             if (kind, layer) in points and kind != "norm_scale":
@@ -195,6 +195,10 @@ def _run(
     try:
         with mode:
             run()
+    except InterpError:
+        raise
+    except Exception as error:  # whatever the code around a bridge runs into
+        raise BackendError(f"the bridge cannot be run on token ids alone ({type(error).__name__}: {error})") from error
     finally:
         for point, handle in handles:
             remove(point, handle)
@@ -216,12 +220,15 @@ def _check(blocks: nn.ModuleList, points: dict[Place, Any], missing: dict[Place,
     for layer, block in enumerate(blocks):
         tensors = {name: x for (name, at), x in probe.tensors.items() if at == layer}
         writes = [tensors[kind] for kind in ("attn_out", "mlp_out") if kind in tensors]
+        if not {"resid_pre", "resid_post"} <= tensors.keys():
+            raise BackendError(f"layer {layer}: the bridge's hook points at the residual stream are not passed")
         if not _close(sum(writes, tensors["resid_pre"]), tensors["resid_post"]):
             family = type(block.original_component).__name__
             for kind in ("attn_out", "mlp_out"):
                 _drop(
                     points, missing, (kind, layer), f"the bridge's hook does not hold what {family} adds to the stream"
                 )
+        _check_heads(points, missing, layer, block)
         if "mid" not in tensors:
             missing["resid_mid", layer] = PARALLEL
         elif ("attn_out", layer) not in points or not _close(
@@ -238,6 +245,14 @@ def _check(blocks: nn.ModuleList, points: dict[Place, Any], missing: dict[Place,
                 expected = resolve(block, "mlp.out.original_component")(tensors["mlp_post"])
             if not _close(expected.view_as(tensors["mlp_result"]), tensors["mlp_result"]):
                 _drop(points, missing, ("mlp_post", layer), _LOST)
+
+
+def _check_heads(points: dict[Place, Any], missing: dict[Place, str], layer: int, block: nn.Module) -> None:
+    """Heads write through what attention adds and by one projection, or there is no such site."""
+    if ("attn_out", layer) not in points:
+        missing["head_out", layer] = missing["attn_out", layer]
+    elif resolve(block, "attn.o.original_component") is None:
+        missing["head_out", layer] = "the bridge has no one output projection of this layer's attention"
 
 
 def _drop(points: dict[Place, Any], missing: dict[Place, str], place: Place, why: str) -> None:

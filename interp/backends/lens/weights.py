@@ -26,7 +26,7 @@ def read_weights(bridge: Any, parts: LensParts, softcap: float | None) -> Weight
     unembed = model.get_output_embeddings()
     unembed = resolve(unembed, "original_component") or unembed
     final = resolve(bridge, "ln_final.original_component")
-    anatomy = Anatomy(parts.blocks, attention, unembed, final, (), overwrites=False, bundled=bool(parts.tuples))
+    anatomy = Anatomy(parts.blocks, attention, unembed, final, (), False, bool(parts.tuples), parts.d_model)
     source = ModuleSource(model, anatomy)
     source.reader.feeder = LensFeeder(model, attention)
     return Weights(source)
@@ -34,6 +34,8 @@ def read_weights(bridge: Any, parts: LensParts, softcap: float | None) -> Weight
 
 def _part(parts: LensParts, layer: int, softcap: float | None) -> AttentionPart:
     block: Any = parts.blocks[layer]
+    if resolve(block, "attn.o.original_component") is None:
+        raise BackendError(f"layer {layer}: the bridge has no one output projection of its attention, so no W_O")
     return AttentionPart(
         layer=layer,
         module=parts.attention[layer],
@@ -58,7 +60,7 @@ class LensFeeder(Feeder):
         """q, k and v of a batch; row by row where the other arguments are of one prompt (BLOOM's position bias)."""
         try:
             return self._once(part, hidden, args, kwargs)
-        except RuntimeError:
+        except (RuntimeError, ValueError):
             if len(hidden) == 1:
                 raise
         calls = [self._once(part, row[None], args, kwargs) for row in hidden]

@@ -81,6 +81,8 @@ class NNsightModel(HFModel):
         with contextlib.ExitStack() as stack:
             for other in self._standing[-1:]:
                 stack.enter_context(other.resting())
+            if batch.padded:
+                self.padding.inputs(batch)  # tried here, where no recorder stands yet
             stack.enter_context(evaluating(self.torch_module))
             stack.enter_context(torch.set_grad_enabled(plan.gradients))
             if recorder is not None:
@@ -93,11 +95,8 @@ class NNsightModel(HFModel):
     def _trace(
         self, batch: Batch, plan: Pass, steps: Sequence[Step], resid: Tensor | None, *, stopping: bool
     ) -> Tensor | None:
-        inputs: dict[str, Any] = {"use_cache": False}
-        if batch.padded:
-            inputs["attention_mask"] = batch.mask.long()
-            if "position_ids" in self._accepts:
-                inputs["position_ids"] = batch.positions
+        inputs: dict[str, Any] = {"use_cache": False, **(self.padding.inputs(batch) if batch.padded else {})}
+        self.rotary.check(batch)
         from nnsight import save  # here: whoever made the model has imported it already
 
         model, envoys, logits = self.nnsight_model, self._envoys, None

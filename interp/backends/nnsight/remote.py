@@ -191,7 +191,7 @@ class RemoteModel(HFModel):
         inputs: dict[str, Any] = {"use_cache": False}
         if batch.padded:
             inputs["attention_mask"] = batch.mask.long()
-            if "position_ids" in self._accepts:
+            if self.padding.takes_positions:
                 inputs["position_ids"] = batch.positions
         model, run, results = self.nnsight_model, carry_out, {}
         if stopping:
