@@ -84,7 +84,6 @@ def test_what_is_no_prompt_is_refused(prompts, message):
         [4, 5],
         (4, 5),
         range(4, 6),
-        iter([4, 5]),
         np.array([4, 5]),
         np.array([[4, 5]], dtype=np.int32),
         list(np.array([4, 5])),
@@ -93,10 +92,15 @@ def test_what_is_no_prompt_is_refused(prompts, message):
         [np.array([4, 5])],
         torch.tensor([4, 5], dtype=torch.uint8),
     ],
-    ids=repr,
+    ids=lambda prompts: f"{type(prompts).__name__} of {type(prompts[0]).__name__}",
 )
 def test_ids_in_every_container(prompts):
     assert rows(Batch.of(prompts, tokenizer())) == [[4, 5]]
+
+
+def test_ids_that_come_one_by_one():
+    assert rows(Batch.of(iter([4, 5]), tokenizer())) == [[4, 5]]
+    assert rows(Batch.of(([i, i] for i in (4, 5)), tokenizer())) == [[4, 4], [5, 5]]
 
 
 def test_texts_in_every_container():
