@@ -56,12 +56,20 @@ class Batch:
         return Batch(self.ids.to(device), self.mask.to(device))
 
     @classmethod
-    def of(cls, prompts: Prompts, tokenizer: PreTrainedTokenizerBase | None = None, *, side: str = "right") -> Batch:
+    def of(
+        cls,
+        prompts: Prompts,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        side: str = "right",
+        keep_end: bool = False,
+    ) -> Batch:
         """Batch from ids (array or nested lists, ragged allowed), text, a tokenizer's output, or a batch.
 
         `side` is where padding goes in what is not padded yet. Text is tokenized with what the tokenizer adds in front,
         once; an end-of-text token that it appends is left out, since the next token is asked for, and ids that begin or
-        end with several of its padding token are read as padding: each with a `PromptWarning`.
+        end with several of its padding token are read as padding: each with a `PromptWarning`. `keep_end` leaves an
+        appended token where it is, for models that see a prompt as a whole.
 
         Raises:
             TaskError: nothing to run, ids that are not integers, padding within a prompt, or text without a tokenizer.
@@ -74,11 +82,11 @@ class Batch:
             prompts = prompts.tolist()
         if isinstance(prompts, Tensor | np.ndarray):
             return cls._of_array(torch.as_tensor(prompts))._unpadded(tokenizer)
-        rows = [
-            (_tokens(row, tokenizer), True) if isinstance(row, str) else (_ids(row), False) for row in _rows(prompts)
-        ]
-        batch = cls._of_ids([ids for ids, _ in rows], side)
-        return batch if any(text for _, text in rows) else batch._unpadded(tokenizer)
+        rows = _rows(prompts)
+        texts = any(isinstance(row, str) for row in rows)
+        ids = [_tokens(row, tokenizer, keep_end=keep_end) if isinstance(row, str) else _ids(row) for row in rows]
+        batch = cls._of_ids(ids, side)
+        return batch if texts else batch._unpadded(tokenizer)
 
     @classmethod
     def _of_array(cls, ids: Tensor) -> Batch:
@@ -221,8 +229,8 @@ def _ids(row: Any) -> list[int]:
     return ids
 
 
-def _tokens(text: str, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
-    """Ids of a text: one beginning of text, no end of text that is not written in it."""
+def _tokens(text: str, tokenizer: PreTrainedTokenizerBase | None, *, keep_end: bool) -> list[int]:
+    """Ids of a text: one beginning of text, no end of text that is not written in it (unless it is to be kept)."""
     if not text:
         raise TaskError(EMPTY)
     if tokenizer is None:
@@ -234,7 +242,7 @@ def _tokens(text: str, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
     if bos is not None and ids[:2] == [bos, bos] and bare[:1] == [bos]:
         _warn(f"the text begins with {words.bos_token!r}, which the tokenizer adds as well: one is kept")
         ids = ids[1:]
-    if eos is not None and len(ids) > 1 and ids[-1] == eos and bare[-1:] != [eos]:
+    if eos is not None and not keep_end and len(ids) > 1 and ids[-1] == eos and bare[-1:] != [eos]:
         _warn(f"the tokenizer ends text with {words.eos_token!r}: left out, so that the prompt ends with its last word")
         ids = ids[:-1]
     return ids

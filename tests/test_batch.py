@@ -135,6 +135,7 @@ def test_an_end_that_the_tokenizer_appends_is_left_out_and_said():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert rows(Batch.of([0, 4, 1], t)) == [[0, 4, 1]]  # ids are as they are given
+        assert rows(Batch.of("the cat", t, keep_end=True)) == [[0, 4, 5, 1]]
 
 
 def test_an_end_that_is_written_stays():

@@ -98,7 +98,7 @@ class ModuleModel(ABC):
         Raises:
             TaskError: empty, longer than the model's context, or ids outside its vocabulary.
         """
-        return check_batch(Batch.of(tokens, self.tokenizer).to(self.device), self.info)
+        return check_batch(Batch.of(tokens, self.tokenizer, keep_end=not self.info.causal).to(self.device), self.info)
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
 from interp import zoo
@@ -29,6 +29,8 @@ from interp.loading.shards import check_dtypes, check_keys, sha256, weight_files
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+OTHER_HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForImageClassification")
+"""Ends of the names of classes whose logits are not of tokens."""
 ADAPTER = "adapter_config.json"
 OWN_ATTENTION = (None, "eager", "sdpa")
 """Attention that a configuration may ask for; whatever else it names (a kernel of the hub's) is not loaded."""
@@ -148,9 +150,11 @@ def _config(name: str, folder: Path) -> PretrainedConfig:
     architectures = config.architectures or []
     if not isinstance(architectures, list) or not all(isinstance(a, str) for a in architectures):
         raise ModelLoadError(f"cannot understand the config of {name!r}: architectures is {architectures!r:.60}")
-    encoder_heads = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
-    if architectures and all(a.endswith(encoder_heads) for a in architectures):
-        raise ModelLoadError(f"{name!r} is {architectures[0]}, not a causal decoder; a ...ForCausalLM is needed")
+    if architectures and all(a.endswith(OTHER_HEADS) for a in architectures):
+        raise ModelLoadError(
+            f"{name!r} is {architectures[0]}, which gives no logits of tokens; a ...ForCausalLM or ...ForMaskedLM is "
+            "needed"
+        )
     return config
 
 
@@ -160,7 +164,7 @@ def _weights(name: str, folder: Path, config: PretrainedConfig, **options: Any) 
         check_dtypes(files)
     try:
         with _quiet():
-            model_and_report: Any = AutoModelForCausalLM.from_pretrained(
+            model_and_report: Any = _auto_class(config).from_pretrained(
                 folder,
                 config=config,
                 use_safetensors=True,
@@ -177,6 +181,12 @@ def _weights(name: str, folder: Path, config: PretrainedConfig, **options: Any) 
     _check_report(name, model, report, config)
     model.config._name_or_path = name
     return model.eval()
+
+
+def _auto_class(config: PretrainedConfig) -> Any:
+    """transformers' class that gives logits of tokens: that of masked tokens where the checkpoint says so."""
+    masked = any(a.endswith("ForMaskedLM") for a in config.architectures or ())
+    return AutoModelForMaskedLM if masked else AutoModelForCausalLM
 
 
 def _check_report(name: str, model: PreTrainedModel, report: Any, config: PretrainedConfig) -> None:

@@ -14,7 +14,7 @@ from tiny_models import ARCHITECTURES, N_LAYERS, build, ragged
 from tolerance import assert_equal_to_rounding
 
 import interp
-from interp.errors import ModelLoadError
+from interp.errors import ModelLoadError, NotApplicable
 
 
 @pytest.fixture(scope="module")
@@ -170,10 +170,33 @@ def test_weights_of_another_shape(copy):
 SMALL = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 
 
-@pytest.mark.parametrize("cls", ["BertModel", "BertForMaskedLM", "BertForSequenceClassification"])
-def test_an_encoder_in_a_folder(tmp_path, cls):
+@pytest.mark.parametrize("cls", ["BertModel", "BertForSequenceClassification"])
+def test_an_encoder_without_logits_of_tokens_in_a_folder(tmp_path, cls):
     getattr(transformers, cls)(transformers.BertConfig(**SMALL)).save_pretrained(tmp_path)
-    assert "Bert" in refused(tmp_path, "not a causal decoder|not causal|encoder")
+    assert "Bert" in refused(tmp_path, "gives no logits of tokens|lacks .* weights of")
+
+
+@pytest.mark.parametrize("family", ["Bert", "Roberta"])
+def test_an_encoder_of_masked_tokens(tmp_path, family):
+    """Attention both ways: runs, edits and statistics are those of the model; what presumes causality refuses."""
+    config = getattr(transformers, f"{family}Config")(**SMALL)
+    module = getattr(transformers, f"{family}ForMaskedLM")(config).eval()
+    module.save_pretrained(tmp_path)
+    model, ids = interp.load(tmp_path), torch.tensor([[5, 9, 3, 22]])
+    assert not model.info.causal
+    with torch.no_grad():
+        assert torch.equal(model.run(ids).logits, module(ids).logits)
+    run = model.run(ids, capture=["pattern", "z"], edits=interp.ablate_heads(["L0H1"]))
+    assert run["L0.pattern"][..., 0, 3].min() > 0  # the first token sees the last
+    assert not torch.allclose(run.logits, model.run(ids).logits)
+    with pytest.raises(NotApplicable, match="presumes causal attention"):
+        interp.analyze(model, "induction")
+
+
+def test_a_model_of_images_is_refused_with_the_reason():
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.ViTConfig(**sizes, image_size=16, patch_size=4)
+    refused(transformers.ViTForImageClassification(config), "cannot be run on token ids alone")
 
 
 def t5():

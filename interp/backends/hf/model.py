@@ -32,7 +32,7 @@ from interp.backends.plan.places import captures, changes
 from interp.backends.turn import State, exclusive, taken
 from interp.batch import Batch, Prompts
 from interp.edits import Edit
-from interp.errors import BackendError
+from interp.errors import BackendError, SiteError
 from interp.model import AttentionRun, Capture, ModelInfo, Run, Start
 from interp.numerics import evaluating
 from interp.weights.stream import Reads, Writes
