@@ -157,6 +157,7 @@ INTERNAL = {
     "circuits.search": "behind the searches that circuits hands out",
     "circuits.wiring": "behind Case and run_edges",
     "interp.parallel": "cases in processes, for scoreboards",
+    "interp.measurement.options": "how options of analyses are checked",
     "interp.measurement.checks.case": "the models that check_analysis runs on",
     "interp.results.figures": "behind Result.plot: the figures that analyses declare",
     "interp.shapes": "names of dimensions for type checkers",

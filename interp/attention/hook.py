@@ -182,9 +182,10 @@ def intercept(model: PreTrainedModel, recorder: Recorder) -> Iterator[Recorder]:
         _switch(model)
         yield recorder
     finally:
-        _active.reset(token)
-        for key, config in configs.items():
-            config._attn_implementation_internal = before[key]
+        if _active.get() is recorder:  # else put back already: an interrupt had this block ended late, by the collector
+            _active.reset(token)
+            for key, config in configs.items():
+                config._attn_implementation_internal = before[key]
 
 
 def _follows(model: PreTrainedModel) -> bool:

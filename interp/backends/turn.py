@@ -58,12 +58,15 @@ class State:
         self.points = {m: list(hooks) for m in self.modules if (hooks := m.__dict__.get(_POINTS))}
         self.lists = [(x, list(x), [getattr(item, "on", None) for item in x]) for x in lists]
         self.trainable = [p for m in self.modules for p in m._parameters.values() if p is not None and p.requires_grad]
+        self.modes = torch._C._len_torch_function_stack()
         self.grad, self.recorder = torch.is_grad_enabled(), current_recorder()
 
     def restore(self) -> None:
         """Put everything back; what is as it was stays as it is."""
         set_recorder(self.recorder)
         torch._C._set_grad_enabled(self.grad)
+        while torch._C._len_torch_function_stack() > self.modes:
+            torch._C._pop_torch_function_stack()
         training = set(self.training)
         for module in self.modules:
             self._unhook(module)

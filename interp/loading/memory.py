@@ -35,10 +35,6 @@ def module_of(source: Any) -> PreTrainedModel | None:
     meta = next((name for name, p in parameters.items() if p.is_meta), None)
     if meta is not None and getattr(source, "hf_device_map", None) is None:
         raise ModelLoadError(f"{family} has no numbers in {meta}: it is on the meta device; load its weights first")
-    if any(p.is_inference() for p in parameters.values()):
-        raise ModelLoadError(
-            f"{family} was made under torch.inference_mode(), whose tensors cannot be watched; make it outside"
-        )
     return source
 
 

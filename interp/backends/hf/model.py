@@ -223,6 +223,8 @@ class HFModel(ModuleModel):
         """End the edits of a context. One that is closed before those inside it ends them too, and says so."""
         if plan.ended is not None:
             plan.ended.restore()
+        elif not any(other is plan for other in self._standing):
+            return  # an interrupt had the model put right before
         elif self._standing[-1] is plan:
             self._standing.pop()
         else:
