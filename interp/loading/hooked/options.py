@@ -53,6 +53,8 @@ DEFAULTS: dict[str, Any] = {
 
 OLD_NAMES = {"normalization": "normalization_type", "n_kv_heads": "n_key_value_heads"}
 
+COMPANIONS = ("yarn_",)
+"""Beginnings of options that are read only where another one (`use_yarn_rope`), refused by name, is switched on."""
 UNSUPPORTED: dict[str, Any] = {
     "num_experts": None,
     "experts_per_token": None,
@@ -61,6 +63,7 @@ UNSUPPORTED: dict[str, Any] = {
     "use_yarn_rope": False,
     "rope_scaling": None,
     "rotary_base_local": None,
+    "rotary_scaling_factor": 1.0,
     "relative_attention_max_distance": None,
     "relative_attention_num_buckets": None,
     "decoder_start_token_id": None,
@@ -135,8 +138,10 @@ def _complete(options: Mapping[str, Any]) -> dict[str, Any]:
     if renamed.get("shortformer_pos"):
         renamed["positional_embedding_type"] = "shortformer"
     for name, value in renamed.items():
-        if name in DEFAULTS or name in NO_MATTER:
+        if name in DEFAULTS or name in NO_MATTER or name.startswith(COMPANIONS):
             continue
+        if name not in UNSUPPORTED and (value is None or value is False):
+            continue  # switched off: an option of a later release, which says nothing of this model
         if name not in UNSUPPORTED:
             raise ModelLoadError(
                 f"unknown option {name!r} = {value!r} of a HookedTransformer's config; {nearest(name, DEFAULTS)} Take "
