@@ -245,8 +245,9 @@ def _folder_line(folder: str) -> str:
         return FOLDERS[folder]
     if init.is_file():
         return (ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))) or "").split("\n", 1)[0]
-    if (where / "README.md").is_file():
-        return (where / "README.md").read_text(encoding="utf-8").split("\n", 1)[0].removeprefix("# ")
+    for card, of in ((where / "README.md", ""), (where.parent / "README.md", f", {where.name}")):
+        if card.is_file() and card.parent != ROOT:
+            return card.read_text(encoding="utf-8").split("\n", 1)[0].removeprefix("# ") + of
     inside = folder.removeprefix("tests/")
     for tested in (inside, f"interp/{inside}"):
         if inside != folder and (ROOT / tested / "__init__.py").is_file():
