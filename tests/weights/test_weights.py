@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
 
 import pytest
 import torch
@@ -15,11 +14,7 @@ from torch.testing import assert_close
 import interp
 from interp.backends.hf.read_norms import gain, read_norm
 from interp.backends.hf.read_weights import output_matrix, value_matrices
-from interp.errors import BackendError, SiteError
 from interp.sites import Site
-from interp.weights.composition import HOW, composition, turn_spread
-from interp.weights.factored import FactoredMatrix
-from interp.weights.weights import OV, copying_ratio
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -160,181 +155,6 @@ def test_a_short_context_does_not_change_the_matrices():
         assert_equal_to_rounding(matrix, weight.unflatten(0, (2, -1)).mT)
 
 
-def ov(*signs, d_vocab=30, d_model=20, d_head=6):
-    """One layer whose heads map embeddings through s A A^T, read out by the embeddings themselves."""
-    embed = torch.randn(d_vocab, d_model)
-    inward = torch.randn(1, len(signs), d_model, d_head)
-    outward = inward.mT * torch.tensor(signs)[None, :, None, None]
-    return OV(inward, outward, embed, embed.T.clone(), (0,))
-
-
-def test_copying_ratio_of_planted_heads():
-    assert_close(copying_ratio(ov(1.0, -1.0, 3.0)), torch.tensor([[1.0, -1.0, 1.0]]), atol=1e-4, rtol=0)
-
-
-def test_copying_ratio_of_a_head_that_does_nothing():
-    assert_close(copying_ratio(ov(0.0)), torch.zeros(1, 1), atol=0, rtol=0)
-
-
-def dense_ratio(circuits):
-    """By definition: the eigenvalues of the d_vocab x d_vocab matrix, its columns centred over the vocabulary."""
-    e, v, o, u = (x.double() for x in (circuits.w_e, circuits.w_v, circuits.w_o, circuits.w_u))
-    full = e @ v @ o @ (u - u.mean(1, keepdim=True))
-    spectrum = torch.linalg.eigvals(full)
-    return (spectrum.real.sum(-1) / spectrum.abs().sum(-1)).float()
-
-
-def test_copying_ratio_is_that_of_the_dense_matrix(model):
-    circuits = model.ov_circuits()
-    ratio = copying_ratio(circuits)
-    assert ratio.shape == (N_LAYERS, N_HEADS)
-    assert_close(ratio, dense_ratio(circuits), atol=1e-4, rtol=0)
-    assert ratio.std() > 0.02
-
-
-def centring(norm):
-    """Matrix that takes off the mean of a row, where the norm does."""
-    return torch.eye(64) - (1 / 64 if norm.centred else 0)
-
-
-def test_copying_ratio_reads_and_writes_through_the_norms(model):
-    """Of the dense W_E C G W_V W_O C' G' W_U: what a layer norm takes off is neither read nor written."""
-    weights, ratio = model.weights(), copying_ratio(model.ov_circuits())
-    final = weights.final_norm
-    out = centring(final) @ torch.diag(final.gain) @ weights.w_u
-    for layer in weights.layers:
-        before, after = weights[layer].norm, weights[layer].norm_after
-        reads, writes = (torch.eye(64) if n is None else centring(n) @ torch.diag(n.gain) for n in (before, after))
-        for head in range(N_HEADS):
-            full = weights.w_e @ reads @ weights.ov(layer, head).dense() @ writes @ (out - out.mean(1, keepdim=True))
-            spectrum = torch.linalg.eigvals(full.double())
-            want = (spectrum.real.sum() / spectrum.abs().sum()).float()
-            assert_close(ratio[layer, head], want, atol=1e-4, rtol=0)
-
-
-def test_copying_ratio_is_blind_to_what_a_layer_norm_takes_off():
-    """A number added to every channel of every embedding is nothing to GPT-2's heads."""
-    module = build("gpt2")
-    want = copying_ratio(interp.load(module).ov_circuits())
-    module.lm_head.weight = torch.nn.Parameter(module.lm_head.weight.detach().clone())
-    module.transformer.wte.weight.data += 5.0
-    assert_close(copying_ratio(interp.load(module).ov_circuits()), want, atol=1e-4, rtol=0)
-
-
-def test_circuits_of_heads_of_different_width_are_filled_up():
-    """Zeros beside W_V and W_O leave every product, and so the ratio, as it is."""
-    weights = tiny("llama").weights()
-    want, layer = copying_ratio(weights.ov_circuits()), weights[1]
-    for name, axis in (("w_v", 2), ("b_v", 1), ("w_o", 1)):
-        wide = torch.cat([getattr(layer, name), torch.zeros_like(getattr(layer, name))], dim=axis)
-        layer = replace(layer, **{name: wide})
-    weights._layer_cache[1] = layer
-    circuits = weights.ov_circuits()
-    assert circuits.w_v.shape[-1] == 16
-    assert_close(copying_ratio(circuits), want, atol=1e-5, rtol=0)
-
-
-def test_copying_ratio_refuses_embeddings_of_another_width():
-    narrow = OV(torch.ones(1, 1, 6, 2), torch.ones(1, 1, 2, 6), torch.ones(9, 4), torch.ones(6, 9), (0,))
-    with pytest.raises(BackendError, match="embeddings are 4 wide and the stream 6"):
-        copying_ratio(narrow)
-
-
-def test_copying_ratio_ignores_a_shift_of_all_logits():
-    plain = ov(1.0, -1.0)
-    shifted = OV(plain.w_v, plain.w_o, plain.w_e, plain.w_u + torch.randn(20, 1) * 5, plain.layers)
-    assert_close(copying_ratio(shifted), copying_ratio(plain), atol=1e-4, rtol=0)
-
-
-SHAPES = {
-    "tall": (30, 4, 20),
-    "wide": (20, 4, 30),
-    "square": (25, 6, 25),
-    "over-full": (5, 8, 5),
-    "batch": (3, 12, 4, 12),
-}
-
-
-@pytest.fixture(params=SHAPES)
-def factored(request):
-    *batch, m, r, n = SHAPES[request.param]
-    return FactoredMatrix(torch.randn(*batch, m, r), torch.randn(*batch, r, n))
-
-
-def test_a_factored_matrix_is_its_product(factored):
-    dense = factored.left @ factored.right
-    assert factored.shape == dense.shape
-    assert_equal_to_rounding(factored.dense(), dense)
-    assert_equal_to_rounding(factored.T.dense(), dense.mT)
-    assert_equal_to_rounding(factored.row(3), dense[..., 3, :])
-    assert_equal_to_rounding(factored.row(-1), dense[..., -1, :])
-    assert_equal_to_rounding(factored.rows(1, 4), dense[..., 1:4, :])
-    assert_equal_to_rounding(factored.diagonal(), dense.diagonal(dim1=-2, dim2=-1))
-    assert_close(factored.norm(), torch.linalg.matrix_norm(dense), rtol=1e-4, atol=1e-4)
-    assert_equal_to_rounding((2 * factored).dense(), 2 * dense)
-
-
-def test_spectra_of_a_factored_matrix_are_those_of_its_product(factored):
-    dense = factored.dense()
-    u, s, vh = factored.svd()
-    k = s.shape[-1]
-    assert k <= min(*dense.shape[-2:], factored.rank)
-    want = torch.linalg.svdvals(dense)
-    assert_close(s, want[..., :k], rtol=1e-4, atol=1e-4)
-    assert_close(factored.singular_values()[..., :k], want[..., :k], rtol=1e-4, atol=1e-4)
-    assert_close(u @ (s[..., None] * vh), dense, rtol=1e-4, atol=1e-4)
-    assert_close(u.mT @ u, torch.eye(k).expand(*s.shape[:-1], k, k), rtol=0, atol=1e-4)
-    if dense.shape[-1] != dense.shape[-2]:
-        with pytest.raises(BackendError, match="only square matrices"):
-            factored.eigenvalues()
-        with pytest.raises(BackendError, match="trace of a"):
-            factored.trace()
-        return
-    ours, full = factored.eigenvalues(), torch.linalg.eigvals(dense.double())
-    for power in (1, 2, 3):  # power sums say that the nonzero eigenvalues are the same, in whatever order
-        size = float(ours.abs().max() ** power)
-        assert_close(ours.pow(power).sum(-1), full.pow(power).sum(-1), rtol=1e-3, atol=1e-3 * size)
-    assert_close(factored.trace(), dense.diagonal(dim1=-2, dim2=-1).sum(-1), rtol=1e-4, atol=1e-4)
-
-
-def test_products_of_factored_matrices():
-    a, b = FactoredMatrix(torch.randn(9, 2), torch.randn(2, 8)), FactoredMatrix(torch.randn(8, 3), torch.randn(3, 7))
-    x, y = torch.randn(8, 5), torch.randn(6, 9)
-    assert_equal_to_rounding((a @ b).dense(), a.dense() @ b.dense())
-    assert_equal_to_rounding((b.T @ a.T).dense(), b.dense().T @ a.dense().T)
-    assert (a @ b).rank == (b.T @ a.T).rank == 2
-    assert_equal_to_rounding((a @ x).dense(), a.dense() @ x)
-    assert_equal_to_rounding((y @ a).dense(), y @ a.dense())
-
-
-def test_heads_of_a_batch():
-    matrix = FactoredMatrix(torch.randn(4, 6, 2), torch.randn(2, 5))
-    assert matrix.shape == (4, 6, 5)
-    assert_equal_to_rounding(matrix[2].dense(), matrix.dense()[2])
-    with pytest.raises(BackendError, match="has no batch to index"):
-        matrix[2][0]
-
-
-@pytest.mark.parametrize("block", [1, 70, 10**6])
-@pytest.mark.parametrize("largest", [True, False])
-def test_top_entries_of_each_row_in_blocks(block, largest):
-    matrix = FactoredMatrix(torch.randn(13, 4), torch.randn(4, 29))
-    values, columns = matrix.topk(5, largest=largest, block=block)
-    want = matrix.dense().topk(5, largest=largest)
-    assert_equal_to_rounding(values, want.values)
-    assert_close(columns, want.indices)
-
-
-def test_factored_matrices_refuse():
-    with pytest.raises(BackendError, match="do not meet"):
-        FactoredMatrix(torch.randn(4, 3), torch.randn(2, 4))
-    matrix = FactoredMatrix(torch.randn(20_000, 1), torch.randn(1, 20_000))
-    with pytest.raises(BackendError, match="20000 x 20000 matrix takes 1.5 GiB; use rows"):
-        matrix.dense()
-    with pytest.raises(BackendError, match="top 0 of each row"):
-        matrix.topk(0)
-
-
 @pytest.mark.parametrize("kind", [nn.LayerNorm, nn.RMSNorm])
 @pytest.mark.parametrize("width", [16, 15])
 @pytest.mark.parametrize("eps", [1e-6, 1e-5, 1e-3])
@@ -347,58 +167,6 @@ def test_a_norm_is_read_whole(kind, width, eps):
     assert read.centred == (kind is nn.LayerNorm)
     assert_close(read.eps, eps, rtol=1e-3, atol=0)
     assert_close(read(x), norm(x).detach(), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3", "gemma2"])
-@pytest.mark.parametrize("how", HOW)
-def test_composition_is_that_of_the_dense_matrices(name, how):
-    model = tiny(name)
-    weights = model.weights()
-    found = composition(weights, how, offset=2)
-    assert found.score.shape == (N_LAYERS, N_HEADS, N_LAYERS, N_HEADS)
-    for a, b in ((0, 0), (3, 7), (6, 2)):
-        writer = weights.ov(0, a, fold_norm=True).dense()
-        reader = {
-            "q": weights.qk(1, b, offset=2, fold_norm=True).dense(),
-            "k": weights.qk(1, b, offset=2, fold_norm=True).dense().T,
-            "v": weights.ov(1, b, fold_norm=True).dense(),
-        }[how]
-        want = (writer @ reader).norm() / (writer.norm() * reader.norm())
-        assert_close(found.score[0, a, 1, b], want, rtol=1e-4, atol=1e-5)
-    assert found.score[1].isnan().all()
-    assert found.score[:, :, 0].isnan().all()
-    assert found.z[0, :, 1].isfinite().all()
-    assert found.baseline == 64**-0.5
-
-
-def test_the_null_of_composition_is_that_of_random_rotations():
-    d, draws = 12, 4000
-    a, b = torch.randn(d, 3, dtype=torch.double), torch.randn(d, 4, dtype=torch.double) * torch.tensor([3.0, 1, 1, 1])
-    turns = torch.linalg.qr(torch.randn(draws, d, d, dtype=torch.double))
-    turns = turns.Q * turns.R.diagonal(dim1=1, dim2=2).sign()[:, None]
-    share = torch.linalg.matrix_norm(a.T @ turns @ b).square() / (a.norm() * b.norm()) ** 2
-    purity = [(torch.linalg.svdvals(m) ** 4).sum() / m.norm() ** 4 for m in (a, b)]
-    assert_close(float(share.mean()), 1 / d, rtol=0.03, atol=0)
-    assert_close(float(share.std()), float(turn_spread(*purity, d)), rtol=0.05, atol=0)
-
-
-def test_planted_composition_stands_out():
-    """A head whose queries read what an earlier head writes, and no other pair."""
-    model = tiny("gpt2")
-    weights = model.weights()
-    first, second = weights[0], weights[1]
-    plain = composition(weights, "q", fold_norm=False)
-    second.w_q[5] = first.w_o[2].T @ torch.randn(8, 8)
-    found = composition(weights, "q", fold_norm=False)
-    assert found.score[0, 2, 1, 5] > 0.9 * found.score[0, :, 1].max() > 2.5 * found.baseline
-    assert found.z[0, 2, 1, 5] > 10
-    assert plain.z[0, :, 1].abs().max() < 6
-
-
-def test_composition_refuses_an_unknown_kind():
-    model = tiny("gpt2")
-    with pytest.raises(SiteError, match="unknown composition 'o'; valid choices: k, q, v"):
-        composition(model.weights(), "o")
 
 
 @pytest.mark.parametrize("fold_norm", [True, False])
@@ -416,14 +184,3 @@ def test_full_circuits_through_the_vocabulary(model, fold_norm):
     want = (spectrum.real.sum() / spectrum.abs().sum()).float()
     assert_close(full.positivity(), want, rtol=0, atol=1e-3)
     assert_close(full.topk(3)[1], dense.topk(3).indices)
-
-
-def test_circuits_at_once_are_those_of_the_layers(model):
-    circuits, weights = model.ov_circuits(), model.weights()
-    for layer in weights.layers:
-        before, after = weights[layer].norm, weights[layer].norm_after
-        eye = torch.eye(64)
-        reads, writes = (eye if n is None else centring(n) @ torch.diag(n.gain) for n in (before, after))
-        for head in range(N_HEADS):
-            ov = reads @ weights.ov(layer, head).dense() @ writes
-            assert_close(circuits.w_v[layer, head] @ circuits.w_o[layer, head], ov, rtol=1e-4, atol=1e-4)
