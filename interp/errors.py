@@ -53,6 +53,12 @@ class PromptWarning(UserWarning):
     """Prompts that were read in another way than they were written; says how."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in one line; its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def nearest(given: str, valid: Iterable[str]) -> str:
     """Sentence naming the closest of `valid` to `given`, or all of them when none is close."""
     choices = sorted(valid)

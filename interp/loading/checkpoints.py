@@ -19,7 +19,7 @@ from transformers.utils import logging as hf_logging
 
 from interp import zoo
 from interp.backends import Checkpoint
-from interp.errors import ModelLoadError
+from interp.errors import ModelLoadError, first_line
 from interp.loading.hooked.decoder import register
 from interp.loading.hooked.read import is_hooked, read_hooked
 from interp.loading.hub import snapshot
@@ -137,9 +137,9 @@ def _config(name: str, folder: Path) -> PretrainedConfig:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except OSError as error:
-        raise ModelLoadError(f"cannot read the config of {name!r}: {_first_line(error)}") from error
+        raise ModelLoadError(f"cannot read the config of {name!r}: {first_line(error)}") from error
     except Exception as error:  # whatever a family's own checks of its fields raise
-        raise ModelLoadError(f"cannot understand the config of {name!r}: {_first_line(error)}") from error
+        raise ModelLoadError(f"cannot understand the config of {name!r}: {first_line(error)}") from error
     for part in (config, *(getattr(config, key, None) for key in getattr(config, "sub_configs", ()))):
         if part is not None and getattr(part, "_attn_implementation_internal", None) not in OWN_ATTENTION:
             part._attn_implementation_internal = "eager"
@@ -174,9 +174,9 @@ def _weights(name: str, folder: Path, config: PretrainedConfig, **options: Any) 
                 **options,
             )
     except SafetensorError as error:
-        raise ModelLoadError(f"corrupt weights in {name!r}: {_first_line(error)}") from error
+        raise ModelLoadError(f"corrupt weights in {name!r}: {first_line(error)}") from error
     except Exception as error:  # whatever a family's own code raises on sizes that do not go together
-        raise ModelLoadError(f"cannot load {name!r}: {type(error).__name__}: {_first_line(error)}") from error
+        raise ModelLoadError(f"cannot load {name!r}: {type(error).__name__}: {first_line(error)}") from error
     model, report = model_and_report
     _check_report(name, model, report, config)
     model.config._name_or_path = name
@@ -234,9 +234,4 @@ def _tokenizer(name: str, folder: Path | None, revision: str | None) -> PreTrain
     except Exception as error:  # of the tokenizer's own format
         if folder is None:
             return None
-        raise ModelLoadError(f"cannot read the tokenizer in {name!r}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+        raise ModelLoadError(f"cannot read the tokenizer in {name!r}: {first_line(error)}") from error

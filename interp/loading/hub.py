@@ -6,7 +6,6 @@ cache and offline rules are huggingface_hub's own (HF_ENDPOINT, HF_TOKEN, HF_HOM
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from huggingface_hub import constants, hf_hub_download
@@ -21,8 +20,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from interp.errors import ModelLoadError
-from interp.loading.shards import INDEX, WEIGHTS
+from interp.errors import ModelLoadError, first_line
+from interp.loading.shards import INDEX, WEIGHTS, indexed_files
 
 OPTIONAL = ("generation_config.json",)
 
@@ -50,23 +49,10 @@ def snapshot(name: str, revision: str | None) -> tuple[Path, str | None]:
                 f"{name!r} has no weights in safetensors at {_at(revision)}: neither {WEIGHTS} nor {INDEX}; pickled "
                 "weights are not opened"
             )
-        for shard in _shards(name, index):
+        for shard in indexed_files(index, name):
             if _file(name, shard, commit) is None:
                 raise ModelLoadError(f"{INDEX} of {name!r} names {shard!r}, which is not on the hub")
     return config.parent, commit
-
-
-def _shards(name: str, index: Path) -> list[str]:
-    try:
-        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ModelLoadError(f"cannot read {INDEX} of {name!r}: {type(error).__name__}: {error}") from error
-    odd = next(
-        (f for f in files if not isinstance(f, str) or Path(f).name != f or not f.endswith(".safetensors")), None
-    )
-    if odd is not None:
-        raise ModelLoadError(f"{INDEX} of {name!r} names {odd!r}, which is no safetensors file of this model")
-    return files
 
 
 def _file(name: str, file: str, revision: str | None) -> Path | None:
@@ -85,7 +71,7 @@ def _file(name: str, file: str, revision: str | None) -> Path | None:
             "private one: log in with `hf auth login`)"
         ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        if file in OPTIONAL or (file not in ("config.json",) and constants.HF_HUB_OFFLINE):
+        if file in OPTIONAL or (file != "config.json" and constants.HF_HUB_OFFLINE):
             return None
         where = (
             "is offline (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else f"cannot be reached at {constants.ENDPOINT}"
@@ -97,19 +83,14 @@ def _file(name: str, file: str, revision: str | None) -> Path | None:
     except EntryNotFoundError:
         return None
     except HFValidationError as error:
-        raise ModelLoadError(f"{name!r} is neither a folder here nor a hub id: {_first_line(error)}") from error
+        raise ModelLoadError(f"{name!r} is neither a folder here nor a hub id: {first_line(error)}") from error
     except HfHubHTTPError as error:
-        raise ModelLoadError(f"cannot fetch {file} of {name!r} from the hub: {_first_line(error)}") from error
+        raise ModelLoadError(f"cannot fetch {file} of {name!r} from the hub: {first_line(error)}") from error
     except Exception as error:  # of whichever HTTP client huggingface_hub uses
         raise ModelLoadError(
-            f"the connection to the hub broke while fetching {file} of {name!r}: {_first_line(error)}"
+            f"the connection to the hub broke while fetching {file} of {name!r}: {first_line(error)}"
         ) from error
 
 
 def _at(revision: str | None) -> str:
     return "its main branch" if revision is None else f"revision {revision!r}"
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from interp.backends.plan.checks import COMPILED, compiled
-from interp.errors import ModelLoadError
+from interp.errors import ModelLoadError, first_line
 
 
 def module_of(source: Any) -> PreTrainedModel | None:
@@ -83,8 +83,7 @@ def check_device(model: PreTrainedModel, device: str | None) -> PreTrainedModel:
     try:
         return model.to(device)  # type: ignore[arg-type]
     except (RuntimeError, AssertionError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelLoadError(f"cannot put the model on device {device!r}: {lines[0]}") from error
+        raise ModelLoadError(f"cannot put the model on device {device!r}: {first_line(error)}") from error
 
 
 def dtype_of(dtype: str | torch.dtype) -> torch.dtype | None:

@@ -34,7 +34,7 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if (folder / INDEX).is_file():
-        return _indexed(folder)
+        return _present(folder, indexed_files(folder / INDEX, str(folder)))
     if list(folder.glob("*.safetensors")):
         names = ", ".join(sorted(p.name for p in folder.glob("*.safetensors"))[:3])
         raise ModelLoadError(
@@ -49,20 +49,30 @@ def weight_files(folder: Path) -> list[Path]:
     raise ModelLoadError(f"{str(folder)!r} has no weights: no *.safetensors in the folder")
 
 
-def _indexed(folder: Path) -> list[Path]:
+def indexed_files(index: Path, where: str) -> list[str]:
+    """Names of the safetensors beside an index that it lists; `where` it belongs is for the error.
+
+    Raises:
+        ModelLoadError: no names, or one of a pickle or of a file elsewhere.
+    """
     try:
-        names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ModelLoadError(f"cannot read {INDEX} in {str(folder)!r}: {type(error).__name__}: {error}") from error
+        raise ModelLoadError(f"cannot read {INDEX} in {where!r}: {type(error).__name__}: {error}") from error
     if not names:
-        raise ModelLoadError(f"{INDEX} in {str(folder)!r} names no files")
+        raise ModelLoadError(f"{INDEX} in {where!r} names no files")
     for name in names:
         if not isinstance(name, str) or not name.endswith(".safetensors"):
-            raise ModelLoadError(f"{INDEX} in {str(folder)!r} names {name!r}, which is no safetensors file")
+            raise ModelLoadError(f"{INDEX} in {where!r} names {name!r}, which is no safetensors file")
         if Path(name).name != name:
-            raise ModelLoadError(f"{INDEX} in {str(folder)!r} names {name!r}, which is not inside the folder")
-        if not (folder / name).is_file():
-            raise ModelLoadError(f"{INDEX} in {str(folder)!r} names {name!r}, which is not there")
+            raise ModelLoadError(f"{INDEX} in {where!r} names {name!r}, which is not inside the folder")
+    return names
+
+
+def _present(folder: Path, names: Sequence[str]) -> list[Path]:
+    gone = next((name for name in names if not (folder / name).is_file()), None)
+    if gone is not None:
+        raise ModelLoadError(f"{INDEX} in {str(folder)!r} names {gone!r}, which is not there")
     return [folder / name for name in names]
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from interp.errors import SchemaError, nearest
+from interp.errors import SchemaError, first_line, nearest
 from interp.results.files import atomic_write, writable
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ class Result:
         try:
             arrow = pq.read_table(Path(path))
         except (OSError, pa.ArrowInvalid) as error:
-            raise SchemaError(f"cannot read {os.fspath(path)!r}: {str(error).splitlines()[0]}") from error
+            raise SchemaError(f"cannot read {os.fspath(path)!r}: {first_line(error)}") from error
         meta = arrow.schema.metadata or {}
         if _META not in meta:
             raise SchemaError(f"{os.fspath(path)!r} holds no provenance: not written by interp")

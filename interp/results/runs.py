@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from interp.errors import SchemaError, nearest
+from interp.errors import SchemaError, first_line, nearest
 from interp.results import stored
 from interp.results.results import Result
 
@@ -76,7 +76,7 @@ class Runs:
             try:
                 return connection.execute(sql).df()
             except duckdb.Error as error:
-                raise SchemaError(f"DuckDB: {str(error).splitlines()[0]}") from error
+                raise SchemaError(f"DuckDB: {first_line(error)}") from error
 
 
 def runs(folder: str | Path, *, analysis: str | None = None, model: str | None = None) -> Runs:

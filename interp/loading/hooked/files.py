@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from interp.errors import ModelLoadError
+from interp.errors import ModelLoadError, first_line
 
 PICKLES = (".pt", ".pth")
 SUFFIXES = (".safetensors", *PICKLES)
@@ -34,7 +34,7 @@ class Files:
     weights: tuple[Path, ...]
 
 
-def weight_files(path: Path) -> list[Path]:
+def state_files(path: Path) -> list[Path]:
     """Files of weights that a path means: itself, or those in the folder, safetensors before others."""
     if path.is_file():
         return [path] if path.suffix in SUFFIXES else []
@@ -68,7 +68,7 @@ def read_files(path: Path) -> Files:
     Raises:
         ModelLoadError: no weights or several sets of them, no config, or files that cannot be read.
     """
-    files, config = weight_files(path), read_config(path)
+    files, config = state_files(path), read_config(path)
     if not files:
         raise ModelLoadError(f"{str(path)!r} has no weights: no {', '.join('*' + s for s in SUFFIXES)} in the folder")
     if files[0].suffix != ".safetensors":
@@ -109,7 +109,7 @@ def _pickled(file: Path) -> tuple[Mapping[str, Any] | None, dict[str, Tensor]]:
             '{"config": model.cfg.to_dict(), "state_dict": model.state_dict()} or safetensors instead'
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise ModelLoadError(f"corrupt weights in {str(file)!r}: {str(error).splitlines()[0]}") from error
+        raise ModelLoadError(f"corrupt weights in {str(file)!r}: {first_line(error)}") from error
     content = content if isinstance(content, Mapping) else {}
     config = next((content[name] for name in CONFIGS if isinstance(content.get(name), Mapping)), None)
     state = next((content[name] for name in STATES if isinstance(content.get(name), Mapping)), content)

@@ -13,7 +13,7 @@ from torch import Tensor
 from interp.errors import ModelLoadError
 from interp.loading.hooked.config import HookedConfig
 from interp.loading.hooked.decoder import HookedDecoder
-from interp.loading.hooked.files import PICKLES, read_config, read_files, weight_files
+from interp.loading.hooked.files import PICKLES, read_config, read_files, state_files
 from interp.loading.hooked.options import read_options
 from interp.loading.hooked.tensors import parameters
 from interp.loading.hooked.tracr import is_tracr, tracr_options, tracr_state, tracr_tokenizer, tracr_words
@@ -38,14 +38,14 @@ def is_hooked(path: Path) -> bool:
 
     By its config; without one, a PyTorch file is, and so is a folder with nothing but one.
     """
-    if not path.is_dir() and not weight_files(path):
+    if not path.is_dir() and not state_files(path):
         return False
     try:
         config = read_config(path)
     except ModelLoadError:
         return False  # whoever reads it as a checkpoint of transformers says what is wrong with it
     if config is None:
-        files = weight_files(path)
+        files = state_files(path)
         return len(files) == 1 and files[0].suffix in PICKLES
     return "model_type" not in config and (is_tracr(config) or all(name in config for name in OWN))
 
