@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
+from scipy import stats as distributions
 
 import interp
 from interp import tasks
 from interp.decompose import attribute
 from interp.errors import NotApplicable, TaskError
+from interp.results.stats import LEAST_P
 from interp.tasks import Frame
+from probes.heads._temporal import _exceeds
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +117,15 @@ def test_nothing_is_temporal_about_facts(rich):
     result = interp.analyze(rich, "temporal", temporal_task=facts, timeless_task=facts, causal=False)
     rows = result.table[result.table["variant"] == "specific"]
     assert not rows["label"].any()
+
+
+def test_one_heads_shares_exceed_anothers_by_welchs_test():
+    """Floored where neither varies, 1 where there is no difference at all, unknown where a share is."""
+    a, b = (np.random.default_rng(i).normal(i, 1 + i, size=(9 + i, 1, 2)) for i in (1, 0))
+    expected = distributions.ttest_ind(a, b, equal_var=False, alternative="greater").pvalue
+    assert_allclose(_exceeds(a, b), expected, rtol=1e-9)
+    same, more = np.full((5, 1, 2), 0.25), np.full((7, 1, 2), 0.75)
+    assert (_exceeds(same, same) == 1).all()
+    assert (_exceeds(more, same) == LEAST_P).all()
+    more[0, 0, 1] = np.nan
+    assert np.isnan(_exceeds(more, same)).tolist() == [[False, True]]
