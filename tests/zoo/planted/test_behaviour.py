@@ -91,7 +91,7 @@ def test_effects_are_those_derived_and_inert_ones_nothing(mechanism, seed):
 def test_effects_hold_beside_all_other_mechanisms_and_noise():
     planted = plant(ALL, architecture="llama-nonorm", seed=0)
     for mechanism in ANSWERING[:-1]:
-        measured = effects(planted, mechanism.name, planted.roles(mechanism.name), n=48)
+        measured = effects(planted, mechanism.name, planted.roles(mechanism.name), n=16)
         for role, value in planted.truth.effects[mechanism.name].items():
             assert_close(measured[role], value, rtol=0.05, atol=0)
 

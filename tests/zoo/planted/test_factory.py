@@ -81,7 +81,7 @@ def test_together_each_does_its_task_and_needs_its_heads():
     """One architecture: `test_behaviour` has others, and `docs/behaviour.csv` all, ten seeds each."""
     planted, model = built(ALL, "gpt2", 3)
     for mechanism in ANSWERING:
-        check_task(planted, model, mechanism.name, seed=3, n=32)
+        check_task(planted, model, mechanism.name, seed=3, n=10)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
