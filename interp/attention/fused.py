@@ -161,16 +161,16 @@ def _(question: Offset, forward: Forward) -> Tensor:
     call, back = forward.call, question.distance
     result = _nan_rows(forward)
     first = max(0, back - call.mask.offset)  # first query that has a key so far back
-    n = call.mask.n_query
+    n = min(call.mask.n_query, call.mask.n_key - call.mask.offset + back)  # and last: keys of a source may be fewer
     if first >= n:
         return result
     i = torch.arange(first, n, device=result.device)
     j = i + call.mask.offset - back
     key = call.shared(call.key[:, :, j[0] : j[-1] + 1])
-    score = call.cap(call.scale * (call.query[:, :, first:] * key).sum(-1))
+    score = call.cap(call.scale * (call.query[:, :, first:n] * key).sum(-1))
     rows = torch.arange(call.mask.batch, device=result.device)[:, None]
-    visible = call.mask.visible(rows, i[None], j[None]) & call.mask.real()[:, first:]
-    result[:, :, first:] = (score - forward.lse[:, :, first:]).exp().masked_fill(~visible[:, None], torch.nan)
+    visible = call.mask.visible(rows, i[None], j[None]) & call.mask.real()[:, first:n]
+    result[:, :, first:n] = (score - forward.lse[:, :, first:n]).exp().masked_fill(~visible[:, None], torch.nan)
     return result
 
 

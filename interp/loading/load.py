@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from interp.batch import Prompts
 from interp.errors import BackendError, ModelLoadError
 from interp.loading.choose import backend_for, other_backends
 from interp.model import Model
@@ -26,6 +27,8 @@ def load(
     tensor_parallel: bool = False,
     remote: bool | str = False,
     strip_prefix: str | None = None,
+    stack: str | None = None,
+    source_text: Prompts = None,
 ) -> Model:
     """Model from a hub id, a folder, `zoo:NAME`, a transformers model, a TransformerLens bridge or an nnsight model.
 
@@ -48,11 +51,17 @@ def load(
     weights and is to be left out (`module.` of DataParallel, `_orig_mod.` of torch.compile, `base_model.model.` of
     peft).
 
+    `stack`, of an encoder-decoder (T5, BART, Marian): "encoder" (taken, with a warning, where nothing is said),
+    "decoder" or "cross", the decoder seen through its attention to the source. A decoder reads `source_text`, one text
+    or its ids; `model.with_source(text)` is the same decoder on another one. Run by "hf" alone.
+
     Offline rules and cache are Hugging Face's own (HF_HOME, HF_HUB_OFFLINE). Weights are read from safetensors only
     and no code from a repository is run. An in-memory model keeps its dtype and device.
 
     Raises:
-        ModelLoadError: nothing there, unreadable files, or not a causal decoder; says what was looked for.
+        ModelLoadError: nothing there, unreadable files, or no stack of layers that can be run; says what was looked
+            for.
+        TaskError: a source text that cannot be run.
 
     >>> import interp
     >>> interp.load("zoo:planted-induction").info.n_layers
@@ -60,6 +69,7 @@ def load(
     """
     from interp.loading.checkpoints import read  # transformers and torch: only once there is something to read
     from interp.loading.hooked.native import is_native, native_decoder
+    from interp.loading.stacks import one_stack
 
     if not isinstance(remote, bool | str):
         raise ModelLoadError(f"remote is True, an address or 'local'; got {type(remote).__name__}")
@@ -87,7 +97,9 @@ def load(
         tensor_parallel=tensor_parallel,
         strip_prefix=strip_prefix,
     )
+    ours = checkpoint.model is not source
+    checkpoint = one_stack(checkpoint, stack, source_text, runner.name)
     try:
-        return runner.make(checkpoint, ours=checkpoint.model is not source)
+        return runner.make(checkpoint, ours=ours)
     except BackendError as error:
         raise ModelLoadError(f"{checkpoint.name}: {error}{other_backends(checkpoint, runner)}") from error

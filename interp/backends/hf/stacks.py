@@ -1,0 +1,219 @@
+"""One stack of an encoder-decoder as a model of its own: `EncoderStack`, `DecoderStack`, and `stack_of`, which makes them.
+
+An encoder-decoder has three attentions: of the source among its own tokens, of what is written among its own, and of
+what is written to the source. A `Model` has one; so each is a model of its own on the same weights. The encoder takes
+token ids and gives no logits. The decoder takes the ids of what it has written; the source stands still, and is encoded
+anew in every pass, so that it is never that of other weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import ModelOutput
+
+from interp.attention import current_recorder, set_recorder
+from interp.backends.hf.watch import PROBE
+from interp.batch import Batch, Prompts
+from interp.errors import ModelLoadError, TaskError, nearest
+from interp.model import STACKS
+from interp.numerics import device_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ENCODER = "encoder"
+_encoders: weakref.WeakValueDictionary[int, EncoderStack] = weakref.WeakValueDictionary()  # by the id of the whole
+
+
+@dataclass
+class StackOutput(ModelOutput):
+    """What a stack gives: logits [batch pos d_vocab] (None of an encoder), its last hidden state, and the cache."""
+
+    logits: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    past_key_values: Any = None
+
+
+class Stack(PreTrainedModel, GenerationMixin):
+    """A stack of `whole`, an encoder-decoder, whose parts it shares.
+
+    Attributes:
+        stack: which one, of `STACKS`. whole: the encoder-decoder. part: the stack in it.
+        aside: attention modules of its layers that are not the ones it is looked at for; set once they are known.
+    """
+
+    _supports_sdpa = _supports_attention_backend = True
+
+    def __init__(self, whole: PreTrainedModel, part: PreTrainedModel, stack: str) -> None:
+        config = copy.deepcopy(part.config)
+        config.is_encoder_decoder, config.is_decoder = False, stack != ENCODER
+        super().__init__(config)
+        config._attn_implementation_internal = part.config._attn_implementation_internal
+        self.whole, self.stack = whole, stack
+        self.__dict__["part"] = part  # a part of `whole`, which is where its parameters are named
+        self.aside: frozenset[nn.Module] = frozenset()
+        self.source: tuple[int, ...] | None = None
+        self.training = whole.training
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        """No attention of its own: that of the parts is set."""
+        return False
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go in."""
+        return device_of(self.get_input_embeddings())
+
+    def get_input_embeddings(self) -> nn.Module:
+        """W_E of the stack."""
+        return self.__dict__["part"].get_input_embeddings()
+
+
+class EncoderStack(Stack):
+    """The encoder. Nothing reads tokens off it, so it has no unembedding."""
+
+    def __init__(self, whole: PreTrainedModel) -> None:
+        super().__init__(whole, whole.get_encoder(), ENCODER)
+        self.recorder: Any = None  # that of edits which stand, for passes of the decoder
+
+    def get_output_embeddings(self) -> None:
+        """None."""
+
+    def forward(
+        self, input_ids: Int[Tensor, "batch pos"], attention_mask: Tensor | None = None, **_: Any
+    ) -> StackOutput:
+        """The last hidden state [batch pos d_model]."""
+        output = self.__dict__["part"](input_ids=input_ids, attention_mask=attention_mask)
+        return StackOutput(last_hidden_state=output[0])
+
+
+class DecoderStack(Stack):
+    """The decoder on one source text, the same for every prompt; `stack` says which of its attentions is meant."""
+
+    def __init__(self, whole: PreTrainedModel, stack: str, source: Sequence[int]) -> None:
+        super().__init__(whole, whole.get_decoder(), stack)
+        self.generation_config = copy.deepcopy(getattr(whole, "generation_config", self.generation_config))
+        starts = [getattr(c, "decoder_start_token_id", None) for c in (self.generation_config, whole.config)]
+        starts.append(getattr(whole.config, "bos_token_id", None))
+        self.config.bos_token_id = next((s for s in starts if s is not None), None)
+        self.source = tuple(source)
+        self.encoder = encoder_of(whole)
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """W_U."""
+        return self.whole.get_output_embeddings()
+
+    def with_source(self, source: Sequence[int]) -> DecoderStack:
+        """The same decoder on another source."""
+        other = DecoderStack(self.whole, self.stack, source)
+        other.aside = self.aside
+        return other
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch pos"],
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        **_: Any,
+    ) -> StackOutput:
+        """Logits [batch pos d_vocab] after each token of what is written."""
+        cache = past_key_values
+        if cache is not None and not isinstance(cache, EncoderDecoderCache):
+            cache = EncoderDecoderCache(cache, DynamicCache())  # the source's keys are made anew
+        states = self._states().expand(len(input_ids), -1, -1)
+        output = self.whole(
+            encoder_outputs=BaseModelOutput(last_hidden_state=states),  # type: ignore[arg-type]  # a tensor
+            decoder_input_ids=input_ids,
+            decoder_attention_mask=attention_mask,
+            past_key_values=cache,
+            use_cache=bool(use_cache),
+        )
+        kept = getattr(output.past_key_values, "self_attention_cache", None)
+        return StackOutput(logits=output.logits, past_key_values=kept)
+
+    def generate(self, inputs: Int[Tensor, "batch pos"], **options: Any) -> Any:
+        """transformers' own, with a cache of as many layers as the decoder has (configurations may count others)."""
+        cached = options.get("use_cache", self.generation_config.use_cache) is not False
+        if cached and options.get("past_key_values") is None and options.get("cache_implementation") is None:
+            options["past_key_values"] = DynamicCache()
+        return super().generate(inputs, **options)
+
+    def _states(self) -> Float[Tensor, "1 source d_model"]:
+        """The encoded source: a constant of the pass, under the encoder's own edits if any stand."""
+        ids = torch.tensor([self.source], device=self.encoder.device)
+        before = current_recorder()
+        try:
+            set_recorder(self.encoder.recorder)
+            with torch.no_grad():
+                states = self.encoder(ids).last_hidden_state
+        finally:
+            set_recorder(before)
+        assert states is not None  # an encoder gives nothing else
+        return states.to(self.device)
+
+
+def encoder_of(whole: PreTrainedModel) -> EncoderStack:
+    """The encoder of an encoder-decoder: one object, so that edits of it hold wherever it is run."""
+    encoder = _encoders.get(id(whole)) or EncoderStack(whole)
+    _encoders[id(whole)] = encoder
+    return encoder
+
+
+def source_ids(source: Prompts, tokenizer: PreTrainedTokenizerBase | None, whole: PreTrainedModel) -> tuple[int, ...]:
+    """Ids of a source text, with all that the tokenizer adds to one.
+
+    Raises:
+        TaskError: several texts, one that is too long, or ids outside of the encoder's vocabulary.
+    """
+    batch = Batch.of(source, tokenizer, keep_end=True)
+    if len(batch.ids) != 1:
+        raise TaskError(f"a decoder reads one source text; got {len(batch.ids)}: take with_source(text) for each")
+    ids = tuple(batch.ids[0][batch.mask[0]].tolist())
+    encoder = whole.get_encoder()
+    size = len(next(encoder.get_input_embeddings().parameters()))
+    context = getattr(encoder.config, "max_position_embeddings", None)
+    if min(ids) < 0 or max(ids) >= size:
+        raise TaskError(f"token id {min(ids) if min(ids) < 0 else max(ids)} is outside the vocabulary 0..{size - 1}")
+    if context is not None and len(ids) > context:
+        raise TaskError(f"source text of {len(ids)} tokens is longer than the encoder's context of {context}")
+    return ids
+
+
+def stack_of(whole: PreTrainedModel, stack: str, source: Sequence[int] | None) -> Stack:
+    """One stack of an encoder-decoder.
+
+    Raises:
+        ModelLoadError: no such stack, a decoder without a source or an encoder with one, or a source that is no text.
+    """
+    family = type(whole).__name__
+    if stack not in STACKS:
+        raise ModelLoadError(f"unknown stack {stack!r}; {nearest(str(stack), STACKS)}")
+    name = getattr(whole.get_encoder(), "main_input_name", "input_ids")
+    if name != "input_ids":
+        raise ModelLoadError(f"the source of {family} is {name!r} and no tokens, which cannot be given here")
+    if stack == ENCODER:
+        if source is not None:
+            raise ModelLoadError(
+                'an encoder takes its source as the prompt of a run; leave source_text= out, or say stack="decoder"'
+            )
+        return encoder_of(whole)
+    if source is None:
+        raise ModelLoadError(f'the decoder of {family} reads a source: interp.load(..., stack={stack!r}, source_text="...")')
+    return DecoderStack(whole, stack, source)
+
+
+def probing(model: Any) -> Any:
+    """The model as its parts are found: a decoder on a source longer than that prompt, so that keys tell them apart."""
+    return model.with_source((0,) * (PROBE + 1)) if isinstance(model, DecoderStack) else model
