@@ -70,7 +70,8 @@ class Recorder:
         edit: called with (layer, z) at last; returns z, changed or not.
         last: end the forward pass once this layer has been answered.
         padded: whether the batch has padding, so that a lost mask is noticed.
-        queries: which queries are real tokens, where keys are of another text; None where keys are the queries' own.
+        apart: whether keys are of another text than queries (attention to a source).
+        queries: which queries are real tokens there; None where all are.
         aside: attention modules that are computed and not looked at: those of the other kind, in layers with two.
         answers: layer -> name -> tensor, filled as the pass runs.
         modules: the attention module of each layer, in call order.
@@ -85,6 +86,7 @@ class Recorder:
     edit: Edit | None = None
     last: int | None = None
     padded: bool = False
+    apart: bool = False
     queries: Tensor | None = None
     aside: frozenset[nn.Module] = frozenset()
     answers: dict[int, dict[str, Tensor]] = field(default_factory=dict)
@@ -94,7 +96,7 @@ class Recorder:
         """Attention output z [batch, query, head, d_value] for one layer, with everything asked for done on the way."""
         if module in self.aside:
             return measure(call, {}, method="auto")[0].transpose(1, 2).contiguous()
-        if self.queries is not None:
+        if self.apart:
             call = replace(call, mask=ApartMask(call.mask, self.queries))
         index = _layers.get(module, getattr(module, "layer_idx", None))
         layer = index if isinstance(index, int) else len(self.modules)
@@ -203,6 +205,7 @@ def intercept(model: PreTrainedModel, recorder: Recorder) -> Iterator[Recorder]:
         BackendError: the architecture does not follow transformers' attention interface, or ignores the request.
     """
     recorder.aside = getattr(model, "aside", recorder.aside)
+    recorder.apart = getattr(model, "stack", None) == "cross"
     configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
     before = {key: config._attn_implementation for key, config in configs.items()}
     token = _active.set(recorder)

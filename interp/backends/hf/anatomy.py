@@ -29,7 +29,7 @@ class AttentionPart:
     what it takes still falls into heads, each from its own z but for one factor of all; `whole` that attention gives z
     at once and not in pieces. `write` is the event of what attention writes, behind its projection; `stray` says why
     its matrices are no maps from stream to stream, empty where they are. `causal`: no query sees a later key; `share`
-    is as in `Call`.
+    is as in `Call`; `biased` that scores have a bias.
     """
 
     layer: int
@@ -51,6 +51,7 @@ class AttentionPart:
     whole: bool = True
     write: Event | None = None
     stray: str = ""
+    biased: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -290,6 +291,7 @@ def _part(
         whole=len(calls) == 1,
         write=write,
         stray=stray,
+        biased=call.bias is not None,
     )
 
 

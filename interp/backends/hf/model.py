@@ -16,7 +16,7 @@ from interp.attention import Recorder, Statistic, StopForward, intercept
 from interp.backends.base import ModuleModel, sliding_window
 from interp.backends.checkpoint import Checkpoint
 from interp.backends.hf.anatomy import observe
-from interp.backends.hf.existence import check_exists
+from interp.backends.hf.existence import NO_LOGITS, check_exists, check_keys_of_source
 from interp.backends.hf.generation import generation, needs_attention, standing
 from interp.backends.hf.hooks import Hooks
 from interp.backends.hf.padding import Padding
@@ -42,9 +42,6 @@ from interp.weights.stream import Reads, Writes
 from interp.weights.weights import Weights
 
 OUT_OF_ORDER = "contexts of `editing` are closed in the reverse of the order in which they were opened; all are now"
-NO_LOGITS = (
-    "an encoder gives no logits and writes no tokens; ask for sites and attention, or load the decoder (stack='decoder')"
-)
 PATTERN_STATISTICS = "statistics are of unedited attention; capture the pattern of this layer instead"
 
 
@@ -245,8 +242,9 @@ class HFModel(ModuleModel):
             for other in outer:
                 other.on = False
             self._standing.append(plan)
+            alone = self.torch_module.alone() if self.info.source is not None else contextlib.nullcontext()
             try:
-                with evaluating(self.torch_module), standing(self.torch_module, self.anatomy, plan):
+                with alone, evaluating(self.torch_module), standing(self.torch_module, self.anatomy, plan):
                     yield
             finally:
                 self._close(plan, before)
@@ -270,10 +268,12 @@ class HFModel(ModuleModel):
 
     def state(self) -> State:
         """What a run may change of the model, as it is now."""
-        return State(self.torch_module.modules(), [self._standing])
+        return State(self.torch_module.modules(), [self._standing, *getattr(self.torch_module, "lists", ())])
 
     def _plan(self, capture: Capture, edits: Sequence[Edit], *, gradients: bool = False) -> Pass:
         """Plan of a run: edits of `editing` contexts, then its own edits and captures; missing places are refused."""
+        if self.info.source is not None:
+            self.torch_module.check_alone()
         by_place = captures(capture, self.info)
         edits_by_place = changes(edits, self.info)
         for plan in self._standing[-1:]:
@@ -282,6 +282,8 @@ class HFModel(ModuleModel):
             }
         plan = Pass(by_place, edits_by_place, gradients=gradients, clones=self.anatomy.overwrites)
         check_exists(plan, self.anatomy)
+        if self.info.stack == "cross":
+            check_keys_of_source(plan)
         return plan
 
     def weights(self) -> Weights:
@@ -321,7 +323,7 @@ class HFModel(ModuleModel):
         plan.begin(batch.mask, (batch.ids.shape[0], batch.ids.shape[1]))
         own = needs_attention(self.torch_module, plan, padded=batch.padded, gated=self.anatomy.gated)
         recorder = recorder or (Recorder(padded=batch.padded) if own else None)
-        if recorder is not None and self.info.stack == "cross":
+        if recorder is not None:
             recorder.queries = batch.mask
         hooks = Hooks(self.torch_module, self.anatomy, plan)
         with contextlib.ExitStack() as stack:

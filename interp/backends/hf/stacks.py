@@ -8,9 +8,10 @@ anew in every pass, so that it is never that of other weights.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,10 @@ from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin, Pre
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
-from interp.attention import current_recorder, set_recorder
+from interp.attention import Recorder, current_recorder, set_recorder
 from interp.backends.hf.watch import PROBE
 from interp.batch import Batch, Prompts
-from interp.errors import ModelLoadError, TaskError, nearest
+from interp.errors import BackendError, ModelLoadError, TaskError, nearest
 from interp.model import STACKS
 from interp.numerics import device_of
 
@@ -71,6 +72,11 @@ class Stack(PreTrainedModel, GenerationMixin):
         return False
 
     @property
+    def lists(self) -> list[list[Any]]:
+        """What a context of edits puts down, for `State`."""
+        return []
+
+    @property
     def device(self) -> torch.device:
         """Where token ids go in."""
         return device_of(self.get_input_embeddings())
@@ -85,10 +91,25 @@ class EncoderStack(Stack):
 
     def __init__(self, whole: PreTrainedModel) -> None:
         super().__init__(whole, whole.get_encoder(), ENCODER)
-        self.recorder: Any = None  # that of edits which stand, for passes of the decoder
+        self.recorders: list[Recorder] = []  # of edits that stand, for passes of the decoder
+        self.edited: list[DecoderStack] = []  # with edits that stand
+
+    @property
+    def lists(self) -> list[list[Any]]:
+        """The recorders of standing edits."""
+        return [self.recorders]
 
     def get_output_embeddings(self) -> None:
         """None."""
+
+    @contextlib.contextmanager
+    def recorded(self, recorder: Recorder) -> Iterator[None]:
+        """Context in which passes of the decoder encode their source with edits inside attention as well."""
+        self.recorders.append(recorder)
+        try:
+            yield
+        finally:
+            self.recorders[:] = [r for r in self.recorders if r is not recorder]
 
     def forward(
         self, input_ids: Int[Tensor, "batch pos"], attention_mask: Tensor | None = None, **_: Any
@@ -113,6 +134,38 @@ class DecoderStack(Stack):
     def get_output_embeddings(self) -> nn.Module | None:
         """W_U."""
         return self.whole.get_output_embeddings()
+
+    @property
+    def lists(self) -> list[list[Any]]:
+        """The decoders with standing edits."""
+        return [self.encoder.edited]
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Context in which edits of this decoder stand, and no other decoder of the same weights is run.
+
+        Raises:
+            BackendError: edits of another one stand, whose places this one does not come by.
+        """
+        self.check_alone()
+        self.encoder.edited.append(self)
+        try:
+            yield
+        finally:
+            del self.encoder.edited[-1:]
+
+    def check_alone(self) -> None:
+        """Refuse a pass while edits of another decoder of the same weights stand.
+
+        Raises:
+            BackendError: says of which.
+        """
+        other = next((d for d in self.encoder.edited if d is not self), None)
+        if other is not None:
+            raise BackendError(
+                f"edits of the same weights stand (stack={other.stack!r}, a source of {len(other.source or ())} tokens), "
+                "and this model would not come by them: run the model that is edited, or leave the context first"
+            )
 
     def with_source(self, source: Sequence[int]) -> DecoderStack:
         """The same decoder on another source."""
@@ -155,7 +208,7 @@ class DecoderStack(Stack):
         ids = torch.tensor([self.source], device=self.encoder.device)
         before = current_recorder()
         try:
-            set_recorder(self.encoder.recorder)
+            set_recorder(self.encoder.recorders[-1] if self.encoder.recorders else None)
             with torch.no_grad():
                 states = self.encoder(ids).last_hidden_state
         finally:

@@ -113,7 +113,8 @@ def random_module(config: PretrainedConfig, *, seed: int = 0, scale: float = 6.0
     """
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    both = config.is_encoder_decoder and not getattr(config, "is_decoder", False)
+    kind = AutoModelForSeq2SeqLM if both else AutoModelForCausalLM
 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
