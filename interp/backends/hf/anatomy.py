@@ -120,6 +120,7 @@ def observe(model: PreTrainedModel) -> Anatomy:
     parts = tuple(_part(layer, *by_layer[layer], blocks[layer], paths, events) for layer in sorted(by_layer))
     reads = [e for e in events if e.module is unembed]
     final = _final_norm(events, reads[-1]) if reads else None
+    final = None if any(final is m for m in blocks.modules()) else final  # the stream that leaves them is normed already
     parts = _sliced(model, parts)
     at = {part.layer: part for part in parts}
     stream = tuple(_stream(i, blocks, at.get(i), paths, events) for i in range(len(blocks)))

@@ -32,6 +32,7 @@ class StreamPart:
         mlp_whole: modules that, called one after another, make the MLP's output of its input; none where it is more.
         missing: why a kind of site does not exist here.
         further: why the layer does not just add these writes to its stream; empty where it does.
+        beside: whether it adds one thing more, the rest of what it adds, and nothing else is the matter.
     """
 
     attn_out: nn.Module | None = None
@@ -45,6 +46,7 @@ class StreamPart:
     mlp_scale: float = 1.0
     missing: dict[str, str] = field(default_factory=dict)
     further: str = ""
+    beside: bool = False
 
 
 OF_MLP = ("mlp_in", "mlp_post", "mlp_out")
@@ -88,7 +90,7 @@ def stream_part(layer: int, block: str, attention: tuple[str, Event] | None, eve
         return StreamPart(writer.module, a, middle, missing=missing)
     if further:
         middle, missing["resid_mid"] = None, f"{further}, so that nothing stands between the two"
-    part = StreamPart(writer.module, a, middle, missing=missing, further=further)
+    part = StreamPart(writer.module, a, middle, missing=missing, further=further, beside=bool(further))
     return _with_mlp(layer, part, (mlp, m), others, x)
 
 
