@@ -70,7 +70,8 @@ class Recorder:
         edit: called with (layer, z) at last; returns z, changed or not.
         last: end the forward pass once this layer has been answered.
         padded: whether the batch has padding, so that a lost mask is noticed.
-        apart: whether keys are of another text than queries (attention to a source).
+        reads: whether the model reads a source besides its prompts, so that some attention goes there.
+        apart: whether that is the one that is looked at: keys are of another text than queries.
         queries: which queries are real tokens there; None where all are.
         aside: attention modules that are computed and not looked at: those of the other kind, in layers with two.
         answers: layer -> name -> tensor, filled as the pass runs.
@@ -86,6 +87,7 @@ class Recorder:
     edit: Edit | None = None
     last: int | None = None
     padded: bool = False
+    reads: bool = False
     apart: bool = False
     queries: Tensor | None = None
     aside: frozenset[nn.Module] = frozenset()
@@ -184,9 +186,12 @@ def _mask(
             f"{name} was handed a dense mask of shape {tuple(mask.shape)}; pass padding masks [batch, pos]"
         )
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    n_query, n_key = query.shape[2], key.shape[2]
+    if recorder.reads and not is_causal and (recorder.apart or module in recorder.aside or n_query != n_key):
+        sizes = (query.shape[0], n_query, n_key)
+        return ApartMask(CausalMask(*sizes, predicate=everything, device=query.device))
     if recorder.padded:
         raise BackendError(f"{name} ignores the padding mask; run its prompts one length at a time")
-    n_query, n_key = query.shape[2], key.shape[2]
     if not is_causal and n_query != n_key:
         raise BackendError(f"{name} attends from {n_query} queries to {n_key} keys of something else (cross-attention)")
     predicate = causal if is_causal else everything
@@ -205,7 +210,8 @@ def intercept(model: PreTrainedModel, recorder: Recorder) -> Iterator[Recorder]:
         BackendError: the architecture does not follow transformers' attention interface, or ignores the request.
     """
     recorder.aside = getattr(model, "aside", recorder.aside)
-    recorder.apart = getattr(model, "stack", None) == "cross"
+    recorder.reads = getattr(model, "source", None) is not None
+    recorder.apart = recorder.reads and getattr(model, "stack", None) == "cross"
     configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
     before = {key: config._attn_implementation for key, config in configs.items()}
     token = _active.set(recorder)

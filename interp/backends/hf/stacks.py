@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
 from interp.attention import Recorder, current_recorder, set_recorder
@@ -38,11 +37,12 @@ _encoders: weakref.WeakValueDictionary[int, EncoderStack] = weakref.WeakValueDic
 
 @dataclass
 class StackOutput(ModelOutput):
-    """What a stack gives: logits [batch pos d_vocab] (None of an encoder), its last hidden state, and the cache."""
+    """What a stack gives: logits [batch pos d_vocab], and the cache; of an encoder its states, and all it says itself."""
 
     logits: Tensor | None = None
     last_hidden_state: Tensor | None = None
     past_key_values: Any = None
+    encoded: Any = None
 
 
 class Stack(PreTrainedModel, GenerationMixin):
@@ -90,7 +90,7 @@ class EncoderStack(Stack):
     """The encoder. Nothing reads tokens off it, so it has no unembedding."""
 
     def __init__(self, whole: PreTrainedModel) -> None:
-        super().__init__(whole, whole.get_encoder(), ENCODER)
+        super().__init__(whole, parts(whole)[0], ENCODER)
         self.recorders: list[Recorder] = []  # of edits that stand, for passes of the decoder
         self.edited: list[DecoderStack] = []  # with edits that stand
 
@@ -116,14 +116,14 @@ class EncoderStack(Stack):
     ) -> StackOutput:
         """The last hidden state [batch pos d_model]."""
         output = self.__dict__["part"](input_ids=input_ids, attention_mask=attention_mask)
-        return StackOutput(last_hidden_state=output[0])
+        return StackOutput(last_hidden_state=output[0], encoded=output)
 
 
 class DecoderStack(Stack):
     """The decoder on one source text, the same for every prompt; `stack` says which of its attentions is meant."""
 
     def __init__(self, whole: PreTrainedModel, stack: str, source: Sequence[int]) -> None:
-        super().__init__(whole, whole.get_decoder(), stack)
+        super().__init__(whole, parts(whole)[1], stack)
         self.generation_config = copy.deepcopy(getattr(whole, "generation_config", self.generation_config))
         starts = [getattr(c, "decoder_start_token_id", None) for c in (self.generation_config, whole.config)]
         starts.append(getattr(whole.config, "bos_token_id", None))
@@ -185,9 +185,8 @@ class DecoderStack(Stack):
         cache = past_key_values
         if cache is not None and not isinstance(cache, EncoderDecoderCache):
             cache = EncoderDecoderCache(cache, DynamicCache())  # the source's keys are made anew
-        states = self._states().expand(len(input_ids), -1, -1)
         output = self.whole(
-            encoder_outputs=BaseModelOutput(last_hidden_state=states),  # type: ignore[arg-type]  # a tensor
+            encoder_outputs=self._encoded(len(input_ids)),
             decoder_input_ids=input_ids,
             decoder_attention_mask=attention_mask,
             past_key_values=cache,
@@ -203,18 +202,36 @@ class DecoderStack(Stack):
             options["past_key_values"] = DynamicCache()
         return super().generate(inputs, **options)
 
-    def _states(self) -> Float[Tensor, "1 source d_model"]:
-        """The encoded source: a constant of the pass, under the encoder's own edits if any stand."""
+    def _encoded(self, rows: int) -> Any:
+        """The encoded source, once per prompt: a constant of the pass, under the encoder's own edits if any stand."""
         ids = torch.tensor([self.source], device=self.encoder.device)
         before = current_recorder()
         try:
             set_recorder(self.encoder.recorders[-1] if self.encoder.recorders else None)
             with torch.no_grad():
-                states = self.encoder(ids).last_hidden_state
+                output = copy.copy(self.encoder(ids).encoded)
         finally:
             set_recorder(before)
-        assert states is not None  # an encoder gives nothing else
-        return states.to(self.device)
+        output["last_hidden_state"] = output[0].to(self.device).expand(rows, -1, -1)
+        return output
+
+
+def parts(whole: PreTrainedModel) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """Encoder and decoder.
+
+    Raises:
+        ModelLoadError: they are no models of transformers by themselves, or the source is no text (audio, images).
+    """
+    family, both = type(whole).__name__, (whole.get_encoder(), whole.get_decoder())
+    for part in both:
+        if not isinstance(part, PreTrainedModel) or part is whole:
+            raise ModelLoadError(f"{family} is an encoder-decoder whose stacks cannot be told apart: {type(part).__name__}")
+        if part.main_input_name != "input_ids":
+            raise ModelLoadError(
+                f"{family} reads {part.main_input_name!r} and no token ids, which cannot be given here: only "
+                "encoder-decoders from text to text can be loaded"
+            )
+    return both
 
 
 def encoder_of(whole: PreTrainedModel) -> EncoderStack:
@@ -234,7 +251,7 @@ def source_ids(source: Prompts, tokenizer: PreTrainedTokenizerBase | None, whole
     if len(batch.ids) != 1:
         raise TaskError(f"a decoder reads one source text; got {len(batch.ids)}: take with_source(text) for each")
     ids = tuple(batch.ids[0][batch.mask[0]].tolist())
-    encoder = whole.get_encoder()
+    encoder = parts(whole)[0]
     size = len(next(encoder.get_input_embeddings().parameters()))
     context = getattr(encoder.config, "max_position_embeddings", None)
     if min(ids) < 0 or max(ids) >= size:
@@ -250,12 +267,8 @@ def stack_of(whole: PreTrainedModel, stack: str, source: Sequence[int] | None) -
     Raises:
         ModelLoadError: no such stack, a decoder without a source or an encoder with one, or a source that is no text.
     """
-    family = type(whole).__name__
     if stack not in STACKS:
         raise ModelLoadError(f"unknown stack {stack!r}; {nearest(str(stack), STACKS)}")
-    name = getattr(whole.get_encoder(), "main_input_name", "input_ids")
-    if name != "input_ids":
-        raise ModelLoadError(f"the source of {family} is {name!r} and no tokens, which cannot be given here")
     if stack == ENCODER:
         if source is not None:
             raise ModelLoadError(
@@ -263,7 +276,8 @@ def stack_of(whole: PreTrainedModel, stack: str, source: Sequence[int] | None) -
             )
         return encoder_of(whole)
     if source is None:
-        raise ModelLoadError(f'the decoder of {family} reads a source: interp.load(..., stack={stack!r}, source_text="...")')
+        name = type(whole).__name__
+        raise ModelLoadError(f'the decoder of {name} reads a source: interp.load(..., stack={stack!r}, source_text="...")')
     return DecoderStack(whole, stack, source)
 
 
