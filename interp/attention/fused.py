@@ -238,7 +238,7 @@ def _sees_any(forward: Forward, inside: Tensor) -> Tensor:
             keys = slice(low, high)
             visible = mask.tile(segment.rows[:1], slice(a, b), keys)
             has_key[segment.rows, a:b] = (visible & inside[segment.rows, None, keys]).any(-1)
-    return has_key
+    return has_key & mask.real()
 
 
 @answer.register
@@ -273,7 +273,7 @@ def _(question: SumSquares, forward: Forward) -> Tensor:
     total = _nan_rows(forward)
     for rows, queries, _, _, p in _tiles(forward):
         total[rows, :, queries] = p.square().sum(-1)
-    return total
+    return _real_only(total, forward)
 
 
 @answer.register
