@@ -150,7 +150,8 @@ class ModelInfo:
             "Weights": f"{self.dtype}, {whence}",
         }
         if self.stack is not None:
-            facts["Stack"] = f"{STACKS[self.stack]}{'' if self.source is None else f'; source of {len(self.source)} tokens'}"
+            source = "" if self.source is None else f"; a source of {len(self.source)} tokens"
+            facts["Stack"] = STACKS[self.stack] + source
         if self.n_logits == 0:
             facts["Logits"] = "none"
         elif self.n_logits is not None:

@@ -20,8 +20,8 @@ class Call:
     Keys and values stay in their `kv_head` groups: query head h reads group `h // (head / kv_head)`.
 
     `share` is what part of attention is softmax: the weight of a visible key is `share * p_ij + (1 - share)`, 1 in all
-    models but those made to tell constant attention from softmax; such rows sum to more than one. `bias` is what a model
-    adds to the scores of each pair (T5's relative positions); it is as large as the pattern of one prompt.
+    models but those made to tell constant attention from softmax; such rows sum to more than one. `bias` is what some
+    models add to the score of each pair (T5's relative positions); it is as large as the pattern of one prompt.
     """
 
     query: Float[Tensor, "batch head query d_head"]

@@ -59,8 +59,7 @@ def load(
     and no code from a repository is run. An in-memory model keeps its dtype and device.
 
     Raises:
-        ModelLoadError: nothing there, unreadable files, or no stack of layers that can be run; says what was looked
-            for.
+        ModelLoadError: nothing there, unreadable files, or no layers that can be run; says what was looked for.
         TaskError: a source text that cannot be run.
 
     >>> import interp
@@ -71,12 +70,7 @@ def load(
     from interp.loading.hooked.native import is_native, native_decoder
     from interp.loading.stacks import one_stack
 
-    if not isinstance(remote, bool | str):
-        raise ModelLoadError(f"remote is True, an address or 'local'; got {type(remote).__name__}")
-    if strip_prefix is not None and not isinstance(strip_prefix, str):
-        raise ModelLoadError(
-            f"strip_prefix is what stands in front of keys, as text; got {type(strip_prefix).__name__}"
-        )
+    _check_options(remote, strip_prefix)
     if is_native(source):
         tokenizer, source = tokenizer or source.tokenizer, native_decoder(source)
     runner = backend_for(source, backend, remote=remote)
@@ -103,3 +97,17 @@ def load(
         return runner.make(checkpoint, ours=ours)
     except BackendError as error:
         raise ModelLoadError(f"{checkpoint.name}: {error}{other_backends(checkpoint, runner)}") from error
+
+
+def _check_options(remote: object, strip_prefix: object) -> None:
+    """Refuse options of another type.
+
+    Raises:
+        ModelLoadError: names the option.
+    """
+    if not isinstance(remote, bool | str):
+        raise ModelLoadError(f"remote is True, an address or 'local'; got {type(remote).__name__}")
+    if strip_prefix is not None and not isinstance(strip_prefix, str):
+        raise ModelLoadError(
+            f"strip_prefix is what stands in front of keys, as text; got {type(strip_prefix).__name__}"
+        )

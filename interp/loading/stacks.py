@@ -32,8 +32,8 @@ def one_stack(checkpoint: Checkpoint, stack: str | None, source: Prompts, backen
         )
     if stack is None and source is None:
         log.warning(
-            "%s is an encoder-decoder: its encoder is loaded (stack='encoder'); for the decoder say stack='decoder', for "
-            "its attention to the source stack='cross', and give source_text=",
+            "%s is an encoder-decoder: its encoder is loaded (stack='encoder'); for the decoder say stack='decoder', "
+            "for its attention to the source stack='cross', and give source_text=",
             checkpoint.name,
         )
     stack = stack or ("encoder" if source is None else "decoder")

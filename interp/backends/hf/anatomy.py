@@ -58,11 +58,11 @@ class AttentionPart:
 class Anatomy:
     """The observed parts of a decoder.
 
-    `unembed` is None where nothing reads tokens off the stream (an encoder); `aside` are the attention modules of the
-    layers that are not looked at, where they have two: to another text, or to their own. `overwrites` says that some module changes its input in place, `bundled` that layers give tuples, `carries` that these hold one more tensor which all
-    hand on (T5's bias of positions); `width` is that of
-    the stream; `shards` how heads are spread over processes, None where they are not; `n_logits` how many the
-    unembedding gives, None if it was not called or is spread too.
+    `unembed` is None where nothing reads tokens off the stream (an encoder); `aside` are attention modules of layers
+    with two that are not the ones looked at. `overwrites` says that some module changes its input in
+    place, `bundled` that layers give tuples, `carries` that these hold one more tensor, which all hand on (T5's bias of
+    positions); `width` is that of the stream; `shards` how heads are spread over processes, None where they are not;
+    `n_logits` how many the unembedding gives, None if it was not called or is spread too.
     """
 
     blocks: nn.ModuleList
@@ -120,7 +120,9 @@ def observe(model: PreTrainedModel) -> Anatomy:
     parts = tuple(_part(layer, *by_layer[layer], blocks[layer], paths, events) for layer in sorted(by_layer))
     reads = [e for e in events if e.module is unembed]
     final = _final_norm(events, reads[-1]) if reads else None
-    final = None if any(final is m for m in blocks.modules()) else final  # the stream that leaves them is normed already
+    final = (
+        None if any(final is m for m in blocks.modules()) else final
+    )  # the stream that leaves them is normed already
     parts = _sliced(model, parts)
     at = {part.layer: part for part in parts}
     stream = tuple(_stream(i, blocks, at.get(i), paths, events) for i in range(len(blocks)))
@@ -131,7 +133,20 @@ def observe(model: PreTrainedModel) -> Anatomy:
     n_logits = reads[-1].outputs[0].shape[-1] if reads and spread is None else None
     width = next(e.width for e in events if e.module is blocks[0])
     parts = _gather(parts, spread)
-    return Anatomy(blocks, parts, unembed, final, stream, overwrites, bundled, width, spread, n_logits, aside, more != {()} and len(more) == 1)
+    return Anatomy(
+        blocks,
+        parts,
+        unembed,
+        final,
+        stream,
+        overwrites,
+        bundled,
+        width,
+        spread,
+        n_logits,
+        aside,
+        more != {()} and len(more) == 1,
+    )
 
 
 def _of_one_kind(

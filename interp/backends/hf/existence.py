@@ -8,7 +8,6 @@ from interp.backends.plan.checks import FIXED, places_of
 from interp.edits import Edit, KnockOut
 from interp.sites import Site
 
-
 NO_LOGITS = (
     "an encoder gives no logits and writes no tokens; ask for sites and attention, or load the decoder "
     "(stack='decoder')"

@@ -13,8 +13,8 @@ from transformers import DynamicCache, PreTrainedModel
 from interp.attention import Recorder, intercept
 from interp.backends.hf.anatomy import Anatomy
 from interp.backends.hf.hooks import Hooks
-from interp.backends.hf.stacks import EncoderStack
 from interp.backends.hf.rewrite import INSIDE, connect, goes_inside
+from interp.backends.hf.stacks import EncoderStack
 from interp.backends.plan.capture import Pass
 from interp.batch import Batch
 from interp.errors import BackendError

@@ -52,7 +52,9 @@ class Hooks:
             first = 0 if start is None else start[0]
             last = len(self.anatomy.blocks) - 1 if stop is None else stop
             for layer in range(first):
-                self._stack.enter_context(_passing(self.anatomy.blocks[layer], self.anatomy.bundled, self.anatomy.carries))
+                self._stack.enter_context(
+                    _passing(self.anatomy.blocks[layer], self.anatomy.bundled, self.anatomy.carries)
+                )
             for layer in range(first, last + 1):
                 self._layer(layer, start[1] if start is not None and layer == first else None, layer == first)
             self._ends()

@@ -99,7 +99,7 @@ class _Reader:
         """R_q(p) and R_k(p) with q(p) = q(0) R_q(p), solved from random inputs; see `interp.weights.weights.Source`."""
         if part.biased:
             raise BackendError(
-                f"layer {part.layer} adds a bias of position to its scores, which is nothing that turns queries and keys"
+                f"layer {part.layer} adds a bias of position to its scores; nothing turns queries and keys"
             )
         at = sorted({0, *positions})
         rows = torch.randn(max(64, 2 * part.d_head), self.width, generator=torch.Generator().manual_seed(4))

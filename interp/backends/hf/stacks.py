@@ -1,4 +1,4 @@
-"""One stack of an encoder-decoder as a model of its own: `EncoderStack`, `DecoderStack`, and `stack_of`, which makes them.
+"""`EncoderStack` and `DecoderStack`: one stack of an encoder-decoder as a model of its own; `stack_of` makes them.
 
 An encoder-decoder has three attentions: of the source among its own tokens, of what is written among its own, and of
 what is written to the source. A `Model` has one; so each is a model of its own on the same weights. The encoder takes
@@ -37,7 +37,7 @@ _encoders: weakref.WeakValueDictionary[int, EncoderStack] = weakref.WeakValueDic
 
 @dataclass
 class StackOutput(ModelOutput):
-    """What a stack gives: logits [batch pos d_vocab], and the cache; of an encoder its states, and all it says itself."""
+    """What a stack gives: logits [batch pos d_vocab] and the cache; of an encoder its states, and all of its output."""
 
     logits: Tensor | None = None
     last_hidden_state: Tensor | None = None
@@ -163,8 +163,8 @@ class DecoderStack(Stack):
         other = next((d for d in self.encoder.edited if d is not self), None)
         if other is not None:
             raise BackendError(
-                f"edits of the same weights stand (stack={other.stack!r}, a source of {len(other.source or ())} tokens), "
-                "and this model would not come by them: run the model that is edited, or leave the context first"
+                f"edits of the same weights stand (stack={other.stack!r}, a source of {len(other.source or ())} tokens)"
+                ", and this model would not come by them: run the model that is edited, or leave the context first"
             )
 
     def with_source(self, source: Sequence[int]) -> DecoderStack:
@@ -225,7 +225,9 @@ def parts(whole: PreTrainedModel) -> tuple[PreTrainedModel, PreTrainedModel]:
     family, both = type(whole).__name__, (whole.get_encoder(), whole.get_decoder())
     for part in both:
         if not isinstance(part, PreTrainedModel) or part is whole:
-            raise ModelLoadError(f"{family} is an encoder-decoder whose stacks cannot be told apart: {type(part).__name__}")
+            raise ModelLoadError(
+                f"{family} is an encoder-decoder whose stacks cannot be told apart: {type(part).__name__}"
+            )
         if part.main_input_name != "input_ids":
             raise ModelLoadError(
                 f"{family} reads {part.main_input_name!r} and no token ids, which cannot be given here: only "
@@ -277,7 +279,9 @@ def stack_of(whole: PreTrainedModel, stack: str, source: Sequence[int] | None) -
         return encoder_of(whole)
     if source is None:
         name = type(whole).__name__
-        raise ModelLoadError(f'the decoder of {name} reads a source: interp.load(..., stack={stack!r}, source_text="...")')
+        raise ModelLoadError(
+            f'the decoder of {name} reads a source: interp.load(..., stack={stack!r}, source_text="...")'
+        )
     return DecoderStack(whole, stack, source)
 
 

@@ -50,6 +50,19 @@ def own(module, source=SOURCE, written=WRITTEN):
         return module(**ids, output_attentions=True, output_hidden_states=True)
 
 
+def outputs_of(modules, call):
+    """What modules give during a call."""
+    wrote = {}
+    handles = [
+        m.register_forward_hook(lambda _, args, out, kind=kind: wrote.update({kind: out.detach()}))
+        for kind, m in modules.items()
+    ]
+    call()
+    for handle in handles:
+        handle.remove()
+    return wrote
+
+
 def near(ours, theirs, share=1e-6):
     assert_close(ours, theirs, rtol=0, atol=share * max(1.0, float(theirs.abs().max())))
 
@@ -85,13 +98,8 @@ def test_writes_and_ablations_are_those_of_hooks(name):
     for at, stack in enumerate(("decoder", "cross")):
         model = loaded(module, stack)
         parts = PARTS[name](module, 1)
-        wrote, handles = {}, []
-        for kind, j in (("attn_out", at), ("mlp_out", 2)):
-            hook = lambda _, args, out, kind=kind: wrote.__setitem__(kind, out.detach())  # noqa: E731
-            handles.append(parts[j].get_submodule(paths[j]).register_forward_hook(hook))
-        own(module)
-        for handle in handles:
-            handle.remove()
+        modules = {"attn_out": parts[at].get_submodule(paths[at]), "mlp_out": parts[2].get_submodule(paths[2])}
+        wrote = outputs_of(modules, lambda: own(module))
         run = model.run(WRITTEN, capture=["L1.attn_out", "L1.mlp_out", "L1.head_out"])
         for kind, x in wrote.items():
             near(run[f"L1.{kind}"], x, 2e-6)
@@ -160,7 +168,7 @@ def test_padded_prompts_are_as_alone_or_refused(stack):
         for side in ("left", "right"):
             batch = Batch.of(ROWS, side=side)
             if side not in sides:
-                with pytest.raises(BackendError, match='pad on the right'):
+                with pytest.raises(BackendError, match="pad on the right"):
                     model.run(batch)
                 continue
             run = model.run(batch, capture=["L1.resid_post", "L1.pattern"])
