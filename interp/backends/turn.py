@@ -181,7 +181,7 @@ def turn_of(module: nn.Module) -> Turn:
     return _turns.setdefault(whole(module), Turn())
 
 
-def whole(module: nn.Module) -> nn.Module:
+def whole(module: Any) -> nn.Module:
     """The encoder-decoder that a stack is of; every other module itself."""
     return module.whole if getattr(module, "stack", None) in STACKS else module
 

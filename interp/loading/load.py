@@ -14,6 +14,8 @@ from interp.model import Model
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from interp.backends.backend import Adopt
+
 
 def load(
     source: Any,
@@ -75,12 +77,7 @@ def load(
         tokenizer, source = tokenizer or source.tokenizer, native_decoder(source)
     runner = backend_for(source, backend, remote=remote)
     if runner.adopt is not None and runner.owns(source):
-        try:
-            model = runner.adopt(source, remote=remote)
-        except BackendError as error:
-            raise ModelLoadError(f"{type(source).__name__}: {error}") from error
-        model.tokenizer = tokenizer or model.tokenizer
-        return model
+        return _adopted(runner.adopt, source, remote, tokenizer)
     checkpoint = read(
         source,
         tokenizer=tokenizer,
@@ -97,6 +94,16 @@ def load(
         return runner.make(checkpoint, ours=ours)
     except BackendError as error:
         raise ModelLoadError(f"{checkpoint.name}: {error}{other_backends(checkpoint, runner)}") from error
+
+
+def _adopted(adopt: Adopt, source: Any, remote: bool | str, tokenizer: PreTrainedTokenizerBase | None) -> Model:
+    """The model of an object that is a backend's own."""
+    try:
+        model = adopt(source, remote=remote)
+    except BackendError as error:
+        raise ModelLoadError(f"{type(source).__name__}: {error}") from error
+    model.tokenizer = tokenizer or model.tokenizer
+    return model
 
 
 def _check_options(remote: object, strip_prefix: object) -> None:

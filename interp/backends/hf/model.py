@@ -225,7 +225,7 @@ class HFModel(ModuleModel):
         if self._standing:
             raise BackendError("edits stand: leave the context of `editing` first")
         ids = source_ids(source, self.tokenizer, self.torch_module.whole)
-        other = copy.copy(self)
+        other: Any = copy.copy(self)
         for name in ("padding", "rotary"):
             other.__dict__.pop(name, None)
         other.torch_module, other._standing = self.torch_module.with_source(ids), []

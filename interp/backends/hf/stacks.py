@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from interp.attention import Recorder, current_recorder, set_recorder
 from interp.backends.hf.watch import PROBE
@@ -195,12 +195,13 @@ class DecoderStack(Stack):
         kept = getattr(output.past_key_values, "self_attention_cache", None)
         return StackOutput(logits=output.logits, past_key_values=kept)
 
-    def generate(self, inputs: Int[Tensor, "batch pos"], **options: Any) -> Any:
+    def generate(self, inputs: Tensor | None = None, *args: Any, **options: Any) -> Any:
         """transformers' own, with a cache of as many layers as the decoder has (configurations may count others)."""
         cached = options.get("use_cache", self.generation_config.use_cache) is not False
         if cached and options.get("past_key_values") is None and options.get("cache_implementation") is None:
             options["past_key_values"] = DynamicCache()
-        return super().generate(inputs, **options)
+        base: Any = super()
+        return base.generate(inputs, *args, **options)
 
     def _encoded(self, rows: int) -> Any:
         """The encoded source, once per prompt: a constant of the pass, under the encoder's own edits if any stand."""
