@@ -89,11 +89,12 @@ class HFModel(ModuleModel):
             raise BackendError(f"layers differ in their numbers of heads {numbers}; looked for one number throughout")
         embed = next(self.torch_module.get_input_embeddings().parameters())
         n_logits = 0 if self.anatomy.unembed is None else self.anatomy.n_logits
-        stack: str | None = getattr(self.torch_module, "stack", None)
+        own = self.torch_module if isinstance(self.torch_module, Stack) else None
+        stack = None if own is None else own.stack
         windows = tuple(sliding_window(config, p.layer) for p in parts)
         return ModelInfo(
             name=checkpoint.name,
-            family=type(getattr(self.torch_module, "whole", self.torch_module)).__name__,
+            family=type(self.torch_module if own is None else own.whole).__name__,
             commit=checkpoint.commit,
             dtype=str(embed.dtype).removeprefix("torch."),
             n_layers=len(self.anatomy.blocks),
@@ -112,7 +113,7 @@ class HFModel(ModuleModel):
             softmax_share=parts[0].share,
             n_logits=n_logits if n_logits is not None and n_logits < len(embed) else None,
             stack=stack,
-            source=getattr(self.torch_module, "source", None),
+            source=None if own is None else own.source,
         )
 
     @exclusive
