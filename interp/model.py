@@ -14,7 +14,7 @@ from torch import Tensor
 from interp.attention import Statistic
 from interp.batch import Batch, Prompts
 from interp.edits import Edit
-from interp.errors import SiteError, nearest
+from interp.errors import NotApplicable, SiteError, nearest
 from interp.sites import PER_HEAD, UNLAYERED, Site
 from interp.weights.weights import OV
 
@@ -28,6 +28,12 @@ Reducer = Callable[[Tensor], Tensor]
 Capture = Sequence[Site | str] | Mapping[Site | str, Reducer | None]
 Start = tuple[int, Tensor]
 
+STACKS = {
+    "encoder": "the encoder of an encoder-decoder: attention both ways within the source, no logits",
+    "decoder": "the decoder of an encoder-decoder: attention within what is written",
+    "cross": "the decoder of an encoder-decoder: attention of what is written to the source",
+}
+"""What a model is of an encoder-decoder, by what `interp.load(..., stack=)` takes."""
 NEEDS_ATTENTION = (*PER_HEAD, "attn_out", "resid_mid")  # kinds that exist only at layers with attention
 
 
@@ -49,7 +55,11 @@ class ModelInfo:
         weights_sha256: of the weight files when they are local and below 256 MiB.
         causal: whether no query sees a later key; False in attention both ways (encoders).
         softmax_share: part of attention that is softmax, the rest one constant weight; see `interp.attention.Call`.
-        n_logits: logits of a token where they are fewer than the vocabulary, so that not each is a token's; else None.
+        n_logits: logits of a token where they are fewer than the vocabulary, so that not each is a token's; 0 where it
+            has none (an encoder); else None.
+        stack: what the model is of an encoder-decoder: "encoder", "decoder" (attention within what is written) or
+            "cross" (the decoder's attention to the source); None where it is the whole.
+        source: ids of the text that a decoder reads; None where it reads none.
     """
 
     name: str
@@ -71,6 +81,8 @@ class ModelInfo:
     causal: bool = True
     softmax_share: float = 1.0
     n_logits: int | None = None
+    stack: str | None = None
+    source: tuple[int, ...] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for provenance."""
@@ -137,7 +149,12 @@ class ModelInfo:
             "Context": "unlimited" if self.context is None else f"{self.context} tokens",
             "Weights": f"{self.dtype}, {whence}",
         }
-        if self.n_logits is not None:
+        if self.stack is not None:
+            source = "" if self.source is None else f"; a source of {len(self.source)} tokens"
+            facts["Stack"] = STACKS[self.stack] + source
+        if self.n_logits == 0:
+            facts["Logits"] = "none"
+        elif self.n_logits is not None:
             facts["Logits"] = f"{self.n_logits}, fewer than the vocabulary"
         if not self.causal:
             facts["Attention"] = "both ways: queries see later tokens too"
@@ -183,6 +200,27 @@ class Run:
         if len(shapes) > 1:
             raise SiteError(f"{str(key)!r}: layers differ in their sizes {sorted(shapes)}; take them one at a time")
         return torch.stack([self.acts[s] for s in found])
+
+
+class MuteRun(Run):
+    """A run of a model that gives no logits (an encoder): activations, and a reason where logits are asked for."""
+
+    def __init__(self, acts: dict[Site, Tensor], reason: str) -> None:
+        object.__setattr__(self, "acts", acts)
+        object.__setattr__(self, "reason", reason)
+
+    def __repr__(self) -> str:
+        """Its activations."""
+        return f"MuteRun(acts={self.acts!r})"
+
+    @property
+    def logits(self) -> Tensor:  # type: ignore[override]  # a field there
+        """There are none.
+
+        Raises:
+            NotApplicable: always.
+        """
+        raise NotApplicable(self.__dict__["reason"])
 
 
 def _any(site: Site) -> Site:

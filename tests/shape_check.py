@@ -24,7 +24,6 @@ DEAR = "tests that reach it are outside the pass, which wants a short one of its
 NOT_CALLED = {
     "interp.zoo.planted.behaviour._standing_share": "within a sweep that takes eight seconds",
     "circuits.patching.path_runs.Reach._base": DEAR,
-    "interp.attention.masks.CausalMask.keys": DEAR,
     "interp.edits.attend.Tile.dense": DEAR,
 }
 """Function with shapes in its signature that no test of the pass calls -> why not."""

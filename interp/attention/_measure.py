@@ -21,18 +21,21 @@ def measure(
     """Attention output [batch, head, query, d_value] and the answer to each question.
 
     `method`: "fused" (O(n) memory; what "auto" picks), "naive" (dense, the oracle, and the only one where attention is
-    not all softmax).
+    not all softmax, or scores have a bias: that is as large as the pattern itself).
 
     Raises:
         TaskError: a question that does not fit the prompts.
         NotApplicable: an entropy where attention is not all softmax.
         BackendError: unknown method; NotFinite: queries, keys, values or output at real tokens are not, counted.
     """
-    method = ("fused" if call.share == 1.0 else "naive") if method == "auto" else method
+    plain = call.share == 1.0 and call.bias is None
+    method = ("fused" if plain else "naive") if method == "auto" else method
     if method not in METHODS:
         raise BackendError(f"unknown attention method {method!r}; {nearest(method, METHODS)}")
     if call.share != 1.0:
         _check_share(call, questions, method)
+    if call.bias is not None and method == "fused":
+        raise BackendError('a bias is added to every attention score, which no fused kernel does; use method="auto"')
     call.mask.check()
     for question in questions.values():
         question.check(batch=call.mask.batch, n_query=call.mask.n_query, n_key=call.mask.n_key)

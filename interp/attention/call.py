@@ -8,19 +8,20 @@ import torch
 from torch import Tensor
 
 from interp.attention.masks import CausalMask
-from interp.shapes import Float
+from interp.shapes import Float, Int
 
 
 @dataclass(frozen=True)
 class Call:
     """Inputs of softmax attention for one layer, after rotary embedding and QK-norm.
 
-    The score of query i and key j is `s_ij = cap(scale * q_i . k_j)` where visible, `cap(x) = c tanh(x / c)`
+    The score of query i and key j is `s_ij = cap(scale * q_i . k_j + bias_ij)` where visible, `cap(x) = c tanh(x / c)`
     under a soft-cap c and the identity without; `p_ij = exp(s_ij - L_i)`, `L_i = log(sum_j exp s_ij + exp sink)`.
     Keys and values stay in their `kv_head` groups: query head h reads group `h // (head / kv_head)`.
 
     `share` is what part of attention is softmax: the weight of a visible key is `share * p_ij + (1 - share)`, 1 in all
-    models but those made to tell constant attention from softmax; such rows sum to more than one.
+    models but those made to tell constant attention from softmax; such rows sum to more than one. `bias` is what some
+    models add to the score of each pair (T5's relative positions); it is as large as the pattern of one prompt.
     """
 
     query: Float[Tensor, "batch head query d_head"]
@@ -31,6 +32,7 @@ class Call:
     softcap: float | None = None
     sinks: Float[Tensor, " head"] | None = None
     share: float = 1.0
+    bias: Float[Tensor, "#batch #head query key"] | None = None
 
     @property
     def group(self) -> int:
@@ -46,8 +48,16 @@ class Call:
     def to(self, dtype: torch.dtype) -> Call:
         """The same call with every tensor in `dtype`."""
         sinks = None if self.sinks is None else self.sinks.to(dtype)
+        bias = None if self.bias is None else self.bias.to(dtype)
         q, k, v = (x.to(dtype) for x in (self.query, self.key, self.value))
-        return replace(self, query=q, key=k, value=v, sinks=sinks)
+        return replace(self, query=q, key=k, value=v, sinks=sinks, bias=bias)
+
+    def biases(self, rows: Int[Tensor, " pair"], heads: Int[Tensor, " pair"], queries: slice) -> Tensor | float:
+        """What is added to the scores of some heads of batch rows, [pair query key]; 0 where nothing is."""
+        if self.bias is None:
+            return 0.0
+        size = (*self.query.shape[:2], *self.bias.shape[2:])
+        return self.bias.expand(size)[rows, heads, queries]
 
     def weight(self, p: Tensor, visible: Tensor) -> Tensor:
         """Attention weights of probabilities: `share * p + (1 - share)` at visible keys, p itself where share is 1."""

@@ -30,7 +30,7 @@ def pair_scores(
     wide = torch.promote_types(call.query.dtype, torch.float32)
     query, key = call.query[rows, heads, span].to(wide), call.key[rows, heads // call.group].to(wide)
     visible = call.mask.tile(rows, span, slice(0, call.mask.n_key))
-    score = call.cap(call.scale * query @ key.mT)
+    score = call.cap(call.scale * query @ key.mT + call.biases(rows, heads, span))
     return score.masked_fill(~visible, -torch.inf), visible
 
 

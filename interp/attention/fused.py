@@ -161,16 +161,16 @@ def _(question: Offset, forward: Forward) -> Tensor:
     call, back = forward.call, question.distance
     result = _nan_rows(forward)
     first = max(0, back - call.mask.offset)  # first query that has a key so far back
-    n = call.mask.n_query
+    n = min(call.mask.n_query, call.mask.n_key - call.mask.offset + back)  # and last: keys of a source may be fewer
     if first >= n:
         return result
     i = torch.arange(first, n, device=result.device)
     j = i + call.mask.offset - back
     key = call.shared(call.key[:, :, j[0] : j[-1] + 1])
-    score = call.cap(call.scale * (call.query[:, :, first:] * key).sum(-1))
+    score = call.cap(call.scale * (call.query[:, :, first:n] * key).sum(-1))
     rows = torch.arange(call.mask.batch, device=result.device)[:, None]
-    visible = call.mask.visible(rows, i[None], j[None]) & call.mask.real()[:, first:]
-    result[:, :, first:] = (score - forward.lse[:, :, first:]).exp().masked_fill(~visible[:, None], torch.nan)
+    visible = call.mask.visible(rows, i[None], j[None]) & call.mask.real()[:, first:n]
+    result[:, :, first:n] = (score - forward.lse[:, :, first:n]).exp().masked_fill(~visible[:, None], torch.nan)
     return result
 
 
@@ -238,7 +238,7 @@ def _sees_any(forward: Forward, inside: Tensor) -> Tensor:
             keys = slice(low, high)
             visible = mask.tile(segment.rows[:1], slice(a, b), keys)
             has_key[segment.rows, a:b] = (visible & inside[segment.rows, None, keys]).any(-1)
-    return has_key
+    return has_key & mask.real()
 
 
 @answer.register
@@ -273,7 +273,7 @@ def _(question: SumSquares, forward: Forward) -> Tensor:
     total = _nan_rows(forward)
     for rows, queries, _, _, p in _tiles(forward):
         total[rows, :, queries] = p.square().sum(-1)
-    return total
+    return _real_only(total, forward)
 
 
 @answer.register

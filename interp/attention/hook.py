@@ -10,19 +10,20 @@ import contextlib
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from interp.attention._measure import measure
 from interp.attention.call import Call
-from interp.attention.masks import CausalMask, causal, everything, lazy_mask
+from interp.attention.masks import ApartMask, CausalMask, causal, everything, lazy_mask
 from interp.attention.statistics import Statistic
 from interp.errors import BackendError
 
 NAME = "interp"  # under which both functions are registered with transformers
-UNSUPPORTED = ("position_bias", "indices")  # score terms that a Call cannot express yet
+UNSUPPORTED = ("indices",)  # score terms that a Call cannot express yet
 
 _layers: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 
@@ -69,6 +70,10 @@ class Recorder:
         edit: called with (layer, z) at last; returns z, changed or not.
         last: end the forward pass once this layer has been answered.
         padded: whether the batch has padding, so that a lost mask is noticed.
+        reads: whether the model reads a source besides its prompts, so that some attention goes there.
+        apart: whether that is the one that is looked at: keys are of another text than queries.
+        queries: which queries are real tokens there; None where all are.
+        aside: attention modules that are computed and not looked at: those of the other kind, in layers with two.
         answers: layer -> name -> tensor, filled as the pass runs.
         modules: the attention module of each layer, in call order.
     """
@@ -82,11 +87,19 @@ class Recorder:
     edit: Edit | None = None
     last: int | None = None
     padded: bool = False
+    reads: bool = False
+    apart: bool = False
+    queries: Tensor | None = None
+    aside: frozenset[nn.Module] = frozenset()
     answers: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     modules: dict[int, nn.Module] = field(default_factory=dict)
 
     def __call__(self, module: nn.Module, call: Call) -> Tensor:
         """Attention output z [batch, query, head, d_value] for one layer, with everything asked for done on the way."""
+        if module in self.aside:
+            return measure(call, {}, method="auto")[0].transpose(1, 2).contiguous()
+        if self.apart:
+            call = replace(call, mask=ApartMask(call.mask, self.queries))
         index = _layers.get(module, getattr(module, "layer_idx", None))
         layer = index if isinstance(index, int) else len(self.modules)
         self.modules[layer] = module
@@ -121,6 +134,7 @@ def attention(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     share: float = 1.0,
+    position_bias: Tensor | None = None,
     **extra: object,
 ) -> tuple[Tensor, None]:
     """Attention function for `transformers.AttentionInterface`: builds the `Call` and hands it to the recorder."""
@@ -136,7 +150,22 @@ def attention(
             "that are no tokens cannot be measured"
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    return recorder(module, Call(query, key, value, scale, mask, softcap, s_aux, share)), None
+    bias = _bias(module, query, key, position_bias)
+    return recorder(module, Call(query, key, value, scale, mask, softcap, s_aux, share, bias)), None
+
+
+def _bias(module: nn.Module, query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor | None:
+    """What is added to scores, [#batch #head query key]; None where it is nothing, as in attention to a source."""
+    if bias is None or not (bias.requires_grad or bool(bias.any())):
+        return None
+    batch, heads = query.shape[:2]
+    fits = bias.ndim == 4 and bias.shape[0] in (1, batch) and bias.shape[1] in (1, heads)  # noqa: PLR2004
+    if not fits or bias.shape[2:] != (query.shape[2], key.shape[2]):
+        raise BackendError(
+            f"{type(module).__name__} adds a bias of shape {tuple(bias.shape)} to its scores; expected one number per "
+            f"head, query and key, {(heads, query.shape[2], key.shape[2])}"
+        )
+    return bias
 
 
 def _mask(
@@ -148,16 +177,21 @@ def _mask(
     is_causal: object,
 ) -> CausalMask:
     if isinstance(mask, CausalMask):
-        return mask
+        last = torch.tensor(mask.n_key - 1, device=mask.device)
+        apart = mask.n_query != mask.n_key and mask.offset == 0
+        return ApartMask(mask) if apart and bool(mask.predicate(0 * last, 0 * last, 0 * last, last)) else mask
     name = type(module).__name__
     if mask is not None:
         raise BackendError(
             f"{name} was handed a dense mask of shape {tuple(mask.shape)}; pass padding masks [batch, pos]"
         )
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    n_query, n_key = query.shape[2], key.shape[2]
+    if recorder.reads and not is_causal and (recorder.apart or module in recorder.aside or n_query != n_key):
+        sizes = (query.shape[0], n_query, n_key)
+        return ApartMask(CausalMask(*sizes, predicate=everything, device=query.device))
     if recorder.padded:
         raise BackendError(f"{name} ignores the padding mask; run its prompts one length at a time")
-    n_query, n_key = query.shape[2], key.shape[2]
     if not is_causal and n_query != n_key:
         raise BackendError(f"{name} attends from {n_query} queries to {n_key} keys of something else (cross-attention)")
     predicate = causal if is_causal else everything
@@ -175,6 +209,9 @@ def intercept(model: PreTrainedModel, recorder: Recorder) -> Iterator[Recorder]:
     Raises:
         BackendError: the architecture does not follow transformers' attention interface, or ignores the request.
     """
+    recorder.aside = getattr(model, "aside", recorder.aside)
+    recorder.reads = getattr(model, "source", None) is not None
+    recorder.apart = recorder.reads and getattr(model, "stack", None) == "cross"
     configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
     before = {key: config._attn_implementation for key, config in configs.items()}
     token = _active.set(recorder)

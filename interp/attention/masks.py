@@ -182,6 +182,39 @@ class CausalMask:
         return spans, whole
 
 
+class ApartMask(CausalMask):
+    """Visible(batch, query, key) where keys are of other tokens than queries: cross-attention to a source.
+
+    `queries` are the real ones among the queries, [batch query]; all are where it is None. The order of keys says
+    nothing about queries, so nothing here is causal.
+    """
+
+    def __init__(self, mask: CausalMask, queries: Bool[Tensor, "batch query"] | None = None) -> None:
+        sizes = (mask.batch, mask.n_query, mask.n_key)
+        super().__init__(*sizes, predicate=mask.predicate, padding=mask.padding, offset=mask.offset, device=mask.device)
+        self.queries = None if queries is None else queries.to(self.device)
+
+    def real(self) -> Bool[Tensor, "batch query"]:
+        """True where a query is a real token."""
+        if self.queries is None:
+            return torch.ones(self.batch, self.n_query, dtype=torch.bool, device=self.device)
+        return self.queries
+
+    @property
+    def is_causal(self) -> bool:
+        """False."""
+        return False
+
+    @cached_property
+    def segments(self) -> tuple[Segment, ...]:
+        """One segment per batch row (one of all where none is padded), every query with every key."""
+        rows = torch.arange(self.batch, device=self.device)
+        starts = range(0, self.n_query, BLOCK)
+        blocks = tuple((a, min(a + BLOCK, self.n_query), 0, self.n_key) for a in starts)
+        groups = (rows,) if self.padding is None else rows.split(1)
+        return tuple(Segment(group, 0, self.n_key, blocks, False, False) for group in groups)
+
+
 def lazy_mask(
     batch_size: int,
     q_length: int,

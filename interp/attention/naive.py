@@ -32,7 +32,8 @@ Pattern = Float[Tensor, "batch head query key"]
 
 def dense_pattern(call: Call) -> tuple[Pattern, Float[Tensor, "batch head query"]]:
     """p_ij and L_i. Rows sum to one, less the sink slot's share in models with sink logits; see `Call` on `share`."""
-    score = call.cap(call.scale * call.query @ call.shared(call.key).mT)
+    score = call.scale * call.query @ call.shared(call.key).mT
+    score = call.cap(score if call.bias is None else score + call.bias)
     rows = torch.arange(call.mask.batch, device=call.mask.device)
     visible = call.mask.tile(rows, slice(0, call.mask.n_query), slice(0, call.mask.n_key))[:, None]
     score = score.masked_fill(~visible, -torch.inf)

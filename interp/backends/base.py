@@ -60,7 +60,10 @@ class ModuleModel(ABC):
     def __repr__(self) -> str:
         """One line: name, family and sizes."""
         i = self.info
-        return f"<{i.family} {i.name!r}: {i.n_layers} layers x {i.n_heads} heads, d_model {i.d_model}, {i.dtype}>"
+        stack = "" if i.stack is None else f", {i.stack} stack"
+        return (
+            f"<{i.family} {i.name!r}{stack}: {i.n_layers} layers x {i.n_heads} heads, d_model {i.d_model}, {i.dtype}>"
+        )
 
     def _repr_html_(self) -> str:
         """Its facts as a table, for a notebook."""

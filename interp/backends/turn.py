@@ -23,7 +23,7 @@ from torch import nn
 
 from interp.attention import current_recorder, set_recorder
 from interp.errors import BackendError
-from interp.model import ModelInfo
+from interp.model import STACKS, ModelInfo
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -150,7 +150,8 @@ class Hold:
     """One taking of a turn: entered twice, one inside the other, so that an interrupt of one exit leaves the other."""
 
     def __init__(self, model: Exclusive) -> None:
-        self.model, self.turn = model, turn_of(model.torch_module)
+        self.module = whole(model.torch_module)
+        self.model, self.turn = model, turn_of(self.module)
         self.entered, self.thread = 0, threading.get_ident()
         self.state: State | None = None
         self.handle: Any = None
@@ -161,7 +162,7 @@ class Hold:
             self.turn.take(self)
             self.state = self.model.state()
             if self.turn.holder["hold"] is self:
-                self.handle = self.model.torch_module.register_forward_pre_hook(self.turn.guard, prepend=True)
+                self.handle = self.module.register_forward_pre_hook(self.turn.guard, prepend=True)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -176,8 +177,13 @@ _turns: weakref.WeakKeyDictionary[nn.Module, Turn] = weakref.WeakKeyDictionary()
 
 
 def turn_of(module: nn.Module) -> Turn:
-    """The turn of a module, the same for every `Model` around it."""
-    return _turns.setdefault(module, Turn())
+    """The turn of a module, the same for every `Model` around it, or around a stack of it."""
+    return _turns.setdefault(whole(module), Turn())
+
+
+def whole(module: Any) -> nn.Module:
+    """The encoder-decoder that a stack is of; every other module itself."""
+    return module.whole if getattr(module, "stack", None) in STACKS else module
 
 
 @runtime_checkable

@@ -82,6 +82,8 @@ def detect(
     dtype: Dtype = "float32",
     device: Device = None,
     bos: cli_options.Bos = None,
+    stack: Annotated[str | None, typer.Option(help="Of an encoder-decoder: encoder or decoder.")] = None,
+    source: Annotated[str | None, typer.Option(metavar="TEXT", help="What its decoder reads.")] = None,
 ) -> None:
     """What do the attention heads of MODEL do? One table, with nulls, intervals and causal checks.
 
@@ -98,7 +100,7 @@ def detect(
             find(name)
         target = None if out is None else _table_path(out)
     target = None if target is None else writable(target)
-    checkpoint = load(model, revision=revision, dtype=dtype, device=device)
+    checkpoint = load(model, revision=revision, dtype=dtype, device=device, stack=stack, source_text=source)
     result = run(checkpoint, analysis, seed=seed, bos=bos, progress=cli_report.progress)
     result.provenance["command"] = _command()
     cli_options.say_left_out(result.provenance["left_out"])

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.errors import TaskError
+from interp.errors import NotApplicable, TaskError
 from interp.model import Model
 
 Answers = int | str | Sequence[int | str] | Tensor
@@ -30,6 +30,10 @@ def token_ids(model: Model, answers: Answers, size: int) -> Int[Tensor, "batch k
     ids = ids[:, None] if ids.ndim == 1 else ids
     if ids.ndim != 2 or len(ids) != size:
         raise TaskError(f"answers of shape {tuple(ids.shape)} for {size} prompts; give one answer, or one per prompt")
+    if model.info.n_logits == 0:
+        raise NotApplicable(
+            f"{model.info.name}: an encoder gives no logits of answers; load its decoder (stack='decoder')"
+        )
     n_logits = model.info.n_logits or model.info.d_vocab
     if int(ids.max()) >= n_logits or int(ids.min()) < -1 or bool((ids < 0).all(1).any()):
         raise TaskError(f"answers {ids.tolist()}: expected ids from 0 to {n_logits - 1}, one at least per prompt")

@@ -85,7 +85,8 @@ def decompose(
     """r = embed + pos + sum_l (sum_h z_h W_O[h] + b_attn + MLP + b_mlp): the residual stream as a sum of writes.
 
     Norms behind attention or MLP (Gemma-2, OLMo-2) are passed with their divisor frozen; residual multipliers are
-    folded in.
+    folded in. What a layer adds beside the two (a decoder's attention to its source, a state space) is one component
+    `B3`, the difference that is left, and a layer that is no such sum (norms behind the additions) is one as a whole.
 
     Args:
         model: any backend.
@@ -193,6 +194,10 @@ def _layer(stream: StreamRun, layer: int, direction: Direction, heads: bool, neu
         yield [Term(f"B{layer}", "block", layer)], along(whole, direction)[None]
         return
     yield from _attention(stream, layer, direction, heads)
+    if w.rest:
+        rest = stream.at("resid_post", layer) - stream.at("resid_pre", layer) - stream.at("attn_out", layer)
+        rest = rest if "mlp_out" in w.missing else rest - stream.at("mlp_out", layer)
+        yield [Term(f"B{layer}", "block", layer)], along(rest, direction)[None]
     if "mlp_out" in w.missing:
         return
     out = stream.at("mlp_out", layer)

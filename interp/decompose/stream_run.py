@@ -120,9 +120,9 @@ def _sites(writes: Sequence[Writes], position: int | None) -> list[Site]:
     sites = []
     for i, w in enumerate(writes):
         kinds = ["resid_post"]
-        if "attn_out" in w.missing:
+        if "attn_out" in w.missing or w.rest:
             kinds.append("resid_pre")
-        else:
+        if "attn_out" not in w.missing:
             kinds += ["attn_out"] + (["z"] if w.attn is not None else [])
             kinds += [] if "mlp_out" in w.missing else ["mlp_out"]
             kinds += ["mlp_post"] if w.mlp is not None else []

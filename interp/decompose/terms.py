@@ -17,7 +17,7 @@ class Term:
     Attributes:
         name: that of a component (`interp.components`): `embed`, `L3H5`, `A3`, `M3`, `M3N17`; or, where no component is
             meant, `pos`, `L3H5<7` (what head 5 brought from column 7), `b_attn3`, `b_mlp3` (biases), `B3` (a layer
-            that is not told apart), and in attributions `b_norm` and `b_unembed`.
+            that is not told apart, or what it adds beside attention and MLP); in attributions `b_norm`, `b_unembed`.
         kind: "embed", "pos", "head", "source", "attn", "mlp", "neuron", "block" or "bias".
         layer, head, source, neuron: where it applies.
     """

@@ -31,6 +31,7 @@ class Tile:
         n_heads: query heads of the layer.
         n_query: query rows of the whole call, of which this tile starts at `first`.
         offset: column of the call's first query; not 0 when decoding with a cache.
+        keys: real tokens among the keys, where they are those of another text; None where they are the prompts' own.
     """
 
     rows: Int[Tensor, " pair"]
@@ -41,6 +42,7 @@ class Tile:
     n_query: int
     first: int = 0
     offset: int = 0
+    keys: Bool[Tensor, "batch key"] | None = None
 
     @classmethod
     def dense(
@@ -164,7 +166,7 @@ def _knock_out_mask(edit: KnockOut, tile: Tile, hits: Tensor, local: Tensor) -> 
         return pairs[:, tile.columns, :n_key] & queries[..., None]
     if edit.keys is None:
         return queries[..., None].expand(-1, -1, n_key)
-    keys = column_mask(edit.keys, edit.site, tile.mask, rows)
+    keys = column_mask(edit.keys, edit.site, tile.mask if tile.keys is None else tile.keys, rows)
     return queries[..., None] & _fit(keys, n_key)[:, None, :n_key]
 
 

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 from transformers.utils import logging as hf_logging
 
 from interp import zoo
@@ -143,10 +150,6 @@ def _config(name: str, folder: Path) -> PretrainedConfig:
     for part in (config, *(getattr(config, key, None) for key in getattr(config, "sub_configs", ()))):
         if part is not None and getattr(part, "_attn_implementation_internal", None) not in OWN_ATTENTION:
             part._attn_implementation_internal = "eager"
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelLoadError(
-            f"{name!r} is an encoder-decoder ({config.model_type}); only causal decoders can be loaded"
-        )
     architectures = config.architectures or []
     if not isinstance(architectures, list) or not all(isinstance(a, str) for a in architectures):
         raise ModelLoadError(f"cannot understand the config of {name!r}: architectures is {architectures!r:.60}")
@@ -185,6 +188,8 @@ def _weights(name: str, folder: Path, config: PretrainedConfig, **options: Any) 
 
 def _auto_class(config: PretrainedConfig) -> Any:
     """transformers' class that gives logits of tokens: that of masked tokens where the checkpoint says so."""
+    if getattr(config, "is_encoder_decoder", False):
+        return AutoModelForSeq2SeqLM
     masked = any(a.endswith("ForMaskedLM") for a in config.architectures or ())
     return AutoModelForMaskedLM if masked else AutoModelForCausalLM
 

@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from interp.batch import Prompts
 from interp.errors import BackendError, ModelLoadError
 from interp.loading.choose import backend_for, other_backends
 from interp.model import Model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from interp.backends.backend import Adopt
 
 
 def load(
@@ -26,6 +29,8 @@ def load(
     tensor_parallel: bool = False,
     remote: bool | str = False,
     strip_prefix: str | None = None,
+    stack: str | None = None,
+    source_text: Prompts = None,
 ) -> Model:
     """Model from a hub id, a folder, `zoo:NAME`, a transformers model, a TransformerLens bridge or an nnsight model.
 
@@ -48,11 +53,16 @@ def load(
     weights and is to be left out (`module.` of DataParallel, `_orig_mod.` of torch.compile, `base_model.model.` of
     peft).
 
+    `stack`, of an encoder-decoder (T5, BART, Marian): "encoder" (taken, with a warning, where nothing is said),
+    "decoder" or "cross", the decoder seen through its attention to the source. A decoder reads `source_text`, one text
+    or its ids; `model.with_source(text)` is the same decoder on another one. Run by "hf" alone.
+
     Offline rules and cache are Hugging Face's own (HF_HOME, HF_HUB_OFFLINE). Weights are read from safetensors only
     and no code from a repository is run. An in-memory model keeps its dtype and device.
 
     Raises:
-        ModelLoadError: nothing there, unreadable files, or not a causal decoder; says what was looked for.
+        ModelLoadError: nothing there, unreadable files, or no layers that can be run; says what was looked for.
+        TaskError: a source text that cannot be run.
 
     >>> import interp
     >>> interp.load("zoo:planted-induction").info.n_layers
@@ -60,23 +70,14 @@ def load(
     """
     from interp.loading.checkpoints import read  # transformers and torch: only once there is something to read
     from interp.loading.hooked.native import is_native, native_decoder
+    from interp.loading.stacks import one_stack
 
-    if not isinstance(remote, bool | str):
-        raise ModelLoadError(f"remote is True, an address or 'local'; got {type(remote).__name__}")
-    if strip_prefix is not None and not isinstance(strip_prefix, str):
-        raise ModelLoadError(
-            f"strip_prefix is what stands in front of keys, as text; got {type(strip_prefix).__name__}"
-        )
+    _check_options(remote, strip_prefix)
     if is_native(source):
         tokenizer, source = tokenizer or source.tokenizer, native_decoder(source)
     runner = backend_for(source, backend, remote=remote)
     if runner.adopt is not None and runner.owns(source):
-        try:
-            model = runner.adopt(source, remote=remote)
-        except BackendError as error:
-            raise ModelLoadError(f"{type(source).__name__}: {error}") from error
-        model.tokenizer = tokenizer or model.tokenizer
-        return model
+        return _adopted(runner.adopt, source, remote, tokenizer)
     checkpoint = read(
         source,
         tokenizer=tokenizer,
@@ -87,7 +88,33 @@ def load(
         tensor_parallel=tensor_parallel,
         strip_prefix=strip_prefix,
     )
+    ours = checkpoint.model is not source
+    checkpoint = one_stack(checkpoint, stack, source_text, runner.name)
     try:
-        return runner.make(checkpoint, ours=checkpoint.model is not source)
+        return runner.make(checkpoint, ours=ours)
     except BackendError as error:
         raise ModelLoadError(f"{checkpoint.name}: {error}{other_backends(checkpoint, runner)}") from error
+
+
+def _adopted(adopt: Adopt, source: Any, remote: bool | str, tokenizer: PreTrainedTokenizerBase | None) -> Model:
+    """The model of an object that is a backend's own."""
+    try:
+        model = adopt(source, remote=remote)
+    except BackendError as error:
+        raise ModelLoadError(f"{type(source).__name__}: {error}") from error
+    model.tokenizer = tokenizer or model.tokenizer
+    return model
+
+
+def _check_options(remote: object, strip_prefix: object) -> None:
+    """Refuse options of another type.
+
+    Raises:
+        ModelLoadError: names the option.
+    """
+    if not isinstance(remote, bool | str):
+        raise ModelLoadError(f"remote is True, an address or 'local'; got {type(remote).__name__}")
+    if strip_prefix is not None and not isinstance(strip_prefix, str):
+        raise ModelLoadError(
+            f"strip_prefix is what stands in front of keys, as text; got {type(strip_prefix).__name__}"
+        )

@@ -27,8 +27,6 @@ def module_of(source: Any) -> PreTrainedModel | None:
     if not isinstance(source, PreTrainedModel):
         return None
     family = type(source).__name__
-    if getattr(source.config, "is_encoder_decoder", False):
-        raise ModelLoadError(f"{family} is an encoder-decoder; only causal decoders can be loaded")
     parameters = dict(source.named_parameters())
     if not parameters:
         raise ModelLoadError(f"{family} has no parameters")

@@ -31,6 +31,8 @@ ABSENT: Mapping[str, Callable[[ModelInfo], str | None]] = {
     TOKEN_LOGITS: lambda info: (
         None
         if info.n_logits is None
+        else "reads logits of tokens, and an encoder gives none"
+        if info.n_logits == 0
         else f"reads logits as tokens, and here are {info.n_logits} logits for {info.d_vocab} tokens"
     ),
 }
@@ -136,6 +138,11 @@ class Analysis:
 
         A caller's own `task` says itself what is asked where, and which logits are its answers.
         """
+        if info.stack == "cross":
+            return (
+                "is of attention among a prompt's own tokens, and here it goes to a source: ask for statistics and "
+                "patterns themselves (Model.attention, Model.run), or load stack='decoder'"
+            )
         presumes = () if options.get("task") is not None else self.presumes
         return next((why for p in presumes if (why := ABSENT[p](info))), None)
 

@@ -89,12 +89,14 @@ class Write:
 class Writes:
     """One layer's two writes; None where there is no such map, `missing` saying why by kind of site.
 
-    With `attn_out` among what is missing, the layer is not told apart at all.
+    With `attn_out` among what is missing, the layer is not told apart at all. `rest` says what the layer adds beside
+    the two (attention to a source, a state space); empty where it adds nothing else.
     """
 
     attn: Write | None
     mlp: Write | None
     missing: Mapping[str, str]
+    rest: str = ""
 
 
 def float32(x: Tensor) -> Tensor:

@@ -93,10 +93,6 @@ def test_keys_that_are_not_one_run_ending_at_the_query_are_refused(predicate):
 OUTSIDE = {
     "GPTJForCausalLM": ("GPTJConfig", {"vocab_size": 64, "n_embd": 32, "n_layer": 1, "n_head": 2, "rotary_dim": 8}),
     "BloomForCausalLM": ("BloomConfig", {"vocab_size": 64, "hidden_size": 32, "n_layer": 1, "n_head": 2}),
-    "T5ForConditionalGeneration": (
-        "T5Config",
-        {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2},
-    ),
 }
 
 

@@ -199,17 +199,6 @@ def test_a_model_of_images_is_refused_with_the_reason():
     refused(transformers.ViTForImageClassification(config), "cannot be run on token ids alone")
 
 
-def t5():
-    config = transformers.T5Config(vocab_size=40, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-    return transformers.T5ForConditionalGeneration(config)
-
-
-def test_an_encoder_decoder(tmp_path):
-    refused(t5(), "T5ForConditionalGeneration is an encoder-decoder; only causal decoders")
-    t5().save_pretrained(tmp_path)
-    refused(tmp_path, "is an encoder-decoder .t5.; only causal decoders")
-
-
 @pytest.mark.parametrize("source", [None, 3, torch.nn.Linear(2, 2), {"a": 1}])
 def test_what_is_no_source(source):
     refused(source, f"cannot load a {type(source).__name__}; give a hub id, a folder, zoo:NAME")

@@ -29,7 +29,7 @@ class AttentionPart:
     what it takes still falls into heads, each from its own z but for one factor of all; `whole` that attention gives z
     at once and not in pieces. `write` is the event of what attention writes, behind its projection; `stray` says why
     its matrices are no maps from stream to stream, empty where they are. `causal`: no query sees a later key; `share`
-    is as in `Call`.
+    is as in `Call`; `biased` that scores have a bias.
     """
 
     layer: int
@@ -51,20 +51,23 @@ class AttentionPart:
     whole: bool = True
     write: Event | None = None
     stray: str = ""
+    biased: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class Anatomy:
     """The observed parts of a decoder.
 
-    `overwrites` says that some module changes its input in place, `bundled` that layers give tuples; `width` is that of
-    the stream; `shards` how heads are spread over processes, None where they are not; `n_logits` how many the
-    unembedding gives, None if it was not called or is spread too.
+    `unembed` is None where nothing reads tokens off the stream (an encoder); `aside` are attention modules of layers
+    with two that are not the ones looked at. `overwrites` says that some module changes its input in
+    place, `bundled` that layers give tuples, `carries` that these hold one more tensor, which all hand on (T5's bias of
+    positions); `width` is that of the stream; `shards` how heads are spread over processes, None where they are not;
+    `n_logits` how many the unembedding gives, None if it was not called or is spread too.
     """
 
     blocks: nn.ModuleList
     attention: tuple[AttentionPart, ...]
-    unembed: nn.Module
+    unembed: nn.Module | None
     final_norm: nn.Module | None
     stream: tuple[StreamPart, ...]
     overwrites: bool
@@ -72,6 +75,8 @@ class Anatomy:
     width: int
     shards: Shards | None = None
     n_logits: int | None = None
+    aside: frozenset[nn.Module] = frozenset()
+    carries: bool = False
 
     @property
     def gated(self) -> frozenset[int]:
@@ -96,6 +101,9 @@ def observe(model: PreTrainedModel) -> Anatomy:
             module and what was looked for.
     """
     events, calls = watch(model)
+    calls, aside = _of_one_kind(calls, to_source=getattr(model, "stack", None) == "cross")
+    if aside:
+        model.aside = aside
     if not calls:
         raise BackendError(
             f"{type(model).__name__} never called the attention interface: no softmax attention to measure"
@@ -105,23 +113,61 @@ def observe(model: PreTrainedModel) -> Anatomy:
     by_layer = _layers(calls, blocks, paths)
     number_layers({module: layer for layer, (module, _) in by_layer.items()})
     unembed = model.get_output_embeddings()
-    if unembed is None:
+    if unembed is None and getattr(model, "stack", None) != "encoder":
         raise BackendError(
             f"{type(model).__name__} has no output embeddings: looked for the unembedding that gives logits"
         )
     parts = tuple(_part(layer, *by_layer[layer], blocks[layer], paths, events) for layer in sorted(by_layer))
     reads = [e for e in events if e.module is unembed]
-    final = source(events, reads[-1].took[0]) if reads else None
+    final = _final_norm(events, reads[-1]) if reads else None
+    final = (
+        None if any(final is m for m in blocks.modules()) else final
+    )  # the stream that leaves them is normed already
     parts = _sliced(model, parts)
     at = {part.layer: part for part in parts}
     stream = tuple(_stream(i, blocks, at.get(i), paths, events) for i in range(len(blocks)))
     overwrites = any(e.overwritten for e in events)
     bundled = any(e.bundled for e in events if e.module is blocks[0])
+    more = {e.gave[1:] for e in events if e.module in set(blocks)}
     spread = shards(model)
     n_logits = reads[-1].outputs[0].shape[-1] if reads and spread is None else None
     width = next(e.width for e in events if e.module is blocks[0])
     parts = _gather(parts, spread)
-    return Anatomy(blocks, parts, unembed, final, stream, overwrites, bundled, width, spread, n_logits)
+    return Anatomy(
+        blocks,
+        parts,
+        unembed,
+        final,
+        stream,
+        overwrites,
+        bundled,
+        width,
+        spread,
+        n_logits,
+        aside,
+        more != {()} and len(more) == 1,
+    )
+
+
+def _of_one_kind(
+    calls: list[tuple[nn.Module, Call]], *, to_source: bool
+) -> tuple[list[tuple[nn.Module, Call]], frozenset[nn.Module]]:
+    """Calls of attention among the probe's own tokens, or of that to a source, and the modules of the others."""
+    kinds: tuple[list[tuple[nn.Module, Call]], ...] = ([], [])
+    for module, call in calls:
+        kinds[call.key.shape[2] != PROBE].append((module, call))
+    return kinds[to_source], frozenset(module for module, _ in kinds[not to_source])
+
+
+def _final_norm(events: list[Event], unembed: Event) -> nn.Module | None:
+    """The norm before the unembedding, with at most a multiplier in between (T5's), which `decompose.head` finds."""
+    norm, x = source(events, unembed.took[0]), unembed.inputs[0].double()
+    for event in reversed(events):
+        if norm is None and event.is_norm and event.outputs and event.outputs[0].shape == x.shape:
+            y = event.outputs[0].to(unembed.inputs[0]).double()
+            factor = (x * y).sum() / y.square().sum().clamp(min=1e-30)
+            norm = event.module if bool((x - factor * y).abs().max() <= 1e-5 * x.abs().max()) else None
+    return norm
 
 
 def _layers(
@@ -261,6 +307,7 @@ def _part(
         whole=len(calls) == 1,
         write=write,
         stray=stray,
+        biased=call.bias is not None,
     )
 
 

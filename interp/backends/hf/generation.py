@@ -14,6 +14,7 @@ from interp.attention import Recorder, intercept
 from interp.backends.hf.anatomy import Anatomy
 from interp.backends.hf.hooks import Hooks
 from interp.backends.hf.rewrite import INSIDE, connect, goes_inside
+from interp.backends.hf.stacks import EncoderStack
 from interp.backends.plan.capture import Pass
 from interp.batch import Batch
 from interp.errors import BackendError
@@ -51,7 +52,9 @@ def standing(model: PreTrainedModel, anatomy: Anatomy, plan: Pass) -> Iterator[N
     try:
         with contextlib.ExitStack() as stack:
             if goes_inside(plan, anatomy.gated):
-                stack.enter_context(intercept(model, connect(Recorder(), plan, anatomy)))
+                recorder = stack.enter_context(intercept(model, connect(Recorder(), plan, anatomy)))
+                if isinstance(model, EncoderStack):
+                    stack.enter_context(model.recorded(recorder))
             stack.enter_context(Hooks(model, anatomy, plan).installed())
             stack.callback(model.register_forward_hook(end, always_call=True).remove)  # behind that of the logits
             yield

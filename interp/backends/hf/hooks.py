@@ -52,7 +52,9 @@ class Hooks:
             first = 0 if start is None else start[0]
             last = len(self.anatomy.blocks) - 1 if stop is None else stop
             for layer in range(first):
-                self._stack.enter_context(_passing(self.anatomy.blocks[layer], self.anatomy.bundled))
+                self._stack.enter_context(
+                    _passing(self.anatomy.blocks[layer], self.anatomy.bundled, self.anatomy.carries)
+                )
             for layer in range(first, last + 1):
                 self._layer(layer, start[1] if start is not None and layer == first else None, layer == first)
             self._ends()
@@ -220,10 +222,16 @@ def _stop(x: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def _passing(block: nn.Module, bundled: bool) -> Iterator[None]:
-    """A layer that lets its input through and computes nothing."""
-    before = block.__dict__.get("forward")
-    block.forward = lambda hidden_states, *_, **__: (hidden_states,) if bundled else hidden_states
+def _passing(block: nn.Module, bundled: bool, carries: bool) -> Iterator[None]:
+    """A layer that lets its input through; it computes nothing but what it hands on beside the stream, if anything."""
+    before, own = block.__dict__.get("forward"), block.forward
+
+    def through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if carries:
+            return (hidden_states, *own(hidden_states, *args, **kwargs)[1:])
+        return (hidden_states,) if bundled else hidden_states
+
+    block.forward = through
     try:
         yield
     finally:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +16,7 @@ from interp.attention import Recorder, Statistic, StopForward, intercept
 from interp.backends.base import ModuleModel, sliding_window
 from interp.backends.checkpoint import Checkpoint
 from interp.backends.hf.anatomy import observe
-from interp.backends.hf.existence import check_exists
+from interp.backends.hf.existence import NO_LOGITS, check_exists, check_keys_of_source
 from interp.backends.hf.generation import generation, needs_attention, standing
 from interp.backends.hf.hooks import Hooks
 from interp.backends.hf.padding import Padding
@@ -24,6 +26,7 @@ from interp.backends.hf.read_writes import read_writes
 from interp.backends.hf.rewrite import connect
 from interp.backends.hf.rotary import Rotary
 from interp.backends.hf.shards import GRADIENTS
+from interp.backends.hf.stacks import Stack, probing, source_ids
 from interp.backends.plan.arguments import check_mode, layer_number, layer_tuple, statistics_by_name
 from interp.backends.plan.budget import check_memory
 from interp.backends.plan.capture import Pass, refuse
@@ -33,7 +36,7 @@ from interp.backends.turn import State, exclusive, taken
 from interp.batch import Batch, Prompts
 from interp.edits import Edit
 from interp.errors import BackendError, SiteError
-from interp.model import AttentionRun, Capture, ModelInfo, Run, Start
+from interp.model import AttentionRun, Capture, ModelInfo, MuteRun, Run, Start
 from interp.numerics import evaluating
 from interp.weights.stream import Reads, Writes
 from interp.weights.weights import Weights
@@ -58,7 +61,9 @@ class HFModel(ModuleModel):
         self._standing: list[Pass] = []
         # Activations of inference mode have no version counter, by which writes in place are seen.
         with torch.inference_mode(False), torch.no_grad(), evaluating(self.torch_module):
-            self.anatomy = observe(self.torch_module)
+            self.anatomy = observe(probing(self.torch_module))
+        if isinstance(self.torch_module, Stack):
+            self.torch_module.aside = self.anatomy.aside
         self.info = self._describe(checkpoint)
 
     @property
@@ -83,11 +88,13 @@ class HFModel(ModuleModel):
             numbers = sorted({(p.n_heads, p.n_kv_heads) for p in parts})
             raise BackendError(f"layers differ in their numbers of heads {numbers}; looked for one number throughout")
         embed = next(self.torch_module.get_input_embeddings().parameters())
-        n_logits = self.anatomy.n_logits
+        n_logits = 0 if self.anatomy.unembed is None else self.anatomy.n_logits
+        own = self.torch_module if isinstance(self.torch_module, Stack) else None
+        stack = None if own is None else own.stack
         windows = tuple(sliding_window(config, p.layer) for p in parts)
         return ModelInfo(
             name=checkpoint.name,
-            family=type(self.torch_module).__name__,
+            family=type(self.torch_module if own is None else own.whole).__name__,
             commit=checkpoint.commit,
             dtype=str(embed.dtype).removeprefix("torch."),
             n_layers=len(self.anatomy.blocks),
@@ -102,9 +109,11 @@ class HFModel(ModuleModel):
             softcap=parts[0].softcap,
             sink_logits=any(p.sink_logits for p in parts),
             weights_sha256=checkpoint.weights_sha256,
-            causal=all(p.causal for p in parts),
+            causal=stack == "cross" or all(p.causal for p in parts),  # to a source: no later token is seen either
             softmax_share=parts[0].share,
             n_logits=n_logits if n_logits is not None and n_logits < len(embed) else None,
+            stack=stack,
+            source=None if own is None else own.source,
         )
 
     @exclusive
@@ -140,6 +149,8 @@ class HFModel(ModuleModel):
         check_memory(plan.captures, self.info, (rows, n), self.device, d_mlp=self._d_mlp, logits=stop is None)
         logits = self._forward(batch, plan, start=start, stop=stop)
         check_visited(plan, self.torch_module)
+        if self.anatomy.unembed is None and stop is None:
+            return MuteRun(plan.acts, f"{self.info.name}: {NO_LOGITS}")
         return Run(logits, plan.acts)
 
     @exclusive
@@ -188,6 +199,8 @@ class HFModel(ModuleModel):
             BackendError: a cache that does not keep every key as it is, where edits are of attention.
         """
         check_mode(self.torch_module, self.device)
+        if self.anatomy.unembed is None:
+            raise BackendError(f"{self.info.name}: {NO_LOGITS}")
         if not self.info.causal:
             options = {"use_cache": False, **options}
         batch = self.batch(Batch.of(prompts, self.tokenizer, side="left").padded_on("left"))
@@ -201,6 +214,25 @@ class HFModel(ModuleModel):
             check_visited(plan, self.torch_module)
             return output
 
+    def with_source(self, source: Prompts) -> HFModel:
+        """The same decoder on another source text, given as one prompt; nothing is found or read anew.
+
+        Raises:
+            BackendError: the model is no decoder of an encoder-decoder, or edits stand.
+            TaskError: more than one text, or one that cannot be run.
+        """
+        if self.info.source is None:
+            raise BackendError(f"{self.info.name} reads no source: this is for stack='decoder' and 'cross'")
+        if self._standing:
+            raise BackendError("edits stand: leave the context of `editing` first")
+        ids = source_ids(source, self.tokenizer, self.torch_module.whole)
+        other: Any = copy.copy(self)
+        for name in ("padding", "rotary"):
+            other.__dict__.pop(name, None)
+        other.torch_module, other._standing = self.torch_module.with_source(ids), []
+        other.info = replace(self.info, source=ids)
+        return other
+
     @contextlib.contextmanager
     def editing(self, edits: Sequence[Edit]) -> Iterator[None]:
         """Context in which edits apply to `run`, `attention`, `generate`, and calls of `torch_module` itself."""
@@ -211,8 +243,9 @@ class HFModel(ModuleModel):
             for other in outer:
                 other.on = False
             self._standing.append(plan)
+            alone = self.torch_module.alone() if self.info.source is not None else contextlib.nullcontext()
             try:
-                with evaluating(self.torch_module), standing(self.torch_module, self.anatomy, plan):
+                with alone, evaluating(self.torch_module), standing(self.torch_module, self.anatomy, plan):
                     yield
             finally:
                 self._close(plan, before)
@@ -236,10 +269,12 @@ class HFModel(ModuleModel):
 
     def state(self) -> State:
         """What a run may change of the model, as it is now."""
-        return State(self.torch_module.modules(), [self._standing])
+        return State(self.torch_module.modules(), [self._standing, *getattr(self.torch_module, "lists", ())])
 
     def _plan(self, capture: Capture, edits: Sequence[Edit], *, gradients: bool = False) -> Pass:
         """Plan of a run: edits of `editing` contexts, then its own edits and captures; missing places are refused."""
+        if self.info.source is not None:
+            self.torch_module.check_alone()
         by_place = captures(capture, self.info)
         edits_by_place = changes(edits, self.info)
         for plan in self._standing[-1:]:
@@ -248,6 +283,8 @@ class HFModel(ModuleModel):
             }
         plan = Pass(by_place, edits_by_place, gradients=gradients, clones=self.anatomy.overwrites)
         check_exists(plan, self.anatomy)
+        if self.info.stack == "cross":
+            check_keys_of_source(plan)
         return plan
 
     def weights(self) -> Weights:
@@ -287,6 +324,8 @@ class HFModel(ModuleModel):
         plan.begin(batch.mask, (batch.ids.shape[0], batch.ids.shape[1]))
         own = needs_attention(self.torch_module, plan, padded=batch.padded, gated=self.anatomy.gated)
         recorder = recorder or (Recorder(padded=batch.padded) if own else None)
+        if recorder is not None:
+            recorder.queries = batch.mask
         hooks = Hooks(self.torch_module, self.anatomy, plan)
         with contextlib.ExitStack() as stack:
             for other in self._standing[-1:]:

@@ -90,12 +90,12 @@ class Padding:
         if start is not None:
             options["position_ids"] = Batch(padded, mask).positions + start
         with evaluating(self.model), torch.no_grad():
-            alone = self.model(ids, use_cache=False).logits
+            alone = _answer(self.model(ids, use_cache=False))
         if not bool(torch.isfinite(alone).all()):
             return True  # nothing to compare; the run itself says where and why
         try:
             with evaluating(self.model), torch.no_grad(), intercept(self.model, Recorder(padded=True)):
-                beside = self.model(padded, use_cache=False, **options).logits[:, at]
+                beside = _answer(self.model(padded, use_cache=False, **options))[:, at]
         except (IndexError, RuntimeError, ValueError):  # a position that there is not, or a form that is not taken
             return False
         share = EXACT if alone.itemsize >= torch.float32.itemsize else ROUNDED
@@ -111,3 +111,8 @@ class Padding:
         size = len(next(self.model.get_input_embeddings().parameters()))
         fits = (t for t in range(size - TOKENS) if not apart & set(range(t, t + TOKENS)))
         return next(fits, 0)
+
+
+def _answer(output: Any) -> Tensor:
+    """Logits, or the last hidden state of a model that gives none."""
+    return output.last_hidden_state if output.logits is None else output.logits

@@ -23,7 +23,7 @@ from interp.backends.hf.feed import Feeder, Quiet
 from interp.backends.hf.inner import bypassed, inner_norms, read_inner
 from interp.backends.hf.read_norms import read_norm
 from interp.backends.hf.shards import MATRICES
-from interp.errors import BackendError
+from interp.errors import BackendError, NotApplicable
 from interp.numerics import device_of, exactly, input_dtype, wide
 from interp.weights.norms import Norm
 from interp.weights.weights import LayerWeights, Weights
@@ -97,6 +97,10 @@ class _Reader:
         self, part: AttentionPart, positions: Sequence[int]
     ) -> tuple[Float[Tensor, "position d_head d_head"], Float[Tensor, "position d_head d_head"]]:
         """R_q(p) and R_k(p) with q(p) = q(0) R_q(p), solved from random inputs; see `interp.weights.weights.Source`."""
+        if part.biased:
+            raise BackendError(
+                f"layer {part.layer} adds a bias of position to its scores; nothing turns queries and keys"
+            )
         at = sorted({0, *positions})
         rows = torch.randn(max(64, 2 * part.d_head), self.width, generator=torch.Generator().manual_seed(4))
         with bypassed(self.inner(part)):
@@ -226,7 +230,8 @@ class ModuleSource:
     def _unembedding(self) -> Tensor | None:
         """The parameter that is W_U transposed, if multiplying by it is all that the unembedding does."""
         test = torch.randn(1, self.d_model, generator=torch.Generator().manual_seed(5))
-        for parameter in self.anatomy.unembed.parameters():
+        unembed = self.anatomy.unembed
+        for parameter in () if unembed is None else unembed.parameters():
             if (
                 parameter.shape == (len(self.b_u), self.d_model)
                 and parameter.is_floating_point()
@@ -241,6 +246,8 @@ class ModuleSource:
     def _logits(self, x: Tensor) -> Tensor:
         """Output of the unembedding module, in its own precision."""
         module = self.anatomy.unembed
+        if module is None:
+            raise NotApplicable(f"{type(self.model).__name__}: an encoder has no unembedding, and gives no logits")
         parameter = next(p for p in module.parameters() if p.is_floating_point())
         with torch.no_grad():
             return wide(module(x.to(device_of(module), parameter.dtype))).cpu()

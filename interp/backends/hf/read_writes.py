@@ -28,6 +28,8 @@ def read_writes(anatomy: Anatomy, layer: int, d_model: int) -> Writes:
     if stream.mlp_post is not None and stream.mlp_out is not None:
         norm = read_norm(stream.mlp_out, d_model) if _is_norm(stream.mlp_out, d_model) else None
         mlp = Write(stream.mlp_post, norm, stream.mlp_scale)
+    if stream.beside:
+        return Writes(attn, mlp, stream.missing, stream.further)
     if stream.further:  # not a sum of these: the layer is one piece
         return Writes(None, None, {**dict.fromkeys(("attn_out", "mlp_out"), stream.further), **stream.missing})
     return Writes(attn, mlp, stream.missing)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from interp.attention import Call, Recorder
 from interp.attention.dense import pair_scores, pair_values, query_spans
+from interp.attention.masks import ApartMask
 from interp.backends.hf.anatomy import Anatomy
 from interp.backends.plan.capture import Pass
 from interp.backends.plan.places import SiteCapture, narrow
@@ -83,7 +84,10 @@ def pattern(
     """p_ij of some pairs and query rows, [pair query key], after the edits."""
     rows, heads = pairs
     scores, visible = pair_scores(call, rows, heads, span)
-    tile = Tile(rows, heads, visible, plan.mask, call.query.shape[1], call.mask.n_query, span.start, call.mask.offset)
+    keys = call.mask.keys() if isinstance(call.mask, ApartMask) else None  # of a source; a cache has `offset` instead
+    offset = plan.offset if keys is not None else call.mask.offset
+    sizes = (call.query.shape[1], call.mask.n_query, span.start, offset)
+    tile = Tile(rows, heads, visible, plan.mask, *sizes, keys)
     scores = edit_scores(scores, tile, edits)
     p = softmax(scores, None if call.sinks is None else call.sinks[heads])
     return edit_pattern(call.weight(p, ~torch.isneginf(scores)), tile, edits, layer=layer)

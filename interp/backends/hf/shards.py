@@ -40,12 +40,16 @@ class Shards:
     def whole(self, call: Call) -> Call:
         """An attention call with every head."""
         q, k, v = (self.gather(x, 1) for x in (call.query, call.key, call.value))
-        return replace(call, query=q, key=k, value=v, sinks=None if call.sinks is None else self.gather(call.sinks, 0))
+        bias = call.bias if call.bias is None or call.bias.shape[1] == 1 else self.gather(call.bias, 1)
+        sinks = None if call.sinks is None else self.gather(call.sinks, 0)
+        return replace(call, query=q, key=k, value=v, sinks=sinks, bias=bias)
 
     def part(self, call: Call) -> Call:
         """An attention call with this process's heads."""
         q, k, v = (self.local(x, 1) for x in (call.query, call.key, call.value))
-        return replace(call, query=q, key=k, value=v, sinks=None if call.sinks is None else self.local(call.sinks, 0))
+        bias = call.bias if call.bias is None or call.bias.shape[1] == 1 else self.local(call.bias, 1)
+        sinks = None if call.sinks is None else self.local(call.sinks, 0)
+        return replace(call, query=q, key=k, value=v, sinks=sinks, bias=bias)
 
     def agree(self, numbers: tuple[int, ...], what: str) -> None:
         """Raise BackendError unless every process has the same numbers."""

@@ -32,6 +32,7 @@ class StreamPart:
         mlp_whole: modules that, called one after another, make the MLP's output of its input; none where it is more.
         missing: why a kind of site does not exist here.
         further: why the layer does not just add these writes to its stream; empty where it does.
+        beside: whether it adds one thing more, the rest of what it adds, and nothing else is the matter.
     """
 
     attn_out: nn.Module | None = None
@@ -45,6 +46,7 @@ class StreamPart:
     mlp_scale: float = 1.0
     missing: dict[str, str] = field(default_factory=dict)
     further: str = ""
+    beside: bool = False
 
 
 OF_MLP = ("mlp_in", "mlp_post", "mlp_out")
@@ -88,7 +90,7 @@ def stream_part(layer: int, block: str, attention: tuple[str, Event] | None, eve
         return StreamPart(writer.module, a, middle, missing=missing)
     if further:
         middle, missing["resid_mid"] = None, f"{further}, so that nothing stands between the two"
-    part = StreamPart(writer.module, a, middle, missing=missing, further=further)
+    part = StreamPart(writer.module, a, middle, missing=missing, further=further, beside=bool(further))
     return _with_mlp(layer, part, (mlp, m), others, x)
 
 
@@ -129,24 +131,29 @@ def _tokenwise(event: Event) -> bool:
 def _behind_norms(
     layer: int, own: Event, call: Event, writes: list[Tensor], inside: list[Event], others: list[Event]
 ) -> StreamPart | None:
-    """A post-norm layer, N2(h + mlp(h)) with h = N1(x + attention): its two writes, each before a norm."""
-    x, after = own.inputs[0], inside[inside.index(call) :]
-    attn = next((w for w in reversed(writes) if any(e.is_norm and _reads(e, x, w, 1.0) for e in after)), None)
-    if attn is None:
+    """A post-norm layer, N2(h + mlp(h)) with h = N1(x + attention): its two writes, each before a norm.
+
+    A third one (attention to a source) may stand before or behind this attention, with a norm of its own.
+    """
+    after = inside[inside.index(call) :]
+    entries = [own.inputs[0], *(e.outputs[0] for e in others if e.is_norm and e not in after)]
+    sums = [(x, w, e) for x in entries for w in reversed(writes) for e in after if e.is_norm and _reads(e, x, w, 1.0)]
+    if not sums:
         return None
-    first = next(e for e in after if e.is_norm and _reads(e, x, attn, 1.0))
-    h = first.outputs[0]
+    x, attn, first = sums[0]
     behind = [e for e in others if others.index(e) > others.index(first) and _stream_like(e, x)]
+    norms = [first, *(e for e in behind if e.is_norm)]
     last = next((e for e in behind if e.is_norm and e.gave[:1] == own.gave[:1]), None)
     if last is None:
         return None
     why = f"norms follow the additions in layer {layer} (post-norm), so that its stream is no sum"
     missing = {"resid_mid": why}
     writer = _last_giving(identity(attn), inside) or call
-    for e in reversed(behind):
-        if e is not last and _reads(last, h, e.outputs[0].reshape(h.shape), 1.0):
+    for norm, e in ((n, e) for n in norms for e in reversed(behind)):
+        h, out = norm.outputs[0], e.outputs[0].reshape(x.shape)
+        if e is not last and norm is not last and others.index(e) > others.index(norm) and _reads(last, h, out, 1.0):
             part = StreamPart(writer.module, missing=missing, further=why)
-            return _with_mlp(layer, part, (e.outputs[0].reshape(h.shape), 1.0), others[others.index(first) :], x)
+            return _with_mlp(layer, part, (out, 1.0), others[others.index(norm) :], x)
     return None
 
 

@@ -106,16 +106,19 @@ def _maker(config: PretrainedConfig) -> Callable[[], PreTrainedModel]:
 
 
 def random_module(config: PretrainedConfig, *, seed: int = 0, scale: float = 6.0) -> PreTrainedModel:
-    """A decoder with random weights, eager attention, in eval mode.
+    """A decoder (or encoder-decoder) with random weights, eager attention, in eval mode.
 
     Matrices are scaled up, gains, biases and sink logits are away from one and zero: patterns are far from uniform, and
     no parameter is at a value that would hide what it does.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    both = config.is_encoder_decoder and not getattr(config, "is_decoder", False)
+    kind = AutoModelForSeq2SeqLM if both else AutoModelForCausalLM
 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        module = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+        module = kind.from_config(config, attn_implementation="eager").eval()
         for path, parameter in module.named_parameters():
             if path.endswith("sinks"):
                 parameter.copy_(torch.linspace(-1, 3, parameter.numel()))
