@@ -20,6 +20,7 @@ from interp.batch import Batch, Prompts
 from interp.errors import NotApplicable, TaskError
 from interp.measurement.scoring import T0
 from interp.model import Model
+from interp.results import stats
 from interp.several import several
 from interp.tasks import Repeats
 
@@ -152,12 +153,35 @@ def visible_keys(model: Model, batch: Batch) -> Float[np.ndarray, "layer batch q
         NotApplicable: attention both ways within a window.
     """
     if not model.info.causal:
-        if any(w is not None for w in model.info.windows):
-            raise NotApplicable("how many keys a query sees in attention both ways within a window is not known here")
+        no_window_both_ways(model)
         prompt = batch.mask.sum(1, keepdim=True).expand(batch.ids.shape)
         return np.stack([prompt.double().numpy()] * len(model.info.windows))
     seen = (batch.positions + 1).double().numpy()
     return np.stack([seen if w is None else np.minimum(seen, w) for w in model.info.windows])
+
+
+def uniform_mass(model: Model, first: int, last: int, *, length: int) -> float:
+    """What uniform attention gives one key, the mean over queries first..last of unpadded prompts of `length` tokens.
+
+    Mean of 1 / (i + 1) where queries see what came before, 1 / length where they see the whole prompt.
+
+    Raises:
+        NotApplicable: attention both ways within a window.
+    """
+    if model.info.causal:
+        return stats.uniform_causal(first, last)
+    no_window_both_ways(model)
+    return 1 / length
+
+
+def no_window_both_ways(model: Model) -> None:
+    """Refuse a model whose queries see keys on both sides within a window.
+
+    Raises:
+        NotApplicable: that, because how many keys each sees is not known here.
+    """
+    if not model.info.causal and any(w is not None for w in model.info.windows):
+        raise NotApplicable("how many keys a query sees in attention both ways within a window is not known here")
 
 
 def _long_enough(length: int, least: int, *, refuse: type[TaskError]) -> None:

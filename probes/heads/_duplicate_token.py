@@ -6,7 +6,7 @@ import numpy as np
 
 from interp import tasks
 from interp.attention import Mean, Pairs, Statistic
-from interp.measurement.declaration import CAUSAL, IDENTIFY, PlantedTask, Stage
+from interp.measurement.declaration import IDENTIFY, PlantedTask, Stage
 from interp.measurement.offsets import (
     WRONG_OFFSETS,
     offset_questions,
@@ -15,17 +15,16 @@ from interp.measurement.offsets import (
     repeat_null,
     wrong_offsets,
 )
-from interp.measurement.prompts import describe_repeats, repeat_groups
+from interp.measurement.prompts import describe_repeats, repeat_groups, uniform_mass
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import score_rows
 from interp.model import Model
-from interp.results import stats
 from interp.tasks import Repeats
 
 
 @analysis(
     name="duplicate_token",
-    presumes=(CAUSAL,),
+    presumes=(),
     family="copy",
     title="Duplicate-token heads",
     headline="score",
@@ -49,7 +48,7 @@ def duplicate_token(
 ) -> Findings:
     """Duplicate-token score: mean over second-copy queries i of the sum of p(i, j) over j < i with the same token.
 
-    Prompts are a random block of T distinct tokens, twice, T varied. The null is uniform causal attention; p tests that
+    Prompts are a random block of T distinct tokens, twice, T varied. The null is uniform attention; p tests that
     the stripe at offset T gets at most 0.05 more than 16 stripes at T +- 2..9 of the same head, as far as the prompts
     have them; where fewer than three lengths or five such stripes fit the context, the nulls are the same stripe in 16
     sets of prompts whose second copy is permuted (`null_draws` in the provenance). q is Benjamini-Hochberg over all
@@ -65,7 +64,8 @@ def duplicate_token(
         seed: of prompts and bootstrap.
 
     Raises:
-        NotApplicable: the context or vocabulary leaves no room for three tokens, twice.
+        NotApplicable: the context or vocabulary leaves no room for three tokens, twice; attention both ways within a
+            window.
 
     Reference: Wang et al. 2022 (arXiv 2211.00593), section 3. The wrong-offset test is ours.
     """
@@ -85,9 +85,14 @@ def duplicate_token(
     if null_kind != WRONG_OFFSETS:
         nulls = permuted_scores(model, groups, lambda g: g.length, method=method, seed=seed)
 
-    null = float(np.mean([stats.uniform_causal(g.second[0], g.second[-1]) for g in groups]))
+    null = float(np.mean([_uniform(model, g) for g in groups]))
     table = score_rows(model, "score", "probability", scores.target, nulls, null=null, seed=seed)
     return Findings(table, describe_repeats(groups, bos) | {"null_draws": null_kind})
+
+
+def _uniform(model: Model, group: Repeats) -> float:
+    """What uniform attention gives the one earlier copy, mean over the second copy's queries."""
+    return uniform_mass(model, group.second[0], group.second[-1], length=group.batch.ids.shape[1])
 
 
 def _wrong(group: Repeats) -> list[int]:

@@ -7,8 +7,9 @@ import torch
 from interp import tasks
 from interp.attention import Mean, Offset
 from interp.errors import NotApplicable
-from interp.measurement.declaration import CAUSAL, IDENTIFY, PlantedTask, Stage
+from interp.measurement.declaration import IDENTIFY, PlantedTask, Stage
 from interp.measurement.offsets import offset_questions, offset_scores
+from interp.measurement.prompts import uniform_mass
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import T0, score_rows
 from interp.model import Model
@@ -21,7 +22,7 @@ FEWEST = 3  # ordinary tokens below which prompts say nothing, repeated or not
 
 @analysis(
     name="previous_token",
-    presumes=(CAUSAL,),
+    presumes=(),
     family="copy",
     title="Previous-token heads",
     headline="score",
@@ -40,10 +41,11 @@ def previous_token(
 ) -> Findings:
     """Previous-token score: mean over queries i of p(i, i-1), on prompts of distinct random tokens.
 
-    The null is uniform causal attention, mean of 1/(i+1) over the same rows; p tests that offset 1 gets at most 0.05
-    more than offsets 2 to 17 of the same head (over the same rows, where they exist; at least five of them have to); q
-    is Benjamini-Hochberg over all heads. A head is labelled at q < 0.01 and score >= 0.3. The first two queries and
-    keys at a BOS are left out. With fewer than 7 ordinary tokens prompts repeat some, which the provenance says.
+    The null is uniform attention: mean of 1/(i+1) over the same rows, or 1/T where queries see later keys too. p tests
+    that offset 1 gets at most 0.05 more than offsets 2 to 17 of the same head (over the same rows, where they exist; at
+    least five of them have to); q is Benjamini-Hochberg over all heads. A head is labelled at q < 0.01 and score >=
+    0.3. The first two queries and keys at a BOS are left out. With fewer than 7 ordinary tokens prompts repeat some,
+    which the provenance says.
 
     Args:
         model: any loaded model.
@@ -54,7 +56,7 @@ def previous_token(
         seed: of prompts and bootstrap.
 
     Raises:
-        NotApplicable: no room for 7 tokens, or fewer than 3 ordinary ones.
+        NotApplicable: no room for 7 tokens, or fewer than 3 ordinary ones; attention both ways within a window.
 
     Reference: Olsson et al. 2022 (arXiv 2209.11895). The wrong-offset test is ours.
     """
@@ -74,7 +76,7 @@ def previous_token(
     wrong = offset_questions(batch, rows, WRONG, first_key=start)
     scores = offset_scores(model, [(batch, questions | wrong)], method=method)
 
-    null = stats.uniform_causal(max(T0, start + 1), length - 1)
+    null = uniform_mass(model, max(T0, start + 1), length - 1, length=length)
     table = score_rows(model, "score", "probability", scores.target, scores.wrong, null=null, seed=seed)
     task = "random tokens" if distinct else f"random tokens with repeats, of a vocabulary of {n_tokens}"
     data = {"task": task, "n": n_prompts, "length": length, "bos": bos, "sha256": tasks.fingerprint([batch])}

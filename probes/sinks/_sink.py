@@ -11,7 +11,8 @@ from interp import tasks
 from interp.attention import Received
 from interp.batch import Batch
 from interp.errors import NotApplicable, TaskError
-from interp.measurement.declaration import CAUSAL, PlantedTask, Stage
+from interp.measurement.declaration import PlantedTask, Stage
+from interp.measurement.prompts import no_window_both_ways
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, MARGIN, THRESHOLD, head_rows, interval_columns
 from interp.model import Model
@@ -23,7 +24,7 @@ EPSILONS = (0.1, 0.2, 0.3, 0.5)
 
 @analysis(
     name="sink",
-    presumes=(CAUSAL,),
+    presumes=(),
     family="sink",
     title="First-token sinks",
     headline="first_token",
@@ -63,6 +64,7 @@ def sink(
     With `bos` given only that start is judged.
 
     alpha_k = sum_{i >= k} p(i, k) / (T - k + 1), first token k = 1. The null is uniform causal attention, H_T / T;
+    where attention sees both ways every key is seen by all T queries, and the null is 1 / T;
     p tests that alpha_1 exceeds its uniform value by at most 0.05 more than alpha_2 .. alpha_{T/2} of the same head
     exceed theirs; q is Benjamini-Hochberg over all heads. A head is labelled at q < 0.01 and alpha_1 >= 0.3.
 
@@ -75,11 +77,12 @@ def sink(
         seed: of prompts and bootstrap.
 
     Raises:
-        NotApplicable: no room for 16 distinct tokens.
+        NotApplicable: no room for 16 distinct tokens; attention both ways within a window.
         TaskError: an unknown policy, or a BOS forced on a model that has none.
 
     Reference: Gu et al. 2024 (arXiv 2410.10781), section 3; T = 64 and epsilon = 0.3 as there. The test is ours.
     """
+    no_window_both_ways(model)
     first = token_before(model) if bos is None else tasks.bos_id(model, bos)
     length = min(length, model.info.context or length, len(tasks.ordinary_tokens(model)))
     if length < 16:
@@ -92,7 +95,7 @@ def sink(
         behind = alphas["forced"][..., 0].mean(0) >= alphas["none"][..., 0].mean(0)
     alpha = np.where(behind[..., None], alphas[starts[0]], alphas["none"])  # prompt layer head key
 
-    uniform = uniform_share(length)
+    uniform = uniform_share(length, causal=model.info.causal)
     excess = (alpha.mean(0) - uniform)[..., : max(4, length // 2)]  # layer head key
     p = stats.p_against_nulls(excess[..., 0], np.moveaxis(excess[..., 1:], -1, 0), margin=MARGIN)
     p = np.minimum(1, p * (2 if bos is None and first is not None else 1))
@@ -163,12 +166,14 @@ def received_share(model: Model, batch: Batch, *, method: str = "auto") -> Float
     """alpha_k of each prompt: mass received by key k over the number of queries that can see it."""
     mass = model.attention(batch, {"received": Received()}, method=method)["received"]
     length = batch.ids.shape[1]
-    n_queries = torch.arange(length, 0, -1)
+    n_queries = torch.arange(length, 0, -1) if model.info.causal else torch.full((length,), length)
     return (mass.double() / n_queries).transpose(0, 1).numpy()
 
 
-def uniform_share(length: int) -> Float[np.ndarray, " key"]:
-    """alpha_k under uniform causal attention: (1 / (T - k + 1)) sum_{i >= k} 1 / i; H_T / T for the first."""
+def uniform_share(length: int, *, causal: bool = True) -> Float[np.ndarray, " key"]:
+    """alpha_k under uniform attention: (1 / (T - k + 1)) sum_{i >= k} 1 / i, H_T / T for the first; 1 / T both ways."""
+    if not causal:
+        return np.full(length, 1 / length)
     weights = 1 / np.arange(1, length + 1)
     return weights[::-1].cumsum()[::-1] / np.arange(length, 0, -1)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from numpy.testing import assert_allclose
 from tiny_models import SIDES, encoder, make_call, padding, questions, ragged
 from tolerance import assert_equal_to_rounding
 
@@ -70,17 +72,28 @@ def test_every_query_sees_the_whole_prompt():
 
 def test_analyses_that_presume_causality_say_so():
     model = interp.load(encoder())
-    for name in ("induction", "previous_token", "sink", "duplicate_token"):
+    for name in ("induction", "echo_induction"):
         with pytest.raises(NotApplicable, match=f"'{name}' presumes causal attention"):
             interp.analyze(model, name)
     result = interp.detect(model)
-    assert "entropy" in set(result.table["analysis"])
+    assert {"entropy", "previous_token", "sink", "duplicate_token"} <= set(result.table["analysis"])
     assert "presumes causal attention" in result.provenance["left_out"]["induction"]
 
 
 def test_entropy_is_held_against_the_keys_of_both_sides():
     table = interp.analyze(interp.load(encoder(uniform=True)), "entropy", n_prompts=4, length=20).table
     assert table[table["variant"] == "focus"]["value"].abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["previous_token", "duplicate_token", "sink"])
+def test_uniform_attention_both_ways_is_the_null(name):
+    table = interp.analyze(interp.load(encoder(uniform=True)), name, n_prompts=4).table
+    rows = table[table["p"].notna()]
+    assert len(rows) == 8
+    assert_allclose(rows["value"].to_numpy(float), rows["null"].to_numpy(float), atol=1e-6)
+    assert not rows["label"].any()
+    elsewhere = table[table["variant"] == "strongest_elsewhere"]["value"].to_numpy(float)
+    assert_allclose(elsewhere, np.full(len(elsewhere), rows["null"].iloc[0]), atol=1e-6)
 
 
 def test_offsets_count_back_all_the_same():
