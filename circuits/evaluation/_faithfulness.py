@@ -27,6 +27,7 @@ from interp.model import Model
 from interp.results.provenance import recorded
 from interp.results.stats import bootstrap
 from interp.tasks import PromptTask
+from interp.tasks.metrics import AnyMetric
 
 ABLATIONS = ("resample", "mean", "zero")
 LEAST = 1e-6
@@ -113,7 +114,7 @@ def faithfulness(
     task: PromptTask,
     graphs: Graph | Sequence[Graph],
     *,
-    metric: str | None = None,
+    metric: AnyMetric | None = None,
     ablation: str = "resample",
     reference: PromptTask | None = None,
     batch_size: int = 16,
@@ -124,7 +125,7 @@ def faithfulness(
         model: any backend with its weights at hand.
         task: prompts, best held out from those the circuit was found on.
         graphs: the circuits.
-        metric: one of `interp.tasks.metrics`; the task's own otherwise.
+        metric: a name in `interp.tasks.metrics` or a function (logits, task) -> [batch]; the task's own otherwise.
         ablation: what a removed edge carries: the corrupted twin's activation ("resample"), its mean over the corrupted
             prompts of the same template and length, position by position ("mean"), or zeros.
         reference: whose corrupted prompts the means are taken over; the task's own otherwise.

@@ -22,6 +22,7 @@ from interp.results.provenance import recorded
 from interp.results.results import Result, frame
 from interp.sites import PER_HEAD, UNLAYERED, Site
 from interp.tasks import PromptTask
+from interp.tasks.metrics import AnyMetric
 
 NODES = {
     "heads": "z",
@@ -56,7 +57,7 @@ def activation_patching(
     nodes: Nodes = "heads",
     positions: Positions = None,
     mode: str = "denoising",
-    metric: str | None = None,
+    metric: AnyMetric | None = None,
     batch_size: int = 64,
     seed: int = 0,
 ) -> Result:
@@ -84,7 +85,7 @@ def activation_patching(
         positions: None patches every token at once; "all" one position at a time, counted from the prompt's start;
             "roles" one of the task's token roles at a time, or name some. A prompt that lacks one is left out of it.
         mode: "denoising" or "noising".
-        metric: one of `interp.tasks.metrics`; the task's own otherwise.
+        metric: a name in `interp.tasks.metrics` or a function (logits, task) -> [batch]; the task's own otherwise.
         batch_size: rows of a forward, prompts times nodes; changes nothing but memory.
         seed: of the bootstrap.
 

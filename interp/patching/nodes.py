@@ -36,6 +36,7 @@ from interp.results.results import Result, frame
 from interp.results.stats import bootstrap_mean
 from interp.sites import Site
 from interp.tasks import PromptTask
+from interp.tasks.metrics import AnyMetric
 
 METHODS = ("atp", "atp-qkfix", "atp-ig", "hisp")
 KINDS = ("z", "mlp_out", "resid_pre", "q", "k", "v")
@@ -102,7 +103,7 @@ def node_attribution(
     task: PromptTask,
     *,
     method: str = "atp",
-    metric: str | None = None,
+    metric: AnyMetric | None = None,
     steps: int = 5,
     rule: str = "midpoint",
     batch_size: int = 8,
@@ -117,7 +118,7 @@ def node_attribution(
         model: any backend that runs with gradients.
         task: pairs of prompts.
         method: one of the above.
-        metric: one of `interp.tasks.metrics` that has a gradient; the task's own otherwise.
+        metric: as in `activation_patching`, and with a gradient; the task's own otherwise.
         steps: gradients along the path of "atp-ig".
         rule: where they are, as in `edge_attribution`.
         batch_size: prompts at a time; changes nothing but memory.
