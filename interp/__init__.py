@@ -34,6 +34,7 @@ _HOME = {
     "attention_view": "interp.reports.viewer",
     "report": "interp.reports",
     "PromptTask": "interp.tasks",
+    "pair": "interp.tasks",
     "task": "interp.tasks",
     "InterpError": "interp.errors",
 }
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from interp.sites import Site as Site
     from interp.studies.atlas import atlas as atlas
     from interp.tasks import PromptTask as PromptTask
+    from interp.tasks import pair as pair
     from interp.tasks import task as task
 
 __all__ = [
@@ -80,6 +82,7 @@ __all__ = [
     "detect",
     "load",
     "logit_lens",
+    "pair",
     "report",
     "task",
 ]

@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.batch import Batch
+from interp.batch import Batch, Prompts
 from interp.errors import TaskError, nearest
+from interp.model import Model
 from interp.tasks import metrics
 
 NONE = -1
@@ -57,6 +58,23 @@ class PromptTask:
             raise TaskError(f"{self.name}: clean and corrupt prompts differ in length")
         if "END" not in self.roles:
             raise TaskError(f"{self.name}: no role END, the position that is judged")
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        *,
+        clean: Prompts,
+        corrupt: Prompts,
+        answers: Any,
+        wrong: Any = None,
+        roles: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> PromptTask:
+        """A task of one's own prompts: `interp.pair` under another name, with its options, checks and errors."""
+        from interp.tasks.own import pair
+
+        return pair(model, clean, corrupt, answers, wrong, roles=roles, **options)
 
     def __len__(self) -> int:
         return len(self.clean.ids)
