@@ -40,7 +40,7 @@ def effects(rows: pd.DataFrame) -> go.Figure:
 
 _figures: dict[str, tuple[Draw, Mapping[str, Draw]]] = {
     name: (effects, {}) for name in ("activation_patching", "node_attribution", "path_patching")
-}
+} | {"role_faithfulness": (dots, {})}
 
 
 def declare(name: str, draw: Draw, variants: Mapping[str, Draw]) -> None:
