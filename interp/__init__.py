@@ -33,6 +33,7 @@ _HOME = {
     "logit_lens": "interp.decompose",
     "attention_view": "interp.reports.viewer",
     "report": "interp.reports",
+    "pattern_view": "interp.reports.viewer",
     "PromptTask": "interp.tasks",
     "pair": "interp.tasks",
     "task": "interp.tasks",
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from interp.model import ModelInfo as ModelInfo
     from interp.reports import report as report
     from interp.reports.viewer import attention_view as attention_view
+    from interp.reports.viewer import pattern_view as pattern_view
     from interp.results.results import Result as Result
     from interp.sites import Site as Site
     from interp.studies.atlas import atlas as atlas
@@ -83,6 +85,7 @@ __all__ = [
     "load",
     "logit_lens",
     "pair",
+    "pattern_view",
     "report",
     "task",
 ]
