@@ -188,15 +188,7 @@ def attribute(
     what = "logits" if direction is None else "stream along the direction"
     relative = (errors / reading.scale).masked_fill(~reading.mask, 0.0).flatten(1).amax(1)
     check(relative, model, tolerance, what=what)
-    written = values[..., 0]
-    ends = [x.expand(written.shape[1:])[None].float() for x in reading.ends.values()]
-    written = torch.cat([written, *ends])
-    error = float(((written.double().sum(0) - reading.total).abs() / reading.scale)[reading.mask].max())
-    limit = allowed(model) if tolerance is None else tolerance
-    if not error <= limit:
-        raise BackendError(
-            f"{model.info.name}: attributions miss the {what} by {error:.1e} of the largest, over {limit:.0e}"
-        )
+    written, error = _complete(values[..., 0], reading, model, tolerance, what=what)
 
     def at(x: Tensor) -> Tensor:
         return x if position is None else x[..., 0]
@@ -214,6 +206,26 @@ def attribute(
         at(mask),
         "logit" if direction is None else "stream",
     )
+
+
+def _complete(
+    written: Float[Tensor, "component batch pos"],
+    reading: _Reading,
+    model: Model,
+    tolerance: float | None,
+    *,
+    what: str,
+) -> tuple[Float[Tensor, "component batch pos"], float]:
+    """What was written and the biases of the end, whose sum is held against the whole; and by how much it misses."""
+    ends = [x.expand(written.shape[1:])[None].float() for x in reading.ends.values()]
+    written = torch.cat([written, *ends])
+    error = float(((written.double().sum(0) - reading.total).abs() / reading.scale)[reading.mask].max())
+    limit = allowed(model) if tolerance is None else tolerance
+    if not error <= limit:
+        raise BackendError(
+            f"{model.info.name}: attributions miss the {what} by {error:.1e} of the largest, over {limit:.0e}"
+        )
+    return written, error
 
 
 @dataclass(frozen=True, eq=False)

@@ -134,21 +134,38 @@ def induction(
     ratio, reading = copying_ratios(model)
     label = (q < LEVEL) & (matching.mean >= THRESHOLD) & (hits.mean >= THRESHOLD) & ~(ratio <= 0)
 
+    test = {"null": null.mean(), "p": p, "q": q, "label": label}
+    further, previous_token_heads = _further(model, groups, scores, hits, ratio, null, method=method, seed=seed)
+    parts = [head_rows(model, "prefix_matching", "probability", **interval_columns(matching), **test), *further]
+    heads = ranked_heads(model, label, matching.mean)
+    effects = _removal(model, groups, heads, n_random=n_random, seed=seed) if causal else []
+    data = {**describe_repeats(groups, bos), "null_draws": null_kind, "previous_token_heads": previous_token_heads}
+    return Findings(pd.concat(parts, ignore_index=True), data | {"copying_ratio": reading}, effects)
+
+
+def _further(
+    model: Model,
+    groups: Sequence[Repeats],
+    scores: OffsetScores,
+    hits: stats.Interval,
+    ratio: np.ndarray,
+    null: np.ndarray,
+    *,
+    method: str,
+    seed: int,
+) -> tuple[list[pd.DataFrame], list[str]]:
+    """Rows of the variants behind the first, and the model's previous-token heads."""
     spread = (1 - null)[:, None, None]
     normalised_score = stats.bootstrap_mean((scores.target - null[:, None, None]) / spread, seed=seed)
     dependence, previous_token_heads = _previous_token_dependence(model, groups, scores, method=method, seed=seed)
-    columns, test = interval_columns, {"null": null.mean(), "p": p, "q": q, "label": label}
+    columns = interval_columns
     parts = [
-        head_rows(model, "prefix_matching", "probability", **columns(matching), **test),
         head_rows(model, "prefix_matching_normalised", "fraction", **columns(normalised_score), null=0.0),
         head_rows(model, "argmax_hit", "fraction", **columns(hits), null=_hit_null(groups)),
         head_rows(model, "copying_ratio", "fraction", value=ratio, null=0.0),
         head_rows(model, "previous_token_dependence", "probability", **columns(dependence), null=0.0),
     ]
-    heads = ranked_heads(model, label, matching.mean)
-    effects = _removal(model, groups, heads, n_random=n_random, seed=seed) if causal else []
-    data = {**describe_repeats(groups, bos), "null_draws": null_kind, "previous_token_heads": previous_token_heads}
-    return Findings(pd.concat(parts, ignore_index=True), data | {"copying_ratio": reading}, effects)
+    return parts, previous_token_heads
 
 
 def _on_own(model: Model, prompts: Prompts, *, method: str, seed: int) -> Findings:

@@ -85,10 +85,7 @@ def sink(
 
     Reference: Gu et al. 2024 (arXiv 2410.10781), section 3; T = 64 and epsilon = 0.3 as there. The test is ours.
     """
-    if prompts is None:
-        first, batches = _random_starts(model, n_prompts=n_prompts, length=length, bos=bos, seed=seed)
-    else:
-        first, batches = _own_start(model, prompts)
+    first, batches = _prompts(model, prompts, n_prompts=n_prompts, length=length, bos=bos, seed=seed)
     starts, both = list(batches), prompts is None and bos is None and first is not None
     length = next(iter(batches.values())).ids.shape[1]
     alphas = {s: received_share(model, batch, method=method) for s, batch in batches.items()}
@@ -125,10 +122,12 @@ def sink(
     return Findings(pd.concat(parts, ignore_index=True), data)
 
 
-def _random_starts(
-    model: Model, *, n_prompts: int, length: int, bos: str | None, seed: int
+def _prompts(
+    model: Model, prompts: Prompts | None, *, n_prompts: int, length: int, bos: str | None, seed: int
 ) -> tuple[int | None, dict[str, Batch]]:
-    """The BOS, and random prompts behind it ("forced", where there is one) and without ("none")."""
+    """The BOS, and random prompts behind it ("forced", where there is one) and without ("none"); or the caller's."""
+    if prompts is not None:
+        return _own_start(model, prompts)
     first = token_before(model) if bos is None else tasks.bos_id(model, bos)
     length = min(length, model.info.context or length, len(tasks.ordinary_tokens(model)))
     if length < 16:
