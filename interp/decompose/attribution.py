@@ -215,7 +215,7 @@ def _complete(
     tolerance: float | None,
     *,
     what: str,
-) -> tuple[Float[Tensor, "component batch pos"], float]:
+) -> tuple[Float[Tensor, "component_and_end batch pos"], float]:
     """What was written and the biases of the end, whose sum is held against the whole; and by how much it misses."""
     ends = [x.expand(written.shape[1:])[None].float() for x in reading.ends.values()]
     written = torch.cat([written, *ends])

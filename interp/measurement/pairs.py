@@ -21,6 +21,8 @@ NEAR_KEYS = "keys near the targets"
 """How provenance calls them."""
 KeyPairs = tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"], Int[Tensor, " pairs"]]
 """Prompt, query and key of each pair."""
+SomePairs = tuple[Int[Tensor, " some"], Int[Tensor, " some"], Int[Tensor, " some"]]
+"""Those of some of the pairs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,14 +64,14 @@ def pair_scores(model: Model, batch: Batch, pairs: KeyPairs, *, start: int, meth
     return PairScores(values, wrong, null)
 
 
-def following(pairs: KeyPairs) -> KeyPairs:
+def following(pairs: KeyPairs) -> SomePairs:
     """What stands behind the keys, before the query: where induction looks when the keys are earlier copies."""
     prompt, query, key = pairs
     before = key + 1 < query
     return prompt[before], query[before], key[before] + 1
 
 
-def rows_of(pairs: KeyPairs, rows: Bool[Tensor, "batch pos"]) -> KeyPairs:
+def rows_of(pairs: KeyPairs, rows: Bool[Tensor, "batch pos"]) -> SomePairs:
     """Pairs whose query is among some rows."""
     prompt, query, key = pairs
     among = rows[prompt, query]

@@ -44,6 +44,7 @@ def test_without_an_answer_it_is_the_logit_of_the_token_that_comes_next(name):
         for i in range(n - 1):
             assert_close(found.capped[b, i], logits[b, i, batch.ids[b, i + 1]], **CLOSE)
             assert_close(found.values[:, b, i].sum(), found.logit[b, i], **CLOSE)
+    assert torch.equal(found["L1H3"][:, 0], found.heads[1, 3][:, 0])
     early = attribute(model, batch, position=1)
     assert_close(early.values, found.values[:, :, 1], **CLOSE)
     with pytest.raises(TaskError, match="no token comes next"):

@@ -259,7 +259,8 @@ def test_heads_are_written_by_name_by_place_by_layer_or_all(model):
 def test_patterns_of_ones_own_are_viewed_as_those_of_a_model(model):
     ids = random_ids(20)
     pattern = model.run(ids, capture=["L2.pattern"])["L2.pattern"][0]
-    own = interp.pattern_view(pattern, [str(i) for i in ids], names=[f"L2H{h}" for h in range(len(pattern))], keys=8)
+    words = [str(i) for i in ids]
+    own = interp.pattern_view(pattern, words, names=[f"L2H{h}" for h in range(len(pattern))], keys=8)
     theirs = interp.attention_view(model, ids, heads="L2", keys=8)
     for a, b in zip(own.heads, theirs.heads, strict=True):
         np.testing.assert_allclose(a.p, b.p, atol=1e-5)
@@ -267,9 +268,9 @@ def test_patterns_of_ones_own_are_viewed_as_those_of_a_model(model):
     assert own.heads[0].keys[0].tolist() == [0, *[-1] * 7]
     assert data(own._page())["heads"][3]["name"] == "L2H3"
     for bad, tokens, message in (
-        (pattern - 0.5, ids, "no probabilities"),
-        (pattern, ids[1:], "20 queries and 20 keys for 19 tokens"),
-        (pattern[0, 0], ids, "a pattern: expected numbers"),
+        (pattern - 0.5, words, "no probabilities"),
+        (pattern, words[1:], "20 queries and 20 keys for 19 tokens"),
+        (pattern[0, 0], words, "a pattern: expected numbers"),
     ):
         with pytest.raises(SchemaError, match=message):
             interp.pattern_view(bad, tokens)

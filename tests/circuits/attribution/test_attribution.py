@@ -167,6 +167,7 @@ def test_scores_by_position_are_the_products_there_and_sum_to_the_whole():
     width, lengths = task.clean.ids.shape[1], task.lengths.tolist()
     values = apart.prompts.reshape(len(task), -1, width)
     close(np.nansum(values, axis=2), whole.prompts, 1e-4)
+    close(apart.mean, np.nanmean(apart.prompts, axis=0), 1e-6)
     for row, n in enumerate(lengths):
         assert np.isnan(values[row, :, n:]).all()
     sites = [f"L{layer}.{kind}" for layer in (0, 1) for kind in ("mlp_out", "v")]
