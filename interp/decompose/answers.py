@@ -46,7 +46,7 @@ def mean_over(of: Callable[[Tensor], Tensor], ids: Int[Tensor, "batch k"]) -> Fl
     return (values * weight.view(*weight.shape, *(1,) * (values.ndim - 2))).sum(1)
 
 
-def token_id(model: Model, answer: int | str) -> int:
+def token_id(model: Model, answer: int | str | Tensor) -> int:
     """Id of an answer that is one token; ids are checked against the vocabulary.
 
     Raises:
@@ -56,7 +56,7 @@ def token_id(model: Model, answer: int | str) -> int:
     if isinstance(answer, Integral) or (isinstance(answer, Tensor) and not answer.is_floating_point()):
         n_logits, number = model.info.n_logits or model.info.d_vocab, int(answer)
         if isinstance(answer, bool) or not 0 <= number < n_logits:
-            raise TaskError(f"answer {answer}: expected an id from 0 to {n_logits - 1}")
+            raise TaskError(f"answer {answer}: expected ids from 0 to {n_logits - 1}")
         return number
     if not isinstance(answer, str):
         raise TaskError(f"an answer is a text or a token id; got {type(answer).__name__}: {answer!r:.40}")

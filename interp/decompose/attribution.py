@@ -272,7 +272,8 @@ def _logits(stream: StreamRun, answer: Answers | None, wrong: Answers | None, *,
     unembed = _contrast(lambda ids: weights.b_u[ids], right_ids, wrong_ids) * head.multiplier
     ends = {"b_unembed": unembed} if norm is None else {"b_norm": w @ norm.bias, "b_unembed": unembed}
     real = stream.mask.cpu()
-    own_ids, other_ids = (None if x is None else x.expand(*real.shape, -1)[real] for x in (right_ids, wrong_ids))
+    own_ids = right_ids.expand(*real.shape, -1)[real]
+    other_ids = None if wrong_ids is None else wrong_ids.expand(*real.shape, -1)[real]
     total, capped = (_spread(_mean_logit(x, own_ids, other_ids), real) for x in (head.before, head.logits))
     scale = _spread(head.before.abs().amax(-1), real)
     bias = {name: x.masked_fill(~mask, 0.0) for name, x in ends.items()}

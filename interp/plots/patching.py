@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -111,7 +112,8 @@ def effect_figure(rows: pd.DataFrame) -> go.Figure:
     shares = "normalised" in rows and bool(rows["normalised"].notna().any())
     value = "normalised" if shares else "value"
     kinds = _kinds(rows)
-    panels = {kind: _panel(rows[kinds == kind], value) for kind in dict.fromkeys(kinds)}
+    # plotly's attributes are resolved at run time
+    panels: dict[str, Any] = {kind: _panel(rows[kinds == kind], value) for kind in dict.fromkeys(kinds)}
     if len(panels) == 1:
         return next(iter(panels.values()))
     heights = [panel.layout.height for panel in panels.values()]
@@ -176,5 +178,6 @@ def _labels(rows: pd.DataFrame, across: str, names: Sequence[object], tokens: Se
         return [as_text(str(token)) for token in tokens]
     if "token" not in rows or across == "role":
         return [""] * len(names)
-    by_name = rows.drop_duplicates(across).set_index(across)["token"]
+    first = rows.drop_duplicates(across)
+    by_name = dict(zip(first[across], first["token"], strict=True))
     return ["" if missing(by_name[name]) else as_text(str(by_name[name])) for name in names]
