@@ -46,6 +46,8 @@ _HOME = {
     "published": "circuits.evaluation.truth",
     "random_circuits": "circuits.graph.controls",
     "repair": "circuits.evaluation.reuse",
+    "role_ablation": "circuits.evaluation._roles",
+    "role_faithfulness": "circuits.evaluation._roles",
     "run_edges": "circuits.wiring.edges",
     "subnetwork_probing": "circuits.search.pruning",
     "trace": "circuits.patching.tracing",
@@ -60,6 +62,8 @@ if TYPE_CHECKING:
     from circuits.evaluation._hypotheses import hypotheses as hypotheses
     from circuits.evaluation._minimality import completeness as completeness
     from circuits.evaluation._minimality import minimality as minimality
+    from circuits.evaluation._roles import role_ablation as role_ablation
+    from circuits.evaluation._roles import role_faithfulness as role_faithfulness
     from circuits.evaluation.reuse import cross_faithfulness as cross_faithfulness
     from circuits.evaluation.reuse import overlap as overlap
     from circuits.evaluation.reuse import repair as repair
@@ -119,6 +123,8 @@ __all__ = [
     "published",
     "random_circuits",
     "repair",
+    "role_ablation",
+    "role_faithfulness",
     "run_edges",
     "subnetwork_probing",
     "trace",

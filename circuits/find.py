@@ -26,6 +26,7 @@ from interp.results.provenance import recorded
 from interp.results.results import Result
 from interp.tasks import PromptTask
 from interp.tasks import task as named_task
+from interp.tasks.metrics import AnyMetric
 
 TARGET = 0.8
 """Faithfulness that a circuit of unstated size has to reach on the prompts it was found on."""
@@ -125,7 +126,7 @@ def circuit(
     *,
     method: str = "eap-ig",
     edges: int | None = None,
-    metric: str | None = None,
+    metric: AnyMetric | None = None,
     held_out: PromptTask | None = None,
     n_prompts: int = 64,
     ablation: str = "resample",
@@ -217,7 +218,7 @@ def _outcome(
     judge_options: Mapping[str, Any],
     method: CircuitMethod,
     *,
-    metric: str | None,
+    metric: AnyMetric | None,
     batch_size: int,
     seed: int,
 ) -> Found:

@@ -33,7 +33,9 @@ _HOME = {
     "logit_lens": "interp.decompose",
     "attention_view": "interp.reports.viewer",
     "report": "interp.reports",
+    "pattern_view": "interp.reports.viewer",
     "PromptTask": "interp.tasks",
+    "pair": "interp.tasks",
     "task": "interp.tasks",
     "InterpError": "interp.errors",
 }
@@ -54,10 +56,12 @@ if TYPE_CHECKING:
     from interp.model import ModelInfo as ModelInfo
     from interp.reports import report as report
     from interp.reports.viewer import attention_view as attention_view
+    from interp.reports.viewer import pattern_view as pattern_view
     from interp.results.results import Result as Result
     from interp.sites import Site as Site
     from interp.studies.atlas import atlas as atlas
     from interp.tasks import PromptTask as PromptTask
+    from interp.tasks import pair as pair
     from interp.tasks import task as task
 
 __all__ = [
@@ -80,6 +84,8 @@ __all__ = [
     "detect",
     "load",
     "logit_lens",
+    "pair",
+    "pattern_view",
     "report",
     "task",
 ]

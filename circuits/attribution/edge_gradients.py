@@ -39,6 +39,7 @@ from interp.patching.quadrature import Point
 from interp.results.provenance import recorded
 from interp.sites import Site
 from interp.tasks import PromptTask
+from interp.tasks.metrics import AnyMetric
 
 DIRECTIONS = ("noising", "denoising")
 OTHER = "other"
@@ -51,7 +52,7 @@ def edge_attribution(
     task: PromptTask,
     *,
     method: str = "eap-ig",
-    metric: str | None = None,
+    metric: AnyMetric | None = None,
     steps: int = 5,
     rule: str = "midpoint",
     direction: str = "noising",
@@ -70,7 +71,7 @@ def edge_attribution(
         model: any backend with its weights at hand, and gradients.
         task: pairs of prompts.
         method: one of the module's.
-        metric: one of `interp.tasks.metrics` that has a gradient; the task's own otherwise.
+        metric: as in `activation_patching`, and with a gradient; the task's own otherwise.
         steps: gradients along a path.
         rule: where: "midpoint", "left", "right", or "gauss" (Gauss-Legendre; worse where the metric turns within a
             step). Published code takes one end of each: its k/m from the corrupted prompt is `right` when noising.

@@ -7,6 +7,7 @@ from circuits.graph.graph import Graph
 from circuits.methods import circuit_method
 from interp.model import Model
 from interp.tasks import PromptTask
+from interp.tasks.metrics import AnyMetric
 
 MEANS = "Patching this edge with the other prompt's activation is estimated to change the metric by so much."
 FIRST_ORDER = (
@@ -28,7 +29,7 @@ def eap(
     model: Model,
     task: PromptTask,
     *,
-    metric: str | None = None,
+    metric: AnyMetric | None = None,
     batch_size: int = 16,
     seed: int = 0,
     direction: str = "noising",
@@ -54,7 +55,7 @@ def eap_ig(
     model: Model,
     task: PromptTask,
     *,
-    metric: str | None = None,
+    metric: AnyMetric | None = None,
     batch_size: int = 16,
     seed: int = 0,
     steps: int = 5,
@@ -83,7 +84,7 @@ def eap_ig_activations(
     model: Model,
     task: PromptTask,
     *,
-    metric: str | None = None,
+    metric: AnyMetric | None = None,
     batch_size: int = 16,
     seed: int = 0,
     steps: int = 5,
@@ -119,7 +120,7 @@ def clean_corrupted(
     model: Model,
     task: PromptTask,
     *,
-    metric: str | None = None,
+    metric: AnyMetric | None = None,
     batch_size: int = 16,
     seed: int = 0,
     direction: str = "noising",

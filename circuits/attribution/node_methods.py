@@ -9,6 +9,7 @@ from interp.patching.activations import activation_patching as patch
 from interp.patching.nodes import node_attribution
 from interp.results.results import Result
 from interp.tasks import PromptTask
+from interp.tasks.metrics import AnyMetric
 
 MEANS = "Patching this component with the other prompt's activation is estimated to change the metric by so much."
 FIRST_ORDER = "An estimate to first order: a node whose effects cancel along its paths scores little."
@@ -30,7 +31,7 @@ def activation_patching(
     model: Model,
     task: PromptTask,
     *,
-    metric: str | None = None,
+    metric: AnyMetric | None = None,
     batch_size: int = 64,
     seed: int = 0,
     nodes: Nodes = "heads",
@@ -54,7 +55,9 @@ def activation_patching(
     order=120,
     judged="nodes",
 )
-def atp(model: Model, task: PromptTask, *, metric: str | None = None, batch_size: int = 16, seed: int = 0) -> Result:
+def atp(
+    model: Model, task: PromptTask, *, metric: AnyMetric | None = None, batch_size: int = 16, seed: int = 0
+) -> Result:
     """The slope along the patch."""
     return node_attribution(model, task, method="atp", metric=metric, batch_size=batch_size).result(seed=seed)
 
@@ -71,7 +74,7 @@ def atp(model: Model, task: PromptTask, *, metric: str | None = None, batch_size
     judged="nodes",
 )
 def atp_qkfix(
-    model: Model, task: PromptTask, *, metric: str | None = None, batch_size: int = 16, seed: int = 0
+    model: Model, task: PromptTask, *, metric: AnyMetric | None = None, batch_size: int = 16, seed: int = 0
 ) -> Result:
     """As `atp`, but for queries and keys only what follows the softmax is linear."""
     return node_attribution(model, task, method="atp-qkfix", metric=metric, batch_size=batch_size).result(seed=seed)
@@ -92,7 +95,7 @@ def atp_ig(
     model: Model,
     task: PromptTask,
     *,
-    metric: str | None = None,
+    metric: AnyMetric | None = None,
     batch_size: int = 16,
     seed: int = 0,
     steps: int = 5,
@@ -117,6 +120,8 @@ def atp_ig(
     signed=False,
     judged="nodes",
 )
-def hisp(model: Model, task: PromptTask, *, metric: str | None = None, batch_size: int = 16, seed: int = 0) -> Result:
+def hisp(
+    model: Model, task: PromptTask, *, metric: AnyMetric | None = None, batch_size: int = 16, seed: int = 0
+) -> Result:
     """|sum of activation times gradient|, a mean of magnitudes over prompts."""
     return node_attribution(model, task, method="hisp", metric=metric, batch_size=batch_size).result(seed=seed)

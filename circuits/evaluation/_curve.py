@@ -17,6 +17,7 @@ from interp.model import Model
 from interp.plots.heads import template
 from interp.results.provenance import recorded
 from interp.tasks import PromptTask
+from interp.tasks.metrics import AnyMetric
 
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Of the model's edges: the sizes of the MIB benchmark."""
@@ -103,7 +104,7 @@ def curve(
     fractions: Sequence[float] = FRACTIONS,
     select: str = "greedy",
     absolute: bool = True,
-    metric: str | None = None,
+    metric: AnyMetric | None = None,
     ablation: str = "resample",
     reference: PromptTask | None = None,
     batch_size: int = 16,

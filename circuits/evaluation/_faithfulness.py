@@ -27,6 +27,7 @@ from interp.model import Model
 from interp.results.provenance import recorded
 from interp.results.stats import bootstrap
 from interp.tasks import PromptTask
+from interp.tasks.metrics import AnyMetric
 
 ABLATIONS = ("resample", "mean", "zero")
 LEAST = 1e-6
@@ -113,7 +114,7 @@ def faithfulness(
     task: PromptTask,
     graphs: Graph | Sequence[Graph],
     *,
-    metric: str | None = None,
+    metric: AnyMetric | None = None,
     ablation: str = "resample",
     reference: PromptTask | None = None,
     batch_size: int = 16,
@@ -124,7 +125,7 @@ def faithfulness(
         model: any backend with its weights at hand.
         task: prompts, best held out from those the circuit was found on.
         graphs: the circuits.
-        metric: one of `interp.tasks.metrics`; the task's own otherwise.
+        metric: a name in `interp.tasks.metrics` or a function (logits, task) -> [batch]; the task's own otherwise.
         ablation: what a removed edge carries: the corrupted twin's activation ("resample"), its mean over the corrupted
             prompts of the same template and length, position by position ("mean"), or zeros.
         reference: whose corrupted prompts the means are taken over; the task's own otherwise.
@@ -187,31 +188,39 @@ def portions(
 Key = tuple[str, int]
 
 
-def _keys(task: PromptTask) -> list[Key]:
+def group_keys(task: PromptTask) -> list[Key]:
     """Template and length of each prompt: within one of these a position means the same in every prompt."""
     names = [task.templates[i] for i in task.template.tolist()]
     return list(zip(names, task.lengths.tolist(), strict=True))
 
 
-def _means(case: Case, reference: PromptTask) -> dict[Key, Float[Tensor, "sender _ d_model"]]:
-    """What senders write on the reference's corrupted prompts, mean within template and length, by position."""
-    keys = _keys(reference)
-    missing_keys = set(_keys(case.task)) - set(keys)
+def reference_groups(task: PromptTask, reference: PromptTask) -> dict[Key, list[int]]:
+    """Prompts of a reference by template and length.
+
+    Raises:
+        TaskError: a prompt of the task is of a group that the reference has not.
+    """
+    keys = group_keys(reference)
+    missing_keys = set(group_keys(task)) - set(keys)
     if missing_keys:
         name, length = min(missing_keys)
         raise TaskError(
             f"no reference prompt of {length} tokens has the template {name!r}: no mean to put in its place"
         )
+    return {key: [i for i, other in enumerate(keys) if other == key] for key in dict.fromkeys(keys)}
+
+
+def _means(case: Case, reference: PromptTask) -> dict[Key, Float[Tensor, "sender _ d_model"]]:
+    """What senders write on the reference's corrupted prompts, mean within template and length, by position."""
     means = {}
-    for key in dict.fromkeys(keys):
-        rows = [i for i, other in enumerate(keys) if other == key]
+    for key, rows in reference_groups(case.task, reference).items():
         writes = sent(case.model, case.ports, reference.select(rows).to(case.task.clean.ids.device).corrupt)
         means[key] = writes.mean(1)
     return means
 
 
 def _group_means(task: PromptTask, means: dict[Key, Float[Tensor, "sender _ d_model"]]) -> Other:
-    rows = [means[key] for key in _keys(task)]
+    rows = [means[key] for key in group_keys(task)]
     width = task.clean.ids.shape[1]
     padded_means = [torch.nn.functional.pad(row, (0, 0, 0, width - row.shape[1])) for row in rows]
     return torch.stack(padded_means, 1)

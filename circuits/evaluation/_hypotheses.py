@@ -24,6 +24,7 @@ from interp.errors import SchemaError
 from interp.model import Model
 from interp.results.provenance import recorded
 from interp.tasks import PromptTask
+from interp.tasks.metrics import AnyMetric
 
 SLACK = 0.1
 """How far from one half the chance of being better than the model may be."""
@@ -40,7 +41,7 @@ def hypotheses(
     n_random: int = 20,
     how: str = "connected",
     n_permutations: int = 1000,
-    metric: str | None = None,
+    metric: AnyMetric | None = None,
     ablation: str = "resample",
     batch_size: int = 16,
     seed: int = 0,

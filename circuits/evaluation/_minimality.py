@@ -14,6 +14,7 @@ from interp.model import Model
 from interp.results import stats
 from interp.results.provenance import recorded
 from interp.tasks import PromptTask
+from interp.tasks.metrics import AnyMetric
 
 PARTS = {"nodes": "component", "edges": "edge"}
 """What may be left out, and the column that names it."""
@@ -46,7 +47,7 @@ def minimality(
     graph: Graph,
     *,
     of: str = "nodes",
-    metric: str | None = None,
+    metric: AnyMetric | None = None,
     ablation: str = "resample",
     batch_size: int = 16,
     seed: int = 0,
@@ -96,7 +97,7 @@ def completeness(
     graph: Graph,
     *,
     n_sets: int = 10,
-    metric: str | None = None,
+    metric: AnyMetric | None = None,
     ablation: str = "resample",
     batch_size: int = 16,
     seed: int = 0,

@@ -21,6 +21,7 @@ from interp.results import stats
 from interp.results.provenance import recorded
 from interp.sites import Site
 from interp.tasks import PromptTask, metrics
+from interp.tasks.metrics import AnyMetric
 
 
 def overlap(
@@ -88,7 +89,7 @@ def repair(
     role: str,
     *,
     n_random: int = 10,
-    metric: str = "accuracy",
+    metric: AnyMetric = "accuracy",
     batch_size: int = 16,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -102,7 +103,7 @@ def repair(
         TaskError: no prompt has the role, or a prompt lacks it.
         SiteError: not a head of the model.
     """
-    where = task.role(role)
+    where, value_of = task.role(role), metrics.function_of(metric)
     if bool((where < 0).any()):
         raise TaskError(
             f"{task.name}: {int((where < 0).sum())} of {len(task)} prompts have no token with role {role!r}"
@@ -125,13 +126,13 @@ def repair(
             ]
             logits = model.run(part.task.clean, edits=edits).logits
             assert logits is not None  # the run goes to the end
-            values[name].append(metrics.by_name(metric)(logits, part.task).cpu().double().numpy())
+            values[name].append(value_of(logits, part.task).cpu().double().numpy())
     by_set = {name: np.concatenate(set_values) for name, set_values in values.items()}
     return pd.DataFrame(
         [
             {
                 "heads": name,
-                "metric": metric,
+                "metric": metrics.name_of(metric),
                 "value": set_values.mean(),
                 "change": (set_values - by_set["none"]).mean(),
                 "n": len(set_values),

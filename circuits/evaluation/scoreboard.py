@@ -23,6 +23,7 @@ from interp.results.results import Result
 from interp.results.stats import spearman
 from interp.studies.scoreboard import ROUNDING
 from interp.tasks import PromptTask, planted_task
+from interp.tasks.metrics import AnyMetric
 from interp.zoo.planted.factory import ALL, ARCHITECTURES, Planted, plant
 
 MECHANISMS = tuple(m.name for m in ALL if m.name not in {"sink", "massive_activation"})
@@ -115,7 +116,7 @@ def agreement(
     *,
     methods: Sequence[str] | None = None,
     k: Sequence[int] = (10, 50, 100),
-    metric: str | None = None,
+    metric: AnyMetric | None = None,
     batch_size: int = 16,
     seed: int = 0,
 ) -> pd.DataFrame:

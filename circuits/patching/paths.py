@@ -38,6 +38,7 @@ from interp.patching.readout import Exit
 from interp.results.provenance import recorded
 from interp.results.results import Result, frame
 from interp.tasks import PromptTask
+from interp.tasks.metrics import AnyMetric
 
 Policy = Literal["frozen", "live"]
 POLICIES: tuple[Policy, ...] = ("frozen", "live")
@@ -59,7 +60,7 @@ def path_patching(
     mlps: str = "frozen",
     final_norm: str = "live",
     mode: str = "noising",
-    metric: str | None = None,
+    metric: AnyMetric | None = None,
     batch_size: int = 64,
     seed: int = 0,
 ) -> Result:
@@ -85,7 +86,7 @@ def path_patching(
         final_norm: "frozen" keeps the base run's divisor and leaves a soft-cap out, so that the effect on a difference
             of logits is the difference of two attributions. Receivers must be the logits.
         mode: "noising", the clean run hears the corrupted sender; "denoising", the other way round.
-        metric: one of `interp.tasks.metrics`; the task's own otherwise.
+        metric: a name in `interp.tasks.metrics` or a function (logits, task) -> [batch]; the task's own otherwise.
         batch_size: rows of a forward, prompts times sender sets; changes nothing but memory.
         seed: of the bootstrap.
 
@@ -132,7 +133,7 @@ def all_edges_exact(
     task: PromptTask,
     *,
     mode: str = "noising",
-    metric: str | None = None,
+    metric: AnyMetric | None = None,
     batch_size: int = 64,
     seed: int = 0,
 ) -> Graph:
@@ -146,7 +147,7 @@ def all_edges_exact(
         model: as in `path_patching`, like `task`, `mode`, `metric`, `batch_size` and `seed`.
         task: prompts and their corrupted twins.
         mode: "noising" or "denoising".
-        metric: one of `interp.tasks.metrics`; the task's own otherwise.
+        metric: a name in `interp.tasks.metrics` or a function (logits, task) -> [batch]; the task's own otherwise.
         batch_size: rows of a forward, prompts times edges.
         seed: of the bootstrap.
 
@@ -279,7 +280,7 @@ def _exact(
     model: Model,
     task: PromptTask,
     *,
-    metric: str | None = None,
+    metric: AnyMetric | None = None,
     batch_size: int = 64,
     seed: int = 0,
     mode: str = "noising",
@@ -303,7 +304,7 @@ def _path_patching(
     model: Model,
     task: PromptTask,
     *,
-    metric: str | None = None,
+    metric: AnyMetric | None = None,
     batch_size: int = 64,
     seed: int = 0,
     senders: Senders = "nodes",

@@ -20,6 +20,7 @@ from interp.model import Model
 from interp.patching.effect_table import Mode, checked, effects
 from interp.results.provenance import recorded
 from interp.tasks import PromptTask
+from interp.tasks.metrics import AnyMetric
 
 SHARE = 0.1
 """Of the metric's change, that a sender must have where `circuit` traces."""
@@ -94,7 +95,7 @@ def trace(
     senders: str = "heads",
     mlps: str = "live",
     mode: str = "noising",
-    metric: str | None = None,
+    metric: AnyMetric | None = None,
     batch_size: int = 64,
     seed: int = 0,
 ) -> Traced:
@@ -119,7 +120,7 @@ def trace(
         senders: "heads", or "nodes" with MLPs and the embedding; MLPs are followed at their input.
         mlps: "live" as published, or "frozen".
         mode: "noising" or "denoising".
-        metric: one of `interp.tasks.metrics`; the task's own otherwise.
+        metric: a name in `interp.tasks.metrics` or a function (logits, task) -> [batch]; the task's own otherwise.
         batch_size: rows of a forward.
         seed: of the bootstrap.
 
@@ -229,7 +230,7 @@ def _trace(
     model: Model,
     task: PromptTask,
     *,
-    metric: str | None = None,
+    metric: AnyMetric | None = None,
     batch_size: int = 64,
     seed: int = 0,
     k: int | None = None,

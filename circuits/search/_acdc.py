@@ -26,6 +26,7 @@ from interp.errors import SchemaError, nearest
 from interp.model import Model
 from interp.results.provenance import recorded
 from interp.tasks import PromptTask
+from interp.tasks.metrics import AnyMetric
 
 THRESHOLDS = (0.00001, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 """Of the registered sweep, in nats of KL. A head that only makes an improbable token less probable hardly changes KL:
@@ -44,7 +45,7 @@ def acdc(
     task: PromptTask,
     *,
     threshold: float,
-    metric: str = "kl",
+    metric: AnyMetric = "kl",
     absolute: bool = False,
     ordering: Ordering = "reverse",
     ablation: str = "resample",
@@ -68,7 +69,7 @@ def acdc(
         model: any backend with its weights at hand.
         task: prompts, all of them used in every decision.
         threshold: tau, in units of the metric.
-        metric: "kl", or one of `interp.tasks.metrics`.
+        metric: "kl", another name in `interp.tasks.metrics`, or a function (logits, task) -> [batch], high being good.
         absolute: judge |change| instead of the rise.
         ordering: of the edges into a slot: senders latest first ("reverse"), earliest first ("forward"), "random" (by
             `seed`, as are then the slots of one layer's attention), or scores [sender slot], the weakest first.
@@ -87,7 +88,7 @@ def acdc(
         case,
         splice,
         _order(case.layout, ordering, seed),
-        _Rule(threshold, 1.0 if metric in LOW_IS_GOOD else -1.0, absolute),
+        _Rule(threshold, 1.0 if case.metric in LOW_IS_GOOD else -1.0, absolute),
         rows=max(1, batch_size // len(task)),
         progress=progress,
     )
@@ -124,7 +125,7 @@ def acdc_sweep(
     task: PromptTask,
     *,
     thresholds: Sequence[float] = tuple(10.0 ** (k / 2) for k in range(-10, 2)),
-    metric: str = "kl",
+    metric: AnyMetric = "kl",
     **options: Any,
 ) -> Sweep:
     """`acdc` at each threshold, with the same options: one search each, which costs less the higher it is."""
@@ -153,7 +154,7 @@ class _Rule:
         return (np.abs(change) if self.absolute else self.sign * change) < self.threshold
 
 
-def _start_state(model: Model, task: PromptTask, metric: str, ablation: str) -> tuple[Case, Splice]:
+def _start_state(model: Model, task: PromptTask, metric: AnyMetric, ablation: str) -> tuple[Case, Splice]:
     case = Case.of(model, task, metric=metric)
     whole, other = next(portions(case, ablation, batch_size=len(case)))
     return whole, Splice(whole, other)
@@ -252,7 +253,7 @@ def _sweep(
     model: Model,
     task: PromptTask,
     *,
-    metric: str | None = None,
+    metric: AnyMetric | None = None,
     batch_size: int = 32,
     seed: int = 0,
     thresholds: Sequence[float] = THRESHOLDS,

@@ -35,6 +35,7 @@ from interp.errors import SchemaError, nearest
 from interp.model import Model
 from interp.results.provenance import recorded
 from interp.tasks import PromptTask
+from interp.tasks.metrics import AnyMetric
 from interp.weights.norms import HeadNorm, Norm
 
 Beta = Float[Tensor, "row batch pos d_model"]
@@ -388,7 +389,7 @@ def _cdt(
     model: Model,
     task: PromptTask,
     *,
-    metric: str | None = None,
+    metric: AnyMetric | None = None,
     batch_size: int = 128,
     seed: int = 0,
     reference: str = "mean",

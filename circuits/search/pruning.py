@@ -24,6 +24,7 @@ from interp.errors import SchemaError
 from interp.model import Model
 from interp.results.provenance import recorded
 from interp.tasks import PromptTask
+from interp.tasks.metrics import AnyMetric
 
 Progress = Callable[[int, float, float], None]
 
@@ -239,7 +240,7 @@ def _edge_pruning(
     model: Model,
     task: PromptTask,
     *,
-    metric: str | None = None,
+    metric: AnyMetric | None = None,
     batch_size: int = 16,
     seed: int = 0,
     edges: int | None = None,
@@ -280,7 +281,7 @@ def _subnetwork_probing(
     model: Model,
     task: PromptTask,
     *,
-    metric: str | None = None,
+    metric: AnyMetric | None = None,
     batch_size: int = 16,
     seed: int = 0,
     nodes: int | None = None,

@@ -30,6 +30,7 @@ from interp.results.provenance import recorded
 from interp.results.results import Result, frame
 from interp.sites import Site
 from interp.tasks import PromptTask
+from interp.tasks.metrics import AnyMetric
 from interp.weights.factored import FactoredMatrix
 from interp.weights.norms import UNEVEN, HeadNorm
 from interp.weights.weights import Weights
@@ -313,7 +314,7 @@ def _sparse_attention(
     model: Model,
     task: PromptTask,
     *,
-    metric: str | None = None,
+    metric: AnyMetric | None = None,
     batch_size: int = 64,
     seed: int = 0,
     heads: Sequence[str] | None = None,

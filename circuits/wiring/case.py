@@ -10,7 +10,7 @@ from circuits.wiring.edges import Sent, sent
 from circuits.wiring.ports import Ports, ports
 from interp.model import Model
 from interp.patching import case
-from interp.tasks import PromptTask
+from interp.tasks import PromptTask, metrics
 from interp.weights.weights import Weights
 
 
@@ -25,8 +25,8 @@ class Case(case.Case):
     ports: Ports = field(kw_only=True)
 
     @classmethod
-    def of(cls, model: Model, task: PromptTask, *, metric: str | None = None) -> Case:
-        """The task's own metric where none is named.
+    def of(cls, model: Model, task: PromptTask, *, metric: metrics.AnyMetric | None = None) -> Case:
+        """The task's own metric where none is named or passed.
 
         Raises:
             TaskError: no such metric, or a prompt the model cannot take.
@@ -34,7 +34,7 @@ class Case(case.Case):
         """
         wiring = ports(model)
         light = case.Case.of(model, task, metric=metric)
-        return cls(light.model, light.task, light.metric, light.reference, ports=wiring)
+        return cls(light.model, light.task, light.metric, light.reference, light.own, ports=wiring)
 
     @property
     def layout(self) -> Layout:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -23,9 +25,9 @@ def token_ids(model: Model, answers: Answers, size: int) -> Int[Tensor, "batch k
     if isinstance(answers, Tensor):
         ids = answers.cpu().long()
     elif isinstance(answers, int | str):
-        ids = torch.tensor([_id(model, answers)] * size)
+        ids = torch.tensor([token_id(model, answers)] * size)
     else:
-        ids = torch.tensor([_id(model, x) for x in answers])
+        ids = torch.tensor([token_id(model, x) for x in answers])
     ids = ids.expand(size) if ids.ndim == 0 else ids
     ids = ids[:, None] if ids.ndim == 1 else ids
     if ids.ndim != 2 or len(ids) != size:
@@ -48,19 +50,41 @@ def mean_over(of: Callable[[Tensor], Tensor], ids: Int[Tensor, "batch k"]) -> Fl
     return (values * weight.view(*weight.shape, *(1,) * (values.ndim - 2))).sum(1)
 
 
-def _id(model: Model, answer: int | str) -> int:
-    if isinstance(answer, int):
-        return answer
+def token_id(model: Model, answer: int | str | Tensor) -> int:
+    """Id of an answer that is one token; ids are checked against the vocabulary.
+
+    Raises:
+        TaskError: a text of several tokens (names the form of it that is one: with, or without, a space before it) or
+            unknown to the tokenizer, or an id that has no logit.
+    """
+    if isinstance(answer, Integral) or (isinstance(answer, Tensor) and not answer.is_floating_point()):
+        n_logits, number = model.info.n_logits or model.info.d_vocab, int(answer)
+        if isinstance(answer, bool) or not 0 <= number < n_logits:
+            raise TaskError(f"answer {answer}: expected ids from 0 to {n_logits - 1}")
+        return number
+    if not isinstance(answer, str):
+        raise TaskError(f"an answer is a text or a token id; got {type(answer).__name__}: {answer!r:.40}")
     if model.tokenizer is None:
         raise TaskError(f"answer {answer!r}: this checkpoint has no tokenizer; give a token id instead of text")
-    ids: list[int] = model.tokenizer(answer, add_special_tokens=False)["input_ids"]  # type: ignore[assignment]
+    ids = _ids(model, answer)
     if len(ids) != 1:
         parts = " + ".join(repr(token) for token in model.tokenizer.convert_ids_to_tokens(ids))
         pieces = f": {parts}" if ids else ""
-        raise TaskError(f"answer {answer!r} is {len(ids)} tokens{pieces}; one is needed (is a leading space missing?)")
+        other = answer[1:] if answer.startswith(" ") else f" {answer}"
+        fits = other and len(_ids(model, other)) == 1 and _ids(model, other)[0] != model.tokenizer.unk_token_id
+        hint = (
+            f"{other!r} is one" if fits else f"{other!r} is not one either: take another word, or its first token's id"
+        )
+        raise TaskError(f"answer {answer!r} is {len(ids)} tokens{pieces}; one is needed, and {hint}")
     unknown = getattr(model.tokenizer, "unk_token_id", None)
     if unknown is not None and ids[0] == unknown and answer != model.tokenizer.unk_token:
         raise TaskError(
             f"answer {answer!r} is not in this model's vocabulary: it is read as {model.tokenizer.unk_token}"
         )
     return int(ids[0])
+
+
+def _ids(model: Model, text: str) -> list[int]:
+    """Ids of a text, nothing put in front."""
+    tokenizer: Any = model.tokenizer
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

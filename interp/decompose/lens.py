@@ -28,11 +28,14 @@ def read_out(model: Model, resid: Float[Tensor, "*batch d_model"]) -> Float[Tens
     The model itself does it: each vector goes in as a prompt of one token at the last layer, whose output it replaces.
 
     Raises:
-        SiteError: vectors of another width than the stream's.
+        SiteError: vectors of another width than the stream's, or none.
     """
     d_model, last = model.info.d_model, model.info.n_layers - 1
-    if resid.shape[-1] != d_model:
-        raise SiteError(f"vectors are {resid.shape[-1]} wide; the residual stream is {d_model}")
+    if not isinstance(resid, Tensor) or not resid.ndim or resid.shape[-1] != d_model or not resid.numel():
+        shape = tuple(resid.shape) if isinstance(resid, Tensor) else type(resid).__name__
+        raise SiteError(
+            f"expected vectors [... d_model], some at least; the residual stream is {d_model} wide; got {shape}"
+        )
     parts = []
     for rows in resid.reshape(-1, 1, d_model).split(max(1, ENTRIES // model.info.d_vocab)):
         ids = torch.zeros(len(rows), 1, dtype=torch.long)
@@ -40,7 +43,7 @@ def read_out(model: Model, resid: Float[Tensor, "*batch d_model"]) -> Float[Tens
         run = model.run(batch, start=(last, rows), edits=[Replace(Site("resid_post", last), rows)])
         assert run.logits is not None  # the run has no `stop`
         parts.append(run.logits[:, 0])
-    return torch.cat(parts).unflatten(0, resid.shape[:-1])
+    return torch.cat(parts).reshape(*resid.shape[:-1], -1)
 
 
 @dataclass(frozen=True, eq=False)

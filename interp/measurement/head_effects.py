@@ -15,7 +15,7 @@ from interp.edits import Ablate
 from interp.gradients import gradients
 from interp.model import Model
 from interp.sites import Site
-from interp.tasks import PromptTask
+from interp.tasks import PromptTask, metrics
 
 ROWS = 192  # of a batch: prompts times heads that are ablated in one forward pass
 
@@ -35,9 +35,10 @@ class Objective:
     @classmethod
     def of_task(cls, task: PromptTask, *, corrupt: bool = False) -> Objective:
         """The task's own metric, on its clean prompts or on the corrupt ones."""
-        sign, unit = UNITS.get(task.metric, (1.0, "logit"))
+        metric = task.metric_name
+        sign, unit = UNITS.get(metric, (1.0, "logit" if metric in metrics.METRICS else metric))
         batch = task.corrupt if corrupt else task.clean
-        return cls(batch, lambda logits, rows: sign * task.select(rows).value(logits), task.metric, unit)
+        return cls(batch, lambda logits, rows: sign * task.select(rows).value(logits), metric, unit)
 
     def first(self, rows: Int[Tensor, " row"]) -> Objective:
         """Some of the prompts."""

@@ -38,6 +38,8 @@ def checked_options(
     try:
         bound = inspect.signature(body).bind(None, *args, **options).arguments
     except TypeError as error:
+        if "prompts" in options and "prompts" not in parameters:
+            raise SchemaError(f"{name!r} has no option 'prompts'; {why_no_prompts(body)}") from error
         raise SchemaError(f"{name!r}: {error}") from error
     for option, value in bound.items():
         default = parameters[option].default
@@ -51,6 +53,16 @@ def checked_options(
             raise SchemaError(f"{name!r}: {option} is {value!r:.60}; expected {expected}")
     _, *rest = bound.items()  # the model
     return {option: int(value) if _integer(value) else value for option, value in rest}
+
+
+def why_no_prompts(body: Callable[..., Any]) -> str:
+    """What an analysis that takes no prompts of the caller's measures on instead, by its options or its definition."""
+    parameters = inspect.signature(body).parameters
+    others = [option for option in ("texts", "task", "tasks") if option in parameters]
+    if others:
+        return f"it reads {others[0]!r} instead"
+    measure = (inspect.getdoc(body) or "no description").split("\n\n")[0].replace("\n", " ")
+    return f"what it measures is defined on prompts that it makes itself: {measure}"
 
 
 def _expected(option: str, value: Any, default: Any) -> str | None:

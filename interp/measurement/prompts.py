@@ -6,7 +6,7 @@ A `PromptSet` knows which of its rows count as queries; `visible_keys` says how 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -78,6 +78,16 @@ def prompt_set(
         _long_enough(int(batch.mask.sum(1).min()), least, refuse=TaskError)
     data: dict[str, object] = {"task": task, "n": len(batch.ids), "length": batch.ids.shape[1], "bos": bos}
     return PromptSet(batch, start, data | {"sha256": tasks.fingerprint([batch])})
+
+
+def own_prompts(model: Model, prompts: Prompts, *, least: int) -> PromptSet:
+    """A caller's prompts as `prompt_set` reads them, padding on the right, so that a token's column is its position.
+
+    Raises:
+        TaskError: prompts of fewer than `least` tokens.
+    """
+    data = prompt_set(model, prompts, n_prompts=1, length=least, bos="default", seed=0, least=least)
+    return replace(data, batch=data.batch.padded_on("right"))
 
 
 def text_prompts(model: Model, texts: Sequence[str] | None, *, n: int, length: int, bos: str, seed: int) -> PromptSet:

@@ -20,7 +20,7 @@ from interp.components import head_name, mlp_name
 from interp.environment import load_plugins
 from interp.errors import BackendError, CheckError, InterpError, NotApplicable, NotFinite, SchemaError, nearest
 from interp.measurement.declaration import CAUSAL, TOKEN_LOGITS, Analysis, PlantedTask, Section, Stage
-from interp.measurement.options import checked_options
+from interp.measurement.options import checked_options, why_no_prompts
 from interp.model import Model
 from interp.results.figures import GROUP, Draw, declare, head_map
 from interp.results.provenance import provenance as _provenance
@@ -157,7 +157,8 @@ def analyze(model: Model, name: str, **options: Any) -> Result:
     parameters = [p for p in inspect.signature(spec.run).parameters if p != "model"]
     for option in options:
         if option not in parameters:
-            raise SchemaError(f"{name!r} has no option {option!r}; {nearest(option, parameters)}")
+            hint = why_no_prompts(spec.run) if option == "prompts" else nearest(option, parameters)
+            raise SchemaError(f"{name!r} has no option {option!r}; {hint}")
     obstacle = _obstacle(spec, model, options)
     if obstacle:
         raise NotApplicable(f"{name!r} {obstacle}")

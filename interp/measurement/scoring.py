@@ -79,11 +79,12 @@ def score_rows(
 
 
 def interval_columns(interval: Interval) -> dict[str, object]:
-    """Columns value, se, ci_low, ci_high and n of an interval; the value is never outside."""
+    """Columns value, se, ci_low, ci_high and n; the value is never outside the interval, which one prompt has not."""
+    known = np.nan if interval.n < 2 else 0.0
     return {
         "value": interval.mean,
         "se": interval.se,
-        "ci_low": np.minimum(interval.low, interval.mean),
-        "ci_high": np.maximum(interval.high, interval.mean),
+        "ci_low": np.minimum(interval.low, interval.mean) + known,
+        "ci_high": np.maximum(interval.high, interval.mean) + known,
         "n": interval.n,
     }

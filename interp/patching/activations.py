@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
 
@@ -17,35 +17,30 @@ from interp.model import Model, ModelInfo
 from interp.patching.case import Case
 from interp.patching.effect_table import COLUMNS, MODES, Mode, checked, effects
 from interp.patching.names import component_of
+from interp.patching.places import Place, Positions, places
 from interp.patching.readout import Exit
 from interp.results.provenance import recorded
 from interp.results.results import Result, frame
 from interp.sites import PER_HEAD, UNLAYERED, Site
 from interp.tasks import PromptTask
+from interp.tasks.metrics import AnyMetric
 
 NODES = {
     "heads": "z",
     "mlps": "mlp_out",
+    "mlp": "mlp_out",
     "attn": "attn_out",
     "resid": "resid_pre",
     "q": "q",
     "k": "k",
     "v": "v",
     "z": "z",
+    "pattern": "pattern",
 }
-"""Kinds of site by name; the first four are called by what they are the output of."""
-REFUSED = ("pattern", "norm_scale", *UNLAYERED)
-Nodes = str | Sequence[Site | str]
-Positions = str | Sequence[str] | None
-
-
-@dataclass(frozen=True, eq=False)
-class _Where:
-    """Tokens that are patched: a mask over columns (None: all of them), and how the table calls them."""
-
-    mask: Bool[Tensor, "prompt pos"] | None
-    role: str | None = None
-    position: int | None = None
+"""Kinds of site by name; those before "q" are called by what they are the output of."""
+REFUSED = ("norm_scale", *UNLAYERED)
+Nodes = str | Site | Sequence[Site | str]
+EXTRA = COLUMNS | {"token": "str"}
 
 
 @recorded
@@ -56,7 +51,7 @@ def activation_patching(
     nodes: Nodes = "heads",
     positions: Positions = None,
     mode: str = "denoising",
-    metric: str | None = None,
+    metric: AnyMetric | None = None,
     batch_size: int = 64,
     seed: int = 0,
 ) -> Result:
@@ -80,11 +75,14 @@ def activation_patching(
         model: any backend.
         task: prompts and their corrupted twins; several, one per corruption, are variants of one result.
         nodes: "heads" (their z), "mlps", "attn" (whole layers), "resid" (the stream entering each layer), "q", "k",
-            "v", "z", or sites ("L3H5.z", "L0-4.mlp_out"); k and v are of key-value heads.
+            "v", "z", "pattern" (what each head looks at, its values being the run's own), sites ("L3H5.z",
+            "L0-4.mlp_out"), or several of these: ("resid", "attn", "mlps"). k and v are of key-value heads. Patterns of
+            all layers are held at once, prompts times heads times tokens squared.
         positions: None patches every token at once; "all" one position at a time, counted from the prompt's start;
             "roles" one of the task's token roles at a time, or name some. A prompt that lacks one is left out of it.
+            Those of a pattern are its queries.
         mode: "denoising" or "noising".
-        metric: one of `interp.tasks.metrics`; the task's own otherwise.
+        metric: a name in `interp.tasks.metrics` or a function (logits, task) -> [batch]; the task's own otherwise.
         batch_size: rows of a forward, prompts times nodes; changes nothing but memory.
         seed: of the bootstrap.
 
@@ -106,30 +104,32 @@ def activation_patching(
     >>> bool(result.table["normalised"].max() > 0.5)
     True
     """
-    tasks = (task,) if isinstance(task, PromptTask) else tuple(task)
+    tasks = tuple(task) if isinstance(task, Iterable) else (task,)
+    if not tasks:
+        raise TaskError("no tasks to patch")
     way = checked(mode)
     cases = [Case.of(model, each, metric=metric) for each in tasks]
     sites = _sites(nodes, model.info)
     rows: list[dict[str, object]] = []
     for case in cases:
-        places = _places(case.task, positions)
-        values, base, other = patched_values(case, sites, places, mode=way, batch_size=batch_size)
+        at = places(model, case.task, positions)
+        values, base, other = patched_values(case, sites, at, mode=way, batch_size=batch_size)
         statistics = effects(values, base, other, seed=seed)
         for i, effect in enumerate(statistics):
-            where = places[i % len(places)]
-            rows.append({**_row_labels(sites[i // len(places)], where, case), "mode": mode, **effect})
-    return Result(frame(rows, extra=COLUMNS), {"method": "activation-patching", "metric": cases[0].metric})
+            where = at[i % len(at)]
+            rows.append({**_row_labels(sites[i // len(at)], where, case), "mode": mode, **effect})
+    return Result(frame(rows, extra=EXTRA), {"method": "activation-patching", "metric": cases[0].metric})
 
 
 @torch.no_grad()
 def patched_values(
-    case: Case, sites: Sequence[Site], places: Sequence[_Where], *, mode: Mode, batch_size: int
+    case: Case, sites: Sequence[Site], places: Sequence[Place], *, mode: Mode, batch_size: int
 ) -> tuple[Float[ndarray, "node prompt"], Float[ndarray, " prompt"], Float[ndarray, " prompt"]]:
     """m(base | node := other) of every site at every place, m(base), and m(other); NaN where a prompt lacks a place."""
     parts, first, way_out = [], 0, None
     for part in case.batches(batch_size):
         rows, width = slice(first, first + len(part)), part.task.clean.ids.shape[1]
-        part_places = [replace(p, mask=None if p.mask is None else p.mask[rows, :width]) for p in places]
+        part_places = [place.part(rows, width) for place in places]
         portion = _Portion(part, sites, mode)
         way_out = way_out or Exit.of(part, portion.base_end)
         parts.append(portion.values(part_places, batch_size, way_out))
@@ -160,7 +160,7 @@ class _Portion:
         return self.end[: self.n]
 
     def values(
-        self, places: Sequence[_Where], batch_size: int, way_out: Exit
+        self, places: Sequence[Place], batch_size: int, way_out: Exit
     ) -> tuple[Float[Tensor, "node prompt"], Float[Tensor, " prompt"], Float[Tensor, " prompt"]]:
         """Patched, base and other, of these prompts."""
         jobs = [(site, place) for site in self.sites for place in places]
@@ -180,7 +180,7 @@ class _Portion:
         ends = way_out.values(self.part, self.end.unflatten(0, (2, self.n)))
         return metric_values, ends[0], ends[1]
 
-    def _patched_stream(self, layer: int, jobs: Sequence[tuple[Site, _Where]]) -> Float[Tensor, "node prompt d_model"]:
+    def _patched_stream(self, layer: int, jobs: Sequence[tuple[Site, Place]]) -> Float[Tensor, "node prompt d_model"]:
         """The stream behind the last layer at END, one block of rows for every node."""
         times = len(jobs)
         batch = Batch(self.base.ids.repeat(times, 1), self.base.mask.repeat(times, 1))
@@ -195,9 +195,9 @@ class _Portion:
         )
         return run.acts[exit_site].unflatten(0, (times, self.n))
 
-    def _edit(self, block: int, times: int, site: Site, place: _Where) -> Edit:
+    def _edit(self, block: int, times: int, site: Site, place: Place) -> Edit:
         other = self.other[_whole(site)]
-        value = other if site.head is None else other[:, :, site.head]
+        value = other if site.head is None else other.select(1 if site.kind == "pattern" else 2, site.head)
         rows = torch.arange(self.n) + block * self.n
         mask = None if place.mask is None else place.mask.repeat(times, 1)
         return Replace(site, value, rows=rows, positions=mask)
@@ -217,41 +217,26 @@ def _sites(nodes: Nodes, info: ModelInfo) -> list[Site]:
     """One site per node: each at one layer, each head alone where a group is named."""
     if isinstance(nodes, str) and nodes not in NODES:
         raise SiteError(f"unknown nodes {nodes!r}; {nearest(nodes, NODES)}, or give a list of sites")
-    entries = [NODES[nodes]] if isinstance(nodes, str) else nodes
-    sites = []
-    for each in entries:
-        site = Site.parse(each) if isinstance(each, str) else each
+    sites: list[Site] = []
+    for each in nodes if isinstance(nodes, Iterable) and not isinstance(nodes, str) else [nodes]:
+        group = NODES.get(each) if isinstance(each, str) else None
+        site = Site.parse(group or each) if isinstance(each, str) else each
+        if not isinstance(site, Site):
+            raise SiteError(f"nodes are names ({', '.join(NODES)}) or sites; got {type(site).__name__} {site!r:.40}")
         if site.kind in REFUSED:
             raise SiteError(f"{site}: cannot be patched; choose an activation inside a layer: {', '.join(NODES)}")
         for layer in info.layers_of(site):
             assert layer is not None  # sites outside the layers are refused
             heads = info.n_kv_heads if site.kind in ("k", "v") else info.n_heads
-            every = isinstance(nodes, str) and site.kind in PER_HEAD
+            every = group is not None and site.kind in PER_HEAD
             sites.extend(replace(site.at(layer), head=head) for head in (range(heads) if every else (site.head,)))
+    sites = list(dict.fromkeys(sites))
     if not sites:
         raise SiteError("no nodes to patch")
     return sites
 
 
-def _places(task: PromptTask, positions: Positions) -> list[_Where]:
-    """Tokens to patch, one after another."""
-    if positions is None:
-        return [_Where(None)]
-    if positions == "all":
-        columns = range(int(task.lengths.max()))
-        return [_Where(_column(task, torch.full((len(task),), i), task.lengths > i), position=i) for i in columns]
-    names = list(task.roles) if positions == "roles" else [positions] if isinstance(positions, str) else positions
-    if not names:
-        raise TaskError(f"{task.name}: no positions to patch")
-    return [_Where(_column(task, task.role(name), task.role(name) >= 0), role=name) for name in names]
-
-
-def _column(task: PromptTask, at: Int[Tensor, " prompt"], valid: Bool[Tensor, " prompt"]) -> Bool[Tensor, "prompt pos"]:
-    columns = torch.arange(task.clean.ids.shape[1], device=valid.device)
-    return (columns == at.to(valid.device)[:, None]) & valid[:, None]
-
-
-def _row_labels(site: Site, where: _Where, case: Case) -> dict[str, object]:
+def _row_labels(site: Site, where: Place, case: Case) -> dict[str, object]:
     info = case.model.info
     return {
         "analysis": "activation_patching",
@@ -260,7 +245,7 @@ def _row_labels(site: Site, where: _Where, case: Case) -> dict[str, object]:
         "layer": site.first,
         "head": site.head,
         "component": component_of(site, group=info.n_heads // info.n_kv_heads),
-        "position": where.position if site.position is None else site.position,
-        "role": where.role,
+        **where.labels,
+        **({} if site.position is None else {"position": site.position}),
         "unit": case.metric,
     }

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.batch import Batch
+from interp.errors import TaskError
 from interp.model import Model
 from interp.tasks import PromptTask, metrics
 from interp.weights.weights import Weights
@@ -29,23 +30,31 @@ class Case:
         task: clean prompts and their corrupted twins, on the model's device.
         metric: name of what is measured, one value per prompt (see `interp.tasks.metrics`).
         reference: logits at END [batch d_vocab] that `kl` is measured against: the clean run's.
+        own: the function behind `metric` where it is the caller's own; None for those of `interp.tasks.metrics`.
     """
 
     model: Model
     task: PromptTask
     metric: str
     reference: Float[Tensor, "batch d_vocab"] | None = None
+    own: metrics.Metric | None = None
 
     @classmethod
-    def of(cls: type[Own], model: Model, task: PromptTask, *, metric: str | None = None) -> Own:
-        """The task's own metric where none is named.
+    def of(cls: type[Own], model: Model, task: PromptTask, *, metric: metrics.AnyMetric | None = None) -> Own:
+        """The task's own metric where none is named or passed.
 
         Raises:
-            TaskError: no such metric, or a prompt the model cannot take.
+            TaskError: no such metric, a prompt the model cannot take, or what is no task.
         """
-        metrics.by_name(metric or task.metric)
+        if not isinstance(task, PromptTask):
+            raise TaskError(
+                f"a task is a PromptTask; got {type(task).__name__}: make one of two prompts of your own by "
+                "interp.pair(model, clean, corrupt, answer, wrong)"
+            )
+        chosen = task.metric if metric is None else metric
+        function, name = metrics.function_of(chosen), metrics.name_of(chosen)
         device_task = task.to(model.batch(task.clean).ids.device)
-        case = cls(model, device_task, metric or task.metric)
+        case = cls(model, device_task, name, own=None if name in metrics.METRICS else function)
         if case.metric != "kl":
             return case
         with torch.no_grad():
@@ -74,6 +83,8 @@ class Case:
     def value(self, logits: Float[Tensor, "..."] | None) -> Float[Tensor, " batch"]:
         """The metric of each prompt, from logits [batch pos d_vocab] or [batch d_vocab]."""
         assert logits is not None  # callers run to the end
+        if self.own is not None:
+            return self.own(logits, self.task)
         if self.metric == "kl":
             assert self.reference is not None  # set by `of`
             return metrics.kl(logits, self.task, reference=self.reference)

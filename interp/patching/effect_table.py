@@ -56,7 +56,7 @@ def effects(
     """
     rows: list[dict[str, float | int]] = [{} for _ in patched]
     present = ~np.isnan(patched)
-    for pattern, members in _groups(present).items():
+    for pattern, members in groups(present).items():
         mask = np.array(pattern, dtype=bool)
         n = int(mask.sum())
         if n == 0:
@@ -94,7 +94,7 @@ def effects(
     return rows
 
 
-def _groups(present: ndarray) -> dict[tuple[bool, ...], list[int]]:
+def groups(present: ndarray) -> dict[tuple[bool, ...], list[int]]:
     """Nodes by which prompts have them."""
     groups: dict[tuple[bool, ...], list[int]] = {}
     for i, row in enumerate(present):

@@ -2,21 +2,27 @@
 
 from interp.plots._curves import curves
 from interp.plots._removal import against, depth_grid, removal
+from interp.plots.arrays import pattern_map, token_map
 from interp.plots.attention import embedding, pair_map, profile_lines, relevance_bars
 from interp.plots.heads import before_and_after, head_map, top_heads
-from interp.plots.patching import patch_map
+from interp.plots.numbers import head_table
+from interp.plots.patching import effect_figure, patch_map
 
 __all__ = [
     "against",
     "before_and_after",
     "curves",
     "depth_grid",
+    "effect_figure",
     "embedding",
     "head_map",
+    "head_table",
     "pair_map",
     "patch_map",
+    "pattern_map",
     "profile_lines",
     "relevance_bars",
     "removal",
+    "token_map",
     "top_heads",
 ]

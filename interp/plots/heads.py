@@ -19,6 +19,7 @@ import plotly.io as pio
 from plotly.subplots import make_subplots
 
 from interp.errors import SchemaError
+from interp.plots.numbers import head_table
 from interp.rows import Score, largest, scores
 
 BOUNDED = ("probability", "fraction")
@@ -62,17 +63,19 @@ def template() -> str:
     return "interp"
 
 
-def head_map(rows: pd.DataFrame) -> go.Figure:
+def head_map(rows: Any, *, unit: str = "") -> go.Figure:
     """Heat map of `value`, layers down and heads across; cells with a true `label` are outlined.
+
+    `rows` are those of a table, or numbers [layer head] of one's own: a tensor, an array or nested lists, in `unit`.
 
     Probabilities and fractions are drawn on 0..1 (0..0.5 when none reaches that), other magnitudes on 0..max, and
     anything with a negative value on a red-blue scale that reaches as far on both sides of 0. The colour bar's title
     is the unit.
 
     Raises:
-        SchemaError: no rows, rows that are not heads, or more than one value for a head.
+        SchemaError: no rows, rows that are not heads, more than one value for a head, or an array of another shape.
     """
-    cells = _cells(scores(rows))
+    cells = _cells(scores(_as_rows(rows, unit)))
     n_layers, n_heads = (1 + max(place[axis] for place in cells) for axis in (0, 1))
     values, hover = np.full((n_layers, n_heads), math.nan), np.full((n_layers, n_heads), "", dtype=object)
     for place, score in cells.items():
@@ -99,15 +102,16 @@ def head_map(rows: pd.DataFrame) -> go.Figure:
     return figure
 
 
-def top_heads(rows: pd.DataFrame, k: int = 10) -> go.Figure:
+def top_heads(rows: Any, k: int = 10, *, unit: str = "") -> go.Figure:
     """Dots of the k largest values, best on top, with their intervals; the null is a dashed line.
 
-    Filled dots carry a true `label`. Where the null differs between heads it is a tick beside each dot.
+    Filled dots carry a true `label`. Where the null differs between heads it is a tick beside each dot. `rows` may be
+    numbers [layer head], as in `head_map`.
 
     Raises:
         SchemaError: no rows with a value.
     """
-    best = largest(scores(rows), k)
+    best = largest(scores(_as_rows(rows, unit)), k)
     if not best:
         raise SchemaError("nothing to plot: no rows with a value")
     figure = go.Figure([*_dots(best), *_null(best)])
@@ -179,6 +183,11 @@ def shared_names(names: Sequence[str], points: np.ndarray, *, near: float) -> li
             text[i] = as_text(" ".join([*own_names, *([f"+{len(own) - 2}"] if len(own) > 3 else [])]))
             members.update(own)
     return text
+
+
+def _as_rows(rows: Any, unit: str) -> pd.DataFrame:
+    """Rows as they are, or made of numbers [layer head]."""
+    return rows if isinstance(rows, pd.DataFrame) else head_table(rows, unit=unit)
 
 
 def _cells(row_scores: Iterable[Score]) -> dict[tuple[int, int], Score]:

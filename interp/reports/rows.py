@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -23,6 +25,9 @@ SEARCHED = 4096  # rows among which the peaked ones are looked for
 KEYS = 32
 
 Head = tuple[int, int]
+Heads = str | Head | Sequence[str | Head]
+"""Heads as a caller writes them; see `parse_heads`."""
+_LAYER = re.compile("L(0|[1-9][0-9]*)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,25 +52,49 @@ class HeadRows:
         return np.clip(1.0 - self.p.sum(1), 0.0, 1.0)
 
 
-def parse_heads(model: Model, names: Sequence[str]) -> list[Head]:
-    """(layer, head) of each name, in the order given, repeats left out.
+def parse_heads(model: Model, heads: Heads) -> list[Head]:
+    """(layer, head) of each head named, in the order given, repeats left out.
+
+    Written "L3H6", as (3, 6), by layer ("L3": all of its heads), as "all", or several of these.
 
     Raises:
-        SiteError: no names, a name that is no head's, or a head that the model does not have.
+        SiteError: no names, a name that is no head's or layer's, or a head that the model does not have.
     """
     info = model.info
-    all_names = [head_name(layer, head) for layer in info.attention_layers for head in range(info.n_heads)]
-    heads: list[Head] = []
-    for name in dict.fromkeys(names):
-        layer, head = parse_head(name)
-        if name not in all_names:
-            raise SiteError(
-                f"no head {name!r}: heads go from {all_names[0]} to {all_names[-1]}; {nearest(name, all_names)}"
-            )
-        heads.append((layer, head))
-    if not heads:
+    every = [(layer, head) for layer in info.attention_layers for head in range(info.n_heads)]
+    found: list[Head] = []
+    several = isinstance(heads, Iterable) and not isinstance(heads, str) and not _is_place(heads)
+    for entry in heads if several else [heads]:
+        found.extend(_heads_of(entry, every))
+    if not found:
         raise SiteError("no heads given; leave `heads` out for those whose attention is the most peaked")
-    return heads
+    return list(dict.fromkeys(found))
+
+
+def _is_place(value: object) -> bool:
+    """Whether it is one (layer, head)."""
+    return isinstance(value, tuple) and len(value) == 2 and all(isinstance(x, Integral) for x in value)
+
+
+def _heads_of(entry: object, every: Sequence[Head]) -> list[Head]:
+    """Heads that one entry names."""
+    if entry == "all":
+        return list(every)
+    first, last = head_name(*every[0]), head_name(*every[-1])
+    if isinstance(entry, str) and _LAYER.fullmatch(entry):
+        layer = int(entry[1:])
+        own = [head for head in every if head[0] == layer]
+        if not own:
+            raise SiteError(f"no heads in layer {layer}: heads go from {first} to {last}")
+        return own
+    if not isinstance(entry, str) and not _is_place(entry):
+        raise SiteError(f'heads are written "L3H6", (3, 6), "L3" or "all"; got {type(entry).__name__} {entry!r:.40}')
+    layer, head = parse_head(entry) if isinstance(entry, str) else map(int, entry)  # type: ignore[call-overload]
+    if (layer, head) not in every:
+        name = f"L{layer}H{head}"
+        names = [head_name(*place) for place in every]
+        raise SiteError(f"no head {name!r}: heads go from {first} to {last}; {nearest(name, names)}")
+    return [(layer, head)]
 
 
 def parse_queries(queries: Sequence[int], n: int) -> list[int]:
@@ -123,6 +152,15 @@ def measure(
         p, at = np.nan_to_num(own[..., 0]), own[..., 1].astype(np.int64)
         rows.append(HeadRows(head_name(layer, head), note, at, p))
     return rows
+
+
+def kept_rows(name: str, pattern: Float[ndarray, "query key"], *, keys: int) -> HeadRows:
+    """The largest `keys` probabilities of each row of a whole pattern, keys after the query left out."""
+    visible = np.tril(np.ones(pattern.shape, dtype=bool)) | (pattern > 0)
+    values = np.where(visible, np.clip(pattern, 0.0, None), -1.0)
+    at = np.argsort(-values, axis=1, kind="stable")[:, :keys]
+    p = np.take_along_axis(values, at, 1)
+    return HeadRows(name, "", np.where(p < 0, -1, at), np.clip(p, 0.0, None))
 
 
 def _spread(n: int, most: int) -> list[int]:

@@ -9,17 +9,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from interp.errors import TaskError
+from interp.errors import SchemaError, TaskError
 from interp.model import Model
+from interp.plots.numbers import array_of
 from interp.reports.facts import short_name
-from interp.reports.rows import KEYS, Head, HeadRows, choose, measure, parse_heads, parse_queries
+from interp.reports.rows import KEYS, Head, HeadRows, Heads, choose, kept_rows, measure, parse_heads, parse_queries
 from interp.reports.tokens import Piece, pieces, texts, visible
 from interp.results.files import atomic_write, writable_file
 
 WINDOW = 256  # tokens in the page at a time
 DENSE = 64  # more of them are set as running text, without a number under each
 UNIT = 10_000  # probabilities travel as whole multiples of 1 / UNIT
+NAMED = 12  # heads named in a repr
 LISTED = 8  # keys listed beside the tokens
+SLACK = 1e-3  # by which rounding may make a probability negative, or a row more than 1
 
 
 class Chip(NamedTuple):
@@ -161,7 +164,8 @@ class View:
         return f'<iframe title="Attention" sandbox="allow-scripts" style="{look}" srcdoc="{page}"></iframe>'
 
     def __repr__(self) -> str:
-        names = ", ".join(head.name for head in self.heads)
+        shown = [head.name for head in self.heads][:NAMED]
+        names = ", ".join(shown) + (f" and {len(self.heads) - NAMED} more" if len(self.heads) > NAMED else "")
         return f"<View of {names}: {len(self.queries)} of {len(self.ids)} rows>"
 
 
@@ -169,7 +173,7 @@ def attention_view(
     model: Model,
     prompt: Any,
     *,
-    heads: str | Sequence[str] | None = None,
+    heads: Heads | None = None,
     queries: Sequence[int] | None = None,
     keys: int = KEYS,
 ) -> View:
@@ -182,7 +186,8 @@ def attention_view(
     Args:
         model: any loaded model.
         prompt: one text, or its token ids.
-        heads: names such as `"L3H6"`; the four whose rows are the most peaked away from the first token if not given.
+        heads: names such as `"L3H6"`, places (3, 6), layers (`"L3"`), `"all"`, or several of these; the four whose rows
+            are the most peaked away from the first token if not given.
         queries: positions to look from, negative ones from the end; all of up to 512 tokens if not given, and of a
             longer prompt the last, the most peaked, and an even spread.
         keys: largest probabilities kept of each row.
@@ -197,7 +202,7 @@ def attention_view(
     """
     if keys < 1:
         raise TaskError(f"keys is {keys}; at least 1 key of each row is kept")
-    parsed_heads = None if heads is None else parse_heads(model, [heads] if isinstance(heads, str) else list(heads))
+    parsed_heads = None if heads is None else parse_heads(model, heads)
     batch = model.batch(prompt)
     if len(batch.ids) != 1:
         raise TaskError(f"{len(batch.ids)} prompts given; a view shows one: make a view of each")
@@ -207,6 +212,57 @@ def attention_view(
     why = "" if parsed_heads is not None else "One of the heads that look the most sharply away from the first token."
     about = f"A prompt of {len(ids)} token{'s' * (len(ids) != 1)}."
     return view_of(model, ids, view_heads, queries=positions, about=about, notes=[why] * len(view_heads), keys=keys)
+
+
+def pattern_view(
+    pattern: Any,
+    tokens: Sequence[str],
+    *,
+    names: Sequence[str] | None = None,
+    about: str = "Patterns of one's own.",
+    keys: int = KEYS,
+) -> View:
+    """The attention viewer on patterns of one's own: probabilities [query key], or [head query key].
+
+    Rows are those of probabilities: not negative, and of a sum of at most 1; what may be negative (pattern times
+    gradient, the difference of two runs) is drawn by `interp.plots.pattern_map`.
+
+    Args:
+        pattern: tensor, array or nested lists.
+        tokens: text of each position, of queries and keys.
+        names: of the heads, shown above the tokens.
+        about: what is shown, a sentence.
+        keys: largest probabilities kept of each row.
+
+    Raises:
+        SchemaError: another shape, numbers that are no probabilities, or as many tokens or names as do not fit.
+
+    >>> import torch
+    >>> from interp.reports.viewer import pattern_view
+    >>> pattern_view(torch.eye(3), ["a", "b", "c"])
+    <View of head 0: 3 of 3 rows>
+    """
+    data = array_of(pattern, [("query", "key"), ("head", "query", "key")], "a pattern")
+    data = data[None] if data.ndim == 2 else data
+    n, size = data.shape[0], len(tokens)
+    if data.shape[1:] != (size, size) or isinstance(tokens, str):
+        raise SchemaError(f"patterns of {data.shape[1]} queries and {data.shape[2]} keys for {size} tokens in a list")
+    if not (data.min() >= -SLACK and data.sum(-1).max() <= 1 + SLACK):
+        raise SchemaError(
+            "these are no probabilities (some are negative, or a row sums to more than 1): draw them by "
+            "interp.plots.pattern_map"
+        )
+    heads = [f"head {i}" for i in range(n)] if names is None else [str(name) for name in names]
+    if len(heads) != n:
+        raise SchemaError(f"{len(heads)} names for {n} patterns; give the name of each")
+    return View(
+        model="patterns of one's own",
+        about=about,
+        ids=tuple(range(size)),
+        texts=tuple(map(str, tokens)),
+        queries=tuple(range(size)),
+        heads=tuple(kept_rows(name, own, keys=keys) for name, own in zip(heads, data, strict=True)),
+    )
 
 
 def view_of(

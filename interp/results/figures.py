@@ -15,7 +15,6 @@ GROUP = "interp.analyses"
 """Entry points of modules that hold analyses."""
 Draw: TypeAlias = "Callable[[pd.DataFrame], go.Figure]"
 """From the rows of one variant of one analysis to a figure that is not shown."""
-_figures: dict[str, tuple[Draw, Mapping[str, Draw]]] = {}
 
 
 def head_map(rows: pd.DataFrame) -> go.Figure:
@@ -30,6 +29,18 @@ def dots(rows: pd.DataFrame) -> go.Figure:
     from interp.plots.heads import top_heads
 
     return top_heads(rows)
+
+
+def effects(rows: pd.DataFrame) -> go.Figure:
+    """Effects of nodes, by layer, head and token."""
+    from interp.plots.patching import effect_figure
+
+    return effect_figure(rows)
+
+
+_figures: dict[str, tuple[Draw, Mapping[str, Draw]]] = {
+    name: (effects, {}) for name in ("activation_patching", "node_attribution", "path_patching")
+} | {"role_faithfulness": (dots, {})}
 
 
 def declare(name: str, draw: Draw, variants: Mapping[str, Draw]) -> None:

@@ -21,7 +21,7 @@ import pandas as pd
 from interp.environment import versions
 from interp.model import Model
 from interp.results.results import SCHEMA_VERSION
-from interp.tasks import PromptTask
+from interp.tasks import PromptTask, metrics
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -85,6 +85,8 @@ def recorded(body: Callable[P, R]) -> Callable[P, R]:
             for name, value in _flat(arguments).items()
             if name != "model" and not callable(value) and not any(isinstance(x, PromptTask) for x in _each(value))
         }
+        if callable(arguments.get("metric")):
+            passed["metric"] = metrics.description(arguments["metric"])
         own = {k: v for k, v in dict(getattr(outcome, "provenance", {})).items() if k != "data"}
         data = dict(getattr(outcome, "provenance", {})).get("data") or data_of(arguments)
         facts = provenance(arguments["model"], body.__name__, body, passed, data, seconds)

@@ -2,6 +2,7 @@
 
 from interp.tasks._conflict import Conflict, Frame, conflict
 from interp.tasks.build import SPLITS, task, task_names
+from interp.tasks.own import pair
 from interp.tasks.planted import of as planted_task
 from interp.tasks.prompt import PromptTask
 from interp.tasks.synthetic import (
@@ -30,6 +31,7 @@ __all__ = [
     "earlier_equal_pairs",
     "fingerprint",
     "ordinary_tokens",
+    "pair",
     "permuted_repeats",
     "planted_task",
     "random_blocks",

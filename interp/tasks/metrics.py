@@ -6,15 +6,17 @@ over prompts: what is computed from one batch does not depend on how prompts wer
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.errors import TaskError, nearest
+from interp.errors import TaskError, first_line, nearest
 
 
 @runtime_checkable
@@ -36,6 +38,8 @@ class AnswerKey(Protocol):
 
 Metric = Callable[..., Tensor]
 """(logits, task) -> value per prompt."""
+AnyMetric = str | Metric
+"""A name in `METRICS`, or a function of one's own; see `own_values` for what it is called with."""
 
 
 def answer_logits(logits: Float[Tensor, "..."], task: AnswerKey) -> Float[Tensor, "batch d_vocab"]:
@@ -111,6 +115,67 @@ def by_name(name: str) -> Metric:
     if name not in METRICS:
         raise TaskError(f"unknown metric {name!r}; {nearest(name, METRICS)}")
     return METRICS[name]
+
+
+def function_of(metric: AnyMetric) -> Metric:
+    """What computes a metric that is a name or a function; a function of one's own goes through `own_values`.
+
+    Raises:
+        TaskError: no such metric, or neither a name nor a function.
+    """
+    if isinstance(metric, str):
+        return by_name(metric)
+    if not callable(metric):
+        raise TaskError(f"a metric is a name or a function (logits, task) -> [batch]; got {type(metric).__name__}")
+    return metric if metric in METRICS.values() else partial(own_values, metric)
+
+
+def name_of(metric: AnyMetric) -> str:
+    """What tables call a metric; a function of one's own that is called like one of `METRICS` has its module before it.
+
+    Raises:
+        TaskError: no such metric, or neither a name nor a function.
+    """
+    function_of(metric)
+    if isinstance(metric, str):
+        return metric
+    name = str(getattr(metric, "__name__", type(metric).__name__))
+    shadows = name in METRICS and METRICS[name] is not metric
+    return f"{metric.__module__}.{name}" if shadows else name
+
+
+def description(metric: AnyMetric) -> str:
+    """Its name and, for a function of one's own, eight hex digits of its code: what provenance and a run's id say."""
+    name, code = name_of(metric), getattr(metric, "__code__", None)
+    if name in METRICS or code is None:
+        return name
+    constants = [x for x in code.co_consts if not hasattr(x, "co_code")]  # the rest has an address
+    return f"{name} {hashlib.sha256(repr((code.co_code, constants, code.co_names)).encode()).hexdigest()[:8]}"
+
+
+def own_values(metric: Metric, logits: Float[Tensor, "..."], task: AnswerKey) -> Float[Tensor, " batch"]:
+    """Values of a metric of one's own, called as metric(logits at each prompt's END [batch d_vocab], task).
+
+    The task is that of the prompts at hand: prompts come in portions, so what the metric needs of a prompt (answers,
+    roles) it takes from the task. Truth values and integers become numbers; those have no gradient.
+
+    Raises:
+        TaskError: it fails on such logits, or does not give one value per prompt.
+    """
+    at, name = answer_logits(logits, task), getattr(metric, "__name__", type(metric).__name__)
+    expected = f"it is called with logits at END {tuple(at.shape)}, [batch d_vocab], and the task of these prompts"
+    try:
+        values = metric(at, task)
+    except (IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise TaskError(f"the metric {name!r} failed ({first_line(error)}): {expected}") from error
+    if not isinstance(values, Tensor):
+        raise TaskError(f"the metric {name!r} gave {type(values).__name__}; expected a tensor [batch]: {expected}")
+    if values.shape != at.shape[:1]:
+        raise TaskError(
+            f"the metric {name!r} gave shape {tuple(values.shape)}; expected one value per prompt, ({len(at)},), and "
+            f"no mean over prompts: {expected}"
+        )
+    return values if values.is_floating_point() else values.to(at.dtype)
 
 
 def _of(values: Float[Tensor, "batch d_vocab"], ids: Int[Tensor, "batch k"]) -> tuple[Float[Tensor, "batch k"], Tensor]:

@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.batch import Batch
+from interp.batch import Batch, Prompts
 from interp.errors import TaskError, nearest
+from interp.model import Model
 from interp.tasks import metrics
 
 NONE = -1
@@ -32,7 +33,8 @@ class PromptTask:
         roles: name -> position of a token in each prompt, -1 where the prompt's template has none; "END" is the last
             token, whose logits are judged.
         template: number of each prompt's template in `templates`.
-        metric: what the task is judged by unless told otherwise: a name in `interp.tasks.metrics.METRICS`.
+        metric: what the task is judged by unless told otherwise: a name in `interp.tasks.metrics.METRICS`,
+            or a function (logits, task) -> [batch].
         split: "train" or "held-out".
         record: where the words came from, how many of them this tokenizer has, BOS policy, seed.
     """
@@ -46,7 +48,7 @@ class PromptTask:
     roles: Mapping[str, Int[Tensor, " batch"]]
     template: Int[Tensor, " batch"]
     templates: tuple[str, ...]
-    metric: str
+    metric: metrics.AnyMetric
     split: str = "train"
     record: Mapping[str, Any] = field(default_factory=dict)
 
@@ -57,6 +59,23 @@ class PromptTask:
         if "END" not in self.roles:
             raise TaskError(f"{self.name}: no role END, the position that is judged")
 
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        *,
+        clean: Prompts,
+        corrupt: Prompts,
+        answers: Any,
+        wrong: Any = None,
+        roles: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> PromptTask:
+        """A task of one's own prompts: `interp.pair` under another name, with its options, checks and errors."""
+        from interp.tasks.own import pair
+
+        return pair(model, clean, corrupt, answers, wrong, roles=roles, **options)
+
     def __len__(self) -> int:
         return len(self.clean.ids)
 
@@ -64,6 +83,11 @@ class PromptTask:
     def end(self) -> Int[Tensor, " batch"]:
         """Position of each prompt's last token."""
         return self.roles["END"]
+
+    @property
+    def metric_name(self) -> str:
+        """What tables call its metric."""
+        return metrics.name_of(self.metric)
 
     @property
     def lengths(self) -> Int[Tensor, " batch"]:
@@ -108,7 +132,7 @@ class PromptTask:
 
     def value(self, logits: Float[Tensor, "..."]) -> Float[Tensor, " batch"]:
         """The task's own metric, one value per prompt, from logits [batch pos d_vocab] or [batch d_vocab]."""
-        return metrics.by_name(self.metric)(logits, self)
+        return metrics.function_of(self.metric)(logits, self)
 
     def select(self, rows: Sequence[int] | slice | Tensor) -> PromptTask:
         """Some of the prompts, in the order given; padding that none of them needs is cut off."""
@@ -146,7 +170,7 @@ class PromptTask:
         return {
             "task": self.name,
             "corruption": self.corruption,
-            "metric": self.metric,
+            "metric": self.metric_name,
             "split": self.split,
             "n_prompts": len(self),
             "templates": list(self.templates),

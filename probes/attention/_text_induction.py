@@ -5,24 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from interp.attention import Mean, Pairs, Statistic
 from interp.errors import TaskError
 from interp.measurement.declaration import CAUSAL, REASON, Stage
-from interp.measurement.prompts import PromptSet, text_prompts, visible_keys
+from interp.measurement.pairs import pair_scores
+from interp.measurement.prompts import PromptSet, text_prompts
 from interp.measurement.registry import Findings, analysis
-from interp.measurement.scoring import LEVEL, MARGIN, THRESHOLD, head_rows, interval_columns
+from interp.measurement.scoring import score_rows
 from interp.model import Model
-from interp.results import stats
-from interp.results.stats import nan_mean
 
 GAP = 12  # tokens between query and target: nearer ones are where heads look anyway
-WRONG = (*range(-9, -1), *range(2, 10))  # places around the target, as far from it as for the induction stripe
 _SPACES = "▁ĠĊĉčÂ \t\r\n"
 
 
@@ -134,34 +130,8 @@ def _variant_rows(
     model: Model, data: PromptSet, name: str, prompt: Tensor, query: Tensor, key: Tensor, *, method: str, seed: int
 ) -> pd.DataFrame:
     """Rows of one variant; prompts in which nothing repeats have no say."""
-    questions: dict[str, Statistic] = {"target": Mean(Pairs(prompt, query, key))}
-    for k in WRONG:
-        inside = key + k >= data.start
-        questions[f"wrong {k}"] = Mean(Pairs(prompt[inside], query[inside], key[inside] + k))
-    # a prompt in which nothing repeats has no answer; a target outside a sliding window gets nothing
-    has = torch.bincount(prompt, minlength=len(data.batch.ids)) > 0
-    if int(has.sum()) < 2:
+    # a prompt in which nothing repeats has no answer
+    if len(prompt.unique()) < 2:
         raise TaskError("no word comes back after 12 tokens or more in two of these texts: nothing to measure")
-    answers = model.attention(data.batch, questions, method=method)
-    target = answers["target"][:, has].transpose(0, 1).double().nan_to_num().numpy()
-    wrong = np.stack([nan_mean(answers[f"wrong {k}"].double().numpy(), axis=1) for k in WRONG])
-    interval = stats.bootstrap_mean(target, seed=seed)
-    p = stats.p_against_nulls(interval.mean, wrong, margin=MARGIN)
-    q = stats.benjamini_hochberg(p)
-    label = (q < LEVEL) & (interval.mean >= THRESHOLD)
-    null = np.repeat(_chance(model, data, prompt, query, key)[:, None], model.info.n_heads, axis=1)
-    columns = interval_columns(interval)
-    return head_rows(model, name, "probability", **columns, null=null, p=p, q=q, label=label)
-
-
-def _chance(model: Model, data: PromptSet, prompt: Tensor, query: Tensor, key: Tensor) -> Float[np.ndarray, " layer"]:
-    """Score of uniform attention: of the keys that a query sees, the share that are targets; mean as for the score."""
-    scores = []
-    for n_visible in visible_keys(model, data.batch):
-        inside = (query - key).numpy() < n_visible[prompt, query]
-        share, count = np.zeros(n_visible.shape), np.zeros(n_visible.shape)
-        np.add.at(share, (prompt, query), inside / n_visible[prompt, query])
-        np.add.at(count, (prompt, query), inside)
-        row_shares = np.where(count > 0, share, np.nan)
-        scores.append(np.nan_to_num(nan_mean(row_shares, axis=1))[np.unique(prompt)].mean())
-    return np.array(scores)
+    scores = pair_scores(model, data.batch, (prompt, query, key), start=data.start, method=method)
+    return score_rows(model, name, "probability", scores.values, scores.wrong, null=scores.null, seed=seed)

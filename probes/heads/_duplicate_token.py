@@ -6,6 +6,8 @@ import numpy as np
 
 from interp import tasks
 from interp.attention import Mean, Pairs, Statistic
+from interp.batch import Prompts
+from interp.errors import TaskError
 from interp.measurement.declaration import IDENTIFY, PlantedTask, Stage
 from interp.measurement.offsets import (
     WRONG_OFFSETS,
@@ -15,7 +17,8 @@ from interp.measurement.offsets import (
     repeat_null,
     wrong_offsets,
 )
-from interp.measurement.prompts import describe_repeats, repeat_groups, uniform_mass
+from interp.measurement.pairs import NEAR_KEYS, pair_scores, rows_of
+from interp.measurement.prompts import describe_repeats, own_prompts, repeat_groups, uniform_mass
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import score_rows
 from interp.model import Model
@@ -39,6 +42,7 @@ from interp.tasks import Repeats
 def duplicate_token(
     model: Model,
     *,
+    prompts: Prompts | None = None,
     n_prompts: int = 64,
     lengths: tuple[int, int] = (16, 64),
     n_lengths: int = 8,
@@ -56,7 +60,9 @@ def duplicate_token(
 
     Args:
         model: any loaded model.
-        n_prompts: prompts in all, the unit of the interval.
+        prompts: text or ids of one's own: queries are then all tokens that stand earlier in their prompt, and the nulls
+            the keys 2 to 9 places around the copies.
+        n_prompts: random prompts in all; a prompt is the unit of the interval.
         lengths: lowest and highest block length T.
         n_lengths: distinct lengths drawn.
         bos: "default", "forced" or "none".
@@ -66,9 +72,18 @@ def duplicate_token(
     Raises:
         NotApplicable: the context or vocabulary leaves no room for three tokens, twice; attention both ways within a
             window.
+        TaskError: prompts of one's own in which no token comes twice.
 
     Reference: Wang et al. 2022 (arXiv 2211.00593), section 3. The wrong-offset test is ours.
     """
+    if prompts is not None:
+        own = own_prompts(model, prompts, least=3)
+        pairs = rows_of(tasks.earlier_equal_pairs(own.batch), own.rows())
+        if not len(pairs[0]):
+            raise TaskError("no token comes twice in these prompts: there are no copies to look at")
+        found = pair_scores(model, own.batch, pairs, start=own.start, method=method)
+        table = score_rows(model, "score", "probability", found.values, found.wrong, null=found.null, seed=seed)
+        return Findings(table, own.data | {"null_draws": NEAR_KEYS})
     groups = repeat_groups(
         model, n_prompts=n_prompts, lengths=lengths, n_lengths=n_lengths, bos=bos, seed=seed, least=1
     )

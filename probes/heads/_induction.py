@@ -8,9 +8,12 @@ import numpy as np
 import pandas as pd
 import torch
 
+from interp import tasks
 from interp.attention import Mean, Offset, Statistic, TopKeys
+from interp.batch import Prompts
 from interp.components import head_names
 from interp.edits import ablate_heads
+from interp.errors import TaskError
 from interp.measurement.declaration import CAUSAL, REASON, PlantedTask, Stage
 from interp.measurement.offsets import (
     WRONG_OFFSETS,
@@ -21,10 +24,20 @@ from interp.measurement.offsets import (
     repeat_null,
     wrong_offsets,
 )
-from interp.measurement.prompts import describe_repeats, repeat_groups
+from interp.measurement.pairs import NEAR_KEYS, following, pair_scores, rows_of
+from interp.measurement.prompts import describe_repeats, own_prompts, repeat_groups
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.removal import repeat_removal
-from interp.measurement.scoring import LEVEL, MARGIN, T0, THRESHOLD, head_rows, interval_columns, ranked_heads
+from interp.measurement.scoring import (
+    LEVEL,
+    MARGIN,
+    T0,
+    THRESHOLD,
+    head_rows,
+    interval_columns,
+    ranked_heads,
+    score_rows,
+)
 from interp.measurement.weight_readings import copying_ratios
 from interp.model import Model
 from interp.results import stats
@@ -52,6 +65,7 @@ from interp.tasks import Repeats
 def induction(
     model: Model,
     *,
+    prompts: Prompts | None = None,
     n_prompts: int = 64,
     lengths: tuple[int, int] = (16, 64),
     n_lengths: int = 8,
@@ -83,7 +97,10 @@ def induction(
 
     Args:
         model: any loaded model.
-        n_prompts: prompts in all, the unit of the interval.
+        prompts: text or ids of one's own: queries are then all tokens that stand earlier in their prompt, targets what
+            followed those copies, and the nulls the keys 2 to 9 places around; the variants are prefix_matching and
+            copying_ratio, the label is without argmax_hit, and nothing is ablated.
+        n_prompts: random prompts in all; a prompt is the unit of the interval.
         lengths: lowest and highest block length T.
         n_lengths: distinct lengths drawn, as far as they fit.
         bos: "default", "forced" or "none".
@@ -94,10 +111,13 @@ def induction(
 
     Raises:
         NotApplicable: the context or vocabulary leaves no room for three tokens, twice.
+        TaskError: prompts of one's own in which no token comes twice.
 
     Reference: Olsson et al. 2022 (arXiv 2209.11895), prefix matching and copying. We repeat twice with varied T where
     they repeat four times at T = 25, and the wrong-offset test is ours.
     """
+    if prompts is not None:
+        return _on_own(model, prompts, method=method, seed=seed)
     groups = repeat_groups(
         model, n_prompts=n_prompts, lengths=lengths, n_lengths=n_lengths, bos=bos, seed=seed, least=1
     )
@@ -114,21 +134,53 @@ def induction(
     ratio, reading = copying_ratios(model)
     label = (q < LEVEL) & (matching.mean >= THRESHOLD) & (hits.mean >= THRESHOLD) & ~(ratio <= 0)
 
+    test = {"null": null.mean(), "p": p, "q": q, "label": label}
+    further, previous_token_heads = _further(model, groups, scores, hits, ratio, null, method=method, seed=seed)
+    parts = [head_rows(model, "prefix_matching", "probability", **interval_columns(matching), **test), *further]
+    heads = ranked_heads(model, label, matching.mean)
+    effects = _removal(model, groups, heads, n_random=n_random, seed=seed) if causal else []
+    data = {**describe_repeats(groups, bos), "null_draws": null_kind, "previous_token_heads": previous_token_heads}
+    return Findings(pd.concat(parts, ignore_index=True), data | {"copying_ratio": reading}, effects)
+
+
+def _further(
+    model: Model,
+    groups: Sequence[Repeats],
+    scores: OffsetScores,
+    hits: stats.Interval,
+    ratio: np.ndarray,
+    null: np.ndarray,
+    *,
+    method: str,
+    seed: int,
+) -> tuple[list[pd.DataFrame], list[str]]:
+    """Rows of the variants behind the first, and the model's previous-token heads."""
     spread = (1 - null)[:, None, None]
     normalised_score = stats.bootstrap_mean((scores.target - null[:, None, None]) / spread, seed=seed)
     dependence, previous_token_heads = _previous_token_dependence(model, groups, scores, method=method, seed=seed)
-    columns, test = interval_columns, {"null": null.mean(), "p": p, "q": q, "label": label}
+    columns = interval_columns
     parts = [
-        head_rows(model, "prefix_matching", "probability", **columns(matching), **test),
         head_rows(model, "prefix_matching_normalised", "fraction", **columns(normalised_score), null=0.0),
         head_rows(model, "argmax_hit", "fraction", **columns(hits), null=_hit_null(groups)),
         head_rows(model, "copying_ratio", "fraction", value=ratio, null=0.0),
         head_rows(model, "previous_token_dependence", "probability", **columns(dependence), null=0.0),
     ]
-    heads = ranked_heads(model, label, matching.mean)
-    effects = _removal(model, groups, heads, n_random=n_random, seed=seed) if causal else []
-    data = {**describe_repeats(groups, bos), "null_draws": null_kind, "previous_token_heads": previous_token_heads}
-    return Findings(pd.concat(parts, ignore_index=True), data | {"copying_ratio": reading}, effects)
+    return parts, previous_token_heads
+
+
+def _on_own(model: Model, prompts: Prompts, *, method: str, seed: int) -> Findings:
+    """Prefix matching wherever a token of the caller's prompts comes back."""
+    own = own_prompts(model, prompts, least=4)
+    pairs = following(rows_of(tasks.earlier_equal_pairs(own.batch), own.rows()))
+    if not len(pairs[0]):
+        raise TaskError("no token comes twice in these prompts with another in between: there is nothing to continue")
+    found = pair_scores(model, own.batch, pairs, start=own.start, method=method)
+    table = score_rows(model, "prefix_matching", "probability", found.values, found.wrong, null=found.null, seed=seed)
+    ratio, reading = copying_ratios(model)
+    table.loc[ratio.reshape(-1) <= 0, "label"] = False
+    parts = [table, head_rows(model, "copying_ratio", "fraction", value=ratio, null=0.0)]
+    data = own.data | {"null_draws": NEAR_KEYS, "copying_ratio": reading}
+    return Findings(pd.concat(parts, ignore_index=True), data)
 
 
 def _removal(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import torch
+import numpy as np
 
 from interp import tasks
 from interp.attention import Mean, Offset
+from interp.batch import Prompts
 from interp.errors import NotApplicable
 from interp.measurement.declaration import IDENTIFY, PlantedTask, Stage
 from interp.measurement.offsets import offset_questions, offset_scores
-from interp.measurement.prompts import uniform_mass
+from interp.measurement.prompts import PromptSet, own_prompts, uniform_mass
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import T0, score_rows
 from interp.model import Model
@@ -37,7 +38,14 @@ FEWEST = 3  # ordinary tokens below which prompts say nothing, repeated or not
     "arXiv 2209.11895",
 )
 def previous_token(
-    model: Model, *, n_prompts: int = 64, length: int = 64, bos: str = "default", method: str = "auto", seed: int = 0
+    model: Model,
+    *,
+    prompts: Prompts | None = None,
+    n_prompts: int = 64,
+    length: int = 64,
+    bos: str = "default",
+    method: str = "auto",
+    seed: int = 0,
 ) -> Findings:
     """Previous-token score: mean over queries i of p(i, i-1), on prompts of distinct random tokens.
 
@@ -49,17 +57,36 @@ def previous_token(
 
     Args:
         model: any loaded model.
-        n_prompts: independent prompts, the unit of the interval.
-        length: tokens per prompt, BOS included; shortened to the context, and to the vocabulary if that is enough.
+        prompts: text or ids of one's own instead of random tokens, 8 tokens at least; what is repeated in them may draw
+            attention to the token before for its content.
+        n_prompts: independent random prompts; a prompt is the unit of the interval.
+        length: tokens per random prompt, BOS included; shortened to the context, and to the vocabulary if that does.
         bos: "default", "forced" or "none"; see `interp.tasks.bos_id`.
         method: attention method, "fused" or "naive".
         seed: of prompts and bootstrap.
 
     Raises:
         NotApplicable: no room for 7 tokens, or fewer than 3 ordinary ones; attention both ways within a window.
+        TaskError: prompts of one's own that are shorter than 8 tokens.
 
     Reference: Olsson et al. 2022 (arXiv 2209.11895). The wrong-offset test is ours.
     """
+    if prompts is None:
+        data = _random_prompts(model, n_prompts=n_prompts, length=length, bos=bos, seed=seed)
+    else:
+        data = own_prompts(model, prompts, least=1 + WRONG.start + stats.LEAST_NULLS)
+    rows, lengths = data.rows(), data.batch.mask.sum(1).tolist()
+    questions = {"target": Mean(Offset(1), rows)}
+    wrong = offset_questions(data.batch, rows, WRONG, first_key=data.start)
+    scores = offset_scores(model, [(data.batch, questions | wrong)], method=method)
+
+    null = float(np.mean([uniform_mass(model, max(T0, data.start + 1), n - 1, length=n) for n in lengths]))
+    table = score_rows(model, "score", "probability", scores.target, scores.wrong, null=null, seed=seed)
+    return Findings(table, data.data)
+
+
+def _random_prompts(model: Model, *, n_prompts: int, length: int, bos: str, seed: int) -> PromptSet:
+    """Random tokens, distinct where the vocabulary has enough of them."""
     start = 0 if tasks.bos_id(model, bos) is None else 1
     length = min(length, model.info.context or length)
     least, n_tokens = start + WRONG.start + stats.LEAST_NULLS, len(tasks.ordinary_tokens(model))
@@ -70,14 +97,6 @@ def previous_token(
             f"prompts of {length} tokens are too short to tell offsets apart; at least {least} are needed"
         )
     batch = tasks.random_prompts(model, n=n_prompts, length=length, bos=bos, seed=seed, distinct=distinct)
-    position = torch.arange(length)
-    rows = (position >= max(T0, start + 1)).expand_as(batch.mask)
-    questions = {"target": Mean(Offset(1), rows)}
-    wrong = offset_questions(batch, rows, WRONG, first_key=start)
-    scores = offset_scores(model, [(batch, questions | wrong)], method=method)
-
-    null = uniform_mass(model, max(T0, start + 1), length - 1, length=length)
-    table = score_rows(model, "score", "probability", scores.target, scores.wrong, null=null, seed=seed)
     task = "random tokens" if distinct else f"random tokens with repeats, of a vocabulary of {n_tokens}"
     data = {"task": task, "n": n_prompts, "length": length, "bos": bos, "sha256": tasks.fingerprint([batch])}
-    return Findings(table, data)
+    return PromptSet(batch, start, data)

@@ -112,7 +112,7 @@ def temporal(
     effects = []
     if causal and label.any():
         effects = removal_rows(
-            lambda edits: {f"{name}_{pair.metric}": _mean(model, pair, edits) for name, pair in pairs.items()},
+            lambda edits: {f"{name}_{pair.metric_name}": _mean(model, pair, edits) for name, pair in pairs.items()},
             ranked_heads(model, label, specific["value"]),
             ranked_heads(model, ~label, specific["value"]),
             mean=model.mean(pairs["temporal"].clean),
@@ -132,7 +132,7 @@ def _shares(model: Model, pair: PromptTask, name: str) -> Float[np.ndarray, "pro
     clean, corrupt = Objective.of_task(pair), Objective.of_task(pair, corrupt=True)
     whole = float((clean.measure(model) - corrupt.measure(model)).mean())
     if not whole > LEAST:
-        raise NotApplicable(f"the model does not tell {name} pairs apart: {pair.metric} changes by {whole:.2g}")
+        raise NotApplicable(f"the model does not tell {name} pairs apart: {pair.metric_name} changes by {whole:.2g}")
     there = first_order_effects(model, clean, head_activations(model, pair.corrupt))
     here = first_order_effects(model, corrupt, head_activations(model, pair.clean))
     return (there - here) / 2 / whole

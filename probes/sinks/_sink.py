@@ -9,10 +9,10 @@ from jaxtyping import Bool, Float
 
 from interp import tasks
 from interp.attention import Received
-from interp.batch import Batch
+from interp.batch import Batch, Prompts
 from interp.errors import NotApplicable, TaskError
 from interp.measurement.declaration import PlantedTask, Stage
-from interp.measurement.prompts import no_window_both_ways
+from interp.measurement.prompts import no_window_both_ways, own_prompts
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, MARGIN, THRESHOLD, head_rows, interval_columns
 from interp.model import Model
@@ -20,6 +20,7 @@ from interp.results import stats
 from interp.sites import Site
 
 EPSILONS = (0.1, 0.2, 0.3, 0.5)
+LEAST_OWN = 12  # tokens: with fewer there are fewer than five other keys to compare the first one with
 
 
 @analysis(
@@ -42,6 +43,7 @@ EPSILONS = (0.1, 0.2, 0.3, 0.5)
 def sink(
     model: Model,
     *,
+    prompts: Prompts | None = None,
     n_prompts: int = 64,
     length: int = 64,
     bos: str | None = None,
@@ -70,7 +72,9 @@ def sink(
 
     Args:
         model: any loaded model.
-        n_prompts: prompts of each start, the unit of the interval.
+        prompts: text or ids of one's own, 12 tokens at least, as they start; longer ones are cut to the shortest, since
+            alpha depends on the length. Without the variants of the two starts.
+        n_prompts: random prompts of each start; a prompt is the unit of the interval.
         length: T, tokens per prompt with BOS; the score depends on it.
         bos: None: both starts; or "default" (what the tokenizer does), "forced" or "none".
         method: attention method, "fused" or "naive".
@@ -78,48 +82,68 @@ def sink(
 
     Raises:
         NotApplicable: no room for 16 distinct tokens; attention both ways within a window.
-        TaskError: an unknown policy, or a BOS forced on a model that has none.
+        TaskError: an unknown policy, a BOS forced on a model that has none, or prompts of one's own that are too short.
 
     Reference: Gu et al. 2024 (arXiv 2410.10781), section 3; T = 64 and epsilon = 0.3 as there. The test is ours.
     """
     no_window_both_ways(model)
-    first = token_before(model) if bos is None else tasks.bos_id(model, bos)
-    length = min(length, model.info.context or length, len(tasks.ordinary_tokens(model)))
-    if length < 16:
-        raise NotApplicable(f"prompts of {length} tokens are too short to speak of a sink; at least 16 are needed")
-    starts = ["none"] if first is None else ["forced", "none"]
-    batches = {s: tasks.random_prompts(model, n=n_prompts, length=length, bos=s, seed=seed) for s in starts}
+    first, batches = _prompts(model, prompts, n_prompts=n_prompts, length=length, bos=bos, seed=seed)
+    starts, both = list(batches), prompts is None and bos is None and first is not None
+    length = next(iter(batches.values())).ids.shape[1]
     alphas = {s: received_share(model, batch, method=method) for s, batch in batches.items()}
     behind = np.full(alphas["none"].shape[1:3], first is not None)  # layer head: judged behind a BOS
-    if bos is None and first is not None:
+    if both:
         behind = alphas["forced"][..., 0].mean(0) >= alphas["none"][..., 0].mean(0)
     alpha = np.where(behind[..., None], alphas[starts[0]], alphas["none"])  # prompt layer head key
 
     uniform = uniform_share(length, causal=model.info.causal)
     excess = (alpha.mean(0) - uniform)[..., : max(4, length // 2)]  # layer head key
     p = stats.p_against_nulls(excess[..., 0], np.moveaxis(excess[..., 1:], -1, 0), margin=MARGIN)
-    p = np.minimum(1, p * (2 if bos is None and first is not None else 1))
+    p = np.minimum(1, p * (2 if both else 1))
     q = stats.benjamini_hochberg(p)
     score = stats.bootstrap_mean(alpha[..., 0], seed=seed)
     label = (q < LEVEL) & (score.mean >= THRESHOLD)
     ratios = {s: _value_norm_ratio(model, batch) for s, batch in batches.items()}
     ratio = np.where(behind, ratios[starts[0]], ratios["none"])
     columns = {**interval_columns(score), "null": uniform[0], "position": 0}
+    firsts = {s: a[..., 0] for s, a in alphas.items()}
     parts = [
         head_rows(model, "first_token", "probability", **columns, p=p, q=q, label=label, bos=behind),
-        *_starts(model, {s: a[..., 0] for s, a in alphas.items()}, null=float(uniform[0]), seed=seed),
+        *_starts(model, firsts if prompts is None else {}, null=float(uniform[0]), seed=seed),
         *_further(model, alpha, ratio, behind, seed=seed),
     ]
     data = {
-        "task": "random tokens",
-        "n": n_prompts,
+        "task": "random tokens" if prompts is None else "prompts given",
+        "n": len(next(iter(batches.values())).ids),
         "length": length,
-        "bos": bos or "the stronger of forced and none, for each head",
+        "bos": "as given" if prompts is not None else bos or "the stronger of forced and none, for each head",
         "heads_judged_behind_bos": int(behind.sum()),
         "first_token": first,
         "sha256": tasks.fingerprint(list(batches.values())),
     }
     return Findings(pd.concat(parts, ignore_index=True), data)
+
+
+def _prompts(
+    model: Model, prompts: Prompts | None, *, n_prompts: int, length: int, bos: str | None, seed: int
+) -> tuple[int | None, dict[str, Batch]]:
+    """The BOS, and random prompts behind it ("forced", where there is one) and without ("none"); or the caller's."""
+    if prompts is not None:
+        return _own_start(model, prompts)
+    first = token_before(model) if bos is None else tasks.bos_id(model, bos)
+    length = min(length, model.info.context or length, len(tasks.ordinary_tokens(model)))
+    if length < 16:
+        raise NotApplicable(f"prompts of {length} tokens are too short to speak of a sink; at least 16 are needed")
+    starts = ["none"] if first is None else ["forced", "none"]
+    return first, {s: tasks.random_prompts(model, n=n_prompts, length=length, bos=s, seed=seed) for s in starts}
+
+
+def _own_start(model: Model, prompts: Prompts) -> tuple[int | None, dict[str, Batch]]:
+    """The BOS if the caller's prompts start with it, and the prompts, all cut to the shortest."""
+    own = own_prompts(model, prompts, least=LEAST_OWN)
+    length = int(own.batch.mask.sum(1).min())
+    first = int(own.batch.ids[0, 0]) if own.start else None
+    return first, {"none": Batch(own.batch.ids[:, :length], own.batch.mask[:, :length])}
 
 
 def token_before(model: Model) -> int | None:

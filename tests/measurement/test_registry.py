@@ -93,7 +93,7 @@ def test_provenance():
     assert found["schema_version"] == SCHEMA_VERSION
     assert found["call"]["analysis"] == "sink"
     assert found["call"]["passed"] == {"seed": 5, "n_prompts": 4}
-    assert found["call"]["defaults"] == {"length": 64, "bos": None, "method": "auto"}
+    assert found["call"]["defaults"] == {"prompts": None, "length": 64, "bos": None, "method": "auto"}
     assert found["seed"] == 5
     assert found["model"]["name"] == model.info.name
     assert found["model"]["dtype"] == "float32"

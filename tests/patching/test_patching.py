@@ -165,12 +165,38 @@ def test_a_planted_chain_is_found_at_its_tokens():
     assert best[best["name"].isna()]["value"].abs().max() < 1e-3
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_patched_pattern_weighs_the_values_of_the_run_itself(name):
+    """z' = p_other v, set in place of the head's z, whole and at one query."""
+    model, task = tiny(name), pairs()
+    table = activation_patching(model, task, nodes="pattern", mode="noising").table
+    assert len(table) == model.info.n_layers * model.info.n_heads
+    p = model.run(task.corrupt, capture=["L1H5.pattern"])["L1H5.pattern"]
+    v = model.run(task.clean, capture=["L1.v"])["L1.v"][:, :, 5 * model.info.n_kv_heads // model.info.n_heads]
+    at = activation_patching(model, task, nodes=["L1H5.pattern"], positions="END", mode="noising").table
+    base = metrics.logit_diff(model.run(task.clean).logits, task)
+    for found, where in ((table.set_index("site").loc["L1H5.pattern", "value"], None), (at["value"][0], task.end)):
+        logits = model.run(task.clean, edits=[Replace("L1H5.z", p @ v, positions=where)]).logits
+        assert found == pytest.approx((metrics.logit_diff(logits, task) - base).mean().item(), abs=3e-5, rel=1e-3)
+
+
+def test_several_kinds_at_once_are_each_of_them_alone_and_drawn_apart():
+    model, task = tiny("gpt2"), pairs()
+    kinds, options = ("resid", "attn", "mlp"), {"positions": "all", "mode": "noising"}
+    together = activation_patching(model, task, nodes=kinds, **options)
+    alone = [activation_patching(model, task, nodes=kind, **options).table["value"] for kind in kinds]
+    assert_allclose(together.table["value"], np.concatenate(alone), atol=3e-5, rtol=1e-4)
+    assert [trace.z.shape for trace in together.plot().data] == [(2, 9)] * 3
+    same = activation_patching(model, task, nodes=("z", "mlps"), mode="noising").table
+    assert same["head"].notna().sum() == model.info.n_layers * model.info.n_heads
+
+
 def test_refusals():
     model, task = tiny("gpt2"), pairs()
     with pytest.raises(SiteError, match="unknown nodes 'head'"):
         activation_patching(model, task, nodes="head")
     with pytest.raises(SiteError, match="cannot be patched"):
-        activation_patching(model, task, nodes=["L0.pattern"])
+        activation_patching(model, task, nodes=["norm_scale"])
     with pytest.raises(TaskError, match="no role 'SUBJ'"):
         activation_patching(model, task, positions=["SUBJ"])
     with pytest.raises(SchemaError, match="unknown mode 'noise'"):

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import interp
 from interp.attention import Rows
-from interp.errors import InterpError, SiteError, TaskError
+from interp.errors import InterpError, SchemaError, SiteError, TaskError
 from interp.reports import rows
 from interp.reports.viewer import UNIT, p_str, two
 
@@ -233,3 +233,44 @@ def test_text_of_a_prompt_cannot_end_the_script_or_become_markup(tmp_path):
 def test_halves_are_rounded_up_as_the_script_does(p, short, whole):
     assert two(p) == short
     assert p_str(p) == whole
+
+
+def test_heads_are_written_by_name_by_place_by_layer_or_all(model):
+    def names(heads):
+        return [head.name for head in interp.attention_view(model, [5, 6, 7], heads=heads).heads]
+
+    n_layers, n_heads = model.info.n_layers, model.info.n_heads
+    layer = [f"L3H{h}" for h in range(n_heads)]
+    assert names("L3") == layer
+    assert names((3, 6)) == names("L3H6") == names([(3, 6)]) == ["L3H6"]
+    assert names("all") == [f"L{i}H{h}" for i in range(n_layers) for h in range(n_heads)]
+    assert names(["L2H1", "L3", (3, 6)]) == ["L2H1", *layer]
+    assert "36 more" in repr(interp.attention_view(model, [5, 6, 7], heads="all"))
+    for heads, message in (
+        ("L9", "no heads in layer 9"),
+        ((9, 1), "no head 'L9H1'"),
+        (3, "got int 3"),
+        ([1.0], "got float 1.0"),
+    ):
+        with pytest.raises(SiteError, match=message):
+            names(heads)
+
+
+def test_patterns_of_ones_own_are_viewed_as_those_of_a_model(model):
+    ids = random_ids(20)
+    pattern = model.run(ids, capture=["L2.pattern"])["L2.pattern"][0]
+    words = [str(i) for i in ids]
+    own = interp.pattern_view(pattern, words, names=[f"L2H{h}" for h in range(len(pattern))], keys=8)
+    theirs = interp.attention_view(model, ids, heads="L2", keys=8)
+    for a, b in zip(own.heads, theirs.heads, strict=True):
+        np.testing.assert_allclose(a.p, b.p, atol=1e-5)
+        assert a.name == b.name
+    assert own.heads[0].keys[0].tolist() == [0, *[-1] * 7]
+    assert data(own._page())["heads"][3]["name"] == "L2H3"
+    for bad, tokens, message in (
+        (pattern - 0.5, words, "no probabilities"),
+        (pattern, words[1:], "20 queries and 20 keys for 19 tokens"),
+        (pattern[0, 0], words, "a pattern: expected numbers"),
+    ):
+        with pytest.raises(SchemaError, match=message):
+            interp.pattern_view(bad, tokens)

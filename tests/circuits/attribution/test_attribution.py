@@ -16,9 +16,12 @@ from circuits.graph.graph import Graph
 from circuits.graph.layout import Layout
 from circuits.wiring.case import Case
 from circuits.wiring.edges import run_edges
+from interp.edits import Replace
 from interp.errors import BackendError, SchemaError, TaskError
+from interp.gradients import gradients
 from interp.measurement.head_effects import Objective, first_order_effects
 from interp.patching.nodes import node_attribution
+from interp.sites import Site
 from interp.tasks.prompt import collate
 
 POST_NORM = ("gemma2", "olmo2")
@@ -155,6 +158,48 @@ def test_the_fix_is_of_queries_and_keys_alone(model):
     table = fixed.table()
     assert (table["ci_low"] <= table["ci_high"]).all()
     assert set(table["n"]) == {2}
+
+
+def test_scores_by_position_are_the_products_there_and_sum_to_the_whole():
+    """Against (a' - a) dm/da of one gradient; a prompt is left out of positions that it lacks."""
+    model, task = tiny("llama"), pairs()
+    whole, apart = node_attribution(model, task), node_attribution(model, task, positions="all")
+    width, lengths = task.clean.ids.shape[1], task.lengths.tolist()
+    values = apart.prompts.reshape(len(task), -1, width)
+    close(np.nansum(values, axis=2), whole.prompts, 1e-4)
+    close(apart.mean, np.nanmean(apart.prompts, axis=0), 1e-6)
+    for row, n in enumerate(lengths):
+        assert np.isnan(values[row, :, n:]).all()
+    sites = [f"L{layer}.{kind}" for layer in (0, 1) for kind in ("mlp_out", "v")]
+    mine = gradients(model, task.clean, task.value, sites)
+    other = model.run(task.corrupt, capture=sites)
+    table = apart.table().set_index(["site", "position"])
+    for site in sites:
+        product = ((other[site] - mine.acts[Site.parse(site)]) * mine[site]).sum(-1)
+        node, own = (site, product) if site.endswith("mlp_out") else (site.replace(".v", "H1.v"), product[..., 1])
+        for position in (1, width - 1):
+            there = task.lengths > position
+            assert table.loc[(node, position), "score"] == pytest.approx(
+                own[there, position].mean().item(), abs=1e-4, rel=1e-3
+            )
+            assert table.loc[(node, position), "n"] == int(there.sum())
+    drawn = apart.result().plot().data[0]
+    assert drawn.z.shape == (model.info.n_layers * model.info.n_heads, width)
+    close(list(apart.of("z").values()), list(whole.of("z").values()), 1e-4)
+
+
+def test_the_fix_by_position_moves_the_queries_and_keys_of_that_position_alone():
+    model, task = tiny("llama"), pairs((6, 6))
+    fixed = node_attribution(model, task, method="atp-qkfix", positions=["END"]).of
+    slopes = gradients(model, task.clean, task.value, ["L1.z"])
+    z, dz = (getattr(slopes, name)[Site.parse("L1.z")] for name in ("acts", "grads"))
+    group = model.info.n_heads // model.info.n_kv_heads
+    for kind in ("q", "k"):
+        value = model.run(task.corrupt, capture=[f"L1.{kind}"])[f"L1.{kind}"]
+        moved = model.run(task.clean, edits=[Replace(f"L1.{kind}", value, positions=-1)], capture=["L1.z"])["L1.z"]
+        by_head = ((moved - z) * dz).sum((1, 3)).mean(0)
+        expected = by_head if kind == "q" else by_head.unflatten(0, (-1, group)).sum(1)
+        close([v for name, v in fixed(kind).items() if name.startswith("L1")], expected.numpy(), 1e-4)
 
 
 def test_hisp_is_the_size_of_what_scaling_a_head_would_cost_to_first_order(model):

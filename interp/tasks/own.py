@@ -1,0 +1,160 @@
+"""Two prompts of one's own as a task: tokens side by side, answers of one token, and roles by position or by word."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from interp.batch import Prompts
+from interp.decompose.answers import token_id
+from interp.errors import TaskError
+from interp.model import Model
+from interp.tasks.metrics import AnyMetric
+from interp.tasks.prompt import PromptTask, collate
+
+OneOrMore = int | str | Sequence[Any] | Tensor
+"""An answer for all prompts, one for each, or several for each (a list in the list, or ids [batch k]; -1 fills up)."""
+Place = int | str | Sequence[int] | Tensor
+"""Where a role stands: a position in all prompts, one for each, or the text of its token."""
+
+
+def pair(
+    model: Model,
+    clean: Prompts,
+    corrupt: Prompts,
+    answer: OneOrMore,
+    wrong: OneOrMore | None = None,
+    *,
+    roles: Mapping[str, Place] | None = None,
+    metric: AnyMetric | None = None,
+    templates: Sequence[str] | None = None,
+    name: str = "pair",
+    corruption: str = "own",
+) -> PromptTask:
+    """A task of one's own prompts: one clean and one corrupted text, or as many of each.
+
+    Texts are tokenized as `model.run` does it, with what the tokenizer puts in front. Twins have as many tokens as each
+    other, because position i of the one is patched with position i of the other.
+
+    Args:
+        model: whose tokens are meant.
+        clean: a text, token ids, or a list of either.
+        corrupt: the twin of each.
+        answer: what is right after the clean prompt: a text of one token (most begin with a space) or its id; for all
+            prompts, or one for each; several right ones as a list in the list.
+        wrong: what it is compared with, likewise; None where the metric does not ask for one.
+        roles: name -> position (negative from the prompt's end), one for all prompts or one for each, or the text of a
+            token that each clean prompt has once. END, the last token, is added.
+        metric: a name in `interp.tasks.metrics` or a function (logits, task) -> [batch]; "logit_diff" with a wrong
+            answer and "prob" without.
+        templates: name of each prompt's template; means are taken over prompts of one template and length. One for all
+            if not given.
+        name: of the task, for tables.
+        corruption: how the twins were made, for tables.
+
+    Raises:
+        TaskError: as many clean as corrupted prompts are not there, twins of different lengths or all the same, an
+            answer that is not one token (the form of it that is one is named), or a role that is not there.
+
+    >>> import interp
+    >>> model = interp.load("zoo:planted-induction")
+    >>> task = interp.pair(model, [5, 6, 7, 5], [5, 8, 7, 5], 6, 8, roles={"TARGET": 1})
+    >>> task.roles["END"].tolist(), task.metric
+    ([3], 'logit_diff')
+    """
+    rows, twins = _rows(model, clean), _rows(model, corrupt)
+    if len(rows) != len(twins):
+        raise TaskError(f"{len(rows)} clean prompts and {len(twins)} corrupted ones: give as many of each")
+    for i, (row, twin) in enumerate(zip(rows, twins, strict=True)):
+        _side_by_side(model, i, row, twin)
+    if rows == twins:
+        raise TaskError("clean and corrupted prompts are the same tokens: there is nothing to patch")
+    right_ids = _answers(model, answer, len(rows), "answer")
+    wrong_ids: list[list[int]] = [[]] * len(rows) if wrong is None else _answers(model, wrong, len(rows), "wrong")
+    for i, (right, other) in enumerate(zip(right_ids, wrong_ids, strict=True)):
+        if set(right) & set(other):
+            raise TaskError(f"prompt {i}: the token {min(set(right) & set(other))} is a right and a wrong answer")
+    if templates is not None and len(templates) != len(rows):
+        raise TaskError(f"{len(templates)} templates for {len(rows)} prompts; give the name of each prompt's")
+    places = {role: _positions(model, role, place, rows) for role, place in (roles or {}).items()}
+    default = "prob" if wrong is None else "logit_diff"
+    return collate(
+        name,
+        list(zip(rows, twins, strict=True)),
+        answers=right_ids,
+        wrong=wrong_ids,
+        roles=[{role: at[i] for role, at in places.items()} for i in range(len(rows))],
+        templates=[name] * len(rows) if templates is None else list(templates),
+        corruption=corruption,
+        metric=default if metric is None else metric,
+    )
+
+
+def _rows(model: Model, prompts: Prompts) -> list[list[int]]:
+    """Ids of each prompt, padding left out."""
+    batch = model.batch(prompts)
+    return [ids[mask].tolist() for ids, mask in zip(batch.ids, batch.mask, strict=True)]
+
+
+def _side_by_side(model: Model, number: int, clean: list[int], corrupt: list[int]) -> None:
+    if len(clean) == len(corrupt):
+        return
+    first = next(
+        (i for i, (a, b) in enumerate(zip(clean, corrupt, strict=False)) if a != b), min(len(clean), len(corrupt))
+    )
+    sides = (" ".join(_texts(model, side[first : first + 4])) or "nothing more" for side in (clean, corrupt))
+    raise TaskError(
+        f"prompt {number}: the clean prompt has {len(clean)} tokens, the corrupted one {len(corrupt)}; they part at "
+        f"token {first} ({', '.join(sides)}): change one by words of as many tokens"
+    )
+
+
+def _texts(model: Model, ids: Sequence[int]) -> list[str]:
+    tokenizer: Any = model.tokenizer
+    return [str(i) if tokenizer is None else repr(tokenizer.decode([i])) for i in ids]
+
+
+def _answers(model: Model, answers: OneOrMore, size: int, what: str) -> list[list[int]]:
+    """Ids of every prompt's answers."""
+    if isinstance(answers, str) or not isinstance(answers, Sequence | Tensor | np.ndarray):
+        return [[token_id(model, answers)]] * size
+    entries = list(answers) if isinstance(answers, Sequence) else answers.tolist()
+    entries = entries if isinstance(entries, list) else [entries] * size  # a number in a tensor
+    if len(entries) != size:
+        raise TaskError(
+            f"{len(entries)} entries of `{what}` for {size} prompts: give one for each prompt, several right ones of a "
+            "prompt as a list in the list"
+        )
+    several = [list(x) if isinstance(x, list | tuple | Tensor) else [x] for x in entries]
+    ids = [[token_id(model, x) for x in entry if x != -1] for entry in several]
+    if not all(ids):
+        raise TaskError(f"prompt {[bool(entry) for entry in ids].index(False)} has no entry in `{what}`")
+    return ids
+
+
+def _positions(model: Model, role: str, place: Place, rows: Sequence[Sequence[int]]) -> list[int]:
+    """Where a role stands in each prompt."""
+    if isinstance(place, str):
+        return [_of_word(model, role, place, number, row) for number, row in enumerate(rows)]
+    entries = [place] * len(rows) if isinstance(place, int) else [int(x) for x in place]
+    if len(entries) != len(rows):
+        raise TaskError(f"role {role!r}: {len(entries)} positions for {len(rows)} prompts; give one, or one for each")
+    for number, (at, row) in enumerate(zip(entries, rows, strict=True)):
+        if not -len(row) <= at < len(row):
+            raise TaskError(f"role {role!r}: position {at} is outside prompt {number} of {len(row)} tokens")
+    return [at % len(row) for at, row in zip(entries, rows, strict=True)]
+
+
+def _of_word(model: Model, role: str, word: str, number: int, row: Sequence[int]) -> int:
+    """The one place of a token, spaces around it left aside."""
+    tokenizer: Any = model.tokenizer
+    if tokenizer is None:
+        raise TaskError(f"role {role!r}: this checkpoint has no tokenizer; give a position instead of {word!r}")
+    at = [i for i, token in enumerate(row) if tokenizer.decode([token]).strip() == word.strip()]
+    if len(at) != 1:
+        where = f"at positions {', '.join(map(str, at))}" if at else f"not among {', '.join(_texts(model, row))}"
+        raise TaskError(f"role {role!r}: the token {word!r} stands {where} in prompt {number}; give its position")
+    return at[0]
