@@ -31,6 +31,7 @@ from circuits.patching.paired_runs import Both
 from circuits.patching.path_runs import Path, Reach
 from circuits.wiring.case import Case
 from interp.components import LOGITS, Component, Kind, kind, parse_slot, slot_name
+from interp.edits import Edit
 from interp.errors import SchemaError, nearest
 from interp.model import Model
 from interp.patching.effect_table import COLUMNS, Mode, checked, effects
@@ -62,6 +63,7 @@ def path_patching(
     metric: str | None = None,
     batch_size: int = 64,
     seed: int = 0,
+    edits: Sequence[Edit] = (),
 ) -> Result:
     """E(S -> R) = mean over prompts of m(base | what R hears of S is the other run's) - m(base), for sender sets S.
 
@@ -88,6 +90,7 @@ def path_patching(
         metric: one of `interp.tasks.metrics`; the task's own otherwise.
         batch_size: rows of a forward, prompts times sender sets; changes nothing but memory.
         seed: of the bootstrap.
+        edits: changes under which the model runs, as in an `editing` context; provenance lists them.
 
     Returns:
         One row per sender set: value in the metric's units, its 95 % interval over prompts, and normalised, a ratio of
@@ -135,6 +138,7 @@ def all_edges_exact(
     metric: str | None = None,
     batch_size: int = 64,
     seed: int = 0,
+    edits: Sequence[Edit] = (),
 ) -> Graph:
     """S[u, w] = mean over prompts of m(base | edge u -> w carries the other run's u) - m(base), every edge by itself.
 
@@ -149,6 +153,7 @@ def all_edges_exact(
         metric: one of `interp.tasks.metrics`; the task's own otherwise.
         batch_size: rows of a forward, prompts times edges.
         seed: of the bootstrap.
+        edits: changes under which the model runs, as in an `editing` context; provenance lists them.
 
     Returns:
         Every edge, with columns se, ci_low, ci_high over prompts and normalised.

@@ -31,6 +31,7 @@ from circuits.wiring.case import Case
 from circuits.wiring.components import PORTS, Parts, at
 from circuits.wiring.ports import QKV
 from interp.components import kind
+from interp.edits import Edit
 from interp.errors import SchemaError, nearest
 from interp.model import Model
 from interp.results.provenance import recorded
@@ -158,6 +159,7 @@ def contextual_decomposition(
     reference: str = "mean",
     normalise: bool = True,
     batch_size: int = 128,
+    edits: Sequence[Edit] = (),
 ) -> Relevance:
     """Share of beta in the logits' difference and in what every slot reads, for each source; no backward pass.
 
@@ -178,6 +180,7 @@ def contextual_decomposition(
             length, position by position, "resample" (the corrupted twin) or "zero".
         normalise: settle opposite signs in the stream, behind attention and behind the MLP.
         batch_size: rows (source and prompt) of a pass.
+        edits: changes under which the model runs, as in an `editing` context; provenance lists them.
 
     Raises:
         SchemaError: no such sender.

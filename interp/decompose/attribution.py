@@ -16,8 +16,9 @@ from interp.decompose.head import LogitHead, read_head
 from interp.decompose.stream import allowed, check, collect
 from interp.decompose.stream_run import StreamRun, run_stream
 from interp.decompose.terms import Term, place
+from interp.edits import Edit
 from interp.errors import BackendError
-from interp.model import Model
+from interp.model import Model, with_edits
 from interp.weights.weights import Weights
 
 
@@ -71,6 +72,7 @@ class Attribution:
         return mean.sort_values(key=abs, ascending=False, kind="stable").head(k).reset_index()
 
 
+@with_edits
 @torch.no_grad()
 def attribute(
     model: Model,
@@ -83,6 +85,7 @@ def attribute(
     sources: bool = False,
     neurons: Sequence[int] = (),
     tolerance: float | None = None,
+    edits: Sequence[Edit] = (),
 ) -> Attribution:
     """value(c) = gain c(x_c) . w / divisor, for x_c what c wrote and w = W_U[answer] (- W_U[wrong]); in logits.
 
@@ -103,10 +106,12 @@ def attribute(
         sources: split heads by the token they brought something from.
         neurons: layers whose MLP is split into neurons.
         tolerance: of the error relative to the largest logit; 1e-5 for float32, eight units of rounding below.
+        edits: changes under which the model runs, beside those of an `editing` context. What they add to the stream is
+            a component (`edit_resid_post3`); what they scale or ablate counts as it arrives.
 
     Raises:
         InterpError: attributions do not sum to the logit, or the logits are no function of norm and unembedding that
-            is known here.
+            is known here; an edit that is not affine, behind which there is no sum of parts.
         TaskError: an answer that is no token.
     """
     right_ids = token_ids(model, answer, len(model.batch(tokens).ids))

@@ -59,6 +59,7 @@ def activation_patching(
     metric: str | None = None,
     batch_size: int = 64,
     seed: int = 0,
+    edits: Sequence[Edit] = (),
 ) -> Result:
     """E = mean over prompts of m(base | a := a_other) - m(base), for every node a; normalised by m(other) - m(base).
 
@@ -87,6 +88,7 @@ def activation_patching(
         metric: one of `interp.tasks.metrics`; the task's own otherwise.
         batch_size: rows of a forward, prompts times nodes; changes nothing but memory.
         seed: of the bootstrap.
+        edits: changes under which the model runs, as in an `editing` context; provenance lists them.
 
     Returns:
         One row per corruption, node and position: value (in the metric's units), its 95 % interval over prompts,
