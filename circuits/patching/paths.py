@@ -31,7 +31,7 @@ from circuits.patching.paired_runs import Both
 from circuits.patching.path_runs import Path, Reach
 from circuits.wiring.case import Case
 from interp.components import LOGITS, Component, Kind, kind, parse_slot, slot_name
-from interp.edits import Edit
+from interp.edits import Edit, of_tokens
 from interp.errors import SchemaError, nearest
 from interp.model import Model
 from interp.patching.effect_table import COLUMNS, Mode, checked, effects
@@ -185,7 +185,7 @@ def path_values(
 ) -> tuple[Float[ndarray, "path prompt"], Float[ndarray, " prompt"], Float[ndarray, " prompt"]]:
     """The metric of each prompt with each path patched, in the base run, and in the other."""
     logits = len(case.layout.slots) - 1
-    only_end = all(path.slots == (logits,) for path in paths)
+    only_end = all(path.slots == (logits,) for path in paths) and not any(map(of_tokens, case.model.edits))
     parts = []
     for part in case.batches(batch_size if only_end else min(batch_size, AT_ONCE)):
         both = Both.of(part, mode, only_end=only_end)

@@ -29,6 +29,7 @@ from circuits.graph.layout import Layout
 from circuits.methods import circuit_method
 from circuits.wiring.case import Case
 from circuits.wiring.components import PORTS, Parts, at
+from circuits.wiring.edges import Sent
 from circuits.wiring.ports import QKV
 from interp.components import kind
 from interp.edits import Edit
@@ -209,7 +210,20 @@ class _Split:
         self.case, self.layout, self.parts, self.ports = case, case.layout, Parts(case), case.ports
         self.clean, self.normalise = case.sent_clean, normalise
         self.gap = self.clean - other.to(self.clean)
+        layers = [i for i in range(self.layout.n_layers) if self.layout.has_heads(i)]
+        self.constants = {i: self.parts.z_constant(i) for i in layers}
+        for layer, constant in self.constants.items():
+            if constant is not None:
+                self.clean = self._without(layer, constant)
         self.mask = case.task.clean.mask
+
+    def _without(self, layer: int, constant: Float[Tensor, "batch pos head d_head"]) -> Sent:
+        """What senders write, less what edits in force put into heads of a layer: that is a bias, and no head's own."""
+        clean, z = self.clean.clone(), constant / self.parts.divisor(layer)[..., None]
+        first = self.layout.sender(layer, 0)
+        for h, matrix in enumerate(self.parts.matrix(layer)):
+            clean[first + h] -= z[..., h, :] @ matrix
+        return clean
 
     def places(self, name: str | Sequence[str]) -> Bool[Tensor, "sender batch pos"]:
         """Where a source writes beta."""
@@ -303,7 +317,9 @@ class _Split:
             for i in range(share.shape[-1]):
                 shares[self.layout.slot(layer, port, i)] = share[..., i]
         z = parts.through(layer, {p: s.flatten(0, 1) for p, s in sites.items()}, len(beta))
-        z = z.unflatten(0, beta.shape[:2]) / parts.divisor(layer)[..., None]
+        constant = self.constants[layer]
+        z = z.unflatten(0, beta.shape[:2]) - (0.0 if constant is None else constant)
+        z = z / parts.divisor(layer)[..., None]
         first = self.layout.sender(layer, 0)
         beta_out = torch.zeros_like(beta)
         for h, matrix in enumerate(parts.matrix(layer)):

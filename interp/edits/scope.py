@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from interp.edits.values import NUMBERS, Ablate, Edit
+from interp.edits.values import NUMBERS, Ablate, Apply, Edit, Noise
 from interp.edits.where import single
 from interp.errors import SiteError
 from interp.sites import PER_HEAD
@@ -18,16 +18,20 @@ BATCH = "leave `rows` and values of each prompt out, or give the model one batch
 
 
 def of_prompts(edit: Edit) -> bool:
-    """Whether an edit means rows of one batch: by `rows`, a position for each row, a mask, or a value for each."""
+    """Whether an edit means rows of one batch: by `rows`, by a position, a value or noise for each, or by a mask."""
     positions = edit.positions
-    if edit.rows is not None or (isinstance(positions, Tensor) and positions.ndim > 0):
+    per_row = isinstance(positions, Tensor) and positions.ndim > 0
+    if edit.rows is not None or per_row or isinstance(edit, Noise):
         return True
     return any(len(axes) > 1 - single(positions, edit.site) and axes[0] > 1 for axes in _leading(edit))
 
 
 def of_tokens(edit: Edit) -> bool:
-    """Whether an edit does at one token what it does not at another, or at one prompt and not at another."""
-    if of_prompts(edit) or edit.positions is not None or edit.site.position is not None:
+    """Whether an edit does at one token what it does not at another, or at one prompt and not at another.
+
+    What a function does is not known, so that it may.
+    """
+    if of_prompts(edit) or isinstance(edit, Apply) or edit.positions is not None or edit.site.position is not None:
         return True
     return any(size > 1 for axes in _leading(edit) for size in axes)
 

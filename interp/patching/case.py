@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.batch import Batch
+from interp.edits import refuse_rows
 from interp.model import Model
 from interp.tasks import PromptTask, metrics
 from interp.weights.weights import Weights
@@ -42,7 +43,9 @@ class Case:
 
         Raises:
             TaskError: no such metric, or a prompt the model cannot take.
+            SiteError: an edit in force that is of rows of one batch.
         """
+        refuse_rows(model.edits, "patching")
         metrics.by_name(metric or task.metric)
         device_task = task.to(model.batch(task.clean).ids.device)
         case = cls(model, device_task, metric or task.metric)
