@@ -231,8 +231,8 @@ class Parts:
         for edit in own:
             if of_tokens(edit):
                 raise SiteError(
-                    f"{edit.site}: {type(edit).__name__} is not the same at every token, and MLPs are run here token by "
-                    "token; leave positions, rows and functions out, or take another method"
+                    f"{edit.site}: {type(edit).__name__} is not the same at every token, and MLPs are run token by "
+                    "token here; leave positions, rows and functions out, or take another method"
                 )
         with torch.no_grad():
             output = None if own else self.ports.reads[layer].mlp_of(inputs.to(self.last))
