@@ -27,7 +27,7 @@ def small_model():
         num_hidden_layers=3,
         num_attention_heads=2,
         max_position_embeddings=16,
-        initializer_range=0.4,
+        initializer_range=0.2,
     )
     torch.manual_seed(0)
     return interp.load(LlamaForCausalLM(config).eval())

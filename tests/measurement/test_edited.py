@@ -23,8 +23,8 @@ WEIGHTS = {("induction", "copying_ratio"), ("copying", "copying_ratio")}
 """Variants that are of weights alone."""
 OWN_OV = {"copying", "copy_suppression", "relations", "successor", "successor_features"}
 """What a head would write for a token, by its own weights: these rest, in the changed model they do not."""
-REMOVAL = {"importance", "undifferentiated"}
-"""What is lost without a head: without one that is at its mean that is the mean, and nothing where this is a bias."""
+REMOVAL = {"conflict", "importance", "undifferentiated"}
+"""What a head writes, or what is lost without: the mean for one at its mean, and nothing where that is a bias."""
 ALIKE = 1e-5
 
 
