@@ -7,7 +7,7 @@ import pytest
 import torch
 from edited_models import HEAD, KINDS, changed_model, edits_of, layers_of, small_model, small_task
 
-from circuits import methods, path_patching
+from circuits import contextual_decomposition, methods, path_patching
 from circuits.wiring.case import Case
 from interp.edits import Ablate, Add, Apply, Scale
 from interp.errors import SiteError
@@ -99,3 +99,14 @@ def test_paths_under_an_edit_of_one_position_are_those_of_whole_runs(subject):
 def test_what_a_function_does_is_not_known_to_be_the_same_everywhere(subject):
     with pytest.raises(SiteError, match="not the same at every token"):
         methods.find("cdt").run(*subject, edits=[Apply("L1.mlp_out", lambda x: x + 1)])
+
+
+@pytest.mark.parametrize("kind", ["mean", "steering"])
+def test_relevance_in_an_edited_model_is_that_in_the_changed_one(subject, kind):
+    """What an edit puts into a head or an MLP is a bias, and no source's."""
+    model, task = subject
+    options = {"sources": ["embed", "L0H1"]}
+    edited = contextual_decomposition(model, task, edits=edits_of(model, kind, 1), **options)
+    changed = contextual_decomposition(changed_model(model, kind, 1), task, **options)
+    np.testing.assert_allclose(edited.slots, changed.slots, rtol=0, atol=ALIKE)
+    np.testing.assert_allclose(edited.logits, changed.logits, rtol=0, atol=ALIKE)

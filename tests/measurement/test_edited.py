@@ -6,11 +6,12 @@ import inspect
 
 import numpy as np
 import pytest
-from edited_models import HEAD, KINDS, changed_model, edits_of, layers_of
+from edited_models import HEAD, KINDS, changed_model, edits_of, layers_of, small_model, small_task
 
 from interp.errors import InterpError
 from interp.measurement.checks.case import Case
 from interp.measurement.registry import analyses, analyze
+from probes.effects._undifferentiated import _uniform_z
 
 NAMES = tuple(analyses())
 FEW = {"n_prompts": 8, "n_random": 1, "n_permutations": 9, "n_draws": 5, "n_tokens": 16}
@@ -86,3 +87,12 @@ def test_an_analysis_of_an_edited_model_is_of_that_model(name):
 def test_every_analysis_under_every_edit_at_every_depth(name, kind):
     for layer in layers_of(Case(analyses()[name]).model):
         check(name, kind, layer)
+
+
+def test_an_ablated_head_that_is_made_uniform_stays_ablated():
+    model, batch = small_model(), small_task().clean
+    values = model.run(batch, capture=["L1.v"])["L1.v"]
+    with model.editing(edits_of(model, "ablation", 1)):
+        z = _uniform_z(model, values, batch, 1, None)
+    assert not z[:, :, HEAD].any()
+    assert bool(z[:, :, 1 - HEAD].any())
