@@ -108,5 +108,5 @@ def test_relevance_in_an_edited_model_is_that_in_the_changed_one(subject, kind):
     options = {"sources": ["embed", "L0H1"]}
     edited = contextual_decomposition(model, task, edits=edits_of(model, kind, 1), **options)
     changed = contextual_decomposition(changed_model(model, kind, 1), task, **options)
-    np.testing.assert_allclose(edited.slots, changed.slots, rtol=0, atol=ALIKE)
-    np.testing.assert_allclose(edited.logits, changed.logits, rtol=0, atol=ALIKE)
+    np.testing.assert_allclose(edited.to_slots, changed.to_slots, rtol=0, atol=ALIKE)
+    np.testing.assert_allclose(edited.to_logits, changed.to_logits, rtol=0, atol=ALIKE)
