@@ -72,7 +72,7 @@ class LayerTerms:
             full = _at_rest(stream, stream.batch).to(full)
         rest = _rest(model, stream.ids, full)
         positions = rest is not None and bool((rest.abs() > 1e-6 * full.abs().max()).any())
-        if positions:
+        if rest is not None and positions:
             other = Batch((stream.batch.ids[:1] + 1) % model.info.d_vocab, stream.batch.mask[:1])
             probe = _rest(model, (stream.ids[:1] + 1) % model.info.d_vocab, _at_rest(stream, other).to(full))
             moved = None if probe is None else (probe - rest[:1])[stream.mask[:1]]
