@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from circuits.graph.page import page
 from circuits.methods import CircuitMethod
 from circuits.methods import find as find_method
 from circuits.wiring.case import Case
+from interp.edits import Edit
 from interp.errors import SchemaError, TaskError
 from interp.model import Model
 from interp.results.provenance import recorded
@@ -134,6 +135,7 @@ def circuit(
     control: str = "connected",
     batch_size: int = 16,
     seed: int = 0,
+    edits: Sequence[Edit] = (),
     **options: Any,
 ) -> Found | Result:
     """The circuit of a task: edges scored on some prompts, chosen by size, judged on others beside random circuits.
@@ -158,6 +160,7 @@ def circuit(
         batch_size: prompts at a time.
         seed: of prompts and random circuits.
         options: the method's own; see `circuits.methods`.
+        edits: changes under which the model runs, as in an `editing` context; provenance lists them.
 
     Raises:
         SchemaError: an unknown method or option, a size of no edges, or one for a method that chooses its own; a

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from circuits.graph.graph import Graph
 from interp.environment import CIRCUIT_METHODS, plugin_names
 from interp.errors import SchemaError, nearest
+from interp.model import with_edits
 from interp.results.results import Result
 
 Gives = Literal["scores", "circuit", "table"]
@@ -27,8 +28,8 @@ GIVES: Mapping[Gives, str] = {
 }
 Judged = Literal["edges", "nodes"]
 Run = Callable[..., "Graph | Result"]
-"""(model, task, *, metric=None, batch_size=16, seed=0, **own options)."""
-COMMON = ("model", "task", "metric", "batch_size", "seed")
+"""(model, task, *, metric=None, batch_size=16, seed=0, edits=(), **own options)."""
+COMMON = ("model", "task", "metric", "batch_size", "seed", "edits")
 log = logging.getLogger("interp")
 
 
@@ -104,7 +105,8 @@ def circuit_method(
 ) -> Callable[[Run], Run]:
     """Register a method; what the arguments are is said at `CircuitMethod`."""
 
-    def decorate(run: Run) -> Run:
+    def decorate(body: Run) -> Run:
+        run = with_edits(body)
         _registry[name] = CircuitMethod(
             name=name,
             title=title,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from interp.weights.stream import Reads, Writes
     from interp.weights.weights import Weights
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Reducer = Callable[[Tensor], Tensor]
 Capture = Sequence[Site | str] | Mapping[Site | str, Reducer | None]
 Start = tuple[int, Tensor]
@@ -293,7 +296,8 @@ class Model(Protocol):
             capture: sites, or site -> function applied to each activation as soon as it exists, so that only its
                 result is kept. A head or a position that the site names is narrowed away.
             edits: applied in the order given, each before its site is captured.
-            start: (layer, residual [batch pos d_model]): the residual enters at the layer, those below do not run.
+            start: (layer, residual [batch pos d_model]): the residual enters at the layer, those below do not run. It
+                is the stream behind the edits that an `editing` context has there: these do not happen once more.
             stop: last layer to run; logits are None.
             gradients: keep the autograd graph, with the activations attached to it.
         """
@@ -304,7 +308,20 @@ class Model(Protocol):
         ...
 
     def editing(self, edits: Sequence[Edit]) -> AbstractContextManager[None]:
-        """Context in which edits apply to everything the model does, generation included."""
+        """Context in which edits apply to everything the model does, generation included.
+
+        A run that does not come by a place (it starts above or stops below) leaves the edit there out. Weights are read
+        as if there were none.
+        """
+        ...
+
+    def resting(self) -> AbstractContextManager[None]:
+        """Context in which the edits of `editing` rest, as if there were none."""
+        ...
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """Edits in force: those of every `editing` context that is open, outer ones first."""
         ...
 
     def attention(
@@ -358,6 +375,21 @@ class Model(Protocol):
             BackendError: they have others; `what` says of what.
         """
         ...
+
+
+def with_edits(body: Callable[P, R]) -> Callable[P, R]:
+    """`body(model, ..., edits=())` as a function that is carried out inside `model.editing(edits)`."""
+
+    @functools.wraps(body)
+    def run(*args: P.args, **options: P.kwargs) -> R:
+        edits: Any = options.pop("edits", ())
+        model: Any = args[0] if args else options["model"]
+        if isinstance(edits, tuple | list) and not edits:
+            return body(*args, **options)
+        with model.editing(edits):
+            return body(*args, **options)
+
+    return run
 
 
 def editing(model: Model, edits: Sequence[Edit]) -> AbstractContextManager[None]:

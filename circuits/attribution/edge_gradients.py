@@ -18,7 +18,7 @@ clean-corrupted: mean of the gradients at the two ends.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -61,6 +61,7 @@ def edge_attribution(
     keep_prompts: bool = True,
     tolerance: float | None = 0.02,
     max_steps: int = 40,
+    edits: Sequence[Edit] = (),
 ) -> EdgeScores:
     """S[u, w] = mean_prompts sum_t (u' - u)[t] . mean_path dm/dx_w [t], for every edge of the model; in the metric.
 
@@ -83,6 +84,7 @@ def edge_attribution(
         keep_prompts: keep each prompt's scores, for intervals and stability; no further pass, but their memory.
         tolerance: residual of eap-ig above which steps are doubled; None: never.
         max_steps: no more steps than these.
+        edits: changes under which the model runs, as in an `editing` context; provenance lists them.
 
     Raises:
         TaskError: an unknown method, rule, direction or metric, one without a gradient, or kl where its gradient

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 
 from circuits.evaluation._faithfulness import Verdict, faithfulness
 from circuits.graph.graph import Graph
+from interp.edits import Edit
 from interp.errors import SchemaError, nearest
 from interp.model import Model
 from interp.plots.heads import template
@@ -108,6 +109,7 @@ def curve(
     ablation: str = "resample",
     reference: PromptTask | None = None,
     batch_size: int = 16,
+    edits: Sequence[Edit] = (),
 ) -> Curve:
     """CPR = integral of f dk and CMD = integral of |1 - f| dk over circuits chosen by score (MIB, arXiv 2504.13151).
 
@@ -123,6 +125,7 @@ def curve(
         ablation: what a removed edge carries.
         reference: whose prompts means are taken over.
         batch_size: prompts at a time.
+        edits: changes under which the model runs, as in an `editing` context; provenance lists them.
 
     Raises:
         SchemaError: no fractions, or one outside 0 to 1.

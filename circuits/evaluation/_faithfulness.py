@@ -22,6 +22,7 @@ from torch import Tensor
 from circuits.graph.graph import Graph
 from circuits.wiring.case import Case
 from circuits.wiring.edges import Other, run_edges, sent
+from interp.edits import Edit
 from interp.errors import SchemaError, TaskError, nearest
 from interp.model import Model
 from interp.results.provenance import recorded
@@ -118,6 +119,7 @@ def faithfulness(
     ablation: str = "resample",
     reference: PromptTask | None = None,
     batch_size: int = 16,
+    edits: Sequence[Edit] = (),
 ) -> Verdict:
     """The metric under circuits whose complement is removed; two more runs, then one for each circuit and batch.
 
@@ -130,6 +132,7 @@ def faithfulness(
             prompts of the same template and length, position by position ("mean"), or zeros.
         reference: whose corrupted prompts the means are taken over; the task's own otherwise.
         batch_size: prompts at a time; changes nothing but memory.
+        edits: changes under which the model runs, as in an `editing` context; provenance lists them.
 
     Raises:
         SchemaError: a circuit of another model.

@@ -20,6 +20,7 @@ from circuits.graph.controls import random_circuits
 from circuits.graph.graph import Graph
 from circuits.wiring.case import Case
 from interp.components import EMBED, LOGITS
+from interp.edits import Edit
 from interp.errors import SchemaError
 from interp.model import Model
 from interp.results.provenance import recorded
@@ -45,6 +46,7 @@ def hypotheses(
     ablation: str = "resample",
     batch_size: int = 16,
     seed: int = 0,
+    edits: Sequence[Edit] = (),
 ) -> pd.DataFrame:
     """One row per test: statistic, p, and whether the property is upheld at 0.05.
 

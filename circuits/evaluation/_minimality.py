@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
@@ -9,6 +11,7 @@ from circuits.evaluation._faithfulness import evaluate
 from circuits.graph.graph import Graph
 from circuits.wiring.case import Case
 from interp.components import EMBED, LOGITS
+from interp.edits import Edit
 from interp.errors import SchemaError, nearest
 from interp.model import Model
 from interp.results import stats
@@ -51,6 +54,7 @@ def minimality(
     ablation: str = "resample",
     batch_size: int = 16,
     seed: int = 0,
+    edits: Sequence[Edit] = (),
 ) -> pd.DataFrame:
     """Change of the circuit's metric when a part is left out, m(C) - m(C without v), and its share of m(M) - m(0).
 
@@ -101,6 +105,7 @@ def completeness(
     ablation: str = "resample",
     batch_size: int = 16,
     seed: int = 0,
+    edits: Sequence[Edit] = (),
 ) -> pd.DataFrame:
     """|m(C - K) - m(M - K)| over sets K of the circuit's components: a complete circuit falls as the model falls.
 

@@ -14,7 +14,7 @@ from circuits.graph.controls import random_circuits
 from circuits.graph.graph import Graph
 from circuits.wiring.case import Case
 from interp.components import parse_head
-from interp.edits import ForcePattern
+from interp.edits import Edit, ForcePattern
 from interp.errors import SchemaError, TaskError
 from interp.model import Model
 from interp.results import stats
@@ -65,6 +65,7 @@ def cross_faithfulness(
     *,
     ablation: str = "resample",
     batch_size: int = 16,
+    edits: Sequence[Edit] = (),
 ) -> pd.DataFrame:
     """Faithfulness of every task's circuit on every task: rows are circuits, columns tasks; own ones on the diagonal.
 
@@ -92,6 +93,7 @@ def repair(
     metric: AnyMetric = "accuracy",
     batch_size: int = 16,
     seed: int = 0,
+    edits: Sequence[Edit] = (),
 ) -> pd.DataFrame:
     """The metric when heads are made to look from END at the token of a role and nowhere else, beside random heads.
 

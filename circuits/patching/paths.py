@@ -31,6 +31,7 @@ from circuits.patching.paired_runs import Both
 from circuits.patching.path_runs import Path, Reach
 from circuits.wiring.case import Case
 from interp.components import LOGITS, Component, Kind, kind, parse_slot, slot_name
+from interp.edits import Edit, of_tokens
 from interp.errors import SchemaError, nearest
 from interp.model import Model
 from interp.patching.effect_table import COLUMNS, Mode, checked, effects
@@ -63,6 +64,7 @@ def path_patching(
     metric: AnyMetric | None = None,
     batch_size: int = 64,
     seed: int = 0,
+    edits: Sequence[Edit] = (),
 ) -> Result:
     """E(S -> R) = mean over prompts of m(base | what R hears of S is the other run's) - m(base), for sender sets S.
 
@@ -89,6 +91,7 @@ def path_patching(
         metric: a name in `interp.tasks.metrics` or a function (logits, task) -> [batch]; the task's own otherwise.
         batch_size: rows of a forward, prompts times sender sets; changes nothing but memory.
         seed: of the bootstrap.
+        edits: changes under which the model runs, as in an `editing` context; provenance lists them.
 
     Returns:
         One row per sender set: value in the metric's units, its 95 % interval over prompts, and normalised, a ratio of
@@ -136,6 +139,7 @@ def all_edges_exact(
     metric: AnyMetric | None = None,
     batch_size: int = 64,
     seed: int = 0,
+    edits: Sequence[Edit] = (),
 ) -> Graph:
     """S[u, w] = mean over prompts of m(base | edge u -> w carries the other run's u) - m(base), every edge by itself.
 
@@ -150,6 +154,7 @@ def all_edges_exact(
         metric: a name in `interp.tasks.metrics` or a function (logits, task) -> [batch]; the task's own otherwise.
         batch_size: rows of a forward, prompts times edges.
         seed: of the bootstrap.
+        edits: changes under which the model runs, as in an `editing` context; provenance lists them.
 
     Returns:
         Every edge, with columns se, ci_low, ci_high over prompts and normalised.
@@ -181,7 +186,7 @@ def path_values(
 ) -> tuple[Float[ndarray, "path prompt"], Float[ndarray, " prompt"], Float[ndarray, " prompt"]]:
     """The metric of each prompt with each path patched, in the base run, and in the other."""
     logits = len(case.layout.slots) - 1
-    only_end = all(path.slots == (logits,) for path in paths)
+    only_end = all(path.slots == (logits,) for path in paths) and not any(map(of_tokens, case.model.edits))
     parts = []
     for part in case.batches(batch_size if only_end else min(batch_size, AT_ONCE)):
         both = Both.of(part, mode, only_end=only_end)

@@ -15,6 +15,7 @@ from circuits.methods import circuit_method
 from circuits.patching.paths import GROUPS, Policy, path_of, path_values, policy_of, sets_of, slot_of
 from circuits.wiring.case import Case
 from interp.components import LOGITS, Port, kind
+from interp.edits import Edit
 from interp.errors import SchemaError, nearest
 from interp.model import Model
 from interp.patching.effect_table import Mode, checked, effects
@@ -98,6 +99,7 @@ def trace(
     metric: AnyMetric | None = None,
     batch_size: int = 64,
     seed: int = 0,
+    edits: Sequence[Edit] = (),
 ) -> Traced:
     """Heads with a direct effect on the logits, then on their q, k and v, and so on: Wang et al. 2022's procedure.
 
@@ -123,6 +125,7 @@ def trace(
         metric: a name in `interp.tasks.metrics` or a function (logits, task) -> [batch]; the task's own otherwise.
         batch_size: rows of a forward.
         seed: of the bootstrap.
+        edits: changes under which the model runs, as in an `editing` context; provenance lists them.
 
     Raises:
         SchemaError: not one of `k`, `sd` and `share`, or an unknown group, port, policy or mode.

@@ -22,6 +22,7 @@ from circuits.graph.layout import Layout
 from circuits.methods import circuit_method
 from circuits.search.incremental_run import Splice
 from circuits.wiring.case import Case
+from interp.edits import Edit
 from interp.errors import SchemaError, nearest
 from interp.model import Model
 from interp.results.provenance import recorded
@@ -52,6 +53,7 @@ def acdc(
     batch_size: int = 32,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
+    edits: Sequence[Edit] = (),
 ) -> Graph:
     """Edges whose removal raises the loss by at least `threshold`, given what was removed before them.
 
@@ -78,6 +80,7 @@ def acdc(
             but time and memory.
         seed: of the random ordering.
         progress: told the slot that is being visited.
+        edits: changes under which the model runs, as in an `editing` context; provenance lists them.
 
     Raises:
         SchemaError: a threshold that is no number, an unknown ordering, or scores of another form.
@@ -126,6 +129,7 @@ def acdc_sweep(
     *,
     thresholds: Sequence[float] = tuple(10.0 ** (k / 2) for k in range(-10, 2)),
     metric: AnyMetric = "kl",
+    edits: Sequence[Edit] = (),
     **options: Any,
 ) -> Sweep:
     """`acdc` at each threshold, with the same options: one search each, which costs less the higher it is."""

@@ -13,7 +13,7 @@ stream      where beta and gamma have opposite signs the larger gets the sum and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,19 +27,21 @@ from circuits.evaluation._faithfulness import portions
 from circuits.graph.graph import Graph
 from circuits.graph.layout import Layout
 from circuits.methods import circuit_method
+from circuits.search.beta_rules import SMALL, bias_part, head_normed, normed, share_of
 from circuits.wiring.case import Case
 from circuits.wiring.components import PORTS, Parts, at
+from circuits.wiring.edges import Sent
 from circuits.wiring.ports import QKV
 from interp.components import kind
+from interp.edits import Edit
 from interp.errors import SchemaError, nearest
 from interp.model import Model
 from interp.results.provenance import recorded
 from interp.tasks import PromptTask
 from interp.tasks.metrics import AnyMetric
-from interp.weights.norms import HeadNorm, Norm
+from interp.weights.norms import HeadNorm
 
 Beta = Float[Tensor, "row batch pos d_model"]
-SMALL = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,6 +161,7 @@ def contextual_decomposition(
     reference: str = "mean",
     normalise: bool = True,
     batch_size: int = 128,
+    edits: Sequence[Edit] = (),
 ) -> Relevance:
     """Share of beta in the logits' difference and in what every slot reads, for each source; no backward pass.
 
@@ -179,6 +182,7 @@ def contextual_decomposition(
             length, position by position, "resample" (the corrupted twin) or "zero".
         normalise: settle opposite signs in the stream, behind attention and behind the MLP.
         batch_size: rows (source and prompt) of a pass.
+        edits: changes under which the model runs, as in an `editing` context; provenance lists them.
 
     Raises:
         SchemaError: no such sender.
@@ -207,7 +211,20 @@ class _Split:
         self.case, self.layout, self.parts, self.ports = case, case.layout, Parts(case), case.ports
         self.clean, self.normalise = case.sent_clean, normalise
         self.gap = self.clean - other.to(self.clean)
+        layers = [i for i in range(self.layout.n_layers) if self.layout.has_heads(i)]
+        self.constants = {i: self.parts.z_constant(i) for i in layers}
+        for layer, constant in self.constants.items():
+            if constant is not None:
+                self.clean = self._without(layer, constant)
         self.mask = case.task.clean.mask
+
+    def _without(self, layer: int, constant: Float[Tensor, "batch pos head d_head"]) -> Sent:
+        """What senders write, less what edits in force put into heads of a layer: that is a bias, and no head's own."""
+        clean, z = self.clean.clone(), constant / self.parts.divisor(layer)[..., None]
+        first = self.layout.sender(layer, 0)
+        for h, matrix in enumerate(self.parts.matrix(layer)):
+            clean[first + h] -= z[..., h, :] @ matrix
+        return clean
 
     def places(self, name: str | Sequence[str]) -> Bool[Tensor, "sender batch pos"]:
         """Where a source writes beta."""
@@ -239,7 +256,7 @@ class _Split:
             beta = self._layer(layer, beta, injections, shares)
         end = self.case.task.end
         logits = len(self.layout.slots) - 1
-        shares[logits] = _share(at(beta, end)[..., 0, :], at(self.parts.last, end)[..., 0, :])
+        shares[logits] = share_of(at(beta, end)[..., 0, :], at(self.parts.last, end)[..., 0, :])
         none = torch.full((len(injections), len(self.mask)), torch.nan, device=beta.device)
         slots = torch.stack([shares.get(s, none) for s in range(logits + 1)], 1)
         reachable = torch.stack([self._reachable_slots(one) for one in injections])
@@ -255,19 +272,19 @@ class _Split:
         if heads and mlps and not self.layout.parallel:
             middle = parts.middle[layer]
             mlp = self.clean[self.layout.sender(layer)]
-            beta_out = beta_out + _bias_part(middle - x - (own - mlp), beta_out, own - mlp - beta_out)
+            beta_out = beta_out + bias_part(middle - x - (own - mlp), beta_out, own - mlp - beta_out)
             beta = self._sign_rule(beta + beta_out, middle)
             x, own, beta_out = middle, mlp, torch.zeros_like(beta)
         if mlps:
             beta_out = beta_out + self._mlp(layer, beta, injections, shares)
-        beta_out = beta_out + _bias_part(above - x - own, beta_out, own - beta_out)
+        beta_out = beta_out + bias_part(above - x - own, beta_out, own - beta_out)
         return self._sign_rule(beta + beta_out, above)
 
     def answer_relevance(self, beta: Beta) -> Float[Tensor, "row batch"]:
         """beta's part of the difference of logits."""
         task, end = self.case.task, self.case.task.end
         norm, x = self.ports.final_norm, at(self.parts.last, end)[:, 0]
-        beta_in = _normed(norm, at(beta, end)[..., 0, :], x)
+        beta_in = normed(norm, at(beta, end)[..., 0, :], x)
         return (beta_in * (self._direction(task.answers) - self._direction(task.wrong)).to(beta_in)).sum(-1)
 
     def _direction(self, ids: Tensor) -> Float[Tensor, "batch d_model"]:
@@ -295,13 +312,15 @@ class _Split:
         parts, x, sites = self.parts, self.parts.resid[layer], {}
         for port in PORTS:
             sites[port] = self._site(layer, port, beta, x)
-            share = _share(
+            share = share_of(
                 sites[port].transpose(-2, -3), parts.sites[layer, port].transpose(-2, -3), self.mask[:, None]
             )  # row batch head
             for i in range(share.shape[-1]):
                 shares[self.layout.slot(layer, port, i)] = share[..., i]
         z = parts.through(layer, {p: s.flatten(0, 1) for p, s in sites.items()}, len(beta))
-        z = z.unflatten(0, beta.shape[:2]) / parts.divisor(layer)[..., None]
+        constant = self.constants[layer]
+        z = z.unflatten(0, beta.shape[:2]) - (0.0 if constant is None else constant)
+        z = z / parts.divisor(layer)[..., None]
         first = self.layout.sender(layer, 0)
         beta_out = torch.zeros_like(beta)
         for h, matrix in enumerate(parts.matrix(layer)):
@@ -314,10 +333,10 @@ class _Split:
         w = self.ports.layer(layer)
         matrix, bias = getattr(w, f"w_{port}").to(x), getattr(w, f"b_{port}").to(x)
         norm = self.ports.reads[layer].attn
-        beta_in = _normed(norm, beta, x)
+        beta_in = normed(norm, beta, x)
         raw = torch.einsum("rbpm,hmk->rbphk", beta_in, matrix)
         whole = self.ports.raw(layer, port, x)
-        raw = raw + _bias_part(bias, raw, whole - bias - raw)
+        raw = raw + bias_part(bias, raw, whole - bias - raw)
         inner: HeadNorm | None = {"q": w.q_norm, "k": w.k_norm, "v": w.v_norm}[port]
         turn = None if port == "v" else self.ports.turn(layer, port, self.case.task.clean.positions)
         if turn is not None:
@@ -325,53 +344,21 @@ class _Split:
         if turn is not None and (inner is None or inner.after_rotary):
             raw, whole, turn = raw @ turn, whole @ turn, None
         if inner is not None:
-            raw = _head_normed(inner, raw, whole)
+            raw = head_normed(inner, raw, whole)
         return raw if turn is None else raw @ turn
 
     def _mlp(self, layer: int, beta: Beta, injections: Tensor, shares: dict[int, Tensor]) -> Beta:
         """beta of what an MLP writes."""
         u, x = self.layout.sender(layer), self.parts.middle[layer]
         whole = self.ports.read_mlp(layer, x)
-        beta_in = _normed(self.ports.reads[layer].mlp, beta, x)
-        shares[self.layout.slot(layer, "in")] = _share(beta_in, whole, self.mask)
+        beta_in = normed(self.ports.reads[layer].mlp, beta, x)
+        shares[self.layout.slot(layer, "in")] = share_of(beta_in, whole, self.mask)
         rest = self.parts.mlp_of(layer, whole - beta_in)
         bias_out = self.parts.mlp_of(layer, torch.zeros_like(whole[:1, :1]))
         active = (beta_in != 0).any(-1, keepdim=True)  # else what is left is rounding, and the rules would hand it on
         beta_out = torch.where(active, self.clean[u] - rest, 0.0)
-        beta_out = beta_out + _bias_part(bias_out, beta_out, rest - bias_out)
+        beta_out = beta_out + bias_part(bias_out, beta_out, rest - bias_out)
         return torch.where(injections[:, u, :, :, None], self.gap[u], beta_out)
-
-
-def _bias_part(bias: Tensor, beta: Tensor, gamma: Tensor) -> Tensor:
-    """beta's part of a bias; all of it is gamma's where both are zero."""
-    return bias * (beta.abs() / (beta.abs() + gamma.abs()).clamp(min=SMALL))
-
-
-def _normed(norm: Norm | None, beta: Tensor, x: Tensor) -> Tensor:
-    """beta behind a norm with the divisor of x."""
-    if norm is None:
-        return beta
-    norm = norm.to(x.device)
-    divisor = norm.divisor(x)
-    out = norm.linear(beta) / divisor
-    return out + _bias_part(norm.bias, out, norm.linear(x) / divisor - out)
-
-
-def _head_normed(norm: HeadNorm, beta: Tensor, x: Tensor) -> Tensor:
-    """The same for a norm inside attention."""
-    norm = replace(norm, gain=norm.gain.to(x), bias=norm.bias.to(x))
-    divisor = norm.divisor(x)
-    out = norm.linear(beta) / divisor
-    return out + _bias_part(norm.bias, out, norm.linear(x) / divisor - out)
-
-
-def _share(beta: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """sum |beta| / (sum |beta| + sum |gamma|), over real tokens where a mask [batch (head) pos] is given."""
-    sizes = []
-    for part in (beta, x - beta):
-        size = part.abs().sum(-1)
-        sizes.append(size if mask is None else (size * mask).sum(-1))
-    return sizes[0] / (sizes[0] + sizes[1]).clamp(min=SMALL)
 
 
 @circuit_method(

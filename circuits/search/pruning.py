@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from circuits.wiring.case import Case
 from circuits.wiring.edges import run_edges
 from circuits.wiring.ports import ports
 from interp.components import LOGITS
+from interp.edits import Edit
 from interp.errors import SchemaError
 from interp.model import Model
 from interp.results.provenance import recorded
@@ -42,6 +43,7 @@ def edge_pruning(
     schedule: Schedule | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    edits: Sequence[Edit] = (),
 ) -> Graph:
     """The edges whose gates stay open when KL(model || circuit) + Lagrangian of the share of edges closed is minimised.
 
@@ -68,6 +70,7 @@ def edge_pruning(
         schedule: steps and rates.
         seed: of gates and batches.
         progress: told the step, the loss and the share closed.
+        edits: changes under which the model runs, as in an `editing` context; provenance lists them.
 
     Raises:
         SchemaError: a number of edges the model does not have, or a share outside 0 to 1.
@@ -116,6 +119,7 @@ def subnetwork_probing(
     schedule: Schedule | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    edits: Sequence[Edit] = (),
 ) -> Graph:
     """The nodes whose gates stay open, `edge_pruning` with one gate per head and MLP; all edges between them.
 
@@ -131,6 +135,7 @@ def subnetwork_probing(
         schedule: steps and rates.
         seed: of gates and batches.
         progress: told the step, the loss and the share closed.
+        edits: changes under which the model runs, as in an `editing` context; provenance lists them.
 
     Raises:
         SchemaError: a number of nodes the model does not have.

@@ -24,6 +24,7 @@ from circuits.patching.paths import path_patching
 from circuits.wiring.case import Case
 from circuits.wiring.ports import QKV
 from interp.components import EMBED, Component, Edge, head_name, kind, parse_head
+from interp.edits import Edit
 from interp.errors import BackendError, NotApplicable, SchemaError
 from interp.model import Model
 from interp.results.provenance import recorded
@@ -130,6 +131,7 @@ def trace_attention(
     share: float = 1.0,
     upstream: float = 0.7,
     depth: int = 1,
+    edits: Sequence[Edit] = (),
 ) -> Tracing:
     """Contribution of every earlier component to the scores with which heads attend, for the pairs they attend to.
 
@@ -152,6 +154,7 @@ def trace_attention(
         share: of the score that kept terms must reach.
         upstream: of positive contributions, for going deeper.
         depth: levels.
+        edits: changes under which the model runs, as in an `editing` context; provenance lists them.
 
     Raises:
         SchemaError: no such head, or shares outside 0 to 1.

@@ -7,6 +7,7 @@ from functools import cached_property
 
 from circuits.graph.layout import Layout
 from circuits.wiring.edges import Sent, sent
+from circuits.wiring.edited import check_edits
 from circuits.wiring.ports import Ports, ports
 from interp.model import Model
 from interp.patching import case
@@ -31,7 +32,9 @@ class Case(case.Case):
         Raises:
             TaskError: no such metric, or a prompt the model cannot take.
             BackendError: a model whose layers cannot be told apart, with the reason.
+            SiteError: an edit in force under which edges are not those of the stream; see `check_edits`.
         """
+        check_edits(model)
         wiring = ports(model)
         light = case.Case.of(model, task, metric=metric)
         return cls(light.model, light.task, light.metric, light.reference, light.own, ports=wiring)

@@ -10,6 +10,7 @@ prompts, and where it does not (sinks) a pass through that layer alone with its 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -19,7 +20,8 @@ from circuits.wiring.case import Case
 from circuits.wiring.ports import QKV
 from interp.attention import StopForward
 from interp.batch import Batch
-from interp.edits import Apply, Replace
+from interp.edits import Apply, Edit, Replace, apply_edits, of_tokens
+from interp.errors import SiteError
 from interp.patching.readout import unembedded
 from interp.sites import Site
 
@@ -174,10 +176,23 @@ class Parts:
             captures.append(z)
             raise StopForward  # what comes behind is another component's
 
-        edits = [*(Replace(Site(port, layer), x) for port, x in inputs.items()), Apply(Site("z", layer), stop_run)]
+        edits = [*(Replace(Site(port, layer), x) for port, x in inputs.items()), *self.edits(layer, "pattern", "z")]
+        edits.append(Apply(Site("z", layer), stop_run))
         self.cost += batch.ids.numel()
-        self.model.run(batch, edits=edits, start=(layer, self.resid[layer].repeat(times, 1, 1)), stop=layer)
+        with self.model.resting():  # others in force stand behind z, where this run does not come by
+            self.model.run(batch, edits=edits, start=(layer, self.resid[layer].repeat(times, 1, 1)), stop=layer)
         return captures[0]
+
+    def edits(self, layer: int, *kinds: str) -> list[Edit]:
+        """Edits in force at kinds of a layer, each of that layer alone."""
+        info = self.model.info
+        own = [e for e in self.model.edits if e.site.kind in kinds and layer in info.layers_of(e.site)]
+        return [replace(e, site=e.site.at(layer)) for e in own]
+
+    def z_constant(self, layer: int) -> Float[Tensor, "batch pos head d_head"] | None:
+        """What edits in force make of z where it is zero; None without any there."""
+        edits = self.edits(layer, "z")
+        return apply_edits(torch.zeros_like(self.z[layer]), edits, layer=layer, mask=self.batch.mask) if edits else None
 
     def write(self, layer: int, heads: Sequence[int], new: Mapping[int, Rows], end: End) -> dict[int, Gain]:
         """What heads write, from their new z (all at END alone with `end`); the run's own z stands for the others."""
@@ -207,17 +222,29 @@ class Parts:
         return self.mlp_of(layer, self.ports.read_mlp(layer, (x + gain)[tokens]))
 
     def mlp_of(self, layer: int, inputs: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """What an MLP writes for inputs mlp_in, token by token."""
+        """What an MLP writes for inputs mlp_in, token by token.
+
+        Raises:
+            SiteError: an edit in force there that is not the same at every token.
+        """
+        own = self.edits(layer, "mlp_post", "mlp_out")
+        for edit in own:
+            if of_tokens(edit):
+                raise SiteError(
+                    f"{edit.site}: {type(edit).__name__} is not the same at every token, and MLPs are run token by "
+                    "token here; leave positions, rows and functions out, or take another method"
+                )
         with torch.no_grad():
-            output = self.ports.reads[layer].mlp_of(inputs.to(self.last))
+            output = None if own else self.ports.reads[layer].mlp_of(inputs.to(self.last))
         if output is not None:
             self.cost += inputs.shape[:-1].numel()
             return output
         flat = inputs.flatten(0, -2)[:, None]
         out, ids = Site("mlp_out", layer), torch.zeros(len(flat), 1, dtype=torch.long, device=flat.device)
-        edits = [Replace(Site("mlp_in", layer), flat)]
+        edits = [Replace(Site("mlp_in", layer), flat), *own]
         self.cost += len(flat)
-        run = self.model.run(ids, capture=[out], edits=edits, start=(layer, torch.zeros_like(flat)), stop=layer)
+        with self.model.resting():
+            run = self.model.run(ids, capture=[out], edits=edits, start=(layer, torch.zeros_like(flat)), stop=layer)
         return run.acts[out][:, 0].view(inputs.shape)
 
     def metric(self, gain: Float[Tensor, "row batch 1 d_model"]) -> Float[Tensor, " row"]:

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuits.graph.layout import Layout
+from circuits.wiring.edited import check_edits
 from circuits.wiring.ports import QKV, Ports
 from interp.batch import Batch, Prompts
 from interp.components import Port
@@ -84,7 +85,9 @@ def run_edges(
 
     Raises:
         SchemaError: a mask or activations of another form than the layout's.
+        SiteError: an edit in force under which edges are not those of the stream; see `check_edits`.
     """
+    check_edits(model)
     batch = model.batch(tokens)
     ports.prepare(int(batch.positions.max()) + 1)
     cut = _Cut(ports, batch, keep, other, gradients=gradients, below=below)

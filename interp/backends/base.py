@@ -116,6 +116,11 @@ class ModuleModel(ABC):
                 for parameter in trainable:
                     parameter.requires_grad = True
 
+    @property
+    @abstractmethod
+    def edits(self) -> tuple[Edit, ...]:
+        """Edits in force: those of every `editing` context that is open, outer ones first."""
+
     def state(self) -> State:
         """What a run may change of the model, as it is now."""
         return State(self.torch_module.modules())

@@ -17,13 +17,15 @@ from interp.decompose.lens import read_out
 from interp.decompose.stream import allowed, check, collect
 from interp.decompose.stream_run import StreamRun, run_stream
 from interp.decompose.terms import Term, place
+from interp.edits import Edit
 from interp.errors import BackendError, SiteError, TaskError
-from interp.model import Model
+from interp.model import Model, with_edits
 from interp.sites import Site
 from interp.weights.weights import Weights
 
 INDICES = ("layer", "head", "source", "neuron")
 ENTRY, ATTENTION, WHOLE = "resid_pre", "resid_mid", "resid_post"
+EARLY = ("b_attn", "edit_attn_out", "edit_resid_pre", "edit_resid_mid")  # in the stream once attention is
 STAGES = {"embed": ENTRY, "pos": ENTRY, "head": ATTENTION, "source": ATTENTION, "attn": ATTENTION}
 """First place of its layer at which the stream holds what a kind of term wrote; `resid_post` for the others."""
 
@@ -91,11 +93,12 @@ class Attribution:
         """
         last = max((c.layer for c in self.terms if c.layer is not None), default=-1)
         whole = {c.layer for c in self.terms if c.kind == "block"}
+        whole -= {c.layer for c in self.terms if c.kind in STAGES}  # which add a third thing to both
         sites = [Site(ENTRY, 0)]
         for layer in range(last + 1):
             sites += [Site(kind, layer) for kind in (ATTENTION, WHOLE) if kind == WHOLE or layer not in whole]
         order = {site: i for i, site in enumerate(sites)}
-        first = torch.tensor([order.get(_stage(c), 0) for c in self.terms])
+        first = torch.tensor([order.get(_stage(c), order.get(Site(WHOLE, c.layer), 0)) for c in self.terms])
         parts = torch.zeros(len(sites), *self.values.shape[1:], dtype=torch.float64)
         totals = parts.index_add(0, first, self.values.double()).cumsum(0).float()
         return self._rows([{"site": str(site), "layer": site.first} for site in sites], totals)
@@ -121,12 +124,13 @@ class Attribution:
 
 def _stage(term: Term) -> Site:
     """First place in the stream that holds what a term wrote; biases of the end count from the start."""
-    if term.layer is None:
+    if term.layer is None or term.name == "edit_resid_pre0":
         return Site(ENTRY, 0)
-    attention = term.kind in STAGES or term.name.startswith("b_attn")
+    attention = term.kind in STAGES or term.head is not None or term.name.startswith(EARLY)
     return Site(ATTENTION if attention else WHOLE, term.layer)
 
 
+@with_edits
 @torch.no_grad()
 def attribute(
     model: Model,
@@ -141,6 +145,7 @@ def attribute(
     sources: bool = False,
     neurons: Sequence[int] = (),
     tolerance: float | None = None,
+    edits: Sequence[Edit] = (),
 ) -> Attribution:
     """value(c) = gain c(x_c) . w / divisor, for x_c what c wrote and w = W_U[answer] (- W_U[wrong]); in logits.
 
@@ -165,10 +170,12 @@ def attribute(
         sources: split heads by the token they brought something from; at one position.
         neurons: layers whose MLP is split into neurons.
         tolerance: of the error relative to the largest logit; 1e-5 for float32, eight units of rounding below.
+        edits: changes under which the model runs, beside those of an `editing` context. What they add to the stream is
+            a component (`edit_resid_post3`); what they scale or ablate counts as it arrives.
 
     Raises:
         InterpError: attributions do not sum to the logit, or the logits are no function of norm and unembedding that
-            is known here.
+            is known here; an edit that is not affine, behind which there is no sum of parts.
         TaskError: an answer that is no token, neither or both of answer and direction, or no token that comes next.
         SiteError: a direction of another width than the stream's, or a layer or position out of range.
 

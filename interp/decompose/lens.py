@@ -13,9 +13,9 @@ from torch import Tensor
 from interp.batch import Batch, Prompts
 from interp.decompose.answers import Answers, token_ids
 from interp.decompose.stream_run import position_columns
-from interp.edits import Replace
+from interp.edits import Edit, Replace, of_tokens
 from interp.errors import SiteError
-from interp.model import Model
+from interp.model import Model, with_edits
 from interp.sites import Site
 
 ENTRIES = 2**26  # of logits made at one time
@@ -26,9 +26,10 @@ def read_out(model: Model, resid: Float[Tensor, "*batch d_model"]) -> Float[Tens
     """Logits of a residual stream, taken for that before the final norm: all that the model does from there on.
 
     The model itself does it: each vector goes in as a prompt of one token at the last layer, whose output it replaces.
+    Edits in force rest, but for those of the logits.
 
     Raises:
-        SiteError: vectors of another width than the stream's, or none.
+        SiteError: vectors of another width than the stream's, or none; an edit of the logits of some tokens alone.
     """
     d_model, last = model.info.d_model, model.info.n_layers - 1
     if not isinstance(resid, Tensor) or not resid.ndim or resid.shape[-1] != d_model or not resid.numel():
@@ -36,14 +37,32 @@ def read_out(model: Model, resid: Float[Tensor, "*batch d_model"]) -> Float[Tens
         raise SiteError(
             f"expected vectors [... d_model], some at least; the residual stream is {d_model} wide; got {shape}"
         )
+    ends = logit_edits(model)
     parts = []
     for rows in resid.reshape(-1, 1, d_model).split(max(1, ENTRIES // model.info.d_vocab)):
         ids = torch.zeros(len(rows), 1, dtype=torch.long)
         batch = Batch(ids, torch.ones_like(ids, dtype=torch.bool))
-        run = model.run(batch, start=(last, rows), edits=[Replace(Site("resid_post", last), rows)])
+        with model.resting():
+            run = model.run(batch, start=(last, rows), edits=[Replace(Site("resid_post", last), rows), *ends])
         assert run.logits is not None  # the run has no `stop`
         parts.append(run.logits[:, 0])
     return torch.cat(parts).reshape(*resid.shape[:-1], -1)
+
+
+def logit_edits(model: Model) -> list[Edit]:
+    """Edits in force of the logits, which a stream that is unembedded by itself still passes.
+
+    Raises:
+        SiteError: one of some tokens or prompts alone: a stream by itself stands at none.
+    """
+    ends = [edit for edit in model.edits if edit.site.kind == "logits"]
+    for edit in ends:
+        if of_tokens(edit):
+            raise SiteError(
+                f"{edit.site}: {type(edit).__name__} changes some tokens' logits and not others', and streams are "
+                "unembedded one by one here; leave its positions, rows and values of each token out"
+            )
+    return ends
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +101,7 @@ class LogitLens:
         return pd.DataFrame(rows)
 
 
+@with_edits
 @torch.no_grad()
 def logit_lens(
     model: Model,
@@ -91,6 +111,7 @@ def logit_lens(
     positions: int | Sequence[int] | None = None,
     answer: Answers | None = None,
     top: int = 5,
+    edits: Sequence[Edit] = (),
 ) -> LogitLens:
     """softmax(cap(W_U norm(resid_post[l]))): the next-token distribution read off after each layer.
 
@@ -104,6 +125,7 @@ def logit_lens(
         positions: of real tokens, counted from the prompt's start or (negative) its end; None for all.
         answer: an id, a text of one token, or one per prompt; of several per prompt the first counts.
         top: likeliest tokens kept.
+        edits: changes under which the model runs; the read-out itself is the model's own.
 
     Raises:
         SiteError: a layer or position out of range.

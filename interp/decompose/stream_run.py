@@ -11,6 +11,7 @@ from torch import Tensor
 
 from interp.attention import Rows
 from interp.batch import Batch, Prompts
+from interp.edits import Edit
 from interp.edits.where import one_column
 from interp.errors import SiteError, TaskError
 from interp.model import Model, Run
@@ -20,7 +21,10 @@ from interp.weights.stream import Writes
 
 @dataclass(frozen=True, eq=False)
 class StreamRun:
-    """A run up to `last`, narrowed to `position`; tensors are [batch pos ...], pos being 1 for a single position."""
+    """A run up to `last`, narrowed to `position`; tensors are [batch pos ...], pos being 1 for a single position.
+
+    `edits` are those in force, under which it was made.
+    """
 
     model: Model
     batch: Batch
@@ -29,6 +33,11 @@ class StreamRun:
     position: int | None
     writes: tuple[Writes, ...]
     patterns: dict[int, Float[Tensor, "batch head key"]]
+    edits: tuple[Edit, ...] = ()
+
+    def edits_at(self, kind: str, layer: int | None = None) -> list[Edit]:
+        """Edits in force at a place, in the order in which they were given."""
+        return [e for e in self.edits if e.site.kind == kind and layer in self.model.info.layers_of(e.site)]
 
     def at(self, kind: str, layer: int | None = None) -> Tensor:
         """An activation at the chosen positions, at least in float32."""
@@ -88,13 +97,24 @@ def run_stream(
             )
             raise SiteError(f"neurons of layer {i}: {reason}; layers here are 0 to {last}")
     split_layers = tuple(i for i in range(last + 1) if sources and writes[i].attn is not None)
-    capture = [Site("embed", position=position), *_sites(writes, position), *(Site("v", i) for i in split_layers)]
+    edits = model.edits
+    changed = {kind: _layers_edited(model, kind) for kind in ("pattern", "head_out")}
+    dense = [Site("pattern", i, position=position) for i in split_layers if i in changed["pattern"]]
+    whole = [Site("head_out", i, position=position) for i in range(last + 1) if i in changed["head_out"]]
+    streams = [Site("embed", position=position), *_sites(writes, position)]
+    capture = [*streams, *(Site("v", i) for i in split_layers), *dense, *whole]
     run = model.run(batch, capture=capture, stop=None if logits else last)
-    patterns: dict[int, Tensor] = {}
-    if split_layers:
-        answers = model.attention(batch, {"rows": Rows(position_columns(batch, position))}, layers=split_layers)["rows"]
-        patterns = {i: answers[n, :, :, 0].nan_to_num() for n, i in enumerate(split_layers)}
-    return StreamRun(model, batch, run, last, position, writes, patterns)
+    patterns: dict[int, Tensor] = {i: run.acts[site] for site in dense if (i := site.first) is not None}
+    plain = [i for i in split_layers if i not in patterns]
+    if plain:
+        answers = model.attention(batch, {"rows": Rows(position_columns(batch, position))}, layers=plain)["rows"]
+        patterns |= {i: answers[n, :, :, 0].nan_to_num() for n, i in enumerate(plain)}
+    return StreamRun(model, batch, run, last, position, writes, patterns, edits)
+
+
+def _layers_edited(model: Model, kind: str) -> set[int | None]:
+    """Layers at which edits in force change a kind."""
+    return {layer for e in model.edits if e.site.kind == kind for layer in model.info.layers_of(e.site)}
 
 
 def position_columns(batch: Batch, position: int | None) -> Int[Tensor, "batch pos"]:

@@ -17,8 +17,10 @@ class Term:
     Attributes:
         name: that of a component (`interp.components`): `embed`, `L3H5`, `A3`, `M3`, `M3N17`; or, where no component is
             meant, `pos`, `L3H5<7` (what head 5 brought from column 7), `b_attn3`, `b_mlp3` (biases), `B3` (a layer
-            that is not told apart, or what it adds beside attention and MLP); in attributions `b_norm`, `b_unembed`.
-        kind: "embed", "pos", "head", "source", "attn", "mlp", "neuron", "block" or "bias".
+            that is not told apart, or what it adds beside attention and MLP), what an edit in force adds at a site
+            (`edit_resid_post3`, `edit_embed`, and `L3H5<edit` where heads are split by source), and in attributions
+            `b_norm` and `b_unembed`.
+        kind: "embed", "pos", "head", "source", "attn", "mlp", "neuron", "block", "bias" or "edit".
         layer, head, source, neuron: where it applies.
     """
 
@@ -63,6 +65,16 @@ def sources_of(layer: int, n_heads: int, n: int) -> list[Term]:
 def neurons_of(layer: int, width: int) -> list[Term]:
     """Neurons of a layer."""
     return [Term(neuron_name(layer, i), "neuron", layer, neuron=i) for i in range(width)]
+
+
+def edit_of(kind: str, layer: int | None) -> Term:
+    """What edits in force add at a site."""
+    return Term(f"edit_{kind}{'' if layer is None else layer}", "edit", layer)
+
+
+def head_edits_of(layer: int, n_heads: int) -> list[Term]:
+    """What edits in force add to heads of a layer, beside what these brought from each source."""
+    return [Term(f"{head_name(layer, h)}<edit", "edit", layer, h) for h in range(n_heads)]
 
 
 def place(name: str, terms: Sequence[Term]) -> int:

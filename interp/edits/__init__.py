@@ -2,12 +2,13 @@
 
     Ablate("L3H5.z"), Scale("L3.mlp_out", 0.5), Replace("L3.resid_post@-1", clean), KnockOut("L3H5.pattern", keys=0)
 
-`values` says what can be changed, `where` which rows and tokens are meant, `apply` changes activations and `attend`
-attention. Pure: backends call them, nothing here knows a module.
+`values` says what can be changed, `where` which rows and tokens are meant, `scope` whether any are, `apply` changes
+activations and `attend` attention. Pure: backends call them, nothing here knows a module.
 """
 
 from interp.edits.apply import apply_edits
 from interp.edits.attend import Tile, edit_pattern, edit_scores, edits_scores, softmax
+from interp.edits.scope import of_prompts, of_tokens, plain_edit, refuse_rows
 from interp.edits.values import (
     Ablate,
     Add,
@@ -43,5 +44,9 @@ __all__ = [
     "edit_pattern",
     "edit_scores",
     "edits_scores",
+    "of_prompts",
+    "of_tokens",
+    "plain_edit",
+    "refuse_rows",
     "softmax",
 ]

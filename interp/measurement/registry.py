@@ -17,11 +17,12 @@ import pandas as pd
 import torch
 
 from interp.components import head_name, mlp_name
+from interp.edits import Edit
 from interp.environment import load_plugins
 from interp.errors import BackendError, CheckError, InterpError, NotApplicable, NotFinite, SchemaError, nearest
 from interp.measurement.declaration import CAUSAL, TOKEN_LOGITS, Analysis, PlantedTask, Section, Stage
 from interp.measurement.options import checked_options, why_no_prompts
-from interp.model import Model
+from interp.model import Model, with_edits
 from interp.results.figures import GROUP, Draw, declare, head_map
 from interp.results.provenance import provenance as _provenance
 from interp.results.results import Result, frame
@@ -145,8 +146,11 @@ def find(name: str) -> Analysis:
     return specs[name]
 
 
-def analyze(model: Model, name: str, **options: Any) -> Result:
-    """Run one analysis by name; options are its own.
+@with_edits
+def analyze(model: Model, name: str, *, edits: Sequence[Edit] = (), **options: Any) -> Result:
+    """Run one analysis by name, of the model under `edits` where there are any; the other options are its own.
+
+    Activations are those of the edited model, weights those of the model itself; provenance lists the edits.
 
     >>> import interp
     >>> result = interp.analyze(interp.load("zoo:planted-induction"), "previous_token", seed=1)
@@ -171,10 +175,12 @@ def _obstacle(spec: Analysis, model: Model, options: Mapping[str, Any] | None = 
     return MUTE if mute else spec.obstacle(model.info, options or {})
 
 
+@with_edits
 def detect(
     model: Model,
     names: str | Sequence[str] | None = None,
     *,
+    edits: Sequence[Edit] = (),
     seed: int = 0,
     bos: str | None = None,
     progress: Callable[[Sequence[Analysis]], Any] | None = None,
@@ -183,7 +189,8 @@ def detect(
 
     Provenance says under `left_out` which analyses were not run, and why: {name: reason}. One that cannot be run leaves
     the others alone, whatever it raises. `bos` is the policy of analyses whose random prompts may start with a BOS
-    ("default": as the tokenizer does by itself, "forced", "none"); None leaves it to each. `progress` may wrap the list
+    ("default": as the tokenizer does by itself, "forced", "none"); None leaves it to each. `edits` are in
+    force meanwhile, as in `analyze`. `progress` may wrap the list
     of analyses in a progress bar.
 
     Raises:

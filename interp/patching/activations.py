@@ -54,6 +54,7 @@ def activation_patching(
     metric: AnyMetric | None = None,
     batch_size: int = 64,
     seed: int = 0,
+    edits: Sequence[Edit] = (),
 ) -> Result:
     """E = mean over prompts of m(base | a := a_other) - m(base), for every node a; normalised by m(other) - m(base).
 
@@ -85,6 +86,7 @@ def activation_patching(
         metric: a name in `interp.tasks.metrics` or a function (logits, task) -> [batch]; the task's own otherwise.
         batch_size: rows of a forward, prompts times nodes; changes nothing but memory.
         seed: of the bootstrap.
+        edits: changes under which the model runs, as in an `editing` context; provenance lists them.
 
     Returns:
         One row per corruption, node and position: value (in the metric's units), its 95 % interval over prompts,

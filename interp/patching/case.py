@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.batch import Batch
+from interp.edits import refuse_rows
 from interp.errors import TaskError
 from interp.model import Model
 from interp.tasks import PromptTask, metrics
@@ -45,12 +46,14 @@ class Case:
 
         Raises:
             TaskError: no such metric, a prompt the model cannot take, or what is no task.
+            SiteError: an edit in force that is of rows of one batch.
         """
         if not isinstance(task, PromptTask):
             raise TaskError(
                 f"a task is a PromptTask; got {type(task).__name__}: make one of two prompts of your own by "
                 "interp.pair(model, clean, corrupt, answer, wrong)"
             )
+        refuse_rows(model.edits, "patching")
         chosen = task.metric if metric is None else metric
         function, name = metrics.function_of(chosen), metrics.name_of(chosen)
         device_task = task.to(model.batch(task.clean).ids.device)

@@ -12,7 +12,7 @@ hisp:       |sum_t a[t] . dm/da[t]| on the clean prompts, a mean of magnitudes: 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
 
-from interp.edits import Replace
+from interp.edits import Edit, Replace
 from interp.errors import TaskError, nearest
 from interp.model import Model, ModelInfo
 from interp.numerics import wide
@@ -112,6 +112,7 @@ def node_attribution(
     rule: str = "midpoint",
     positions: Positions = None,
     batch_size: int = 8,
+    edits: Sequence[Edit] = (),
 ) -> NodeScores:
     """Scores of every head (z), MLP, stream entering a layer, and head's q, k and v, by `method` (see the module).
 
@@ -131,6 +132,7 @@ def node_attribution(
             of roles, as in `activation_patching`. Over all positions scores add up to those of whole prompts, but for
             magnitudes ("hisp") and for the keys of "atp-qkfix".
         batch_size: prompts at a time; changes nothing but memory.
+        edits: changes under which the model runs, as in an `editing` context; provenance lists them.
 
     Raises:
         TaskError: an unknown method, role or metric, one without a gradient, or kl where its gradient vanishes.

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.decompose.head import read_head
+from interp.decompose.lens import logit_edits
 from interp.decompose.stream import allowed
 from interp.edits import Apply
 from interp.errors import BackendError, TaskError
@@ -58,9 +59,12 @@ class Exit:
     def of(cls, case: Case, resid: Float[Tensor, "prompt d_model"]) -> Exit:
         """Read once per copy of the weights: `resid` are some streams behind the last layer."""
         weights = case.weights
-        if weights not in _cache:
+        if weights not in _cache or logit_edits(case.model):
             norm = weights.final_norm
-            _cache[weights] = norm, _head(case.model, weights, norm, resid[:PROBES])
+            outcome = norm, _head(case.model, weights, norm, resid[:PROBES])
+            if logit_edits(case.model):
+                return cls(case.model, weights, *outcome)
+            _cache[weights] = outcome
         return cls(case.model, weights, *_cache[weights])
 
     def values(
@@ -126,12 +130,9 @@ def unembedded(
     """
     last = model.info.n_layers - 1
     tokens = torch.zeros(len(resid), 1, dtype=torch.long)
-    run = model.run(
-        tokens,
-        start=(last, resid.detach()[:, None]),
-        edits=[Apply(Site("resid_post", last), resid[:, None].to)],
-        gradients=gradients,
-    )
+    edits = [Apply(Site("resid_post", last), resid[:, None].to), *logit_edits(model)]
+    with model.resting():
+        run = model.run(tokens, start=(last, resid.detach()[:, None]), edits=edits, gradients=gradients)
     assert run.logits is not None  # no `stop`
     return run.logits[:, 0]
 

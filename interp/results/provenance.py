@@ -18,8 +18,9 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 import pandas as pd
 
+from interp.edits import plain_edit
 from interp.environment import versions
-from interp.model import Model
+from interp.model import Model, with_edits
 from interp.results.results import SCHEMA_VERSION
 from interp.tasks import PromptTask, metrics
 
@@ -41,13 +42,16 @@ def provenance(
 ) -> dict[str, Any]:
     """Who measured what of which model, on what data, when and how long: plain values.
 
-    The run's id is a hash of the call, the model and the data: the same call with the same seed has the same.
+    The run's id is a hash of the call, the model, the edits in force and the data: the same call with the same seed has
+    the same.
     """
     parameters = inspect.signature(body).parameters
-    defaults = {k: plain(p.default) for k, p in parameters.items() if p.default is not p.empty and k not in passed}
+    left = {*passed, "edits"}  # edits are in force, whoever gave them: see below
+    defaults = {k: plain(p.default) for k, p in parameters.items() if p.default is not p.empty and k not in left}
     call = {"analysis": name, "passed": {k: plain(v) for k, v in passed.items()}, "defaults": defaults}
     info = plain(model.info.as_dict())
-    identity = json.dumps([SCHEMA_VERSION, call, info, plain(dict(data))], sort_keys=True)
+    edits = [plain_edit(edit) for edit in model.edits]
+    identity = json.dumps([SCHEMA_VERSION, call, info, plain(dict(data)), *([edits] if edits else [])], sort_keys=True)
     return {
         "schema_version": SCHEMA_VERSION,
         "run_id": hashlib.sha256(identity.encode()).hexdigest()[:16],
@@ -55,6 +59,7 @@ def provenance(
         "model": info,
         "backend": model.backend,
         "tokenizer": None if model.tokenizer is None else type(model.tokenizer).__name__,
+        "edits": edits,
         "data": plain(dict(data)),
         "metric": passed.get("metric", defaults.get("metric")) or data.get("metric"),
         "seed": passed.get("seed", defaults.get("seed")),
@@ -71,7 +76,7 @@ def recorded(body: Callable[P, R]) -> Callable[P, R]:
     The outcome is a value with a field `provenance`, in which `body` leaves what it alone knows (its method, the metric
     it settled on, `data` where the prompts are not among the arguments): that stays, beside what every call has. A bare
     table gets its provenance as `table.attrs["provenance"]`. Tasks are said by their data, not by the call; functions
-    that only watch are left out.
+    that only watch are left out. Edits are entered, as `with_edits` does, and listed with those of contexts around.
     """
 
     @functools.wraps(body)
@@ -92,7 +97,7 @@ def recorded(body: Callable[P, R]) -> Callable[P, R]:
         facts = provenance(arguments["model"], body.__name__, body, passed, data, seconds)
         return _with_provenance(outcome, {**facts, **own})
 
-    return run
+    return with_edits(run)
 
 
 def data_of(arguments: Mapping[str, Any]) -> dict[str, Any]:

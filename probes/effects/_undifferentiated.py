@@ -13,7 +13,7 @@ from torch import Tensor
 
 from interp import tasks
 from interp.batch import Batch, Prompts
-from interp.edits import Ablate, Replace
+from interp.edits import Ablate, Replace, apply_edits
 from interp.errors import TaskError
 from interp.measurement.declaration import Stage
 from interp.measurement.registry import Findings, analysis
@@ -131,14 +131,23 @@ def _effects(model: Model, batch: Batch, how: str) -> Float[np.ndarray, "prompt 
     clean = _last(run.logits, batch)
     effects = torch.zeros(len(batch.ids), len(info.attention_layers), info.n_heads, dtype=torch.float64)
     for row, (layer, window) in enumerate(zip(info.attention_layers, info.windows, strict=True)):
-        spread = uniform_outputs(run.acts[Site("v", layer)].cpu(), batch.mask, window) if how == "uniform" else None
+        spread = _uniform_z(model, run.acts[Site("v", layer)].cpu(), batch, layer, window) if how == "uniform" else None
         for head in range(info.n_heads):
-            value = None if spread is None else spread[:, :, head * info.n_kv_heads // info.n_heads]
+            value = None if spread is None else spread[:, :, head]
             site = Site("z", layer, head=head)
             edit = Ablate(site) if value is None else Replace(site, value)
             log_probs = _last(model.run(batch, edits=[edit]).logits, batch)
             effects[:, row, head] = (clean.exp() * (clean - log_probs)).sum(-1)
     return effects.clamp(min=0).numpy()
+
+
+def _uniform_z(
+    model: Model, values: Float[Tensor, "batch pos kv_head d_head"], batch: Batch, layer: int, window: int | None
+) -> Float[Tensor, "batch pos head d_head"]:
+    """z of every head if it attended uniformly, behind the edits in force there: an ablated head stays ablated."""
+    z = uniform_outputs(values, batch.mask, window).repeat_interleave(model.info.n_heads // values.shape[2], 2)
+    edits = [e for e in model.edits if e.site.kind == "z" and layer in model.info.layers_of(e.site)]
+    return apply_edits(z, edits, layer=layer, mask=batch.mask.to(z.device))
 
 
 def _joint_batch(a: Batch, b: Batch) -> Batch:

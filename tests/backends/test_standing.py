@@ -130,3 +130,25 @@ def test_an_effective_embedding_is_that_of_the_edited_model(backend):
     plain = effective_embedding(model, tokens=ids, variant="full")
     with model.editing([Scale("L0.resid_post", 2.0)]):
         assert_close(effective_embedding(model, tokens=ids, variant="full"), 2 * plain)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_partial_run_comes_by_some_edits_and_leaves_the_others_out(backend):
+    """What it starts with stands behind the edits there; those above its end, or below its start, do not matter."""
+    model = on(backend, "llama")
+    plain, edits = model.run(BATCH).logits, [Scale("L0.z", 0.5), Scale("L1.resid_pre", 2.0), Scale("L1.mlp_out", 0.5)]
+    with model.editing(edits[:1]), model.editing(edits[1:]):
+        assert list(model.edits) == edits
+        whole = model.run(BATCH, capture=["L0.resid_post", "L1.resid_pre"])
+        early = model.run(BATCH, capture=["L0.resid_post"], stop=0)
+        late = model.run(BATCH, start=(1, whole["L1.resid_pre"]))
+        with model.resting():
+            assert not model.edits
+            assert torch.equal(model.run(BATCH).logits, plain)
+            with model.editing(edits[:1]):
+                alone = model.run(BATCH).logits
+    assert torch.equal(early["L0.resid_post"], whole["L0.resid_post"])
+    assert torch.equal(whole["L1.resid_pre"], 2 * whole["L0.resid_post"])
+    assert_close(late.logits, whole.logits, rtol=0, atol=1e-6)
+    assert torch.equal(alone, model.run(BATCH, edits=edits[:1]).logits)
+    assert not model.edits

@@ -27,11 +27,11 @@ from interp.backends.hf.rewrite import connect
 from interp.backends.hf.rotary import Rotary
 from interp.backends.hf.shards import GRADIENTS
 from interp.backends.hf.stacks import Stack, probing, source_ids
-from interp.backends.plan.arguments import check_mode, layer_number, layer_tuple, statistics_by_name
+from interp.backends.plan.arguments import check_mode, edit_list, layer_number, layer_tuple, statistics_by_name
 from interp.backends.plan.budget import check_memory
 from interp.backends.plan.capture import Pass, refuse
-from interp.backends.plan.checks import check_reached, check_visited
-from interp.backends.plan.places import captures, changes
+from interp.backends.plan.checks import check_reached, check_span, check_visited
+from interp.backends.plan.places import captures, changes, reached
 from interp.backends.turn import State, exclusive, taken
 from interp.batch import Batch, Prompts
 from interp.edits import Edit
@@ -141,7 +141,8 @@ class HFModel(ModuleModel):
         batch = self.batch(tokens)
         if gradients and self.anatomy.shards is not None:
             raise BackendError(f"{self.info.name}: {GRADIENTS}")
-        plan = self._plan(capture, edits, gradients=gradients)
+        first = check_span(self.info.n_layers, start=start, stop=stop)
+        plan = self._plan(capture, edits, gradients=gradients, start=first, stop=stop)
         check_reached(plan, self.info.n_layers, start=start, stop=stop, shape=(*batch.ids.shape, self.info.d_model))
         if start is not None and "resid_pre" in self.anatomy.stream[start[0]].missing:
             raise SiteError(f"start at layer {start[0]}: {self.anatomy.stream[start[0]].missing['resid_pre']}")
@@ -239,6 +240,7 @@ class HFModel(ModuleModel):
         with taken(self):
             before = self.state()
             plan = self._plan((), edits)
+            plan.standing = (*self.edits, *edit_list(edits))
             outer = self._standing[-1:]
             for other in outer:
                 other.on = False
@@ -251,6 +253,26 @@ class HFModel(ModuleModel):
                 self._close(plan, before)
                 for other in outer:
                     other.on = True
+
+    @contextlib.contextmanager
+    def resting(self) -> Iterator[None]:
+        """Context in which the edits of `editing` rest, as if there were none."""
+        with taken(self):
+            before, outer, plan = self.state(), self._standing[-1:], Pass({}, {})
+            for other in outer:
+                other.on = False
+            self._standing.append(plan)
+            try:
+                yield
+            finally:
+                self._close(plan, before)
+                for other in outer:
+                    other.on = True
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """Edits in force: those of every `editing` context that is open, outer ones first."""
+        return self._standing[-1].standing if self._standing else ()
 
     def _close(self, plan: Pass, before: State) -> None:
         """End the edits of a context. One that is closed before those inside it ends them too, and says so."""
@@ -271,16 +293,26 @@ class HFModel(ModuleModel):
         """What a run may change of the model, as it is now."""
         return State(self.torch_module.modules(), [self._standing, *getattr(self.torch_module, "lists", ())])
 
-    def _plan(self, capture: Capture, edits: Sequence[Edit], *, gradients: bool = False) -> Pass:
-        """Plan of a run: edits of `editing` contexts, then its own edits and captures; missing places are refused."""
+    def _plan(
+        self,
+        capture: Capture,
+        edits: Sequence[Edit],
+        *,
+        gradients: bool = False,
+        start: int | None = None,
+        stop: int | None = None,
+    ) -> Pass:
+        """Plan of a run: edits of `editing` contexts that it comes by, then its own edits and captures.
+
+        Missing places are refused.
+        """
         if self.info.source is not None:
             self.torch_module.check_alone()
         by_place = captures(capture, self.info)
         edits_by_place = changes(edits, self.info)
         for plan in self._standing[-1:]:
-            edits_by_place = {
-                p: [*plan.edits.get(p, ()), *edits_by_place.get(p, ())] for p in {**plan.edits, **edits_by_place}
-            }
+            outer = {p: x for p, x in plan.edits.items() if reached(p, self.info.n_layers, start=start, stop=stop)}
+            edits_by_place = {p: [*outer.get(p, ()), *edits_by_place.get(p, ())] for p in {**outer, **edits_by_place}}
         plan = Pass(by_place, edits_by_place, gradients=gradients, clones=self.anatomy.overwrites)
         check_exists(plan, self.anatomy)
         if self.info.stack == "cross":

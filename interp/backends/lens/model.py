@@ -30,7 +30,7 @@ from interp.backends.lens.weights import read_weights
 from interp.backends.lens.writes import read_reads, read_writes
 from interp.backends.plan.arguments import check_mode, edit_list, layer_number, layer_tuple, statistics_by_name
 from interp.backends.plan.budget import check_memory
-from interp.backends.plan.checks import check_reached, check_visited
+from interp.backends.plan.checks import check_reached, check_span, check_visited
 from interp.backends.plan.places import changes
 from interp.backends.turn import State, exclusive, taken
 from interp.batch import Batch, Prompts
@@ -94,8 +94,9 @@ class LensModel(ModuleModel):
         """
         check_mode(self.torch_module, self.device, gradients=gradients)
         batch = self.batch(tokens)
-        every = [*self._standing, *edit_list(edits)]
-        visitor = Visitor(self.info, capture, every, batch.mask, gradients=gradients)
+        first = check_span(self.info.n_layers, start=start, stop=stop)
+        visitor = Visitor(self.info, capture, edit_list(edits), batch.mask, gradients=gradients)
+        visitor.precede(self._standing, self.info, start=first, stop=stop)
         visitor.check(self.parts.missing)
         shape = (*batch.ids.shape, self.info.d_model)
         check_reached(visitor, self.info.n_layers, start=start, stop=stop, shape=shape)
@@ -130,6 +131,22 @@ class LensModel(ModuleModel):
                 del self._standing[count:]
                 if inner > 0:
                     raise BackendError(OUT_OF_ORDER)
+
+    @contextlib.contextmanager
+    def resting(self) -> Iterator[None]:
+        """Context in which the edits of `editing` rest, as if there were none."""
+        with taken(self):
+            before = list(self._standing)
+            self._standing.clear()
+            try:
+                yield
+            finally:
+                self._standing[:] = before
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """Edits in force: those of every `editing` context that is open, outer ones first."""
+        return tuple(self._standing)
 
     def state(self) -> State:
         """What a run may change of the bridge and of the module inside, as it is now."""

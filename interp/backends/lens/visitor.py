@@ -10,7 +10,7 @@ from torch import Tensor
 
 from interp.backends.plan.capture import Pass, refuse
 from interp.backends.plan.checks import FIXED
-from interp.backends.plan.places import Place, captures, changes, narrow
+from interp.backends.plan.places import Place, captures, changes, narrow, reached
 from interp.edits import Edit, Tile, edit_pattern, edit_scores, edits_scores
 from interp.model import Capture, ModelInfo
 from interp.sites import Site
@@ -30,6 +30,11 @@ class Visitor(Pass):
     ) -> None:
         super().__init__(captures(capture, info), changes(edits, info), gradients=gradients)
         self.begin(mask, (mask.shape[0], mask.shape[1]))
+
+    def precede(self, edits: Sequence[Edit], info: ModelInfo, *, start: int | None, stop: int | None) -> None:
+        """Put edits of `editing` contexts before the run's own, those that it comes by."""
+        outer = {p: x for p, x in changes(edits, info).items() if reached(p, info.n_layers, start=start, stop=stop)}
+        self.edits = {p: [*outer.get(p, ()), *self.edits.get(p, ())] for p in {**outer, **self.edits}}
 
     def kinds(self, layer: int | None) -> set[str]:
         """Kinds of site captured or edited at a layer."""

@@ -22,6 +22,7 @@ from interp.backends.hf.model import HFModel
 from interp.backends.nnsight.program import Program
 from interp.backends.nnsight.replica import chart
 from interp.backends.nnsight.served import carry_out
+from interp.backends.plan.arguments import edit_list
 from interp.backends.plan.capture import Pass
 from interp.batch import Batch, Prompts
 from interp.edits import Edit
@@ -130,7 +131,18 @@ class RemoteModel(HFModel):
     @contextlib.contextmanager
     def editing(self, edits: Sequence[Edit]) -> Iterator[None]:
         """Context in which edits apply to `run`."""
-        self._standing.append(self._plan((), edits))
+        plan = self._plan((), edits)
+        plan.standing = (*self.edits, *edit_list(edits))
+        self._standing.append(plan)
+        try:
+            yield
+        finally:
+            self._standing.pop()
+
+    @contextlib.contextmanager
+    def resting(self) -> Iterator[None]:
+        """Context in which the edits of `editing` rest, as if there were none."""
+        self._standing.append(Pass({}, {}))
         try:
             yield
         finally:

@@ -31,6 +31,7 @@ class Pass:
         passing: whether a forward pass of the model is under way; parts that are called by themselves are not edited.
         visited: places that the pass came by.
         ended: the state to go back to, where an outer context was closed first.
+        standing: edits of an `editing` context, outer ones included, of which this is the plan.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Pass:
         self.passing = True
         self.visited: set[Place] = set()
         self.ended: Any = None
+        self.standing: tuple[Edit, ...] = ()
 
     def begin(self, mask: Bool[Tensor, "batch prompt"] | None, shape: tuple[int, int], offset: int = 0) -> None:
         """Start of a forward pass of `shape` tokens; a pass that continues a prompt keeps the prompt's mask."""

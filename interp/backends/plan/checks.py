@@ -31,17 +31,7 @@ def check_reached(
     shape: tuple[int, ...],
 ) -> None:
     """Refuse layers out of range, a residual of the wrong shape, and sites that the run would not come by."""
-    if start is not None and not (isinstance(start, tuple | list) and len(start) == 2 and isinstance(start[1], Tensor)):
-        raise SiteError(f"start is a pair (layer, residual [batch pos d_model]); got {type(start).__name__}")
-    first, last = 0 if start is None else start[0], n_layers - 1 if stop is None else stop
-    for name, layer in (("start", first), ("stop", last)):
-        if isinstance(layer, bool) or not isinstance(layer, Integral):
-            raise SiteError(f"{name} at layer {layer!r:.40}: a layer is an integer")
-    for name, layer in (("start", first), ("stop", last)):
-        if not 0 <= layer < n_layers:
-            raise SiteError(f"{name} at layer {layer} is out of range; the model has {n_layers} layers")
-    if last < first:
-        raise SiteError(f"stop at layer {last} lies before start at layer {first}")
+    first, last = check_span(n_layers, start=start, stop=stop) or 0, n_layers - 1 if stop is None else stop
     if start is not None and tuple(start[1].shape) != shape:
         expected = f"[batch pos d_model] = {shape}"
         raise SiteError(f"start: a residual of shape {tuple(start[1].shape)}; expected {expected}")
@@ -53,6 +43,22 @@ def check_reached(
                 raise refuse(thing, f"the run stops after layer {last} and does not come by here")
         elif not first <= layer <= last:
             raise refuse(thing, f"layer {layer} is not run; this run has layers {first} to {last}")
+
+
+def check_span(n_layers: int, *, start: tuple[int, Tensor] | None, stop: int | None) -> int | None:
+    """The layer that a run starts at, None where it starts with its tokens; layers out of range are refused."""
+    if start is not None and not (isinstance(start, tuple | list) and len(start) == 2 and isinstance(start[1], Tensor)):
+        raise SiteError(f"start is a pair (layer, residual [batch pos d_model]); got {type(start).__name__}")
+    first, last = 0 if start is None else start[0], n_layers - 1 if stop is None else stop
+    for name, layer in (("start", first), ("stop", last)):
+        if isinstance(layer, bool) or not isinstance(layer, Integral):
+            raise SiteError(f"{name} at layer {layer!r:.40}: a layer is an integer")
+    for name, layer in (("start", first), ("stop", last)):
+        if not 0 <= layer < n_layers:
+            raise SiteError(f"{name} at layer {layer} is out of range; the model has {n_layers} layers")
+    if last < first:
+        raise SiteError(f"stop at layer {last} lies before start at layer {first}")
+    return None if start is None else int(first)
 
 
 def check_visited(plan: Pass, module: nn.Module, *, end: int | None = None) -> None:

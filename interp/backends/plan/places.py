@@ -77,6 +77,16 @@ def changes(edits: Sequence[Edit], info: ModelInfo) -> dict[Place, list[Edit]]:
     return result
 
 
+def reached(place: Place, n_layers: int, *, start: int | None, stop: int | None) -> bool:
+    """Whether a run comes by a place of its own making: what it starts with is given, and stands behind edits there."""
+    kind, layer = place
+    if layer is None:
+        return start is None if kind == "embed" else stop is None
+    if layer == start and kind == "resid_pre":
+        return False
+    return (0 if start is None else start) <= layer <= (n_layers - 1 if stop is None else stop)
+
+
 def narrow(x: Tensor, site: Site, mask: Bool[Tensor, "batch pos"]) -> Tensor:
     """The head and position that a site names, their axes dropped; positions count real tokens."""
     head_axis = 1 if site.kind == "pattern" else 2

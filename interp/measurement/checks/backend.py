@@ -151,12 +151,13 @@ def members_are_those_of_the_protocol(subject: Subject) -> None:
     require(isinstance(model, Model), f"lacks {', '.join(n for n in _member_names() if not hasattr(model, n))}")
     types: dict[str, Any] = {
         "info": ModelInfo, "backend": str, "device": torch.device, "bos_id": int | None, "special_ids": tuple,
-        "rank": int,
+        "rank": int, "edits": tuple,
     }  # fmt: skip
     for name, kind in types.items():
         require(isinstance(getattr(model, name), kind), f"{name} is {getattr(model, name)!r}, no {kind}")
     require(isinstance(model.fingerprint(), Hashable), "the fingerprint cannot be hashed")
-    for name, context in (("frozen()", model.frozen()), ("editing([])", model.editing([]))):
+    contexts = {"frozen()": model.frozen(), "editing([])": model.editing([]), "resting()": model.resting()}
+    for name, context in contexts.items():
         require(isinstance(context, AbstractContextManager), f"{name} is no context manager")
     model.agree((1,), "numbers of one process")
     text = config.get_text_config()

@@ -11,7 +11,8 @@ from torch.testing import assert_close
 import interp
 from circuits.evaluation.truth import judge_nodes
 from circuits.graph.layout import Layout
-from circuits.search.cdt import Relevance, _bias_part, contextual_decomposition
+from circuits.search.beta_rules import bias_part
+from circuits.search.cdt import Relevance, contextual_decomposition
 from circuits.wiring.case import Case
 from interp.errors import SchemaError, TaskError
 from interp.tasks import planted_task
@@ -143,7 +144,7 @@ def size_of(beta, x):
 
 def test_a_bias_is_shared_out_by_size():
     bias, beta, gamma = torch.tensor([6.0, 6.0, 6.0]), torch.tensor([1.0, -2.0, 0.0]), torch.tensor([-2.0, 4.0, 0.0])
-    assert_close(_bias_part(bias, beta, gamma), torch.tensor([2.0, 2.0, 0.0]))
+    assert_close(bias_part(bias, beta, gamma), torch.tensor([2.0, 2.0, 0.0]))
 
 
 def layer_of(model, task):
