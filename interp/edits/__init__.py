@@ -7,7 +7,7 @@ attention. Pure: backends call them, nothing here knows a module.
 """
 
 from interp.edits.apply import apply_edits
-from interp.edits.attend import Tile, edit_pattern, edit_scores, edits_scores, softmax
+from interp.edits.attend import Tile, edit_activation_scores, edit_pattern, edit_scores, edits_scores, softmax, whole
 from interp.edits.values import (
     Ablate,
     Add,
@@ -40,8 +40,10 @@ __all__ = [
     "Uniform",
     "ablate_heads",
     "apply_edits",
+    "edit_activation_scores",
     "edit_pattern",
     "edit_scores",
     "edits_scores",
     "softmax",
+    "whole",
 ]

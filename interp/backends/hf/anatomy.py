@@ -6,13 +6,15 @@ these are facts of the data flow (`watch`), the same for every architecture. `st
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from interp.attention import Call, Recorder, intercept, number_layers
+from interp.backends.hf.embeddings import Embeddings, embeddings
+from interp.backends.hf.neurons import router, routers
 from interp.backends.hf.shards import Shards, shards
 from interp.backends.hf.stream import StreamPart, chain, stream_part
 from interp.backends.hf.watch import PROBE, Event, identity, input_device, source, watch
@@ -29,7 +31,7 @@ class AttentionPart:
     what it takes still falls into heads, each from its own z but for one factor of all; `whole` that attention gives z
     at once and not in pieces. `write` is the event of what attention writes, behind its projection; `stray` says why
     its matrices are no maps from stream to stream, empty where they are. `causal`: no query sees a later key; `share`
-    is as in `Call`.
+    is as in `Call`. `altered` names those of q, k and v that are no projection's output as it is (rotary embedding, norms).
     """
 
     layer: int
@@ -51,6 +53,7 @@ class AttentionPart:
     whole: bool = True
     write: Event | None = None
     stray: str = ""
+    altered: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +62,8 @@ class Anatomy:
 
     `overwrites` says that some module changes its input in place, `bundled` that layers give tuples; `width` is that of
     the stream; `shards` how heads are spread over processes, None where they are not; `n_logits` how many the
-    unembedding gives, None if it was not called or is spread too.
+    unembedding gives, None if it was not called or is spread too; `embeds` what embeds tokens and positions; `capped`
+    says that logits are not the unembedding's output as it is.
     """
 
     blocks: nn.ModuleList
@@ -72,6 +76,8 @@ class Anatomy:
     width: int
     shards: Shards | None = None
     n_logits: int | None = None
+    embeds: Embeddings = field(default_factory=Embeddings)
+    capped: bool = False
 
     @property
     def gated(self) -> frozenset[int]:
@@ -95,7 +101,7 @@ def observe(model: PreTrainedModel) -> Anatomy:
         BackendError: the model bypasses the attention interface, or a part cannot be told apart; the message names the
             module and what was looked for.
     """
-    events, calls = watch(model)
+    events, calls, logits = watch(model)
     if not calls:
         raise BackendError(
             f"{type(model).__name__} never called the attention interface: no softmax attention to measure"
@@ -114,14 +120,19 @@ def observe(model: PreTrainedModel) -> Anatomy:
     final = source(events, reads[-1].took[0]) if reads else None
     parts = _sliced(model, parts)
     at = {part.layer: part for part in parts}
-    stream = tuple(_stream(i, blocks, at.get(i), paths, events) for i in range(len(blocks)))
+    experts = routers(model)
+    stream = tuple(_stream(i, blocks, at.get(i), paths, events, experts) for i in range(len(blocks)))
     overwrites = any(e.overwritten for e in events)
     bundled = any(e.bundled for e in events if e.module is blocks[0])
     spread = shards(model)
     n_logits = reads[-1].outputs[0].shape[-1] if reads and spread is None else None
     width = next(e.width for e in events if e.module is blocks[0])
     parts = _gather(parts, spread)
-    return Anatomy(blocks, parts, unembed, final, stream, overwrites, bundled, width, spread, n_logits)
+    capped = not reads or not torch.equal(reads[-1].outputs[0].float(), logits.float())
+    embeds = embeddings(model, paths[id(blocks)], next(e for e in events if e.module is blocks[0]), events)
+    return Anatomy(
+        blocks, parts, unembed, final, stream, overwrites, bundled, width, spread, n_logits, embeds, capped
+    )
 
 
 def _layers(
@@ -202,11 +213,23 @@ def _gather(parts: tuple[AttentionPart, ...], spread: Shards | None) -> tuple[At
 
 
 def _stream(
-    layer: int, blocks: nn.ModuleList, part: AttentionPart | None, paths: dict[int, str], events: list[Event]
+    layer: int,
+    blocks: nn.ModuleList,
+    part: AttentionPart | None,
+    paths: dict[int, str],
+    events: list[Event],
+    experts: tuple[tuple[type[nn.Module], int], ...],
 ) -> StreamPart:
     block, before = blocks[layer], blocks[layer - 1] if layer else None
     attention = None if part is None or part.write is None else (paths[id(part.module)], part.write)
     stream = stream_part(layer, paths[id(block)], attention, events)
+    inside = [e for e in events if e.within(paths[id(block)])]
+    chosen = router(experts, [e for e in inside if part is None or not e.within(paths[id(part.module)])])
+    if chosen is None:
+        stream.missing["router_logits"] = f"layer {layer} has no mixture of experts whose router transformers names"
+    else:
+        event, at = chosen
+        stream = replace(stream, router=event.module, router_at=at, router_last=not event.bundled)
     own = {e.module: e for e in events if e.module is block or e.module is before}
     if before is not None and not torch.equal(own[before].outputs[0].cpu(), own[block].inputs[0].cpu()):
         stream.missing["resid_pre"] = f"what enters layer {layer} is not what layer {layer - 1} gives"
@@ -261,6 +284,7 @@ def _part(
         whole=len(calls) == 1,
         write=write,
         stray=stray,
+        altered=_altered(call, [e for e in events[:start] if e.within(path)]),
     )
 
 
@@ -273,6 +297,14 @@ def _reads(layer: int, own: Event, block: Event, inside: list[Event]) -> tuple[n
         return (None if norm is None else norm.module), ""
     why = f"attention of layer {layer} reads something else than the layer's stream, as it is or through one norm"
     return (None if norm is None else norm.module), why
+
+
+def _altered(call: Call, before: list[Event]) -> frozenset[str]:
+    """Those of q, k and v whose numbers are not all among what projections in front of attention gave."""
+    outputs = [e.outputs[0].flatten() for e in before if e.is_projection and e.outputs]
+    pool = torch.cat(outputs) if outputs else call.query.new_zeros(0)
+    tensors = {"q": call.query, "k": call.key, "v": call.value}
+    return frozenset(name for name, x in tensors.items() if not bool(torch.isin(x.to(pool), pool).all()))
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -85,7 +85,7 @@ class Pass:
         self.visited.add((kind, layer))
         edits = self.edits.get((kind, layer))
         if edits:
-            x = self._change(x, edits, layer, self.offset if offset is None else offset)
+            x = self._change(x, (kind, layer), self.offset if offset is None else offset)
         for capture in self.captures.get((kind, layer), ()):
             x = self.keep(capture, x)
         return x
@@ -97,19 +97,50 @@ class Pass:
         result = self.visit(kind, layer, wide)
         return result.reshape(x.shape) if flat else result
 
+    def tolerant(self, kind: str) -> Callable[[Any], Any]:
+        """`visit` for what a module takes or gives, whatever its form; batch and position may be flattened into one."""
+
+        def visit(x: Any) -> Any:
+            site = Site(kind)
+            if not self.active:
+                return x
+            if not isinstance(x, Tensor):
+                raise refuse(site, f"the module takes or gives {type(x).__name__}, not a tensor")
+            if not x.is_floating_point() and self.edited(None, kind):
+                raise refuse(site, f"its values are {str(x.dtype).removeprefix('torch.')}, which have no edits here")
+            rows, n = self.shape
+            if x.ndim > 1 and len(x) == rows * n != rows:
+                wide = x.reshape(rows, n, *x.shape[1:])
+                result = self.visit(kind, None, wide)
+                return x if result is wide and not self.gradients else result.reshape(x.shape)
+            tokens = x.ndim > 2 and x.shape[:2] == self.shape
+            if not tokens and any(w.site.position is not None for w in self.captures.get((kind, None), ())):
+                raise refuse(site, f"its shape {tuple(x.shape)} is not [batch pos ...], so that it has no positions")
+            return self.visit(kind, None, x)
+
+        return visit
+
     def keep(self, capture: SiteCapture, x: Tensor) -> Tensor:
         """Keep what is wanted of an activation; with gradients, the activation is rebuilt from what was kept."""
         if self.gradients and not x.requires_grad:  # set by an edit: constant, and gradients start here
             x = x.detach().requires_grad_()
         part = capture.take(x, self.mask)
         keep = not self.clones or self.gradients or not isinstance(part, Tensor)
-        self.acts[capture.site] = part if keep else part.clone()
+        self.store(capture, part if keep else part.clone())
         if self.gradients and part is not x and capture.reducer is None:
             return apply_edits(x, [Replace(capture.site, part)], layer=capture.site.first, mask=self.mask)
         return x
 
-    def _change(self, x: Tensor, edits: Sequence[Edit], layer: int | None, offset: int) -> Tensor:
-        prompt = self.mask.shape[1]
+    def store(self, capture: SiteCapture, part: Tensor) -> None:
+        """Put away what is wanted of an activation."""
+        self.acts[capture.site] = part
+
+    def at(self, kind: str, layer: int | None) -> Sequence[Edit]:
+        """Edits of a place in this pass."""
+        return self.edits.get((kind, layer), ())
+
+    def _change(self, x: Tensor, place: Place, offset: int) -> Tensor:
+        prompt, edits, layer = self.mask.shape[1], self.edits[place], place[1]
         if offset == 0 and x.shape[1] > prompt:  # generated tokens behind the prompt, without a cache
             parts = x[:, :prompt], x[:, prompt:]
             pieces = [
