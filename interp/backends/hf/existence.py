@@ -21,7 +21,7 @@ def missing_reason(place: Place, anatomy: Anatomy, model: nn.Module, *, edit: bo
     """Why a place does not exist in an architecture, or cannot be edited; None where it does and can."""
     kind, layer = place
     if kind.startswith(MODULE):
-        return _no_module(Site(kind).module, model)
+        return no_module(Site(kind).module, model)
     if "norm_scale" in kind:
         return _no_norm(kind, layer, anatomy)
     if layer is None:
@@ -64,7 +64,8 @@ def _no_end(kind: str, anatomy: Anatomy) -> str | None:
     return anatomy.embeds.missing.get(kind)
 
 
-def _no_module(path: str, model: nn.Module) -> str | None:
+def no_module(path: str, model: nn.Module) -> str | None:
+    """Why a model has no module of a name; None where it has."""
     try:
         model.get_submodule(path)
     except AttributeError:
