@@ -271,7 +271,7 @@ def difference(site: Site, traits: Collection[str]) -> str | None:
     """
     for trait in LENS[_stem(site.alias)][1:] if site.alias else ():
         if trait in traits:
-            return f"{site.alias} is another tensor in TransformerLens: {DIFFERENCES[trait]}; write {site}"
+            return f"{site.alias} is another tensor in TransformerLens: {DIFFERENCES[trait]}; for ours write {site}"
     return None
 
 
@@ -291,7 +291,8 @@ def _parse(text: str) -> Site:
         layer = None if lens is None else int(lens["layer"])
         return Site(LENS[stem][0], layer, alias=text)
     if lens:
-        raise SiteError(f"unknown site {text!r}: {nearest(stem, LENS)}")
+        known = [name.removeprefix("blocks.") for name in LENS if name.startswith("blocks.")]
+        raise SiteError(f"unknown site {text!r}: {nearest(lens['rest'], known)}")
     named = _MODULE.match(text)
     if named:
         side = ":input" if named["side"] == "input" else ""

@@ -20,7 +20,7 @@ from interp.patching.names import component_of
 from interp.patching.readout import Exit
 from interp.results.provenance import recorded
 from interp.results.results import Result, frame
-from interp.sites import PER_HEAD, UNLAYERED, Site
+from interp.sites import DIVISORS, PER_HEAD, SQUARE, UNLAYERED, Site
 from interp.tasks import PromptTask
 
 NODES = {
@@ -34,7 +34,7 @@ NODES = {
     "z": "z",
 }
 """Kinds of site by name; the first four are called by what they are the output of."""
-REFUSED = ("pattern", "norm_scale", *UNLAYERED)
+REFUSED = (*SQUARE, *DIVISORS, *UNLAYERED)
 Nodes = str | Sequence[Site | str]
 Positions = str | Sequence[str] | None
 

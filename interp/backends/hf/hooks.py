@@ -211,6 +211,8 @@ class Hooks:
 
     def _norm(self, norm: nn.Module, kind: str, layer: int | None) -> None:
         def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
+            if not self.plan.active:
+                return
             x = args[0].reshape(*self.plan.shape, -1)
             wide = x.to(torch.promote_types(x.dtype, torch.float32))
             self.plan.visit(kind, layer, self.norms[kind, layer].divisor(wide))

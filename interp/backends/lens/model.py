@@ -135,9 +135,10 @@ class LensModel(ModuleModel):
         self._check(visitor)
         if any(kind in INSIDE for kind, _ in (*visitor.edits, *visitor.captures)):
             check_cache(options)
-        passing = LensPass(self.parts, visitor, self.torch_module)
+        passing = LensPass(self.parts, visitor, self.torch_module, generating=True)
         with self._ready(gradients=False), passing.attached(self._masked):
             output = self.torch_module.generate(batch.ids, attention_mask=batch.mask.long(), **options)
+        check_visited(visitor, self.bridge)
         ids = output if isinstance(output, Tensor) else output.sequences
         return self.outcome(ids, batch, visitor, text=text)
 

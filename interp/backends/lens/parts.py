@@ -46,6 +46,7 @@ _READS = {  # only looked at: before any noise of ours
     "mid": "hook_resid_mid",
     "mlp_first": "mlp.in.hook_in",
     "mlp_result": "mlp.out.hook_out",
+    "normed": "ln1.hook_out",
     "raw q": "attn.q.hook_out",
     "raw k": "attn.k.hook_out",
     "raw v": "attn.v.hook_out",
@@ -74,6 +75,7 @@ _NO_END = {
 }
 _LOST = "a change at the bridge's hook point does not reach the MLP"
 _TRIED = ("attn_out", "mlp_out", "mlp_in", "mlp_post")
+SHIFTED = "with sink logits the softmax here takes scores less the largest of their row; load the model without a bridge"
 PARALLEL = "attention and MLP read the same residual stream here (parallel), so there is none between them"
 
 
@@ -148,6 +150,8 @@ def observe(bridge: Any, run: Callable[[Tensor], Any]) -> LensParts:
     d_head, d_value = (probe.tensors[kind, next(iter(attention))].shape[-1] for kind in "qv")
     tuples = {layer: len(out) for layer, out in probe.outputs.items() if isinstance(out, tuple)}
     sizes = (heads, kv_heads, d_head, d_value, d_model)
+    if probe.slot:
+        missing |= {("scores", layer): SHIFTED for layer in attention}
     routers = _routers(bridge, blocks, missing)
     return LensParts(
         blocks, points, missing, attention, tuples, *sizes, probe.slot, routers, _traits(bridge, blocks, missing, probe)
@@ -325,6 +329,10 @@ def _check(blocks: nn.ModuleList, points: dict[Place, Any], missing: dict[Place,
                 points["mlp_in", layer] = resolve(block, _READS["mlp_first"])
             else:
                 _drop(points, missing, ("mlp_in", layer), _LOST)
+        normed, read = tensors.get("normed"), tensors.get("given mlp_in")
+        if ("mlp_norm_scale", layer) in missing and normed is not None and read is not None and _close(normed, read):
+            del missing["mlp_norm_scale", layer]  # one norm for attention and MLP
+            points["mlp_norm_scale", layer] = resolve(block, POINTS["norm_scale"])
         if "mlp_post" in tensors and "mlp_result" in tensors:
             with torch.no_grad():
                 expected = resolve(block, "mlp.out.original_component")(tensors["mlp_post"])

@@ -30,6 +30,7 @@ class LensPass:
         visitor: what to do with each activation.
         start, stop: as in `Model.run`.
         dense: attention statistics to answer; the pass ends after the last layer they ask about.
+        generating: whether the module inside is called, so that its logits are met here.
     """
 
     def __init__(
@@ -41,9 +42,10 @@ class LensPass:
         start: Start | None = None,
         stop: int | None = None,
         dense: DenseStatistics | None = None,
+        generating: bool = False,
     ) -> None:
         self.parts, self.visitor, self.model = parts, visitor, model
-        self.start, self.stop, self.dense = start, stop, dense
+        self.start, self.stop, self.dense, self.generating = start, stop, dense, generating
         self._length = 0  # tokens that have passed: while generating, what the cache holds
         self._resid: dict[int, Tensor] = {}
         self._z: dict[int, Tensor] = {}
@@ -89,7 +91,8 @@ class LensPass:
             if kinds & {"attn_out", "resid_mid", "head_out"}:
                 self._on(points["attn_out", layer], lambda x, a=layer: self._attn_out(a, x))
             for kind in kinds.intersection(SIMPLE):
-                self._on(points[kind, layer], lambda x, k=kind, a=layer: self._visit(k, a, x))
+                visit = self._look if kind in DIVISORS else self.visitor.spread
+                self._on(points[kind, layer], lambda x, k=kind, a=layer, visit=visit: visit(k, a, x))
             if "attn_in" in kinds:
                 self._before(self.parts.attention[layer], lambda x, a=layer: self.visitor.spread("attn_in", a, x.view_as(x)))
             if "router_logits" in kinds:
@@ -97,6 +100,8 @@ class LensPass:
                 self._after(module, lambda x, a=layer: self.visitor.spread("router_logits", a, x), at)
         for kind in self.visitor.kinds(None).intersection(ENDS):
             self._on(points[kind, None], lambda x, k=kind: self._end(k, x))
+        if self.generating and "logits" in self.visitor.kinds(None):
+            self._handles.append((None, self.model.register_forward_hook(self._logits)))
         for kind in (kind for kind in self.visitor.kinds(None) if kind.startswith(MODULE)):
             attach = self._before if kind.endswith(":input") else self._after
             attach(self.model.get_submodule(Site(kind).module), self.visitor.tolerant(kind))
@@ -133,9 +138,18 @@ class LensPass:
 
         self._handles.append((None, module.register_forward_hook(hook)))
 
+    def _look(self, kind: str, layer: int | None, x: Tensor) -> Tensor:
+        """What is read off and not passed on."""
+        self.visitor.spread(kind, layer, x)
+        return x
+
     def _end(self, kind: str, x: Tensor) -> Tensor:
         """A place outside the layers; positions are embedded once for all prompts."""
         return self._visit(kind, None, x.expand(self.visitor.shape[0], *x.shape[-2:]) if kind == "pos_embed" else x)
+
+    def _logits(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        output.logits = self._visit("logits", None, output.logits)
+        return output
 
     def _visit(self, kind: str, layer: int | None, x: Tensor) -> Tensor:
         return self.visitor.visit(kind, layer, x)

@@ -95,6 +95,8 @@ class Pass:
         flat = x.shape[:2] != self.shape
         wide = x.reshape(*self.shape, -1) if flat else x
         result = self.visit(kind, layer, wide)
+        if flat and result is wide and not self.gradients:
+            return x
         return result.reshape(x.shape) if flat else result
 
     def tolerant(self, kind: str) -> Callable[[Any], Any]:
