@@ -275,8 +275,7 @@ class HFModel(ModuleModel):
         first = start[0] if isinstance(start, tuple | list) and start else None
 
         def has(place: Place) -> bool:
-            there = missing_reason(place, self.anatomy, self.torch_module) is None
-            return there and unreached(place, self.info.n_layers, start=first, stop=stop) is None
+            return self._missing(place) is None and unreached(place, self.info.n_layers, start=first, stop=stop) is None
 
         by_place = captures(capture, self.info, has=has)
         edits_by_place = changes(edits, self.info)
@@ -290,7 +289,11 @@ class HFModel(ModuleModel):
 
     def _check(self, plan: Pass) -> None:
         """Refuse places that the model lacks, and names that mean another tensor in it."""
-        check_sites(plan, lambda place, edit: missing_reason(place, self.anatomy, self.torch_module, edit=edit), self.traits)
+        check_sites(plan, self._missing, self.traits)
+
+    def _missing(self, place: Place, edit: bool = False) -> str | None:
+        """Why a place does not exist here, or cannot be edited; None where it does and can."""
+        return missing_reason(place, self.anatomy, self.torch_module, edit=edit)
 
     def traits(self, layer: int | None) -> frozenset[str]:
         """Traits at a layer that make names of TransformerLens mean another tensor; see `interp.sites.DIFFERENCES`."""
