@@ -29,7 +29,13 @@ Capture = Sequence[Site | str] | Mapping[Site | str, Reducer | None]
 Start = tuple[int, Tensor]
 Steps = Mapping[int, Sequence[Edit]]  # edits by step of a generation
 
-NEEDS_ATTENTION = (*PER_HEAD, "attn_in", "attn_out", "attn_out_norm_scale", "resid_mid")  # kinds that exist only at layers with attention
+NEEDS_ATTENTION = (
+    *PER_HEAD,
+    "attn_in",
+    "attn_out",
+    "attn_out_norm_scale",
+    "resid_mid",
+)  # kinds that exist only at layers with attention
 
 
 @dataclass(frozen=True)
@@ -300,7 +306,7 @@ class Model(Protocol):
 
         Args:
             prompts: as `batch` takes them; padded on the left.
-            edits: of every pass. Positions and values of single tokens are of the prompt; the rest is of new tokens too.
+            edits: of every pass. Positions and values of single tokens are of the prompt; others of new tokens too.
             steps: further edits by step: those of step 0 are of the prompt, those of step s > 0 of the s-th new token
                 alone, as it is read. (The last new token is not read.)
             capture: sites, kept for all tokens read, so that a `Generation` is returned.

@@ -26,7 +26,7 @@ KINDS: dict[str, str] = {
     "resid_pre": "residual stream entering a layer [batch pos d_model]",
     "resid_mid": "residual stream between attention and MLP [batch pos d_model]",
     "resid_post": "residual stream leaving a layer [batch pos d_model]",
-    "attn_in": "normalised input of attention: the norm's output, the stream where there is no norm [batch pos d_model]",
+    "attn_in": "normalised input of attention: the norm's output, the stream where there is none [batch pos d_model]",
     "q": "queries after rotary and QK-norm [batch pos head d_head]",
     "k": "keys after rotary and QK-norm [batch pos kv_head d_head]",
     "v": "values [batch pos kv_head d_head]",
@@ -301,8 +301,7 @@ def _parse(text: str) -> Site:
     short = _SHORT.match(text)
     if short is None:
         raise SiteError(
-            f"cannot read site {text!r}; write it like L3.z, L3H5.z, L0-5.mlp_out, module:NAME, or "
-            "blocks.3.attn.hook_z"
+            f"cannot read site {text!r}; write it like L3.z, L3H5.z, L0-5.mlp_out, module:NAME, or blocks.3.attn.hook_z"
         )
     first, last, head, position = (
         None if short[g] is None else int(short[g]) for g in ("first", "last", "head", "position")

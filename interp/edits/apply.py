@@ -246,7 +246,8 @@ def _points(edit: Apply, mask: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     if isinstance(positions, Tensor):
         row, column = column_mask(positions, site, mask, rows).nonzero(as_tuple=True)
         return rows[row], column
-    columns = [one_column(int(p), site, mask, rows) for p in positions]
+    several: Any = positions
+    columns = [one_column(int(p), site, mask, rows) for p in several]
     return rows[:, None], torch.stack(columns, dim=1)
 
 

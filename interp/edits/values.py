@@ -75,8 +75,8 @@ class Ablate(Edit):
     is the activation of other prompts at this site.
 
     With `by="position"` the mean is one for each position of a prompt, [position ...] or [layer position ...] as
-    `Model.mean(tokens, by="position")` gives it: each real token gets that of its own position, wherever padding stands.
-    New tokens of a generation have no such mean and stay.
+    `Model.mean(tokens, by="position")` gives it: each real token gets that of its own position, whatever the padding. New
+    tokens of a generation have no such mean and stay.
     """
 
     site: AnySite
@@ -126,9 +126,9 @@ class Apply(Edit):
     x is what capturing the site gives: [batch pos (head) d], or [batch head query key] for patterns and scores; without
     the head axis where the site names a head, without the position axis where one position a row is meant (`@p`, an
     integer, a tensor [batch]). Several positions stand along that axis in the order given; of a mask [batch pos] the
-    chosen tokens stand in one axis, [token (head) d]. With `rows`, batch means these rows. So what is written may depend
-    on what the same run has computed before. A pattern goes on as the function gives it, neither masked nor normalised;
-    scores stay -inf where a key is not visible. While a model generates, the function is called for every new token.
+    chosen tokens stand in one axis, [token (head) d]. With `rows`, batch means these rows. What is written
+    may depend on what the same run has computed before. A pattern goes on as the function gives it, neither masked nor
+    normalised; scores stay -inf where a key is not visible. While a model generates, every new token is a call.
     """
 
     site: AnySite
@@ -240,7 +240,9 @@ def ablate_heads(
     axes = 4 if by else 3
     if mean is not None and mean.ndim != axes:
         form = "[layer position head d_head]" if by else "[layer head d_head]"
-        raise SiteError(f"a mean of shape {tuple(mean.shape)}; expected {form}, as model.mean(tokens, by={by!r}) gives it")
+        raise SiteError(
+            f"a mean of shape {tuple(mean.shape)}; expected {form}, as model.mean(tokens, by={by!r}) gives it"
+        )
     for item in heads:
         layer, head = parse_head(item) if isinstance(item, str) else item
         if mean is not None and not (0 <= layer < mean.shape[0] and 0 <= head < mean.shape[-2]):

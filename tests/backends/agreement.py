@@ -104,8 +104,8 @@ def difference(ours: dict, theirs: dict, mask) -> float:
         real = mask[:, None, :, None] if site.kind in SQUARE else mask.view(*mask.shape, *(1,) * (x.ndim - 2))
         y, seen = theirs[site], x.isfinite()  # scores of keys that are not visible are -inf
         assert torch.equal(seen, y.isfinite()), site
-        x, y = x.where(seen, 0.0) * real, y.where(seen, 0.0) * real
-        found.append(float((x - y).abs().max()) / max(1.0, float(x.abs().max())))
+        a, b = x.where(seen, 0.0) * real, y.where(seen, 0.0) * real
+        found.append(float((a - b).abs().max()) / max(1.0, float(a.abs().max())))
     return max(found)
 
 

@@ -10,6 +10,7 @@ from tolerance import assert_equal_to_rounding
 
 import interp
 from interp.edits import Ablate, Add, Apply, KnockOut, Scale
+from interp.sites import SQUARE
 
 NEW = 5
 SITES = ["L0.resid_post", "L1H1.z", "L1.k", "L0.pattern", "L1H2.scores", "L0.resid_post@-1", "L1.norm_scale"]
@@ -33,18 +34,11 @@ def test_what_is_kept_of_a_generation_is_what_a_run_of_its_tokens_keeps(backend,
     generation = model.generate(batch, edits=edits, capture=SITES, max_new_tokens=NEW, use_cache=cache)
     assert torch.equal(generation.ids, model.generate(batch, edits=edits, max_new_tokens=NEW))
     read = interp.batch.Batch(generation.ids[:, :-1], torch.cat([batch.mask, torch.ones(2, NEW - 1).bool()], 1))
-    run = model.run(read, capture=[*SITES[:-2], SITES[-1], "logits"], edits=edits)
+    run = model.run(read, capture=[*SITES[:-2], SITES[-1]], edits=edits)
     for site, x in run.acts.items():
-        if site.kind == "logits":
-            continue
-        seen = x.isfinite()
-        real = read.mask[:, :, None].expand(x.shape[:2] + (1,)) if x.shape[1] == read.ids.shape[1] else None
-        kept, x = generation[site].where(seen, 0.0), x.where(seen, 0.0)
-        if site.kind in ("pattern", "scores"):
-            real = read.mask.view(2, *(1,) * (x.ndim - 3), -1, 1)
-        else:
-            real = read.mask.view(2, -1, *(1,) * (x.ndim - 2))
-        assert_equal_to_rounding(kept * real, x * real, msg=str(site))
+        shape = (2, *(1,) * (x.ndim - 3), -1, 1) if site.kind in SQUARE else (2, -1, *(1,) * (x.ndim - 2))
+        seen = x.isfinite() & read.mask.view(shape)
+        assert_equal_to_rounding(generation[site].where(seen, 0.0), x.where(seen, 0.0), msg=str(site))
     assert_equal_to_rounding(generation["L0.resid_post@-1"], run["L0.resid_post"][:, 5])
 
 
@@ -64,8 +58,12 @@ def test_edits_of_a_step_are_of_its_token_alone(backend, cache):
     assert torch.equal(found, expected)
     for step in BY_STEP:  # each of them is seen
         fewer = {s: e for s, e in BY_STEP.items() if s != step}
-        one = model.generate(ids, edits=rest, steps=fewer, capture=["L1.resid_post"], max_new_tokens=NEW, use_cache=cache)
-        all_ = model.generate(ids, edits=rest, steps=BY_STEP, capture=["L1.resid_post"], max_new_tokens=NEW, use_cache=cache)
+        one = model.generate(
+            ids, edits=rest, steps=fewer, capture=["L1.resid_post"], max_new_tokens=NEW, use_cache=cache
+        )
+        all_ = model.generate(
+            ids, edits=rest, steps=BY_STEP, capture=["L1.resid_post"], max_new_tokens=NEW, use_cache=cache
+        )
         moved = (one["L1.resid_post"] - all_["L1.resid_post"])[0].abs().amax(-1) > 1e-3
         assert moved[3 + step] and not moved[: 3 + step].any(), step
 

@@ -12,10 +12,9 @@ from tolerance import assert_equal_to_rounding
 import interp
 from interp.attention import Entropy, Mean, Offset
 from interp.backends.plan import budget
-from interp.backends.plan.places import captures
+from interp.backends.plan.places import SiteCapture
 from interp.environment import free_bytes, human_bytes
 from interp.errors import BackendError, InterpError, SchemaError, SiteError
-from interp.sites import KINDS
 from interp.storage import INDEX, Store, capture_to, on_cpu
 
 SITES = ["L0.resid_post", "L1.resid_pre", "L0H3.z", "L1.k", "L0.resid_mid@-1"]
@@ -31,7 +30,8 @@ def test_the_estimate_is_what_captures_take(name):
     run = model.run(batch, capture="all")
     for site, x in run.acts.items():
         assert model.info.activation_bytes(site, (2, 11), d_mlp=model._d_mlp) == x.nbytes, site
-    cost = budget.estimate(captures("all", model.info, has=lambda place: missing_reason(place, model.anatomy, model.torch_module) is None), model.info, (2, 11), d_mlp=model._d_mlp)
+    places = {(site.kind, site.first): [SiteCapture(site, None)] for site in run.acts}
+    cost = budget.estimate(places, model.info, (2, 11), d_mlp=model._d_mlp)
     assert sum(cost.captures.values()) == sum(x.nbytes for x in run.acts.values())
     assert cost.logits == run.logits.nbytes
 

@@ -138,9 +138,7 @@ def test_what_stands_outside_the_layers():
     assert_close(run["token_embed"] + run["pos_embed"], run["embed"], atol=0, rtol=0)
     moved = model.run(batch, edits=[Scale("token_embed", 0.5), Scale("pos_embed", 0.5)]).logits
     assert_equal_to_rounding(moved, model.run(batch, edits=[Scale("embed", 0.5)]).logits)
-    assert_equal_to_rounding(
-        model.run(batch, edits=[Scale("unembed_in", 2.0)]).logits, 2 * model.run(batch).logits
-    )
+    assert_equal_to_rounding(model.run(batch, edits=[Scale("unembed_in", 2.0)]).logits, 2 * model.run(batch).logits)
 
 
 def test_scores_are_what_the_softmax_takes(name):
@@ -290,7 +288,9 @@ def test_a_reducer_runs_inside():
 def test_what_an_architecture_lacks_is_refused_with_the_reason(name):
     for kind in absent(name):
         site = kind if kind in UNLAYERED else f"L1.{kind}"
-        reason = "mixture of experts" if name == "gpt_oss" and kind == "mlp_up" else REASONS.get(kind, "mixture of experts")
+        reason = (
+            "mixture of experts" if name == "gpt_oss" and kind == "mlp_up" else REASONS.get(kind, "mixture of experts")
+        )
         with pytest.raises(SiteError, match=rf"{site}: .*{reason}"):
             tiny(name).run([5, 6], capture=[site])
     if name == "olmo2":

@@ -31,7 +31,7 @@ class AttentionPart:
     what it takes still falls into heads, each from its own z but for one factor of all; `whole` that attention gives z
     at once and not in pieces. `write` is the event of what attention writes, behind its projection; `stray` says why
     its matrices are no maps from stream to stream, empty where they are. `causal`: no query sees a later key; `share`
-    is as in `Call`. `altered` names those of q, k and v that are no projection's output as it is (rotary embedding, norms).
+    is as in `Call`. `altered` names those of q, k and v that are no projection's output as it is.
     """
 
     layer: int
@@ -130,9 +130,7 @@ def observe(model: PreTrainedModel) -> Anatomy:
     parts = _gather(parts, spread)
     capped = not reads or not torch.equal(reads[-1].outputs[0].float(), logits.float())
     embeds = embeddings(model, paths[id(blocks)], next(e for e in events if e.module is blocks[0]), events)
-    return Anatomy(
-        blocks, parts, unembed, final, stream, overwrites, bundled, width, spread, n_logits, embeds, capped
-    )
+    return Anatomy(blocks, parts, unembed, final, stream, overwrites, bundled, width, spread, n_logits, embeds, capped)
 
 
 def _layers(

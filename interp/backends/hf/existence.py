@@ -12,8 +12,8 @@ from interp.sites import MODULE, Site
 
 SPREAD = "it is spread over processes; load the model without tensor parallelism"
 LOST = (
-    "the router has chosen its experts before it gives these scores, so that a change would reach nothing; edit mlp_in, "
-    "or the router's input or output by its name (module:NAME)"
+    "the router has chosen its experts before it gives these scores, so that a change would reach nothing; edit "
+    "mlp_in, or the router's input or output by its name (module:NAME)"
 )
 
 

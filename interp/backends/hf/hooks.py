@@ -31,8 +31,8 @@ class Hooks:
         self.z: dict[int, Tensor] = {}
         self._stack = contextlib.ExitStack()
         # Parts are read by calling them, so before any hook stands on them, and anew each time: weights may change.
-        layers = range(len(anatomy.blocks))
-        self.writers = {i: HeadWriter(anatomy, i) for i in layers if plan.asks(i, "head_out")}
+        asked = dict.fromkeys((*plan.captures, *plan.edits))
+        self.writers = {i: HeadWriter(anatomy, i) for kind, i in asked if kind == "head_out" and i is not None}
         self.norms = {place: read_norm(norm, _width(norm, anatomy.width)) for place, norm in self._read_norms()}
 
     def _read_norms(self) -> Iterator[tuple[Place, nn.Module]]:
@@ -63,7 +63,8 @@ class Hooks:
             last = len(self.anatomy.blocks) - 1 if stop is None else stop
             for layer in range(first):
                 self._stack.enter_context(_passing(self.anatomy.blocks[layer], self.anatomy.bundled))
-            for layer in range(first, last + 1):
+            busy = {layer for _, layer in (*self.plan.captures, *self.plan.edits)} | {first}
+            for layer in (layer for layer in range(first, last + 1) if layer in busy):
                 self._layer(layer, start[1] if start is not None and layer == first else None, layer == first)
             self._ends()
             if finite:
@@ -82,7 +83,7 @@ class Hooks:
             self._before(part.output, lambda x: self._z(layer, part.n_heads, x))
         elif part is not None and plan.asks(layer, "head_out"):
             self._before(part.output, lambda x: self._gated_z(layer, part.n_heads, x))
-        for kind in DIVISORS:
+        for kind in DIVISORS if self.norms else ():
             norm = self._norm_at(kind, layer) if (kind, layer) in self.norms else None
             if norm is not None:
                 self._norm(norm, kind, layer)
@@ -136,7 +137,9 @@ class Hooks:
         if embeds.tokens is not None and plan.asks(None, "token_embed"):
             self._after(embeds.tokens, lambda x: plan.visit("token_embed", None, x))
         if embeds.positions is not None and plan.asks(None, "pos_embed"):
-            self._after(embeds.positions, lambda x: plan.visit("pos_embed", None, x.expand(plan.shape[0], *x.shape[-2:])))
+            self._after(
+                embeds.positions, lambda x: plan.visit("pos_embed", None, x.expand(plan.shape[0], *x.shape[-2:]))
+            )
         for kind in dict.fromkeys(kind for kind, _ in (*plan.captures, *plan.edits) if kind.startswith(MODULE)):
             module = self.model.get_submodule(Site(kind).module)
             visit = plan.tolerant(kind)

@@ -194,7 +194,8 @@ class HFModel(ModuleModel):
 
         Edits with positions or per-token values are of the prompt's tokens; the others apply to new tokens as well;
         those of `steps` to one token each. With `capture` a `Generation`, with `text` the texts; see
-        `interp.model.Model.generate`. `options` go to transformers; decoding is greedy unless they say otherwise, and without a cache where attention
+        `interp.model.Model.generate`. `options` go to transformers; decoding is greedy unless they say otherwise, and
+        without a cache where attention
         goes both ways, since each new token changes what is computed at all others.
 
         Raises:

@@ -34,7 +34,9 @@ def neurons(layer: int, last: Event, events: Sequence[Event]) -> Neurons:
     """Pre-activations of the MLP whose last projection is `last`: post = f(pre), or post = f(pre) * up."""
     post, before = last.inputs[0], events[: events.index(last)]
     width = post.shape[-1]
-    made = [e for e in before if e.is_projection and e.outputs and e.outputs[0].shape[:-1].numel() * width == post.numel()]
+    made = [
+        e for e in before if e.is_projection and e.outputs and e.outputs[0].shape[:-1].numel() * width == post.numel()
+    ]
     single = [e for e in made if e.outputs[0].shape[-1] == width]
     plain = {"mlp_up": f"the MLP of layer {layer} has no gate: mlp_pre is its one pre-activation"}
     if len(single) == 1 and len(made) == 1:

@@ -89,7 +89,7 @@ def pattern(
     *,
     keep: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """p_ij of some pairs and query rows, [pair query key], after the edits; `keep` looks at the scores they come from."""
+    """p_ij of some pairs and query rows, [pair query key], after the edits; `keep` looks at the scores in between."""
     rows, heads = pairs
     scores, visible = pair_scores(call, rows, heads, span)
     tile = Tile(rows, heads, visible, plan.mask, call.query.shape[1], call.mask.n_query, span.start, call.mask.offset)

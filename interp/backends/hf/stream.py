@@ -30,10 +30,10 @@ class StreamPart:
         resid_mid: a module whose input is the stream between the two.
         mlp_norm: the norm that makes the MLP's input; None where the MLP reads the stream itself.
         mlp_in: modules that take the MLP's input. mlp_post: the MLP's last projection, which takes its neurons.
-        mlp_pre, mlp_up: modules that give the MLP's pre-activations; of one that gives both, `gate_first` says the order.
+        mlp_pre, mlp_up: modules that give the MLP's pre-activations; one may give both, `gate_first` says how.
         mlp_norm_after: a norm that gives the MLP's output.
-        router: the module that scores the experts of a mixture, `router_at` where in its output; `router_last` says that
-            what it gives are these scores alone, so that a change of them reaches the experts.
+        router: the module that scores the experts of a mixture, `router_at` where in its output; `router_last`: it
+            gives these scores alone, so that a change of them reaches the experts.
         mlp_whole: modules that, called one after another, make the MLP's output of its input; none where it is more.
         missing: why a kind of site does not exist here.
         further: why the layer does not just add these writes to its stream; empty where it does.

@@ -75,7 +75,9 @@ _NO_END = {
 }
 _LOST = "a change at the bridge's hook point does not reach the MLP"
 _TRIED = ("attn_out", "mlp_out", "mlp_in", "mlp_post")
-SHIFTED = "with sink logits the softmax here takes scores less the largest of their row; load the model without a bridge"
+SHIFTED = (
+    "with sink logits the softmax here takes scores less the largest of their row; load the model without a bridge"
+)
 PARALLEL = "attention and MLP read the same residual stream here (parallel), so there is none between them"
 
 
@@ -225,7 +227,9 @@ def _traits(
     for layer, block in enumerate(blocks):
         tensors = {name: x for (name, at), x in probe.tensors.items() if at == layer}
         pairs = {kind: (tensors.get(f"raw {kind}"), tensors.get(kind)) for kind in "qkvz"}
-        names = {kind for kind, (raw, x) in pairs.items() if raw is None or x is None or not _close(raw, x.transpose(1, 2))}
+        names = {
+            kind for kind, (raw, x) in pairs.items() if raw is None or x is None or not _close(raw, x.transpose(1, 2))
+        }
         for trait, kind in (("attn_post", "attn_out"), ("mlp_post", "mlp_out")):
             raw, x = tensors.get(f"raw {kind}"), tensors.get(f"given {kind}")
             names |= set() if raw is None or x is None or _close(raw.view_as(x), x) else {trait}

@@ -19,7 +19,15 @@ from interp.model import Start
 from interp.sites import DIVISORS, MODULE, Site
 
 INSIDE = {"q", "k", "v", "scores", "pattern", "z"}  # kinds that are taken from the operations of attention
-SIMPLE = ("resid_post", "mlp_in", "mlp_pre", "mlp_up", "mlp_post", "mlp_out", *DIVISORS)  # kinds that are their hook point, no more
+SIMPLE = (
+    "resid_post",
+    "mlp_in",
+    "mlp_pre",
+    "mlp_up",
+    "mlp_post",
+    "mlp_out",
+    *DIVISORS,
+)  # kinds that are their hook point, no more
 
 
 class LensPass:
@@ -94,7 +102,9 @@ class LensPass:
                 visit = self._look if kind in DIVISORS else self.visitor.spread
                 self._on(points[kind, layer], lambda x, k=kind, a=layer, visit=visit: visit(k, a, x))
             if "attn_in" in kinds:
-                self._before(self.parts.attention[layer], lambda x, a=layer: self.visitor.spread("attn_in", a, x.view_as(x)))
+                self._before(
+                    self.parts.attention[layer], lambda x, a=layer: self.visitor.spread("attn_in", a, x.view_as(x))
+                )
             if "router_logits" in kinds:
                 module, at = self.parts.routers[layer]
                 self._after(module, lambda x, a=layer: self.visitor.spread("router_logits", a, x), at)

@@ -45,7 +45,9 @@ class Visitor(Pass):
             return x
         self.visited.add(("scores", layer))
         x = x.masked_fill(~visible[:, None], -torch.inf)
-        x = edit_activation_scores(x.flatten(0, 1), self._tile(x, visible), self.at("scores", layer), layer=layer).view_as(x)
+        x = edit_activation_scores(
+            x.flatten(0, 1), self._tile(x, visible), self.at("scores", layer), layer=layer
+        ).view_as(x)
         return self._kept(self.captures.get(("scores", layer), ()), x)
 
     def pattern(self, layer: int, x: Tensor, visible: Bool[Tensor, "batch query key"]) -> Tensor:

@@ -62,7 +62,9 @@ def unreached(place: Place, n_layers: int, *, start: int | None, stop: int | Non
     if layer is not None:
         return None if first <= layer <= last else f"layer {layer} is not run; this run has layers {first} to {last}"
     if kind in EMBEDDINGS:
-        return None if start is None else f"the run starts at layer {first} with a residual of yours, without embeddings"
+        return (
+            None if start is None else f"the run starts at layer {first} with a residual of yours, without embeddings"
+        )
     if stop is not None and not kind.startswith(MODULE):
         return f"the run stops after layer {last} and does not come by here"
     return None

@@ -41,7 +41,9 @@ class Decoding(Pass):
         for step, edits in _checked(steps).items():
             self.steps[step] = changes(edits, info)
         every = dict.fromkeys(place for places in (self.common, *self.steps.values()) for place in places)
-        self.edits = {p: [*self.common.get(p, ()), *(e for s in self.steps.values() for e in s.get(p, ()))] for p in every}
+        self.edits = {
+            p: [*self.common.get(p, ()), *(e for s in self.steps.values() for e in s.get(p, ()))] for p in every
+        }
 
     def at(self, kind: str, layer: int | None) -> Sequence[Edit]:
         """Edits of attention in this pass.
@@ -107,7 +109,9 @@ def _joined(site: Site, parts: list[Tensor], capture: SiteCapture) -> Tensor:
     if capture.reducer is not None:
         shapes = {tuple(p.shape) if isinstance(p, Tensor) else type(p).__name__ for p in parts}
         if len(shapes) > 1 or not isinstance(parts[0], Tensor):
-            raise SchemaError(f"{site}: the reducer gives {sorted(map(str, shapes))}; expected one shape for every pass")
+            raise SchemaError(
+                f"{site}: the reducer gives {sorted(map(str, shapes))}; expected one shape for every pass"
+            )
         return torch.stack(parts)
     if len(parts) == 1:
         return parts[0]
@@ -122,7 +126,9 @@ def _checked(steps: Any) -> dict[int, Any]:
     if steps is None:
         return {}
     if not isinstance(steps, Mapping):
-        raise SchemaError(f"steps: expected {{step: edits}}, such as {{0: [...], 2: [...]}}; got {type(steps).__name__}")
+        raise SchemaError(
+            f"steps: expected {{step: edits}}, such as {{0: [...], 2: [...]}}; got {type(steps).__name__}"
+        )
     for step in steps:
         if isinstance(step, bool) or not isinstance(step, Integral) or step < 0:
             raise SchemaError(f"steps: {step!r:.40} is no step; 0 is the prompt, s > 0 the s-th new token")

@@ -56,7 +56,7 @@ class Subject:
         return tuple(kind for kind in KINDS if self.refusal(kind) is None)
 
     def editable(self) -> tuple[str, ...]:
-        """Kinds of site that the model has and that can be changed: not what is read off, and no router's choice made."""
+        """Kinds of site that the model has and that can be changed: not what is read off, nor a choice made."""
         kinds = [kind for kind in self.kinds() if kind not in DIVISORS]
         return tuple(kind for kind in kinds if kind != "router_logits" or self._takes(Scale(kind, 1.0)))
 
