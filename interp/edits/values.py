@@ -75,8 +75,8 @@ class Ablate(Edit):
     is the activation of other prompts at this site.
 
     With `by="position"` the mean is one for each position of a prompt, [position ...] or [layer position ...] as
-    `Model.mean(tokens, by="position")` gives it: each real token gets that of its own position, whatever the padding. New
-    tokens of a generation have no such mean and stay.
+    `Model.mean(tokens, by="position")` gives it: each real token gets that of its own position, whatever the padding.
+    New tokens of a generation have no such mean and stay.
     """
 
     site: AnySite
