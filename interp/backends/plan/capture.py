@@ -72,7 +72,10 @@ class Pass:
 
     def asks(self, layer: int | None, *kinds: str) -> bool:
         """Whether anything is to be done at one of these kinds."""
-        return any((kind, layer) in self.captures or (kind, layer) in self.edits for kind in kinds)
+        for kind in kinds:  # no generator: this is asked many times for every layer
+            if (kind, layer) in self.captures or (kind, layer) in self.edits:
+                return True
+        return False
 
     def edited(self, layer: int | None, *kinds: str) -> bool:
         """Whether anything is changed at one of these kinds."""
