@@ -9,14 +9,14 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.attention import Statistic
 from interp.batch import Batch, Prompts
 from interp.edits import Edit
 from interp.errors import NotApplicable, SiteError, nearest
-from interp.sites import PER_HEAD, UNLAYERED, Site
+from interp.sites import DIVISORS, PER_HEAD, SQUARE, UNLAYERED, Site
 from interp.weights.weights import OV
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ R = TypeVar("R")
 Reducer = Callable[[Tensor], Tensor]
 Capture = Sequence[Site | str] | Mapping[Site | str, Reducer | None]
 Start = tuple[int, Tensor]
+Steps = Mapping[int, Sequence[Edit]]  # edits by step of a generation
 
 STACKS = {
     "encoder": "the encoder of an encoder-decoder: attention both ways within the source, no logits",
@@ -37,7 +38,13 @@ STACKS = {
     "cross": "the decoder of an encoder-decoder: attention of what is written to the source",
 }
 """What a model is of an encoder-decoder, by what `interp.load(..., stack=)` takes."""
-NEEDS_ATTENTION = (*PER_HEAD, "attn_out", "resid_mid")  # kinds that exist only at layers with attention
+NEEDS_ATTENTION = (
+    *PER_HEAD,
+    "attn_in",
+    "attn_out",
+    "attn_out_norm_scale",
+    "resid_mid",
+)  # kinds that exist only at layers with attention
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,7 @@ class ModelInfo:
         if site.head is not None and site.head >= heads:
             kind = "key-value heads" if heads != self.n_heads else "heads"
             raise SiteError(f"{site}: head {site.head} is out of range; there are {heads} {kind}")
-        if site.kind in UNLAYERED or (site.kind == "norm_scale" and site.first is None):
+        if site.kind in UNLAYERED or site.module or (site.kind == "norm_scale" and site.first is None):
             return [None]
         exist = self.attention_layers if site.kind in NEEDS_ATTENTION else tuple(range(self.n_layers))
         if site.layers is None:
@@ -118,14 +125,14 @@ class ModelInfo:
         batch, pos = shape
         rows = batch * (pos if site.position is None else 1)
         width = {
-            "pattern": (1 if site.head is not None else self.n_heads) * pos,
+            **dict.fromkeys(SQUARE, (1 if site.head is not None else self.n_heads) * pos),
+            **dict.fromkeys(DIVISORS, 1),
+            **dict.fromkeys(("mlp_pre", "mlp_up", "mlp_post"), d_mlp or 4 * self.d_model),
             "z": self.n_heads * self.d_head,
             "q": self.n_heads * self.d_head,
             "k": self.n_kv_heads * self.d_head,
             "v": self.n_kv_heads * self.d_head,
             "head_out": self.n_heads * self.d_model,
-            "mlp_post": d_mlp or 4 * self.d_model,
-            "norm_scale": 1,
             "logits": self.d_vocab,
         }.get(site.kind, self.d_model)
         return rows * width * getattr(torch, self.dtype).itemsize
@@ -180,15 +187,20 @@ class ModelInfo:
 class Run:
     """Outcome of a forward pass: logits [batch pos d_vocab] and captured activations by site.
 
-    `acts` holds one tensor per captured site and layer, its key the site at that layer (`Site("L3.z")`).
+    `acts` holds one tensor per captured site and layer, its key the site at that layer (`Site("L3.z")`). `differs` says
+    why a name of TransformerLens means another tensor in this model, None where it does not.
     """
 
     logits: Float[Tensor, "batch pos d_vocab"] | None
     acts: dict[Site, Tensor] = field(default_factory=dict)
+    differs: Callable[[Site], str | None] | None = field(default=None, repr=False)
 
     def __getitem__(self, site: Site | str) -> Tensor:
         """Activation of one site: `run["L3.z"]`."""
         key = Site.parse(site) if isinstance(site, str) else site
+        why = self.differs(key) if key.alias and self.differs is not None else None
+        if why:
+            raise SiteError(why)
         if key not in self.acts:
             raise SiteError(f"{str(key)!r} was not captured; {nearest(str(key), map(str, self.acts))}")
         return self.acts[key]
@@ -208,8 +220,11 @@ class Run:
 class MuteRun(Run):
     """A run of a model that gives no logits (an encoder): activations, and a reason where logits are asked for."""
 
-    def __init__(self, acts: dict[Site, Tensor], reason: str) -> None:
+    def __init__(
+        self, acts: dict[Site, Tensor], reason: str, differs: Callable[[Site], str | None] | None = None
+    ) -> None:
         object.__setattr__(self, "acts", acts)
+        object.__setattr__(self, "differs", differs)
         object.__setattr__(self, "reason", reason)
 
     def __repr__(self) -> str:
@@ -229,6 +244,24 @@ class MuteRun(Run):
 def _any(site: Site) -> Site:
     """The site without its layer."""
     return Site(site.kind, head=site.head, position=site.position)
+
+
+@dataclass(frozen=True, eq=False)
+class Generation(Run):
+    """Outcome of `Model.generate` with captures.
+
+    Attributes:
+        ids: tokens [batch pos], prompts included.
+        text: one a prompt where text was asked for, else None.
+        acts: activations of the tokens that were read, [batch read ...] with read = pos - 1: all but the last new one;
+            patterns and scores [batch head read read], where a later pass has more keys filled up with what no key has
+            (0 and -inf). `unembed_in` and `logits` are those of the last token of each pass, [batch new ...]. Of a
+            reducer, its results of every pass, stacked along a first axis. A site at a position is of the prompt.
+        logits: None; capture the site.
+    """
+
+    ids: Int[Tensor, "batch pos"] = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.long))
+    text: list[str] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -294,7 +327,8 @@ class Model(Protocol):
         Args:
             tokens: prompts, as `batch` takes them.
             capture: sites, or site -> function applied to each activation as soon as it exists, so that only its
-                result is kept. A head or a position that the site names is narrowed away.
+                result is kept. A head or a position that the site names is narrowed away. "all" is every site that
+                the model has and the run comes by, but modules by their names.
             edits: applied in the order given, each before its site is captured.
             start: (layer, residual [batch pos d_model]): the residual enters at the layer, those below do not run. It
                 is the stream behind the edits that an `editing` context has there: these do not happen once more.
@@ -303,8 +337,27 @@ class Model(Protocol):
         """
         ...
 
-    def generate(self, prompts: Prompts, *, edits: Sequence[Edit] = (), **options: Any) -> Tensor:
-        """Token ids [batch pos], prompt included, as the model's own `generate` gives them, under edits."""
+    def generate(
+        self,
+        prompts: Prompts,
+        *,
+        edits: Sequence[Edit] = (),
+        steps: Steps | None = None,
+        capture: Capture = (),
+        text: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Token ids [batch pos], prompt included, as the model's own `generate` gives them, under edits.
+
+        Args:
+            prompts: as `batch` takes them; padded on the left.
+            edits: of every pass. Positions and values of single tokens are of the prompt; others of new tokens too.
+            steps: further edits by step: those of step 0 are of the prompt, those of step s > 0 of the s-th new token
+                alone, as it is read. (The last new token is not read.)
+            capture: sites, kept for all tokens read, so that a `Generation` is returned.
+            text: return the texts, prompt included and special tokens left out, one a prompt, instead of ids.
+            options: of transformers' `generate`.
+        """
         ...
 
     def editing(self, edits: Sequence[Edit]) -> AbstractContextManager[None]:
@@ -336,8 +389,10 @@ class Model(Protocol):
         """Attention statistics without attention matrices; ends the pass at the last layer asked for."""
         ...
 
-    def mean(self, tokens: Prompts, kind: str = "z") -> Float[Tensor, "layer head d_head"]:
-        """Mean of a per-head activation over all real tokens."""
+    def mean(
+        self, tokens: Prompts, kind: str = "z", *, by: str | None = None
+    ) -> Float[Tensor, "layer head d_head"] | Float[Tensor, "layer position head d_head"]:
+        """Mean of a per-head activation over all real tokens, or, `by="position"`, over those at each position."""
         ...
 
     def weights(self) -> Weights:
