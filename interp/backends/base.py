@@ -19,8 +19,9 @@ from interp.batch import Batch, Prompts
 from interp.edits import Edit
 from interp.edits.values import check_by
 from interp.errors import SiteError, TaskError
-from interp.model import Capture, Generation, ModelInfo, Run, Start
+from interp.model import Capture, ModelInfo, Start
 from interp.numerics import device_of
+from interp.run import Generation, Run
 from interp.sites import SQUARE, Site, difference
 from interp.weights.weights import OV, Weights
 

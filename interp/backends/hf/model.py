@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from interp.attention import Recorder, Statistic, StopForward, intercept
-from interp.backends.base import ModuleModel, sliding_window
+from interp.backends.base import sliding_window
 from interp.backends.checkpoint import Checkpoint
 from interp.backends.hf.anatomy import observe
+from interp.backends.hf.contexts import EditContexts
 from interp.backends.hf.existence import NO_LOGITS, check_keys_of_source, missing_reason, traits
-from interp.backends.hf.generation import generation, needs_attention, standing
+from interp.backends.hf.generation import generation, needs_attention
 from interp.backends.hf.hooks import Hooks
 from interp.backends.hf.padding import Padding
 from interp.backends.hf.read_reads import read_reads
@@ -33,22 +34,22 @@ from interp.backends.plan.capture import Pass, refuse
 from interp.backends.plan.checks import check_reached, check_sites, check_span, check_visited, unreached
 from interp.backends.plan.decoding import Decoding
 from interp.backends.plan.places import Place, captures, changes, reached, unplaced
-from interp.backends.turn import State, exclusive, taken
+from interp.backends.turn import exclusive
 from interp.batch import Batch, Prompts
 from interp.edits import Edit
 from interp.errors import BackendError, SiteError
-from interp.model import AttentionRun, Capture, ModelInfo, MuteRun, Run, Start, Steps
+from interp.model import Capture, ModelInfo, Start, Steps
 from interp.numerics import evaluating
+from interp.run import AttentionRun, MuteRun, Run
 from interp.sites import SQUARE
 from interp.weights.stream import Reads, Writes
 from interp.weights.weights import Weights
 
 PlanT = TypeVar("PlanT", bound=Pass)
-OUT_OF_ORDER = "contexts of `editing` are closed in the reverse of the order in which they were opened; all are now"
 PATTERN_STATISTICS = "statistics are of unedited attention; capture the pattern of this layer instead"
 
 
-class HFModel(ModuleModel):
+class HFModel(EditContexts):
     """A transformers model seen through the attention interface; implements `interp.model.Model`."""
 
     backend = "hf"
@@ -61,7 +62,7 @@ class HFModel(ModuleModel):
         """
         self.torch_module = checkpoint.model
         self.tokenizer = checkpoint.tokenizer
-        self._standing: list[Pass] = []
+        self._standing = []
         # Activations of inference mode have no version counter, by which writes in place are seen.
         with torch.inference_mode(False), torch.no_grad(), evaluating(self.torch_module):
             self.anatomy = observe(probing(self.torch_module))
@@ -252,69 +253,6 @@ class HFModel(ModuleModel):
         other.torch_module, other._standing = self.torch_module.with_source(ids), []
         other.info = replace(self.info, source=ids)
         return other
-
-    @contextlib.contextmanager
-    def editing(self, edits: Sequence[Edit]) -> Iterator[None]:
-        """Context in which edits apply to `run`, `attention`, `generate`, and calls of `torch_module` itself."""
-        with taken(self), self._carrying(self._plan((), edits)):
-            yield
-
-    @contextlib.contextmanager
-    def _carrying(self, plan: Pass) -> Iterator[None]:
-        """Context in which every pass of the module carries out a plan, in place of those that stand."""
-        with taken(self):
-            before = self.state()
-            outer = self._standing[-1:]
-            for other in outer:
-                other.on = False
-            self._standing.append(plan)
-            alone = self.torch_module.alone() if self.info.source is not None else contextlib.nullcontext()
-            try:
-                with alone, evaluating(self.torch_module), standing(self.torch_module, self.anatomy, plan):
-                    yield
-            finally:
-                self._close(plan, before)
-                for other in outer:
-                    other.on = True
-
-    @contextlib.contextmanager
-    def resting(self) -> Iterator[None]:
-        """Context in which the edits of `editing` rest, as if there were none."""
-        with taken(self):
-            before, outer, plan = self.state(), self._standing[-1:], Pass({}, {})
-            for other in outer:
-                other.on = False
-            self._standing.append(plan)
-            try:
-                yield
-            finally:
-                self._close(plan, before)
-                for other in outer:
-                    other.on = True
-
-    @property
-    def edits(self) -> tuple[Edit, ...]:
-        """Edits in force: those of every `editing` context that is open, outer ones first."""
-        return self._standing[-1].standing if self._standing else ()
-
-    def _close(self, plan: Pass, before: State) -> None:
-        """End the edits of a context. One that is closed before those inside it ends them too, and says so."""
-        if plan.ended is not None:
-            plan.ended.restore()
-        elif not any(other is plan for other in self._standing):
-            return  # an interrupt had the model put right before
-        elif self._standing[-1] is plan:
-            self._standing.pop()
-        else:
-            at = next(i for i, other in enumerate(self._standing) if other is plan)
-            for other in self._standing[at:]:
-                other.on, other.ended = False, before
-            before.restore()
-            raise BackendError(OUT_OF_ORDER)
-
-    def state(self) -> State:
-        """What a run may change of the model, as it is now."""
-        return State(self.torch_module.modules(), [self._standing, *getattr(self.torch_module, "lists", ())])
 
     def _plan(
         self,

@@ -37,8 +37,9 @@ from interp.backends.turn import State, exclusive, taken
 from interp.batch import Batch, Prompts
 from interp.edits import Edit
 from interp.errors import BackendError
-from interp.model import AttentionRun, Capture, ModelInfo, Run, Start, Steps
+from interp.model import Capture, ModelInfo, Start, Steps
 from interp.numerics import evaluating
+from interp.run import AttentionRun, Run
 from interp.sites import MODULE, Site
 from interp.weights.stream import Reads, Writes
 from interp.weights.weights import Weights

@@ -28,8 +28,9 @@ from interp.backends.plan.places import Place
 from interp.batch import Batch, Prompts
 from interp.edits import Edit
 from interp.errors import BackendError, NotFinite
-from interp.model import AttentionRun, Capture, Run, Start
+from interp.model import Capture, Start
 from interp.numerics import evaluating
+from interp.run import AttentionRun, Run
 from interp.sites import MODULE, SQUARE
 from interp.weights.stream import Reads, Writes
 from interp.weights.weights import Weights

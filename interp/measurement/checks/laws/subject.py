@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from interp.batch import Batch, Prompts
 from interp.edits import Edit, Scale
 from interp.errors import InterpError
-from interp.model import Model, Run
+from interp.model import Model
+from interp.run import Run
 from interp.sites import DIVISORS, KINDS, Site
 
 EXACT = 0.0
