@@ -164,9 +164,9 @@ def attribute(
         wrong: of the token it is compared with, if any.
         position: whose logits; counted from the prompt's start or (negative) its end. None: all positions.
         direction: a vector of the stream, [d_model], or one for each prompt, [batch d_model], instead of an answer.
-        layer: attribute the stream after this layer, read by final norm and unembedding as if the model ended there
-            (the logit lens); None for the last one.
-        heads, sources: split attention into heads, and heads by the token they brought something from (at one position).
+        layer: attribute the stream after this layer, read as if the model ended there; None for the last one.
+        heads: split attention into heads, as in `decompose`.
+        sources: split heads by the token they brought something from; at one position.
         neurons: layers whose MLP is split into neurons.
         tolerance: of the error relative to the largest logit; 1e-5 for float32, eight units of rounding below.
         edits: changes under which the model runs, beside those of an `editing` context. What they add to the stream is

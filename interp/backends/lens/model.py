@@ -19,9 +19,9 @@ from torch import Tensor
 
 from interp.attention import Statistic, StopForward
 from interp.backends.base import ModuleModel
+from interp.backends.hf.contexts import OUT_OF_ORDER
 from interp.backends.hf.existence import LOST, no_module
 from interp.backends.hf.generation import INSIDE, check_cache
-from interp.backends.hf.model import OUT_OF_ORDER
 from interp.backends.lens.dense import DenseStatistics
 from interp.backends.lens.info import lens_info
 from interp.backends.lens.parts import observe
