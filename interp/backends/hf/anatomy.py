@@ -110,7 +110,7 @@ def observe(model: PreTrainedModel) -> Anatomy:
     events, calls, logits = watch(model)
     calls, aside = _of_one_kind(calls, to_source=getattr(model, "stack", None) == "cross")
     if aside:
-        model.aside = aside
+        object.__setattr__(model, "aside", aside)
     if not calls:
         raise BackendError(
             f"{type(model).__name__} never called the attention interface: no softmax attention to measure"

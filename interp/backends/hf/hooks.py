@@ -154,7 +154,7 @@ class Hooks:
         self._modules()
         if self.anatomy.final_norm is not None and ("norm_scale", None) in self.norms:
             self._norm(self.anatomy.final_norm, "norm_scale", None)
-        if self.plan.asks(None, "unembed_in"):
+        if self.anatomy.unembed is not None and self.plan.asks(None, "unembed_in"):
             self._before(self.anatomy.unembed, lambda x: self.plan.visit("unembed_in", None, x))
         if self.plan.asks(None, "logits"):
 

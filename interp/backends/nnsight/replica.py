@@ -140,7 +140,7 @@ def _chart(module: Any, replica: Any, templates: tuple[int, ...]) -> Chart:
         observation,
         blocks=outside(observation.blocks),
         attention=tuple(parts),
-        unembed=outside(observation.unembed),
+        unembed=None if observation.unembed is None else outside(observation.unembed),
         final_norm=None if observation.final_norm is None else outside(observation.final_norm),
         stream=tuple(stream),
         embeds=Embeddings(),  # no part of a remote trace

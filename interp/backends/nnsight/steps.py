@@ -129,7 +129,7 @@ class Steps(Hooks):
         self._modules()
         if self.plan.asks(None, "norm_scale") and self.anatomy.final_norm is not None:
             self._norm(self.anatomy.final_norm, "norm_scale", None)
-        if self.plan.asks(None, "unembed_in"):
+        if self.anatomy.unembed is not None and self.plan.asks(None, "unembed_in"):
             self._before(self.anatomy.unembed, lambda x: self.plan.visit("unembed_in", None, x))
 
 

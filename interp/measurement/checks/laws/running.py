@@ -43,10 +43,10 @@ def padding_and_batching_change_nothing(subject: Subject) -> None:
             for site, alone in model.run(torch.tensor([ids]), capture=kinds).acts.items():
                 x = together.acts[site][row : row + 1].detach().cpu()
                 x = x[..., real, :][..., real] if site.kind in SQUARE else x[:, real]
-                pair = (x, alone.detach().cpu())
+                y = alone.detach().cpu()
                 if site.kind == "scores":  # those of a row count but for a constant
-                    pair = tuple(s - s.amax(-1, keepdim=True) for s in pair)
-                close(*pair, f"{site} of a prompt padded on the {side} among {len(rows)}", share=LOOSE)
+                    x, y = (s - s.amax(-1, keepdim=True) for s in (x, y))
+                close(x, y, f"{site} of a prompt padded on the {side} among {len(rows)}", share=LOOSE)
 
 
 def what_is_replaced_by_itself_changes_nothing(subject: Subject) -> None:
