@@ -109,13 +109,74 @@ def attribute(
             is known here.
         TaskError: an answer that is no token.
     """
-    right_ids = token_ids(model, answer, len(model.batch(tokens).ids))
-    wrong_ids = None if wrong is None else token_ids(model, wrong, len(right_ids))
+    return attributions(
+        model,
+        tokens,
+        [(answer, wrong)],
+        position=position,
+        heads=heads,
+        sources=sources,
+        neurons=neurons,
+        tolerance=tolerance,
+    )[0]
+
+
+@torch.no_grad()
+def attributions(
+    model: Model,
+    tokens: Prompts,
+    contrasts: Sequence[tuple[Answers, Answers | None]],
+    *,
+    position: int = -1,
+    heads: bool = True,
+    sources: bool = False,
+    neurons: Sequence[int] = (),
+    tolerance: float | None = None,
+) -> list[Attribution]:
+    """`attribute` of several answers to the same prompts, in logits: the model runs once, whatever their number.
+
+    Args:
+        model: any backend.
+        tokens: prompts.
+        contrasts: pairs of `answer` and `wrong` of `attribute`.
+        position: as in `attribute`, and so are the other options.
+        heads: split attention into heads.
+        sources: split heads by the token they brought something from.
+        neurons: layers whose MLP is split into neurons.
+        tolerance: of the error relative to the largest logit.
+
+    Raises:
+        InterpError: as in `attribute`.
+        TaskError: an answer that is no token.
+    """
+    batch = model.batch(tokens)
+    ids = [
+        (token_ids(model, right, len(batch.ids)), None if wrong is None else token_ids(model, wrong, len(batch.ids)))
+        for right, wrong in contrasts
+    ]
     stream = run_stream(
-        model, tokens, layer=None, position=position, heads=heads, sources=sources, neurons=neurons, logits=True
+        model, batch, layer=None, position=position, heads=heads, sources=sources, neurons=neurons, logits=True
     )
+    head = _head(stream, model.weights(), stream.at("resid_post", stream.last).cpu()[:, 0])
+    return [
+        _attribution(stream, head, right, wrong, heads=heads, neurons=neurons, tolerance=tolerance)
+        for right, wrong in ids
+    ]
+
+
+def _attribution(
+    stream: StreamRun,
+    head: LogitHead,
+    right_ids: Int[Tensor, "batch k"],
+    wrong_ids: Int[Tensor, "batch m"] | None,
+    *,
+    heads: bool,
+    neurons: Sequence[int],
+    tolerance: float | None,
+) -> Attribution:
+    """What a run wrote along one contrast of tokens."""
+    model = stream.model
     weights, resid = model.weights(), stream.at("resid_post", stream.last).cpu()
-    head = _head(stream, weights, resid[:, 0])
     w = _contrast(weights.source.columns, right_ids, wrong_ids) * head.multiplier
     norm = weights.final_norm
     direction = w[:, None] if norm is None else norm.transpose(w)[:, None] / norm.divisor(resid)
