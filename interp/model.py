@@ -16,6 +16,7 @@ from interp.batch import Batch, Prompts
 from interp.edits import Edit
 from interp.errors import NotApplicable, SiteError, nearest
 from interp.sites import PER_HEAD, UNLAYERED, Site
+from interp.tokens.methods import TokenMethods
 from interp.weights.weights import OV
 
 if TYPE_CHECKING:
@@ -241,7 +242,7 @@ class AttentionRun:
 
 
 @runtime_checkable
-class Model(Protocol):
+class Model(TokenMethods, Protocol):
     """A model that can be looked into. Backends implement it; whoever stands outside them uses nothing else.
 
     `interp.measurement.checks.check_backend` says whether an implementation keeps to what is written here.
@@ -285,6 +286,7 @@ class Model(Protocol):
         start: Start | None = None,
         stop: int | None = None,
         gradients: bool = False,
+        bos: str = "default",
     ) -> Run:
         """Forward pass with captures and edits; the model is unchanged afterwards.
 
@@ -296,6 +298,7 @@ class Model(Protocol):
             start: (layer, residual [batch pos d_model]): the residual enters at the layer, those below do not run.
             stop: last layer to run; logits are None.
             gradients: keep the autograd graph, with the activations attached to it.
+            bos: what stands in front of a text: "default", "forced" or "none"; see `TokenMethods`.
         """
         ...
 
@@ -339,7 +342,7 @@ class Model(Protocol):
         """Value and output matrices of every head, and the embeddings around them."""
         ...
 
-    def batch(self, tokens: Prompts) -> Batch:
+    def batch(self, tokens: Prompts, *, bos: str = "default") -> Batch:
         """Tokens as a checked batch on the model's device."""
         ...
 

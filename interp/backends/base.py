@@ -20,6 +20,7 @@ from interp.errors import SiteError
 from interp.model import Capture, ModelInfo, Run, Start
 from interp.numerics import device_of
 from interp.sites import Site
+from interp.tokens.methods import TokenMethods
 from interp.weights.weights import OV, Weights
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-class ModuleModel(ABC):
+class ModuleModel(TokenMethods, ABC):
     """A model around a transformers module; the passes and what they plan are the backend's own.
 
     Attributes:
@@ -50,6 +51,7 @@ class ModuleModel(ABC):
         start: Start | None = None,
         stop: int | None = None,
         gradients: bool = False,
+        bos: str = "default",
     ) -> Run:
         """Forward pass with captures and edits; see `interp.model.Model.run`."""
 
@@ -95,13 +97,14 @@ class ModuleModel(ABC):
     def agree(self, numbers: tuple[int, ...], what: str) -> None:  # noqa: B027  (not abstract: most have nothing to do)
         """Nothing: no other process shares the model."""
 
-    def batch(self, tokens: Prompts) -> Batch:
+    def batch(self, tokens: Prompts, *, bos: str = "default") -> Batch:
         """Tokens as a batch on the model's device.
 
         Raises:
-            TaskError: empty, longer than the model's context, or ids outside its vocabulary.
+            TaskError: empty, longer than the model's context, or ids outside its vocabulary; see `Batch.of` of `bos`.
         """
-        return check_batch(Batch.of(tokens, self.tokenizer, keep_end=not self.info.causal).to(self.device), self.info)
+        batch = Batch.of(tokens, self.tokenizer, keep_end=not self.info.causal, bos=bos)
+        return check_batch(batch.to(self.device), self.info)
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:

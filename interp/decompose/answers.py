@@ -51,16 +51,7 @@ def mean_over(of: Callable[[Tensor], Tensor], ids: Int[Tensor, "batch k"]) -> Fl
 def _id(model: Model, answer: int | str) -> int:
     if isinstance(answer, int):
         return answer
-    if model.tokenizer is None:
-        raise TaskError(f"answer {answer!r}: this checkpoint has no tokenizer; give a token id instead of text")
-    ids: list[int] = model.tokenizer(answer, add_special_tokens=False)["input_ids"]  # type: ignore[assignment]
-    if len(ids) != 1:
-        parts = " + ".join(repr(token) for token in model.tokenizer.convert_ids_to_tokens(ids))
-        pieces = f": {parts}" if ids else ""
-        raise TaskError(f"answer {answer!r} is {len(ids)} tokens{pieces}; one is needed (is a leading space missing?)")
-    unknown = getattr(model.tokenizer, "unk_token_id", None)
-    if unknown is not None and ids[0] == unknown and answer != model.tokenizer.unk_token:
-        raise TaskError(
-            f"answer {answer!r} is not in this model's vocabulary: it is read as {model.tokenizer.unk_token}"
-        )
-    return int(ids[0])
+    try:
+        return model.single_token(answer)
+    except TaskError as error:
+        raise TaskError(f"answer {error}") from error

@@ -17,6 +17,7 @@ from interp.edits import Replace
 from interp.errors import SiteError
 from interp.model import Model
 from interp.sites import Site
+from interp.tokens.texts import token_texts
 
 ENTRIES = 2**26  # of logits made at one time
 
@@ -117,7 +118,7 @@ def logit_lens(
     readings = [_layer_readout(model, run.acts[site], final, ids, min(top, model.info.d_vocab)) for site in sites]
     top_ids, top_p, kl, p, rank = (torch.stack(x).cpu() for x in zip(*readings, strict=True))
     top_tokens = top_ids.unique().tolist() if model.tokenizer is not None else []
-    texts = {i: str(model.tokenizer.decode([i])) for i in top_tokens} if model.tokenizer is not None else {}
+    texts = dict(zip(top_tokens, token_texts(top_tokens, model.tokenizer), strict=True))
     return LogitLens(tuple(layers), at.cpu(), batch.mask.gather(1, at).cpu(), top_ids, top_p, kl, p, rank, texts)
 
 

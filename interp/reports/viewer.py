@@ -13,8 +13,9 @@ from interp.errors import TaskError
 from interp.model import Model
 from interp.reports.facts import short_name
 from interp.reports.rows import KEYS, Head, HeadRows, choose, measure, parse_heads, parse_queries
-from interp.reports.tokens import Piece, pieces, texts, visible
+from interp.reports.tokens import Piece, pieces, visible
 from interp.results.files import atomic_write, writable_file
+from interp.tokens.texts import token_texts
 
 WINDOW = 256  # tokens in the page at a time
 DENSE = 64  # more of them are set as running text, without a number under each
@@ -225,7 +226,7 @@ def view_of(
         model=short_name(model.info.name),
         about=about,
         ids=tuple(ids),
-        texts=tuple(texts(ids, model.tokenizer)),
+        texts=tuple(token_texts(ids, model.tokenizer)),
         queries=tuple(queries),
         heads=tuple(measure(model, ids, heads, queries, keys=keys, notes=notes)),
         targets=targets or {},

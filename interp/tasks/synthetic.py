@@ -12,11 +12,10 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from interp.batch import Batch
+from interp.batch import BOS_POLICIES, Batch
 from interp.errors import NotApplicable, TaskError, nearest
 from interp.model import Model
 
-BOS_POLICIES = ("default", "forced", "none")
 _BYTE = re.compile(r"^<0x[0-9A-Fa-f]{2}>$")
 _SPACES = "▁ĠĊĉčÂ \t\r\n"  # how tokenizers write white space
 

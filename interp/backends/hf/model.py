@@ -126,6 +126,7 @@ class HFModel(ModuleModel):
         start: Start | None = None,
         stop: int | None = None,
         gradients: bool = False,
+        bos: str = "default",
     ) -> Run:
         """Logits and captured activations under edits; see `interp.model.Model.run`.
 
@@ -138,7 +139,7 @@ class HFModel(ModuleModel):
                 torch.inference_mode.
         """
         check_mode(self.torch_module, self.device, gradients=gradients)
-        batch = self.batch(tokens)
+        batch = self.batch(tokens, bos=bos)
         if gradients and self.anatomy.shards is not None:
             raise BackendError(f"{self.info.name}: {GRADIENTS}")
         plan = self._plan(capture, edits, gradients=gradients)

@@ -86,6 +86,7 @@ class LensModel(ModuleModel):
         start: Start | None = None,
         stop: int | None = None,
         gradients: bool = False,
+        bos: str = "default",
     ) -> Run:
         """Logits and captured activations under edits; see `interp.model.Model.run`.
 
@@ -93,7 +94,7 @@ class LensModel(ModuleModel):
             SiteError: a site this architecture does not have (with the reason), or out of range.
         """
         check_mode(self.torch_module, self.device, gradients=gradients)
-        batch = self.batch(tokens)
+        batch = self.batch(tokens, bos=bos)
         every = [*self._standing, *edit_list(edits)]
         visitor = Visitor(self.info, capture, every, batch.mask, gradients=gradients)
         visitor.check(self.parts.missing)
