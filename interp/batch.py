@@ -73,8 +73,8 @@ class Batch:
         `side` is where padding goes in what is not padded yet. Text is tokenized with what the tokenizer adds in front,
         once; an end-of-text token that it appends is left out, since the next token is asked for, and ids that begin or
         end with several of its padding token are read as padding: each with a `PromptWarning`. `keep_end` leaves an
-        appended token where it is, for models that see a prompt as a whole. `bos` is about text alone: "default" is what
-        the tokenizer does by itself, "forced" one beginning of text in front, "none" none but what the text begins with.
+        appended token where it is, for models that see a prompt as a whole. `bos` is about text alone: "default" is
+        what the tokenizer does by itself, "forced" one beginning of text in front, "none" none but what is written.
 
         Raises:
             TaskError: nothing to run, ids that are not integers, padding within a prompt, or text without a tokenizer;

@@ -17,7 +17,7 @@ from interp.edits import Edit
 from interp.errors import NotApplicable, SiteError, nearest
 from interp.sites import PER_HEAD, UNLAYERED, Site
 from interp.tokens.methods import TokenMethods
-from interp.weights.weights import OV
+from interp.weights.ov import OV
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

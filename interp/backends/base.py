@@ -21,7 +21,8 @@ from interp.model import Capture, ModelInfo, Run, Start
 from interp.numerics import device_of
 from interp.sites import Site
 from interp.tokens.methods import TokenMethods
-from interp.weights.weights import OV, Weights
+from interp.weights.ov import OV
+from interp.weights.weights import Weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from interp.batch import Batch, Prompts
@@ -45,8 +45,8 @@ class TokenMethods(Protocol):
         """Token ids [batch pos] and mask of prompts, on the model's device: `model.tokens("ab c", bos="none").ids`.
 
         Raises:
-            TaskError: no text (with a `bos`), no tokenizer, an unknown `bos`, "forced" without a BOS token; ids that the
-                model cannot run.
+            TaskError: no text (with a `bos`), no tokenizer, an unknown `bos`, "forced" without a BOS token; ids that
+                the model cannot run.
 
         >>> import interp
         >>> model = interp.load("zoo:default")
@@ -79,7 +79,9 @@ class TokenMethods(Protocol):
             return text
         return single_id(text, self.tokenizer)
 
-    def position_of(self: _Runs, prompt: Prompts, token: int | str, *, which: str = "only", bos: str = "default") -> int:
+    def position_of(
+        self: _Runs, prompt: Prompts, token: int | str, *, which: str = "only", bos: str = "default"
+    ) -> int:
         """Position of a token in one prompt, counted over its real tokens from 0: `"L3.z@5"` and `position=5` mean it.
 
         Args:
@@ -97,9 +99,7 @@ class TokenMethods(Protocol):
         if len(rows) != 1:
             raise TaskError(f"{len(rows)} prompts: the position in one of them is asked for; take them one at a time")
         wanted = [token] if isinstance(token, int) else bare_ids(token, self.tokenizer)
-        ends = [
-            i + len(wanted) - 1 for i in range(len(rows[0])) if wanted and rows[0][i : i + len(wanted)] == wanted
-        ]
+        ends = [i + len(wanted) - 1 for i in range(len(rows[0])) if wanted and rows[0][i : i + len(wanted)] == wanted]
         if not ends:
             words = token_texts(rows[0][:LISTED], self.tokenizer)
             rest = f" and {len(rows[0]) - LISTED} more" if len(rows[0]) > LISTED else ""
