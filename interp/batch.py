@@ -15,6 +15,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from interp.errors import PromptWarning, TaskError, nearest
+from interp.shapes import brief
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,6 +39,8 @@ class Batch:
 
     ids: Int[Tensor, "batch pos"]
     mask: Bool[Tensor, "batch pos"]
+
+    __repr__ = brief
 
     @property
     def padded(self) -> bool:

@@ -15,6 +15,7 @@ from interp.attention import Statistic
 from interp.batch import Batch, Prompts
 from interp.edits import Edit
 from interp.errors import NotApplicable, SiteError, nearest
+from interp.shapes import brief
 from interp.sites import PER_HEAD, UNLAYERED, Site
 from interp.tokens.methods import TokenMethods
 from interp.weights.ov import OV
@@ -84,6 +85,8 @@ class ModelInfo:
     n_logits: int | None = None
     stack: str | None = None
     source: tuple[int, ...] | None = None
+
+    __repr__ = brief
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for provenance."""
@@ -184,6 +187,8 @@ class Run:
     logits: Float[Tensor, "batch pos d_vocab"] | None
     acts: dict[Site, Tensor] = field(default_factory=dict)
 
+    __repr__ = brief
+
     def __getitem__(self, site: Site | str) -> Tensor:
         """Activation of one site: `run["L3.z"]`."""
         key = Site.parse(site) if isinstance(site, str) else site
@@ -212,7 +217,7 @@ class MuteRun(Run):
 
     def __repr__(self) -> str:
         """Its activations."""
-        return f"MuteRun(acts={self.acts!r})"
+        return brief(Run(None, self.acts)).replace("Run(logits=None", "MuteRun(", 1).replace("(, ", "(", 1)
 
     @property
     def logits(self) -> Tensor:  # type: ignore[override]  # a field there
@@ -235,6 +240,8 @@ class AttentionRun:
 
     layers: tuple[int, ...]
     values: dict[str, Tensor]
+
+    __repr__ = brief
 
     def __getitem__(self, name: str) -> Tensor:
         """Answer by name."""

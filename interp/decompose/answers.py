@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -24,8 +24,10 @@ def token_ids(model: Model, answers: Answers, size: int) -> Int[Tensor, "batch k
         ids = answers.cpu().long()
     elif isinstance(answers, int | str):
         ids = torch.tensor([_id(model, answers)] * size)
-    else:
+    elif isinstance(answers, Iterable):
         ids = torch.tensor([_id(model, x) for x in answers])
+    else:
+        raise TaskError(f"answers are token ids or texts, one for all prompts or one a prompt; got {answers!r:.40}")
     ids = ids.expand(size) if ids.ndim == 0 else ids
     ids = ids[:, None] if ids.ndim == 1 else ids
     if ids.ndim != 2 or len(ids) != size:

@@ -18,6 +18,8 @@ from interp.decompose.stream_run import StreamRun, run_stream
 from interp.decompose.terms import Term, place
 from interp.errors import BackendError
 from interp.model import Model
+from interp.several import numbers
+from interp.shapes import brief
 from interp.weights.weights import Weights
 
 
@@ -40,6 +42,8 @@ class Attribution:
     capped: Float[Tensor, " batch"]
     softcap: float | None
     error: float
+
+    __repr__ = brief
 
     def __getitem__(self, name: str) -> Float[Tensor, " batch"]:
         """Of one component: `attribution["L3H5"]`."""
@@ -109,6 +113,7 @@ def attribute(
             is known here.
         TaskError: an answer that is no token.
     """
+    neurons = numbers(neurons, "neurons")
     right_ids = token_ids(model, answer, len(model.batch(tokens).ids))
     wrong_ids = None if wrong is None else token_ids(model, wrong, len(right_ids))
     stream = run_stream(

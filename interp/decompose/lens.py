@@ -16,6 +16,8 @@ from interp.decompose.stream_run import position_columns
 from interp.edits import Replace
 from interp.errors import SiteError
 from interp.model import Model
+from interp.several import numbers
+from interp.shapes import brief
 from interp.sites import Site
 from interp.tokens.texts import token_texts
 
@@ -32,6 +34,8 @@ def read_out(model: Model, resid: Float[Tensor, "*batch d_model"]) -> Float[Tens
         SiteError: vectors of another width than the stream's.
     """
     d_model, last = model.info.d_model, model.info.n_layers - 1
+    if not isinstance(resid, Tensor) or resid.ndim == 0:
+        raise SiteError(f"a residual stream is a tensor [... {d_model}]; got {type(resid).__name__} {resid!r:.40}")
     if resid.shape[-1] != d_model:
         raise SiteError(f"vectors are {resid.shape[-1]} wide; the residual stream is {d_model}")
     parts = []
@@ -41,7 +45,7 @@ def read_out(model: Model, resid: Float[Tensor, "*batch d_model"]) -> Float[Tens
         run = model.run(batch, start=(last, rows), edits=[Replace(Site("resid_post", last), rows)])
         assert run.logits is not None  # the run has no `stop`
         parts.append(run.logits[:, 0])
-    return torch.cat(parts).unflatten(0, resid.shape[:-1])
+    return torch.cat(parts).view(*resid.shape[:-1], -1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +70,8 @@ class LogitLens:
     p: Float[Tensor, "layer batch pos"]
     rank: Float[Tensor, "layer batch pos"]
     texts: dict[int, str]
+
+    __repr__ = brief
 
     def table(self) -> pd.DataFrame:
         """One row per layer, prompt and real position: likeliest token and its p, KL, the answer's p and rank."""
@@ -107,7 +113,7 @@ def logit_lens(
         SiteError: a layer or position out of range.
     """
     batch = model.batch(tokens)
-    layers = range(model.info.n_layers) if layers is None else layers
+    layers = range(model.info.n_layers) if layers is None else numbers(layers, "layers")
     at = _columns(batch, positions)
     rows = torch.arange(len(at), device=at.device)[:, None]
     sites = [Site("resid_post", i) for i in layers]

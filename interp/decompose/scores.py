@@ -17,6 +17,7 @@ from interp.decompose.stream_run import position_columns, run_stream
 from interp.decompose.terms import Term, place
 from interp.errors import BackendError, SiteError
 from interp.model import Model
+from interp.shapes import brief
 from interp.sites import Site
 from interp.weights.norms import HeadNorm, Norm
 from interp.weights.weights import Weights
@@ -44,6 +45,8 @@ class ScoreParts:
     columns: Int[Tensor, "batch key"]
     mask: Bool[Tensor, "batch key"]
     error: float
+
+    __repr__ = brief
 
     def __getitem__(self, names: tuple[str, str]) -> Float[Tensor, "batch key"]:
         """What one component of the query gets from one of the key: `parts["embed", "L0H3"]`."""

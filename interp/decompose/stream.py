@@ -15,6 +15,8 @@ from interp.decompose.stream_run import StreamRun, run_stream
 from interp.decompose.terms import Term, attention_of, embed, heads_of, mlp_of, neurons_of, place, sources_of
 from interp.errors import BackendError
 from interp.model import Model
+from interp.several import numbers
+from interp.shapes import brief
 from interp.sites import Site
 from interp.weights.stream import Write
 
@@ -45,6 +47,8 @@ class Decomposition:
     layer: int
     error: float
     names: tuple[str, ...] = field(init=False)
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         """Names beside the terms."""
@@ -103,6 +107,7 @@ def decompose(
         InterpError: the sum misses the residual; says at which layer.
         SiteError: a layer or position out of range, or neurons of a layer that has no one set of them.
     """
+    neurons = numbers(neurons, "neurons")
     stream = run_stream(model, tokens, layer=layer, position=position, heads=heads, sources=sources, neurons=neurons)
     terms, vectors, errors = collect(stream, None, heads=heads, neurons=neurons)
     scale = torch.stack([stream.at("resid_post", i).cpu().norm(dim=-1) for i in range(stream.last + 1)])

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from interp.components import head_name, parse_head
 from interp.errors import SiteError, nearest
+from interp.several import several
+from interp.shapes import brief
 from interp.sites import Site
 
 NUMBERS = ("value", "factor", "sd")
@@ -79,6 +81,8 @@ class Ablate(Edit):
     how: str = "zero"
     value: Float[Tensor, "..."] | None = None
 
+    __repr__ = brief
+
     def __post_init__(self) -> None:
         """Check the way of ablating and that a mean comes with its value."""
         super().__post_init__()
@@ -96,6 +100,8 @@ class Scale(Edit):
     site: AnySite
     factor: float | Float[Tensor, "..."] = 1.0
 
+    __repr__ = brief
+
 
 @dataclass(frozen=True, eq=False)
 class Replace(Edit):
@@ -104,6 +110,8 @@ class Replace(Edit):
     site: AnySite
     value: Float[Tensor, "..."]
 
+    __repr__ = brief
+
 
 @dataclass(frozen=True, eq=False)
 class Add(Edit):
@@ -111,6 +119,8 @@ class Add(Edit):
 
     site: AnySite
     value: Float[Tensor, "..."]
+
+    __repr__ = brief
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +133,8 @@ class Apply(Edit):
 
     site: AnySite
     function: Callable[[Tensor], Tensor]
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         """Refuse what narrows."""
@@ -144,6 +156,8 @@ class Noise(Edit):
     sd: float | Float[Tensor, "..."] = 1.0
     seed: int = 0
 
+    __repr__ = brief
+
 
 @dataclass(frozen=True, eq=False)
 class AttentionEdit(Edit):
@@ -163,6 +177,8 @@ class AttentionBias(AttentionEdit):
     site: AnySite
     bias: float | Float[Tensor, "..."] = 0.0
 
+    __repr__ = brief
+
 
 @dataclass(frozen=True, eq=False)
 class KnockOut(AttentionEdit):
@@ -180,6 +196,8 @@ class KnockOut(AttentionEdit):
     pairs: Sequence[tuple[int, int]] | Bool[Tensor, "query key"] | Bool[Tensor, "batch query key"] | None = None
     renormalise: bool = True
 
+    __repr__ = brief
+
     def __post_init__(self) -> None:
         """Pairs, or queries and keys."""
         super().__post_init__()
@@ -193,6 +211,8 @@ class ForcePattern(AttentionEdit):
 
     site: AnySite
     pattern: Float[Tensor, "..."]
+
+    __repr__ = brief
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,8 +232,9 @@ def ablate_heads(
 ) -> list[Ablate]:
     """One `Ablate` of z per head, given as (layer, head) or as `L3H5`; `rows` as in `Edit`."""
     edits = []
-    for item in heads:
-        layer, head = parse_head(item) if isinstance(item, str) else item
+    for item in several(heads, "heads"):
+        pair = isinstance(item, tuple | list) and len(item) == 2  # noqa: PLR2004 - layer and head
+        layer, head = item if pair else parse_head(item)
         if mean is not None and not (0 <= layer < mean.shape[0] and 0 <= head < mean.shape[1]):
             name = head_name(layer, head)
             raise SiteError(f"{name} is out of range; the mean has {mean.shape[0]} layers of {mean.shape[1]} heads")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from interp.batch import Batch
 from interp.model import Model
+from interp.shapes import brief
 from interp.tasks import PromptTask, metrics
 from interp.weights.weights import Weights
 
@@ -35,6 +36,8 @@ class Case:
     task: PromptTask
     metric: str
     reference: Float[Tensor, "batch d_vocab"] | None = None
+
+    __repr__ = brief
 
     @classmethod
     def of(cls: type[Own], model: Model, task: PromptTask, *, metric: str | None = None) -> Own:

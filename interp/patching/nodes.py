@@ -34,6 +34,7 @@ from interp.patching.quadrature import points
 from interp.results.provenance import recorded
 from interp.results.results import Result, frame
 from interp.results.stats import bootstrap_mean
+from interp.shapes import brief
 from interp.sites import Site
 from interp.tasks import PromptTask
 
@@ -57,6 +58,8 @@ class NodeScores:
     components: tuple[str, ...]
     prompts: Float[ndarray, "prompt node"]
     provenance: Mapping[str, Any]
+
+    __repr__ = brief
 
     @property
     def mean(self) -> Float[ndarray, " node"]:

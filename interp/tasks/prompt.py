@@ -13,6 +13,7 @@ from torch import Tensor
 
 from interp.batch import Batch
 from interp.errors import TaskError, nearest
+from interp.shapes import brief
 from interp.tasks import metrics
 
 NONE = -1
@@ -49,6 +50,8 @@ class PromptTask:
     metric: str
     split: str = "train"
     record: Mapping[str, Any] = field(default_factory=dict)
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         """Refuse pairs that do not stand side by side."""

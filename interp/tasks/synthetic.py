@@ -15,6 +15,7 @@ from torch import Tensor
 from interp.batch import BOS_POLICIES, Batch
 from interp.errors import NotApplicable, TaskError, nearest
 from interp.model import Model
+from interp.shapes import brief
 
 _BYTE = re.compile(r"^<0x[0-9A-Fa-f]{2}>$")
 _SPACES = "▁ĠĊĉčÂ \t\r\n"  # how tokenizers write white space
@@ -33,6 +34,8 @@ class Repeats:
     batch: Batch
     length: int
     start: int
+
+    __repr__ = brief
 
     @property
     def second(self) -> range:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.shapes import brief
 from interp.weights.norms import Norm
 
 
@@ -28,6 +29,8 @@ class MLPWeights:
     b_out: Float[Tensor, " d_model"]
     norm: Norm | None
     norm_after: Norm | None
+
+    __repr__ = brief
 
     def folded(self) -> MLPWeights:
         """The same MLP reading x / scale(x) of the stream, and writing before a frozen division.

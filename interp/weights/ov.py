@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import BackendError, NotApplicable
+from interp.shapes import brief
 from interp.weights.factored import positivity
 
 
@@ -31,6 +32,8 @@ class OV:
     w_e: Float[Tensor, "d_vocab d_model"]
     w_u: Float[Tensor, "d_model d_vocab_out"]
     layers: tuple[int, ...]
+
+    __repr__ = brief
 
 
 def copying_ratio(ov: OV) -> Float[Tensor, "layer head"]:

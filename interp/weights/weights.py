@@ -20,6 +20,7 @@ from torch.nn.functional import pad
 from interp.components import head_name
 from interp.errors import BackendError, SiteError
 from interp.numerics import refuse_autocast
+from interp.shapes import brief
 from interp.weights.factored import FactoredMatrix
 from interp.weights.mlp import MLPWeights
 from interp.weights.norms import UNEVEN, HeadNorm, Norm
@@ -58,6 +59,8 @@ class LayerWeights:
     v_norm: HeadNorm | None
     scale: float
     softcap: float | None
+
+    __repr__ = brief
 
     @property
     def group(self) -> int:
@@ -161,6 +164,8 @@ class Weights(StackedWeights):
             BackendError: torch.autocast is on.
         """
         refuse_autocast()
+        if not hasattr(layer, "__index__"):
+            raise SiteError(f"a layer is a whole number, counted from 0; got {type(layer).__name__} {layer!r:.40}")
         if layer not in self.layers:
             raise SiteError(f"layer {layer} has no attention weights; layers with attention: {self.layers}")
         if layer not in self._layer_cache:
