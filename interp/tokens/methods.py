@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -22,6 +22,7 @@ WHICH = ("only", "first", "last")
 LISTED = 20  # tokens named in an error
 
 
+@runtime_checkable
 class _Runs(Protocol):
     """What the methods here need of a model."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,7 @@ from interp.errors import BackendError
 from interp.weights.mlp import MLPWeights
 
 
+@runtime_checkable
 class _Layers(Protocol):
     """What stacks are made of."""
 
