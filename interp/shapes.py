@@ -28,13 +28,13 @@ __all__ = ["Bool", "Float", "Int", "brief"]
 LONGEST, FIELD, SHOWN = 1500, 240, 4  # characters of a repr and of one field, things named in one
 
 
-def brief(value: Any) -> str:
+def brief(self: Any) -> str:
     """`repr` of a dataclass with tensors as their shapes and long fields cut, 1,500 characters at most.
 
     A class that says `__repr__ = brief` keeps it: `dataclass` makes one only where there is none.
     """
-    name = type(value).__name__
-    parts = ", ".join(f"{f.name}={_short(getattr(value, f.name))}" for f in fields(value) if f.repr)
+    name = type(self).__name__
+    parts = ", ".join(f"{f.name}={_short(getattr(self, f.name))}" for f in fields(self) if f.repr)
     return _cut(f"{name}({parts})", LONGEST)
 
 

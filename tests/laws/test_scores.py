@@ -14,12 +14,12 @@ from interp.errors import BackendError, SiteError
 
 @pytest.mark.parametrize("name", SPANNING)
 def test_parts_sum_to_the_scores_of_the_pattern(name):
-    """Head 5 shares its keys in grouped-query models; prompts are padded."""
+    """Head 6 shares its keys in grouped-query models; prompts are padded."""
     model, batch = tiny(name), ragged(24, "left")
-    parts = score_parts(model, batch, "L1H5", query=-2)
+    parts = score_parts(model, batch, "L1H6", query=-2)
     assert parts.error < 1e-5
     assert_equal_to_rounding(parts.values.sum((0, 1)), parts.scores)
-    pattern = model.run(batch, capture=["L1H5.pattern"])["L1H5.pattern"][:, -2].log()
+    pattern = model.run(batch, capture=["L1H6.pattern"])["L1H6.pattern"][:, -2].log()
     capped = parts.scores if model.info.softcap is None else model.info.softcap * (parts.scores / 3.0).tanh()
     seen = parts.mask & pattern.isfinite()  # softmax: scores but for a constant of the query
     for b in range(len(pattern)):
