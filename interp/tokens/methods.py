@@ -74,11 +74,7 @@ class TokenMethods(Protocol):
         Raises:
             TaskError: a text of several tokens (names them), or not in the vocabulary; an id outside of it.
         """
-        if isinstance(text, int) and not isinstance(text, bool):
-            if not 0 <= text < self.info.d_vocab:
-                raise TaskError(f"token id {text} is outside the vocabulary 0..{self.info.d_vocab - 1}")
-            return text
-        return single_id(text, self.tokenizer)
+        return _single(self, text)
 
     def position_of(
         self: _Runs, prompt: Prompts, token: int | str, *, which: str = "only", bos: str = "default"
@@ -138,7 +134,7 @@ class TokenMethods(Protocol):
             raise TaskError(f"the {k!r} likeliest tokens: expected a number from 1 on")
         if self.info.n_logits:
             raise NotApplicable(f"{self.info.name} has {self.info.n_logits} logits: which token one is of is not known")
-        wanted = None if answer is None else TokenMethods.single_token(self, answer)
+        wanted = None if answer is None else _single(self, answer)
         batch = self.batch(prompts, bos=bos)
         logits = self.run(batch, edits=edits).logits
         last = batch.mask.shape[1] - 1 - batch.mask.flip(1).long().argmax(1)
@@ -177,6 +173,15 @@ class TokenMethods(Protocol):
             raise TaskError("a loss needs a prompt of two tokens at least: the first is not predicted")
         losses = token_losses(self.run(batch, edits=edits).logits, batch.ids, batch.mask)
         return losses if per_token else losses.nanmean()
+
+
+def _single(model: _Runs, text: int | str) -> int:
+    """Id of a token."""
+    if isinstance(text, int) and not isinstance(text, bool):
+        if not 0 <= text < model.info.d_vocab:
+            raise TaskError(f"token id {text} is outside the vocabulary 0..{model.info.d_vocab - 1}")
+        return text
+    return single_id(text, model.tokenizer)  # type: ignore[arg-type]  # refused there
 
 
 def _real(batch: Batch) -> list[list[int]]:

@@ -107,7 +107,8 @@ def importance(
     costs["mask_gradient"] = np.abs(signed_gradient)
 
     full_ablation = ablate_heads([(x, h) for x in model.info.attention_layers for h in range(model.info.n_heads)])
-    whole = float((objective.measure(model) - objective.measure(model, full_ablation)).mean())
+    clean = objective.measure(model)
+    whole = float((clean - objective.measure(model, full_ablation)).mean())
     score = stats.bootstrap_mean(costs["mean"], seed=seed)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = (score.mean - SMALLEST * abs(whole)) / score.se
@@ -126,7 +127,7 @@ def importance(
     parts.append(_agreement(costs, seed))
     if pruning:
         parts.append(_pruning_rows(model, objective, costs, n_random=n_random, seed=seed))
-    data |= {"metric": objective.metric, "clean": float(objective.measure(model).mean()), "all_heads": whole}
+    data |= {"metric": objective.metric, "clean": float(clean.mean()), "all_heads": whole}
     return Findings(pd.concat(parts, ignore_index=True), data)
 
 

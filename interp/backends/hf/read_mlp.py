@@ -49,8 +49,12 @@ class Probe:
 
         handles = [self.last.register_forward_pre_hook(stop)]
         if change is not None:
-            module, function = change
-            handles.append(module.register_forward_hook(lambda m, args, output: function(output)))
+            changed, function = change
+
+            def replace_output(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+                return function(output)
+
+            handles.append(changed.register_forward_hook(replace_output))
         try:
             self.run()
         except StopForward:
