@@ -93,8 +93,7 @@ def importance(
         TaskError: a task and prompts at once, fewer than four prompts, an unknown way of ablating.
 
     Reference: Michel et al. 2019 (arXiv 1905.10650), equation 2. They prune on the data they score; halves, intervals
-    and tests are ours. Not part of `interp detect`: one pass (from the head's layer on) per head and way of ablating;
-    by default no more than one forward of the prompts a head.
+    and tests are ours. Not part of `interp detect`: one pass (from the head's layer on) per head and way of ablating.
     """
     objective, donors, data = _objective(model, task, prompts, n_prompts=n_prompts, length=length, bos=bos, seed=seed)
     _check_options(objective, how)
@@ -107,8 +106,8 @@ def importance(
     costs["mask_gradient"] = np.abs(signed_gradient)
 
     full_ablation = ablate_heads([(x, h) for x in model.info.attention_layers for h in range(model.info.n_heads)])
-    clean = objective.measure(model)
-    whole = float((clean - objective.measure(model, full_ablation)).mean())
+    clean, bare = (float(objective.measure(model, edits).mean()) for edits in ((), full_ablation))
+    whole = clean - bare
     score = stats.bootstrap_mean(costs["mean"], seed=seed)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = (score.mean - SMALLEST * abs(whole)) / score.se
@@ -127,7 +126,7 @@ def importance(
     parts.append(_agreement(costs, seed))
     if pruning:
         parts.append(_pruning_rows(model, objective, costs, n_random=n_random, seed=seed))
-    data |= {"metric": objective.metric, "clean": float(clean.mean()), "all_heads": whole}
+    data |= {"metric": objective.metric, "clean": clean, "all_heads": whole}
     return Findings(pd.concat(parts, ignore_index=True), data)
 
 
