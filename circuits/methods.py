@@ -63,9 +63,14 @@ class CircuitMethod:
     order: int = 100
     signed: bool = True
     judged: Judged | None = "edges"
+
     goal: float | None = None
     routine: bool = True
     quick: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Name and title."""
+        return f"<{self.name}: {self.title}>"
 
     @property
     def options(self) -> tuple[str, ...]:

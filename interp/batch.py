@@ -14,13 +14,17 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from interp.errors import PromptWarning, TaskError
+from interp.errors import PromptWarning, TaskError, nearest
+from interp.shapes import brief
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Prompts = Any
 """Batch, text, ids, several of either, an array of ids, or what a tokenizer returns (a mapping with `input_ids`)."""
+
+BOS_POLICIES = ("default", "forced", "none")
+"""What stands in front of a text: what the tokenizer puts there by itself, one beginning of text, or none."""
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -35,6 +39,8 @@ class Batch:
 
     ids: Int[Tensor, "batch pos"]
     mask: Bool[Tensor, "batch pos"]
+
+    __repr__ = brief
 
     @property
     def padded(self) -> bool:
@@ -63,17 +69,24 @@ class Batch:
         *,
         side: str = "right",
         keep_end: bool = False,
+        bos: str = "default",
     ) -> Batch:
         """Batch from ids (array or nested lists, ragged allowed), text, a tokenizer's output, or a batch.
 
         `side` is where padding goes in what is not padded yet. Text is tokenized with what the tokenizer adds in front,
         once; an end-of-text token that it appends is left out, since the next token is asked for, and ids that begin or
         end with several of its padding token are read as padding: each with a `PromptWarning`. `keep_end` leaves an
-        appended token where it is, for models that see a prompt as a whole.
+        appended token where it is, for models that see a prompt as a whole. `bos` is about text alone: "default" is
+        what the tokenizer does by itself, "forced" one beginning of text in front, "none" none but what is written.
 
         Raises:
-            TaskError: nothing to run, ids that are not integers, padding within a prompt, or text without a tokenizer.
+            TaskError: nothing to run, ids that are not integers, padding within a prompt, or text without a tokenizer;
+                an unknown `bos`, one for what is no text, or "forced" where the tokenizer knows no beginning of text.
         """
+        if bos not in BOS_POLICIES:
+            raise TaskError(f"unknown BOS policy {bos!r}; {nearest(str(bos), BOS_POLICIES)}")
+        if bos != "default" and not _is_text(prompts):
+            raise TaskError(f"bos={bos!r} is about text, and ids are run as they are; leave `bos` out, or give text")
         if isinstance(prompts, Batch):
             return prompts
         if isinstance(prompts, Mapping) or hasattr(prompts, "input_ids"):
@@ -84,7 +97,9 @@ class Batch:
             return cls._of_array(torch.as_tensor(prompts))._unpadded(tokenizer)
         rows = _rows(prompts)
         texts = any(isinstance(row, str) for row in rows)
-        ids = [_tokens(row, tokenizer, keep_end=keep_end) if isinstance(row, str) else _ids(row) for row in rows]
+        ids = [
+            _tokens(row, tokenizer, keep_end=keep_end, bos=bos) if isinstance(row, str) else _ids(row) for row in rows
+        ]
         batch = cls._of_ids(ids, side)
         return batch if texts else batch._unpadded(tokenizer)
 
@@ -187,7 +202,7 @@ class Batch:
                 f"ids begin or end with {int(ends.sum(1).max())} of the padding token (id {pad}) and have no mask: "
                 "give the tokenizer's whole output, or ids without padding"
             )
-        _warn(
+        warn(
             f"{int(rows.sum())} of {len(rows)} prompts begin or end with the padding token (id {pad}), read as "
             "padding; give the tokenizer's whole output to say so"
         )
@@ -202,6 +217,14 @@ def _rows(prompts: Prompts) -> list[Any]:
     if not rows:
         raise TaskError(EMPTY)
     return rows if all(isinstance(row, str) or _is_list(row) for row in rows) else [rows]
+
+
+def _is_text(prompts: Prompts) -> bool:
+    """Whether prompts are text, all of them."""
+    if isinstance(prompts, np.ndarray) and prompts.dtype.kind in "UO":
+        prompts = prompts.tolist()
+    rows = [prompts] if isinstance(prompts, str) else prompts
+    return isinstance(rows, list | tuple) and all(isinstance(row, str) for row in rows)
 
 
 def _is_list(value: Any) -> bool:
@@ -229,8 +252,8 @@ def _ids(row: Any) -> list[int]:
     return ids
 
 
-def _tokens(text: str, tokenizer: PreTrainedTokenizerBase | None, *, keep_end: bool) -> list[int]:
-    """Ids of a text: one beginning of text, no end of text that is not written in it (unless it is to be kept)."""
+def _tokens(text: str, tokenizer: PreTrainedTokenizerBase | None, *, keep_end: bool, bos: str) -> list[int]:
+    """Ids of a text: one beginning of text at most, no end that is not written in it (unless it is to be kept)."""
     if not text:
         raise TaskError(EMPTY)
     if tokenizer is None:
@@ -238,17 +261,29 @@ def _tokens(text: str, tokenizer: PreTrainedTokenizerBase | None, *, keep_end: b
     words: Any = tokenizer
     ids = list(words(text, verbose=False)["input_ids"])
     bare = list(words(text, add_special_tokens=False, verbose=False)["input_ids"])
-    bos, eos = words.bos_token_id, words.eos_token_id
-    if bos is not None and ids[:2] == [bos, bos] and bare[:1] == [bos]:
-        _warn(f"the text begins with {words.bos_token!r}, which the tokenizer adds as well: one is kept")
+    start, eos = words.bos_token_id, words.eos_token_id
+    if start is None and bos == "forced":
+        raise TaskError("bos='forced', but this model has no BOS token; use bos='none'")
+    added = start is not None and _leading(ids, start) > _leading(bare, start)
+    if bos == "none" and added:
+        ids = ids[1:]
+    elif bos == "forced" and ids[:1] != [start]:
+        ids = [start, *ids]
+    elif added and bare[:1] == [start]:
+        warn(f"the text begins with {words.bos_token!r}, which the tokenizer adds as well: one is kept")
         ids = ids[1:]
     if eos is not None and not keep_end and len(ids) > 1 and ids[-1] == eos and bare[-1:] != [eos]:
-        _warn(f"the tokenizer ends text with {words.eos_token!r}: left out, so that the prompt ends with its last word")
+        warn(f"the tokenizer ends text with {words.eos_token!r}: left out, so that the prompt ends with its last word")
         ids = ids[:-1]
     return ids
 
 
-def _warn(message: str) -> None:
+def _leading(ids: Sequence[int], token: int) -> int:
+    """How many times a token stands in front."""
+    return next((i for i, x in enumerate(ids) if x != token), len(ids))
+
+
+def warn(message: str) -> None:
     """Warn at the line outside this package that led here."""
     level, frame = 1, sys._getframe()
     while frame is not None and Path(frame.f_code.co_filename).is_relative_to(PACKAGE):

@@ -103,8 +103,14 @@ class Component:
         return _PORTS.get(self.kind, ())
 
 
-@lru_cache(maxsize=CACHE)
 def _parse(text: str) -> Component:
+    if not isinstance(text, str):
+        raise SiteError(f"a component is named by text like {_EXAMPLES}; got {type(text).__name__} {text!r:.40}")
+    return _parsed(text)
+
+
+@lru_cache(maxsize=CACHE)
+def _parsed(text: str) -> Component:
     for kind, pattern in _PATTERNS.items():
         match = pattern.fullmatch(text)
         if match is not None:

@@ -14,6 +14,7 @@ from interp.batch import Prompts
 from interp.edits import Edit
 from interp.errors import SiteError, TaskError
 from interp.model import Model
+from interp.shapes import brief
 from interp.sites import DIVISORS, Site
 
 Metric = Callable[[Tensor], Tensor]
@@ -29,6 +30,8 @@ class Gradients:
     value: Float[Tensor, " batch"]
     grads: dict[Site, Tensor]
     acts: dict[Site, Tensor]
+
+    __repr__ = brief
 
     def __getitem__(self, site: Site | str) -> Tensor:
         """Gradient at one site: `gradients["L3.z"]`."""

@@ -17,8 +17,10 @@ from interp.batch import Batch, Prompts
 from interp.edits import Edit
 from interp.errors import SiteError
 from interp.run import AttentionRun, Run
+from interp.shapes import brief
 from interp.sites import DIVISORS, PER_HEAD, SQUARE, UNLAYERED, Site
-from interp.weights.weights import OV
+from interp.tokens.methods import TokenMethods
+from interp.weights.ov import OV
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -94,6 +96,8 @@ class ModelInfo:
     n_logits: int | None = None
     stack: str | None = None
     source: tuple[int, ...] | None = None
+
+    __repr__ = brief
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for provenance."""
@@ -185,7 +189,7 @@ class ModelInfo:
 
 
 @runtime_checkable
-class Model(Protocol):
+class Model(TokenMethods, Protocol):
     """A model that can be looked into. Backends implement it; whoever stands outside them uses nothing else.
 
     `interp.measurement.checks.check_backend` says whether an implementation keeps to what is written here.
@@ -229,6 +233,7 @@ class Model(Protocol):
         start: Start | None = None,
         stop: int | None = None,
         gradients: bool = False,
+        bos: str = "default",
     ) -> Run:
         """Forward pass with captures and edits; the model is unchanged afterwards.
 
@@ -242,6 +247,7 @@ class Model(Protocol):
                 is the stream behind the edits that an `editing` context has there: these do not happen once more.
             stop: last layer to run; logits are None.
             gradients: keep the autograd graph, with the activations attached to it.
+            bos: what stands in front of a text: "default", "forced" or "none"; see `TokenMethods`.
         """
         ...
 
@@ -319,7 +325,7 @@ class Model(Protocol):
         """Value and output matrices of every head, and the embeddings around them."""
         ...
 
-    def batch(self, tokens: Prompts) -> Batch:
+    def batch(self, tokens: Prompts, *, bos: str = "default") -> Batch:
         """Tokens as a checked batch on the model's device."""
         ...
 

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.errors import NotApplicable, SiteError, nearest
+from interp.shapes import brief
 from interp.sites import Site
 
 
@@ -24,6 +25,8 @@ class Run:
     logits: Float[Tensor, "batch pos d_vocab"] | None
     acts: dict[Site, Tensor] = field(default_factory=dict)
     differs: Callable[[Site], str | None] | None = field(default=None, repr=False)
+
+    __repr__ = brief
 
     def __getitem__(self, site: Site | str) -> Tensor:
         """Activation of one site: `run["L3.z"]`."""
@@ -59,7 +62,7 @@ class MuteRun(Run):
 
     def __repr__(self) -> str:
         """Its activations."""
-        return f"MuteRun(acts={self.acts!r})"
+        return brief(Run(None, self.acts)).replace("Run(logits=None", "MuteRun(", 1).replace("(, ", "(", 1)
 
     @property
     def logits(self) -> Tensor:  # type: ignore[override]  # a field there
@@ -100,6 +103,8 @@ class AttentionRun:
 
     layers: tuple[int, ...]
     values: dict[str, Tensor]
+
+    __repr__ = brief
 
     def __getitem__(self, name: str) -> Tensor:
         """Answer by name."""

@@ -18,6 +18,7 @@ from circuits.graph.layout import Layout
 from interp.components import EMBED
 from interp.errors import SchemaError, nearest
 from interp.results.stats import bootstrap_mean, resample
+from interp.shapes import brief
 
 COLUMNS = 2048
 """Edges resampled at one time."""
@@ -38,6 +39,8 @@ class Stability:
     to_full: Float[ndarray, " resample"]
     pairwise: float
     sign: Float[ndarray, " edge"]
+
+    __repr__ = brief
 
     def table(self) -> pd.DataFrame:
         """One row: overlaps, and the share of edges whose sign holds in 95 % of resamples."""

@@ -27,6 +27,7 @@ from interp.errors import SchemaError, TaskError, nearest
 from interp.model import Model
 from interp.results.provenance import recorded
 from interp.results.stats import bootstrap
+from interp.shapes import brief
 from interp.tasks import PromptTask
 from interp.tasks.metrics import AnyMetric
 
@@ -53,6 +54,8 @@ class Verdict:
     metric: str
     ablation: str
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    __repr__ = brief
 
     @property
     def faithfulness(self) -> Float[ndarray, " circuit"]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from interp.attention.masks import CausalMask
-from interp.shapes import Float, Int
+from interp.shapes import Float, Int, brief
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Call:
     sinks: Float[Tensor, " head"] | None = None
     share: float = 1.0
     bias: Float[Tensor, "#batch #head query key"] | None = None
+
+    __repr__ = brief
 
     @property
     def group(self) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from interp.errors import TaskError
-from interp.shapes import Bool, Float, Int
+from interp.shapes import Bool, Float, Int, brief
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,12 +52,16 @@ class Pairs(Statistic):
     query: Int[Tensor, " pairs"]
     key: Int[Tensor, " pairs"]
 
+    __repr__ = brief
+
 
 @dataclass(frozen=True, eq=False)
 class KeyMass(Statistic):
     """sum_j p_ij x_j: mass on a key set (x an indicator) or any linear read-out of the row."""
 
     readout: Bool[Tensor, "batch key"] | Float[Tensor, "batch key"]
+
+    __repr__ = brief
 
     def check(self, *, batch: int, n_query: int, n_key: int) -> None:
         """One number per key of each prompt."""
@@ -88,6 +92,8 @@ class Received(Statistic):
 
     weight: Float[Tensor, "batch query"] | None = None
 
+    __repr__ = brief
+
     def check(self, *, batch: int, n_query: int, n_key: int) -> None:
         """One weight per query of each prompt, none negative."""
         if self.weight is not None:
@@ -113,6 +119,8 @@ class TopKeys(Statistic):
     k: int = 1
     exclude: Bool[Tensor, "batch key"] | None = None
 
+    __repr__ = brief
+
     def check(self, *, batch: int, n_query: int, n_key: int) -> None:
         """Rows within the prompt, k at least 1, one flag per key."""
         _rows("TopKeys.rows", self.rows, batch, n_query)
@@ -133,6 +141,8 @@ class Rows(Statistic):
 
     rows: Int[Tensor, "batch rows"]
 
+    __repr__ = brief
+
     def check(self, *, batch: int, n_query: int, n_key: int) -> None:
         """Rows within the prompt."""
         _rows("Rows.rows", self.rows, batch, n_query)
@@ -149,6 +159,8 @@ class Mean(Statistic):
 
     of: Statistic
     rows: Bool[Tensor, "batch query"] | None = None
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         """Refuse what has no rows to average."""

@@ -23,7 +23,9 @@ from interp.model import Capture, ModelInfo, Start
 from interp.numerics import device_of
 from interp.run import Generation, Run
 from interp.sites import SQUARE, Site, difference
-from interp.weights.weights import OV, Weights
+from interp.tokens.methods import TokenMethods
+from interp.weights.ov import OV
+from interp.weights.weights import Weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-class ModuleModel(ABC):
+class ModuleModel(TokenMethods, ABC):
     """A model around a transformers module; the passes and what they plan are the backend's own.
 
     Attributes:
@@ -53,6 +55,7 @@ class ModuleModel(ABC):
         start: Start | None = None,
         stop: int | None = None,
         gradients: bool = False,
+        bos: str = "default",
     ) -> Run:
         """Forward pass with captures and edits; see `interp.model.Model.run`."""
 
@@ -98,13 +101,14 @@ class ModuleModel(ABC):
     def agree(self, numbers: tuple[int, ...], what: str) -> None:  # noqa: B027  (not abstract: most have nothing to do)
         """Nothing: no other process shares the model."""
 
-    def batch(self, tokens: Prompts) -> Batch:
+    def batch(self, tokens: Prompts, *, bos: str = "default") -> Batch:
         """Tokens as a batch on the model's device.
 
         Raises:
-            TaskError: empty, longer than the model's context, or ids outside its vocabulary.
+            TaskError: empty, longer than the model's context, or ids outside its vocabulary; see `Batch.of` of `bos`.
         """
-        return check_batch(Batch.of(tokens, self.tokenizer, keep_end=not self.info.causal).to(self.device), self.info)
+        batch = Batch.of(tokens, self.tokenizer, keep_end=not self.info.causal, bos=bos)
+        return check_batch(batch.to(self.device), self.info)
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -26,8 +25,10 @@ def token_ids(model: Model, answers: Answers, size: int) -> Int[Tensor, "batch k
         ids = answers.cpu().long()
     elif isinstance(answers, int | str):
         ids = torch.tensor([token_id(model, answers)] * size)
-    else:
+    elif isinstance(answers, Iterable):
         ids = torch.tensor([token_id(model, x) for x in answers])
+    else:
+        raise TaskError(f"answers are token ids or texts, one for all prompts or one a prompt; got {answers!r:.40}")
     ids = ids.expand(size) if ids.ndim == 0 else ids
     ids = ids[:, None] if ids.ndim == 1 else ids
     if ids.ndim != 2 or len(ids) != size:
@@ -51,7 +52,7 @@ def mean_over(of: Callable[[Tensor], Tensor], ids: Int[Tensor, "batch k"]) -> Fl
 
 
 def token_id(model: Model, answer: int | str | Tensor) -> int:
-    """Id of an answer that is one token; ids are checked against the vocabulary.
+    """Id of an answer that is one token; ids are checked against the logits there are.
 
     Raises:
         TaskError: a text of several tokens (names the form of it that is one: with, or without, a space before it) or
@@ -64,27 +65,7 @@ def token_id(model: Model, answer: int | str | Tensor) -> int:
         return number
     if not isinstance(answer, str):
         raise TaskError(f"an answer is a text or a token id; got {type(answer).__name__}: {answer!r:.40}")
-    if model.tokenizer is None:
-        raise TaskError(f"answer {answer!r}: this checkpoint has no tokenizer; give a token id instead of text")
-    ids = _ids(model, answer)
-    if len(ids) != 1:
-        parts = " + ".join(repr(token) for token in model.tokenizer.convert_ids_to_tokens(ids))
-        pieces = f": {parts}" if ids else ""
-        other = answer[1:] if answer.startswith(" ") else f" {answer}"
-        fits = other and len(_ids(model, other)) == 1 and _ids(model, other)[0] != model.tokenizer.unk_token_id
-        hint = (
-            f"{other!r} is one" if fits else f"{other!r} is not one either: take another word, or its first token's id"
-        )
-        raise TaskError(f"answer {answer!r} is {len(ids)} tokens{pieces}; one is needed, and {hint}")
-    unknown = getattr(model.tokenizer, "unk_token_id", None)
-    if unknown is not None and ids[0] == unknown and answer != model.tokenizer.unk_token:
-        raise TaskError(
-            f"answer {answer!r} is not in this model's vocabulary: it is read as {model.tokenizer.unk_token}"
-        )
-    return int(ids[0])
-
-
-def _ids(model: Model, text: str) -> list[int]:
-    """Ids of a text, nothing put in front."""
-    tokenizer: Any = model.tokenizer
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    try:
+        return model.single_token(answer)
+    except TaskError as error:
+        raise TaskError(f"answer {error}") from error

@@ -20,6 +20,8 @@ from interp.decompose.terms import Term, place
 from interp.edits import Edit
 from interp.errors import BackendError, SiteError, TaskError
 from interp.model import Model, with_edits
+from interp.several import numbers
+from interp.shapes import brief
 from interp.sites import Site
 
 LOGITS = "logits"
@@ -60,6 +62,8 @@ class Attribution:
     positions: Int[Tensor, "batch *pos"]
     mask: Bool[Tensor, "batch *pos"]
     unit: str = field(default="logit")
+
+    __repr__ = brief
 
     def __getitem__(self, name: str) -> Float[Tensor, "batch *pos"]:
         """Of one component: `attribution["L3H5"]`."""
@@ -186,6 +190,7 @@ def attribute(
     """
     if direction is not None and not (answer is None and wrong is None):
         raise TaskError("an attribution is of an answer's logit or along a direction: leave one of them out")
+    neurons = numbers(neurons, "neurons")
     to_the_end = direction is None and layer in (None, model.info.n_layers - 1)
     parts = {"heads": heads, "sources": sources, "neurons": neurons}
     stream = run_stream(model, tokens, layer=layer, position=position, logits=to_the_end, **parts)

@@ -16,7 +16,10 @@ from interp.decompose.stream_run import position_columns
 from interp.edits import Edit, Replace, of_tokens
 from interp.errors import SiteError
 from interp.model import Model, with_edits
+from interp.several import numbers
+from interp.shapes import brief
 from interp.sites import Site
+from interp.tokens.texts import token_texts
 
 ENTRIES = 2**26  # of logits made at one time
 
@@ -88,6 +91,8 @@ class LogitLens:
     rank: Float[Tensor, "layer batch pos"]
     texts: dict[int, str]
 
+    __repr__ = brief
+
     def table(self) -> pd.DataFrame:
         """One row per layer, prompt and real position: likeliest token and its p, KL, the answer's p and rank."""
         rows = []
@@ -131,7 +136,7 @@ def logit_lens(
         SiteError: a layer or position out of range.
     """
     batch = model.batch(tokens)
-    layers = range(model.info.n_layers) if layers is None else layers
+    layers = range(model.info.n_layers) if layers is None else numbers(layers, "layers")
     at = _columns(batch, positions)
     rows = torch.arange(len(at), device=at.device)[:, None]
     sites = [Site("resid_post", i) for i in layers]
@@ -142,7 +147,7 @@ def logit_lens(
     readings = [_layer_readout(model, run.acts[site], final, ids, min(top, model.info.d_vocab)) for site in sites]
     top_ids, top_p, kl, p, rank = (torch.stack(x).cpu() for x in zip(*readings, strict=True))
     top_tokens = top_ids.unique().tolist() if model.tokenizer is not None else []
-    texts = {i: str(model.tokenizer.decode([i])) for i in top_tokens} if model.tokenizer is not None else {}
+    texts = dict(zip(top_tokens, token_texts(top_tokens, model.tokenizer), strict=True))
     return LogitLens(tuple(layers), at.cpu(), batch.mask.gather(1, at).cpu(), top_ids, top_p, kl, p, rank, texts)
 
 

@@ -18,6 +18,8 @@ from interp.decompose.terms import Term, place
 from interp.edits import Edit
 from interp.errors import BackendError
 from interp.model import Model, with_edits
+from interp.several import numbers
+from interp.shapes import brief
 
 TOLERANCE = 1e-5  # of a sum in float32, relative to what it should be
 ROUNDING = 8  # in half precision: units of rounding
@@ -43,6 +45,8 @@ class Decomposition:
     layer: int
     error: float
     names: tuple[str, ...] = field(init=False)
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         """Names beside the terms."""
@@ -105,6 +109,7 @@ def decompose(
         SiteError: a layer or position out of range, or neurons of a layer that has no one set of them; an
             edit that is not affine.
     """
+    neurons = numbers(neurons, "neurons")
     stream = run_stream(model, tokens, layer=layer, position=position, heads=heads, sources=sources, neurons=neurons)
     terms, vectors, errors = collect(stream, None, heads=heads, neurons=neurons)
     scale = torch.stack([stream.at("resid_post", i).cpu().norm(dim=-1) for i in range(stream.last + 1)])

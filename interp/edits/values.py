@@ -15,6 +15,8 @@ from torch import Tensor
 
 from interp.components import head_name, parse_head
 from interp.errors import SiteError, nearest
+from interp.several import several
+from interp.shapes import brief
 from interp.sites import Site
 
 NUMBERS = ("value", "factor", "sd")
@@ -84,6 +86,8 @@ class Ablate(Edit):
     value: Float[Tensor, "..."] | None = None
     by: str | None = field(default=None, kw_only=True)
 
+    __repr__ = brief
+
     def __post_init__(self) -> None:
         """Check the way of ablating and that a mean comes with its value."""
         super().__post_init__()
@@ -102,6 +106,8 @@ class Scale(Edit):
     site: AnySite
     factor: float | Float[Tensor, "..."] = 1.0
 
+    __repr__ = brief
+
 
 @dataclass(frozen=True, eq=False)
 class Replace(Edit):
@@ -110,6 +116,8 @@ class Replace(Edit):
     site: AnySite
     value: Float[Tensor, "..."]
 
+    __repr__ = brief
+
 
 @dataclass(frozen=True, eq=False)
 class Add(Edit):
@@ -117,6 +125,8 @@ class Add(Edit):
 
     site: AnySite
     value: Float[Tensor, "..."]
+
+    __repr__ = brief
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +144,8 @@ class Apply(Edit):
     site: AnySite
     function: Callable[[Tensor], Tensor]
 
+    __repr__ = brief
+
     def __post_init__(self) -> None:
         """Refuse what is no function."""
         super().__post_init__()
@@ -149,6 +161,8 @@ class Noise(Edit):
     site: AnySite
     sd: float | Float[Tensor, "..."] = 1.0
     seed: int = 0
+
+    __repr__ = brief
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +183,8 @@ class AttentionBias(AttentionEdit):
     site: AnySite
     bias: float | Float[Tensor, "..."] = 0.0
 
+    __repr__ = brief
+
 
 @dataclass(frozen=True, eq=False)
 class KnockOut(AttentionEdit):
@@ -186,6 +202,8 @@ class KnockOut(AttentionEdit):
     pairs: Sequence[tuple[int, int]] | Bool[Tensor, "query key"] | Bool[Tensor, "batch query key"] | None = None
     renormalise: bool = True
 
+    __repr__ = brief
+
     def __post_init__(self) -> None:
         """Pairs, or queries and keys."""
         super().__post_init__()
@@ -199,6 +217,8 @@ class ForcePattern(AttentionEdit):
 
     site: AnySite
     pattern: Float[Tensor, "..."]
+
+    __repr__ = brief
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,8 +263,9 @@ def ablate_heads(
         raise SiteError(
             f"a mean of shape {tuple(mean.shape)}; expected {form}, as model.mean(tokens, by={by!r}) gives it"
         )
-    for item in heads:
-        layer, head = parse_head(item) if isinstance(item, str) else item
+    for item in several(heads, "heads"):
+        pair = isinstance(item, tuple | list) and len(item) == 2  # noqa: PLR2004 - layer and head
+        layer, head = item if pair else parse_head(item)
         if mean is not None and not (0 <= layer < mean.shape[0] and 0 <= head < mean.shape[-2]):
             name = head_name(layer, head)
             raise SiteError(f"{name} is out of range; the mean has {mean.shape[0]} layers of {mean.shape[-2]} heads")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from interp.batch import Prompts
-from interp.errors import BackendError, ModelLoadError
+from interp.errors import BackendError, ModelLoadError, PromptWarning
 from interp.loading.choose import backend_for, other_backends
 from interp.model import Model
 
@@ -68,13 +69,14 @@ def load(
     >>> interp.load("zoo:planted-induction").info.n_layers
     2
     """
+    from interp.backends.lens.own_tokenizer import own_tokenizer
     from interp.loading.checkpoints import read  # transformers and torch: only once there is something to read
     from interp.loading.hooked.native import is_native, native_decoder
     from interp.loading.stacks import one_stack
 
     _check_options(remote, strip_prefix)
     if is_native(source):
-        tokenizer, source = tokenizer or source.tokenizer, native_decoder(source)
+        tokenizer, source = tokenizer or own_tokenizer(source), native_decoder(source)
     runner = backend_for(source, backend, remote=remote)
     if runner.adopt is not None and runner.owns(source):
         return _adopted(runner.adopt, source, remote, tokenizer)
@@ -99,7 +101,10 @@ def load(
 def _adopted(adopt: Adopt, source: Any, remote: bool | str, tokenizer: PreTrainedTokenizerBase | None) -> Model:
     """The model of an object that is a backend's own."""
     try:
-        model = adopt(source, remote=remote)
+        with warnings.catch_warnings():
+            if tokenizer is not None:
+                warnings.simplefilter("ignore", PromptWarning)  # about its own tokenizer, which is not taken
+            model = adopt(source, remote=remote)
     except BackendError as error:
         raise ModelLoadError(f"{type(source).__name__}: {error}") from error
     model.tokenizer = tokenizer or model.tokenizer

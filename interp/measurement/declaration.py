@@ -133,6 +133,10 @@ class Analysis:
     quick: Mapping[str, Any] = field(default_factory=dict)
     exemptions: Mapping[str, str] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        """Name and unit: a table of them is read as a whole."""
+        return f"<{self.name}: {self.unit}>"
+
     def obstacle(self, info: ModelInfo, options: Mapping[str, Any]) -> str | None:
         """Why a model of this kind does not suit the analysis, None where it does.
 

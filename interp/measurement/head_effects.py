@@ -14,6 +14,7 @@ from interp.batch import Batch
 from interp.edits import Ablate
 from interp.gradients import gradients
 from interp.model import Model
+from interp.shapes import brief
 from interp.sites import Site
 from interp.tasks import PromptTask, metrics
 
@@ -31,6 +32,8 @@ class Objective:
     value: Callable[[Float[Tensor, "row pos d_vocab"], Int[Tensor, " row"]], Float[Tensor, " row"]]
     metric: str
     unit: str
+
+    __repr__ = brief
 
     @classmethod
     def of_task(cls, task: PromptTask, *, corrupt: bool = False) -> Objective:

@@ -15,6 +15,7 @@ from interp.batch import Batch
 from interp.edits import Ablate
 from interp.model import Model
 from interp.results import stats
+from interp.shapes import brief
 from interp.tasks import Repeats, permuted_repeats
 
 WRONG_OFFSETS, PERMUTED = "wrong offsets", "contents permuted"
@@ -30,6 +31,8 @@ class OffsetScores:
     target: Float[np.ndarray, "prompt layer head"]
     wrong: Float[np.ndarray, "offset layer head"]
     extra: dict[str, Float[np.ndarray, "prompt layer head"]]
+
+    __repr__ = brief
 
 
 def offset_questions(batch: Batch, rows: Tensor, wrong: Sequence[int], *, first_key: int) -> dict[str, Statistic]:

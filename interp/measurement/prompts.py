@@ -22,6 +22,7 @@ from interp.measurement.scoring import T0
 from interp.model import Model
 from interp.results import stats
 from interp.several import several
+from interp.shapes import brief
 from interp.tasks import Repeats
 
 UNKNOWN = 0.2  # share of unknown tokens above which a tokenizer cannot read a text
@@ -41,6 +42,8 @@ class PromptSet:
     batch: Batch
     start: int
     data: dict[str, object]
+
+    __repr__ = brief
 
     def rows(self, *, lowest: int = 0) -> Bool[Tensor, "batch pos"]:
         """Real query rows at position `lowest` or later of their own prompt, the first T0 left out."""

@@ -15,6 +15,7 @@ from interp.batch import Batch
 from interp.edits import refuse_rows
 from interp.errors import TaskError
 from interp.model import Model
+from interp.shapes import brief
 from interp.tasks import PromptTask, metrics
 from interp.weights.weights import Weights
 
@@ -39,6 +40,8 @@ class Case:
     metric: str
     reference: Float[Tensor, "batch d_vocab"] | None = None
     own: metrics.Metric | None = None
+
+    __repr__ = brief
 
     @classmethod
     def of(cls: type[Own], model: Model, task: PromptTask, *, metric: metrics.AnyMetric | None = None) -> Own:

@@ -36,6 +36,7 @@ from interp.patching.quadrature import points
 from interp.results.provenance import recorded
 from interp.results.results import Result, frame
 from interp.results.stats import bootstrap_mean, nan_mean
+from interp.shapes import brief
 from interp.sites import Site
 from interp.tasks import PromptTask
 from interp.tasks.metrics import AnyMetric
@@ -62,6 +63,8 @@ class NodeScores:
     prompts: Float[ndarray, "prompt node"]
     provenance: Mapping[str, Any]
     places: tuple[Place, ...] = (Place(None),)
+
+    __repr__ = brief
 
     @property
     def mean(self) -> Float[ndarray, " node"]:

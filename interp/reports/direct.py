@@ -16,7 +16,8 @@ from interp.plots.heads import head_map
 from interp.reports.cells import Cell, cell, number, signed, small
 from interp.reports.charts import columns
 from interp.reports.questions import TokenQuestion
-from interp.reports.tokens import Piece, pieces, texts
+from interp.reports.tokens import Piece, pieces
+from interp.tokens.texts import token_texts
 
 HEADS = 10  # shown in the table
 BROUGHT = 3  # source tokens told of each head
@@ -114,7 +115,7 @@ def direct(model: Model, question: TokenQuestion) -> Direct:
     against = torch.arange(info.d_vocab)[None] if question.wrong is None else question.wrong
     attribution = attribute(model, ids, question.answer, against, sources=by_source)
     lens = logit_lens(model, ids, positions=-1, answer=question.answer, top=LIKELY)
-    words = texts(ids, model.tokenizer)
+    words = token_texts(ids, model.tokenizer)
     values = [float(x) for x in attribution.values[:, 0]]
     total, model_logit = float(attribution.values[:, 0].double().sum()), float(attribution.logit[0])
     groups = _groups(attribution.terms, values)
@@ -146,7 +147,7 @@ def direct(model: Model, question: TokenQuestion) -> Direct:
 
 
 def _token(model: Model, token: int) -> Tokens:
-    return pieces(texts([token], model.tokenizer)[0])
+    return pieces(token_texts([token], model.tokenizer)[0])
 
 
 def _groups(parts: Sequence[Term], values: Sequence[float]) -> dict[str, float]:

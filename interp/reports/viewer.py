@@ -14,8 +14,9 @@ from interp.model import Model
 from interp.plots.numbers import array_of
 from interp.reports.facts import short_name
 from interp.reports.rows import KEYS, Head, HeadRows, Heads, choose, kept_rows, measure, parse_heads, parse_queries
-from interp.reports.tokens import Piece, pieces, texts, visible
+from interp.reports.tokens import Piece, pieces, visible
 from interp.results.files import atomic_write, writable_file
+from interp.tokens.texts import token_texts
 
 WINDOW = 256  # tokens in the page at a time
 DENSE = 64  # more of them are set as running text, without a number under each
@@ -281,7 +282,7 @@ def view_of(
         model=short_name(model.info.name),
         about=about,
         ids=tuple(ids),
-        texts=tuple(texts(ids, model.tokenizer)),
+        texts=tuple(token_texts(ids, model.tokenizer)),
         queries=tuple(queries),
         heads=tuple(measure(model, ids, heads, queries, keys=keys, notes=notes)),
         targets=targets or {},

@@ -15,6 +15,7 @@ from interp.loading.load import load
 from interp.measurement.planted import cheap
 from interp.measurement.registry import analyses, analyze
 from interp.model import Model
+from interp.shapes import brief
 from interp.tasks import repeated_random
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class Dynamics:
     """One row per checkpoint: `step`, `induction` (highest prefix-matching score of a head, probability), `component`
     that has it, `accuracy` (fraction) and `loss` (nats) on the second copy of a repeated block."""
     heads: dict[int, pd.DataFrame]
+
+    __repr__ = brief
     """Step -> prefix-matching rows of every head."""
 
     def rise(self) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from interp.loading.load import load
 from interp.measurement.registry import analyze, find
 from interp.model import Model
 from interp.results.stats import spearman
+from interp.shapes import brief
 
 FOLDER = "published"
 TOP = 10
@@ -33,6 +34,8 @@ class Agreement:
 
     table: pd.DataFrame
     ours: pd.DataFrame
+
+    __repr__ = brief
 
 
 def names() -> tuple[str, ...]:

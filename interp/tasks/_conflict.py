@@ -15,6 +15,7 @@ from interp import data
 from interp.batch import Batch
 from interp.errors import NotApplicable, SchemaError, TaskError, nearest
 from interp.model import Model
+from interp.shapes import brief
 from interp.tasks.build import TRIES, fit_words
 from interp.tasks.prompt import PromptTask, collate
 from interp.tasks.source import Document, Template, checkpoint_tasks, document, shipped_tasks
@@ -50,6 +51,8 @@ class Conflict:
     frames: tuple[Frame, ...]
     frame: Int[Tensor, " batch"]
     group: Int[Tensor, " batch"]
+
+    __repr__ = brief
 
     def select(self, rows: Tensor) -> Conflict:
         """Some of the prompts."""

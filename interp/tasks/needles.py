@@ -23,6 +23,7 @@ from interp import tasks
 from interp.batch import Batch
 from interp.errors import NotApplicable, TaskError
 from interp.model import Model
+from interp.shapes import brief
 from interp.tasks.haystacks import LEAST, PAIRS, Format, Writer, dataset, writer_for
 
 OFFERED = "needle_format"
@@ -62,6 +63,8 @@ class Needles:
     hay: Bool[Tensor, "batch pos"]
     format: Format
     source: str
+
+    __repr__ = brief
 
     def value(self, answer: Answer) -> list[int]:
         """Token ids of the right answer."""

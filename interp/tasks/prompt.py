@@ -14,6 +14,7 @@ from torch import Tensor
 from interp.batch import Batch, Prompts
 from interp.errors import TaskError, nearest
 from interp.model import Model
+from interp.shapes import brief
 from interp.tasks import metrics
 
 NONE = -1
@@ -51,6 +52,8 @@ class PromptTask:
     metric: metrics.AnyMetric
     split: str = "train"
     record: Mapping[str, Any] = field(default_factory=dict)
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         """Refuse pairs that do not stand side by side."""

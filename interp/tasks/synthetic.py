@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from interp.batch import Batch
+from interp.batch import BOS_POLICIES, Batch
 from interp.errors import NotApplicable, TaskError, nearest
 from interp.model import Model
+from interp.shapes import brief
 
-BOS_POLICIES = ("default", "forced", "none")
 _BYTE = re.compile(r"^<0x[0-9A-Fa-f]{2}>$")
 _SPACES = "▁ĠĊĉčÂ \t\r\n"  # how tokenizers write white space
 
@@ -34,6 +34,8 @@ class Repeats:
     batch: Batch
     length: int
     start: int
+
+    __repr__ = brief
 
     @property
     def second(self) -> range:

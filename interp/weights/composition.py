@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import SiteError, nearest
+from interp.shapes import brief
 from interp.weights.factored import FactoredMatrix
 from interp.weights.weights import Weights
 
@@ -31,6 +32,8 @@ class Composition:
     baseline: float
     z: Float[Tensor, "writer head reader head"]
     layers: tuple[int, ...]
+
+    __repr__ = brief
 
 
 def composition(weights: Weights, how: str, *, offset: int = 0, fold_norm: bool = True) -> Composition:

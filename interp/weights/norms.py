@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from interp.shapes import brief
+
 
 @dataclass(frozen=True, eq=False)
 class Norm:
@@ -18,6 +20,8 @@ class Norm:
     bias: Float[Tensor, " width"]
     eps: float
     centred: bool
+
+    __repr__ = brief
 
     def to(self, device: torch.device | str) -> Norm:
         """The same norm on another device."""
@@ -77,6 +81,8 @@ class HeadNorm:
     after_rotary: bool
     latent: Float[Tensor, "channel rank"] | None = None
     divided: Bool[Tensor, " d_head"] | None = None
+
+    __repr__ = brief
 
     @classmethod
     def plain(cls, shape: Sequence[int], eps: float, *, centred: bool, whole: bool, after_rotary: bool) -> HeadNorm:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from interp.numerics import device_of, evaluating, exactly, input_dtype
+from interp.shapes import brief
 from interp.weights.norms import Norm
 
 
@@ -32,6 +33,8 @@ class Reads:
     missing: Mapping[str, str]
     whole: tuple[nn.Module, ...] = ()
     scale: float = 1.0
+
+    __repr__ = brief
 
     def mlp_of(self, mlp_in: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"] | None:
         """Write of the MLP for an input `mlp_in`, without a pass of the model; None where `whole` is empty."""
@@ -97,6 +100,8 @@ class Writes:
     mlp: Write | None
     missing: Mapping[str, str]
     rest: str = ""
+
+    __repr__ = brief
 
 
 def float32(x: Tensor) -> Tensor:

@@ -18,10 +18,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from interp.components import head_name
-from interp.errors import BackendError, NotApplicable, SiteError
+from interp.errors import BackendError, SiteError
 from interp.numerics import refuse_autocast
-from interp.weights.factored import FactoredMatrix, positivity
+from interp.shapes import brief
+from interp.weights.factored import FactoredMatrix
+from interp.weights.mlp import MLPWeights
 from interp.weights.norms import UNEVEN, HeadNorm, Norm
+from interp.weights.ov import OV
+from interp.weights.stacked import StackedWeights
 
 KEEP = 2**30  # bytes of layers kept by default
 BLOCK = 2**24  # entries of an embedding matrix made at one time
@@ -56,6 +60,8 @@ class LayerWeights:
     scale: float
     softcap: float | None
 
+    __repr__ = brief
+
     @property
     def group(self) -> int:
         """Query heads per key-value head."""
@@ -89,6 +95,7 @@ class Source(Protocol):
     """What a backend provides for `Weights`; float32 on the CPU."""
 
     layers: tuple[int, ...]
+    n_layers: int
     context: int | None
     d_model: int
     d_vocab: int
@@ -96,6 +103,14 @@ class Source(Protocol):
 
     def layer(self, layer: int) -> LayerWeights:
         """One layer, read from the model."""
+        ...
+
+    def mlp(self, layer: int) -> MLPWeights:
+        """MLP of one layer, read from the model."""
+        ...
+
+    def positions(self) -> Float[Tensor, "position d_model"]:
+        """What is added to the stream at each position."""
         ...
 
     def turns(
@@ -127,7 +142,7 @@ class Source(Protocol):
         ...
 
 
-class Weights:
+class Weights(StackedWeights):
     """Weights of a model by layer (`weights[3].w_q`), its embeddings, and the circuits of its heads.
 
     Args:
@@ -149,6 +164,8 @@ class Weights:
             BackendError: torch.autocast is on.
         """
         refuse_autocast()
+        if not hasattr(layer, "__index__"):
+            raise SiteError(f"a layer is a whole number, counted from 0; got {type(layer).__name__} {layer!r:.40}")
         if layer not in self.layers:
             raise SiteError(f"layer {layer} has no attention weights; layers with attention: {self.layers}")
         if layer not in self._layer_cache:
@@ -157,6 +174,27 @@ class Weights:
                 self._layer_cache.popitem(last=False)
         self._layer_cache.move_to_end(layer)
         return self._layer_cache[layer]
+
+    def mlp(self, layer: int) -> MLPWeights:
+        """One layer's MLP: W_in, W_gate, W_out, read from the model each time.
+
+        Raises:
+            SiteError: no such layer.
+            BackendError: no one set of neurons (a mixture of experts), or no projections that act on them one by one.
+        """
+        refuse_autocast()
+        if layer not in range(self.source.n_layers):
+            raise SiteError(f"layer {layer} is out of range; the model has {self.source.n_layers} layers")
+        return self.source.mlp(layer)
+
+    @cached_property
+    def w_pos(self) -> Float[Tensor, "position d_model"]:
+        """Learned (or sinusoidal) positions: what is added to a token's embedding at each position of the context.
+
+        Raises:
+            BackendError: nothing is (rotary, a bias of the scores), or the stream is no sum of token and position.
+        """
+        return self.source.positions()
 
     @cached_property
     def w_e(self) -> Float[Tensor, "d_vocab d_embed"]:
@@ -285,6 +323,25 @@ class Weights:
         left = self.embed_through(ov.left) if embedding is None else embedding @ ov.left
         return FactoredMatrix(left, right - right.mean(-1, keepdim=True) if centre else right)
 
+    def full_qk(
+        self,
+        layer: int,
+        head: int,
+        *,
+        offset: int = 0,
+        embedding: Float[Tensor, "token d_model"] | None = None,
+        fold_norm: bool = True,
+    ) -> FactoredMatrix:
+        """W_E W_Q T(offset) W_K^T W_E^T, [d_vocab d_vocab]: how much token a looks for token b, before `scale`.
+
+        The key stands `offset` before the query (without rotary it makes no difference). `embedding` takes the place of
+        W_E: `w_pos` for the circuit over positions. Terms of biases are left out; see `qk`.
+        """
+        qk = self.qk(layer, head, offset=offset, fold_norm=fold_norm)
+        sides = (qk.left, qk.right.mT)
+        left, right = (self.embed_through(x) if embedding is None else embedding @ x for x in sides)
+        return FactoredMatrix(left, right.mT)
+
     def ov_circuits(self) -> OV:
         """W_V and W_O of every layer and head at once, norms folded in, and the embeddings around them; see `OV`.
 
@@ -313,54 +370,3 @@ class Weights:
 
 def _pick(matrix: FactoredMatrix, head: int | None) -> FactoredMatrix:
     return matrix if head is None else matrix[head]
-
-
-def copying_ratio(ov: OV) -> Float[Tensor, "layer head"]:
-    """Copying ratio in [-1, 1]: sum of Re(lambda) over sum of |lambda|, for the spectrum of W_E C W_V W_O C' W_U.
-
-    C and C' are what is linear in the norm before attention and in the final norm: LayerNorm's centring of the stream
-    (nothing for RMSNorm) and the gain; the same as in `Weights.full_ov`, whose `positivity()` this is. The d_vocab x
-    d_vocab matrix says how much attending to token a raises the logit of token b; positive eigenvalues mean that tokens
-    raise themselves (copying), negative that they lower themselves. Its nonzero eigenvalues are those of the d_head x
-    d_head product W_O (C' W_U W_E C) W_V, so the big matrix is never built. The unembedding is centred over the
-    vocabulary too (a shift of all logits is no copying). Embeddings are taken raw: no MLP, no position.
-
-    Raises:
-        BackendError: tokens are embedded in another width than the stream's.
-        NotApplicable: logits that are not one per token.
-
-    Reference: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits", copying heads.
-    """
-    if ov.w_u.shape[1] != len(ov.w_e):
-        raise NotApplicable(
-            f"{ov.w_u.shape[1]} logits for {len(ov.w_e)} tokens: which token a logit is of is not known"
-        )
-    if ov.w_e.shape[1] != len(ov.w_u):
-        raise BackendError(
-            f"embeddings are {ov.w_e.shape[1]} wide and the stream {len(ov.w_u)}: no W_E W_V W_O W_U without what "
-            "stands between; full_ov() takes an effective embedding"
-        )
-    centred_w_u = ov.w_u - ov.w_u.mean(1, keepdim=True)
-    inner = centred_w_u @ ov.w_e  # d_model d_model
-    return positivity(torch.linalg.eigvals((ov.w_o @ inner @ ov.w_v).double()))
-
-
-@dataclass(frozen=True, eq=False)
-class OV:
-    """Per-head linear maps, norms folded in (gain and LayerNorm's centring): what a head writes for what it attends to.
-
-    A head moves a token's embedding by `x W_V W_O`; `W_V` is the matrix of its key-value group. Where layers differ in
-    d_head, narrower heads are filled up with zeros.
-
-    Attributes:
-        w_v: [layer head d_model d_head]; the norm before attention is folded in, and the gain of a norm on values.
-        w_o: [layer head d_head d_model]; a norm after attention, if any, is folded in.
-        w_e: [d_vocab d_model]. w_u: [d_model d_vocab_out] with the final norm folded in.
-        layers: layer of each row.
-    """
-
-    w_v: Float[Tensor, "layer head d_model d_head"]
-    w_o: Float[Tensor, "layer head d_head d_model"]
-    w_e: Float[Tensor, "d_vocab d_model"]
-    w_u: Float[Tensor, "d_model d_vocab_out"]
-    layers: tuple[int, ...]

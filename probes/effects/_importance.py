@@ -24,6 +24,7 @@ from interp.model import Model
 from interp.results import stats
 from interp.sites import Site
 from interp.tasks import PromptTask
+from interp.tokens.losses import token_losses
 
 HOW = ("mean", "zero", "resample")
 SHARE, SMALLEST = 0.05, 0.02  # of what removing all heads costs: below SHARE no label, up to SMALLEST no claim
@@ -39,7 +40,7 @@ RESAMPLES = 200
     unit="head by exact ablation",
     order=140,
     stage=Stage("important", PREPARE),
-    planted=PlantedTask("repeats", options=lambda planted, seed: {"how": ("mean",), "pruning": False, "n_prompts": 8}),
+    planted=PlantedTask("repeats", options=lambda planted, seed: {"n_prompts": 8}),
     columns={"label": "boolean", "pruned": "Int64"},
     means="Without what the head says on this input the model does worse on these prompts, all else left as it was.",
     misleads="Of one head at a time: heads that stand in for each other all seem unimportant, and removing them "
@@ -52,10 +53,10 @@ def importance(
     *,
     task: str | PromptTask | None = None,
     prompts: Prompts | None = None,
-    how: tuple[str, ...] = HOW,
+    how: tuple[str, ...] = ("mean",),
     n_prompts: int = 32,
     length: int = 24,
-    pruning: bool = True,
+    pruning: bool = False,
     n_random: int = 20,
     bos: str = "default",
     seed: int = 0,
@@ -80,10 +81,10 @@ def importance(
         model: any loaded model.
         task: name of a task, or pairs of your own; repeated random tokens without either.
         prompts: instead of a task, any prompts: their loss.
-        how: exact ablations to make; "mean" is always among them.
+        how: exact ablations to make, of "mean", "zero" and "resample"; "mean" is always among them.
         n_prompts: prompts, where they are made here.
         length: of the repeated block of the default prompts.
-        pruning: whether to prune.
+        pruning: whether to prune: (orders + `n_random`) x 11 forwards of half the prompts more, zeroed heads in each.
         n_random: random orders.
         bos: "default", "forced" or "none", for prompts made here.
         seed: of prompts, bootstrap, halves and random orders.
@@ -105,7 +106,8 @@ def importance(
     costs["mask_gradient"] = np.abs(signed_gradient)
 
     full_ablation = ablate_heads([(x, h) for x in model.info.attention_layers for h in range(model.info.n_heads)])
-    whole = float((objective.measure(model) - objective.measure(model, full_ablation)).mean())
+    clean, bare = (float(objective.measure(model, edits).mean()) for edits in ((), full_ablation))
+    whole = clean - bare
     score = stats.bootstrap_mean(costs["mean"], seed=seed)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = (score.mean - SMALLEST * abs(whole)) / score.se
@@ -124,7 +126,7 @@ def importance(
     parts.append(_agreement(costs, seed))
     if pruning:
         parts.append(_pruning_rows(model, objective, costs, n_random=n_random, seed=seed))
-    data |= {"metric": objective.metric, "clean": float(objective.measure(model).mean()), "all_heads": whole}
+    data |= {"metric": objective.metric, "clean": clean, "all_heads": whole}
     return Findings(pd.concat(parts, ignore_index=True), data)
 
 
@@ -166,12 +168,7 @@ def _objective(
     twin.ids[order], twin.mask[order] = other.ids, other.mask
 
     def value(logits: Float[Tensor, "row pos d_vocab"], rows: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
-        ids, mask = batch.ids[rows].to(logits.device), batch.mask[rows].to(logits.device)
-        counts = (mask[:, 1:] & mask[:, :-1])[:, first:]
-        targets = ids[:, first + 1 :]
-        at = logits[:, first:-1].float().flatten(0, 1)
-        loss = torch.nn.functional.cross_entropy(at, targets.flatten(), reduction="none").view(targets.shape)
-        return -(loss * counts).sum(1) / counts.sum(1)
+        return -token_losses(logits, batch.ids[rows], batch.mask[rows])[:, first:].nanmean(1)
 
     data = {"task": task_name, "n": len(batch.ids), "bos": bos, "sha256": tasks.fingerprint([batch])}
     return Objective(batch, value, "loss_nats", "nats"), twin, data

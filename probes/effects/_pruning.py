@@ -18,7 +18,7 @@ def pruning_curve(result: Result) -> go.Figure:
     """Metric against number of heads removed, a line per order with its interval, and the mean of random orders.
 
     Raises:
-        SchemaError: the result holds no pruning (`interp.analyze(model, "importance")` makes it).
+        SchemaError: the result holds no pruning (`interp.analyze(model, "importance", pruning=True)` makes it).
     """
     import plotly.graph_objects as go
 

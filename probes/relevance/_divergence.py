@@ -21,6 +21,7 @@ from interp.measurement.scoring import LEVEL, MARGIN, T0
 from interp.model import Model
 from interp.results import stats
 from interp.results.stats import nan_mean, p_above
+from interp.shapes import brief
 from probes.relevance.caution import CAUTION
 
 ALIKE = 0.5  # share of the unrelated pairs' divergence below which two heads are called alike
@@ -53,6 +54,8 @@ class DivergenceMap:
         "Heads that look at the same places may write different things, and heads that look elsewhere the same. "
         "Two sinks are alike: the null, which keeps positions and changes the tokens, tells that likeness apart. "
     ) + CAUTION
+
+    __repr__ = brief
 
     def table(self) -> pd.DataFrame:
         """One row per pair, closest first: component, other, value, se, null, p, q, unit, label.

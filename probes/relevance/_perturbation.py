@@ -17,6 +17,7 @@ from interp.errors import SchemaError, TaskError, nearest
 from interp.model import Model
 from interp.results import stats
 from interp.results.stats import p_above
+from interp.shapes import brief
 from probes.relevance._relevance import Relevance
 
 METRICS = ("prob", "log_prob")
@@ -44,6 +45,8 @@ class Perturbation:
     ordered: Float[np.ndarray, "method two prompt step"]
     random: Float[np.ndarray, "draw prompt step"]
     seed: int = 0
+
+    __repr__ = brief
 
     def table(self) -> pd.DataFrame:
         """A row per map and variant: value (mean over prompts), se, ci_low, ci_high, null, p, n, unit.

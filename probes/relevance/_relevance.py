@@ -16,6 +16,7 @@ from interp.batch import Batch, Prompts
 from interp.errors import TaskError
 from interp.model import Model
 from interp.results.stats import spearman
+from interp.shapes import brief
 from probes.relevance.caution import CAUTION
 
 
@@ -41,6 +42,8 @@ class Relevance:
     unit: str = "fraction"
     se: Float[np.ndarray, "prompt row key"] | None = None
     caution: str = CAUTION
+
+    __repr__ = brief
 
     def table(self) -> pd.DataFrame:
         """One row per prompt, query row and key that has a value, in that order."""

@@ -102,8 +102,8 @@ class Shifted(Changed):
 
 
 class BlindToPadding(Changed):
-    def batch(self, tokens):
-        batch = super().batch(tokens)
+    def batch(self, tokens, *, bos="default"):
+        batch = super().batch(tokens, bos=bos)
         return replace(batch, mask=torch.ones_like(batch.mask))
 
 

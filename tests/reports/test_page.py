@@ -19,8 +19,9 @@ from interp.errors import InterpError, SchemaError, TaskError
 from interp.reports import report
 from interp.reports.attention import BLOCK, attention, top_heads
 from interp.reports.sections import count_text, number
-from interp.reports.tokens import pieces, texts, visible
+from interp.reports.tokens import pieces, visible
 from interp.results.results import Result, frame
+from interp.tokens.texts import token_texts
 
 EVIL = "</script><script>alert(1)</script>&<q>"
 NASTY = [EVIL, "a&b", "<i>", "🙂", "שלום", "\n", "two words", "\u202e", "\"quoted'", "{{ 7*7 }}"]
@@ -340,8 +341,8 @@ def test_tokens_keep_their_leading_space_and_ids_stand_in_for_missing_text():
         def decode(self, ids, **_):
             return {4: " cat", 5: "\ufffd"}[ids[0]]
 
-    assert texts(range(6), Fake()) == [" the", "\n", "<0xE2>", "#3", " cat", "â"]
-    assert texts([7, 8], None) == ["7", "8"]
+    assert token_texts(range(6), Fake()) == [" the", "\n", "<0xE2>", "#3", " cat", "â"]
+    assert token_texts([7, 8], None) == ["7", "8"]
 
 
 @pytest.mark.parametrize(

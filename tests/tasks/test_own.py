@@ -88,11 +88,9 @@ class _Spaced:
     ("text", "form"), [("Mary", "' Mary' is one"), (" Tom", "'Tom' is one"), ("x", "' x' is not one")]
 )
 def test_the_form_of_an_answer_that_is_one_token_is_named(text, form):
-    from types import SimpleNamespace
-
     from interp.decompose.answers import token_id
 
-    model = SimpleNamespace(tokenizer=_Spaced(), info=tiny("gpt2").info)
+    model = interp.load(tiny("gpt2").torch_module, tokenizer=_Spaced())
     assert token_id(model, " Mary") == 7
     with pytest.raises(TaskError, match=form):
         token_id(model, text)

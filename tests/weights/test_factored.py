@@ -75,8 +75,52 @@ def test_heads_of_a_batch():
     matrix = FactoredMatrix(torch.randn(4, 6, 2), torch.randn(2, 5))
     assert matrix.shape == (4, 6, 5)
     assert_equal_to_rounding(matrix[2].dense(), matrix.dense()[2])
-    with pytest.raises(BackendError, match="has no batch to index"):
-        matrix[2][0]
+    assert_equal_to_rounding(matrix[torch.tensor(2)][0], matrix.dense()[2, 0])
+
+
+INDICES = (
+    2, (2, 3), (2, 3, 4), slice(1, 3), (slice(None), 1), (slice(None), slice(1, 4)), [0, 2], ([0, 2], [1, 1, 5]),
+    (-1, -2), (..., 3), (1, ..., 3), (slice(None), slice(None), slice(None, None, 2)), (0, slice(None, None, -1)),
+    (..., [1, 0], 2),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("index", INDICES, ids=str)
+def test_parts_of_a_factored_matrix_are_those_of_its_product(index):
+    matrix = FactoredMatrix(torch.randn(4, 6, 2), torch.randn(2, 5))
+    places = index if isinstance(index, tuple) else (index,)
+    hole = places.index(...) if ... in places else len(places)
+    places = [*places[:hole], *[slice(None)] * (3 - len(places) + (... in places)), *places[hole + 1 :]]
+    want = matrix.dense()
+    for axis, place in reversed(list(enumerate(places))):  # each axis on its own
+        numbers = range(want.shape[axis])[place] if isinstance(place, slice) else place
+        numbers = [numbers] if isinstance(numbers, int) else list(numbers)
+        want = want.index_select(axis, torch.tensor(numbers) % want.shape[axis])
+        want = want.squeeze(axis) if isinstance(place, int) else want
+    ours = matrix[index]
+    tensor = isinstance(places[1], int) or isinstance(places[2], int)
+    assert isinstance(ours, torch.Tensor if tensor else FactoredMatrix)
+    assert ours.shape == want.shape
+    assert_equal_to_rounding(ours if tensor else ours.dense(), want)
+
+
+def test_sums_of_factored_matrices():
+    a, b = (
+        FactoredMatrix(torch.randn(3, 9, 2), torch.randn(3, 2, 7)),
+        FactoredMatrix(torch.randn(9, 4), torch.randn(4, 7)),
+    )
+    total = a + b
+    assert (total.ndim, total.shape, total.rank) == (3, (3, 9, 7), 6)
+    assert_equal_to_rounding(total.dense(), a.dense() + b.dense())
+    assert_equal_to_rounding((b - a / 2).dense(), b.dense() - a.dense() / 2)
+    assert_equal_to_rounding(sum([a[0], a[2]]).dense(), a.dense()[0] + a.dense()[2])
+    assert_equal_to_rounding(a.sum().dense(), a.dense().sum(0))
+    assert_equal_to_rounding((a * torch.tensor([1.0, -2.0, 0.5])).dense()[1], -2 * a.dense()[1])
+    assert_equal_to_rounding(b @ torch.ones(7), b.dense().sum(1))
+    assert_equal_to_rounding(torch.ones(9) @ b, b.dense().sum(0))
+    assert a.sum().rank == 6
+    deep = FactoredMatrix(torch.randn(2, 3, 4, 2), torch.randn(2, 1, 2, 5))
+    assert_equal_to_rounding(deep.sum(1).dense(), deep.dense().sum(1))
 
 
 @pytest.mark.parametrize("block", [1, 70, 10**6])
@@ -97,3 +141,15 @@ def test_factored_matrices_refuse():
         matrix.dense()
     with pytest.raises(BackendError, match="top 0 of each row"):
         matrix.topk(0)
+    for wrong, reason in (
+        (lambda: matrix[20_000], "index 20000 is out of range for an axis of 20000"),
+        (lambda: matrix["L3"], "an index is an integer, a slice or a list of integers; got 'L3'"),
+        (lambda: matrix[0, 0, 0], "3 indices for a matrix"),
+        (lambda: matrix + torch.ones(2), r"another one is added; got a tensor of shape \[2\]"),
+        (lambda: matrix * torch.ones(2), "one a matrix"),
+        (lambda: matrix @ torch.ones(3, 3), "does not meet"),
+        (lambda: matrix @ "L3", "takes a tensor or another one; got str"),
+        (matrix.sum, "no axis 0 to sum over"),
+    ):
+        with pytest.raises(BackendError, match=reason):
+            wrong()

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 import interp
 from interp.errors import BackendError
-from interp.weights.weights import OV, copying_ratio
+from interp.weights.ov import OV, copying_ratio
 
 
 @pytest.fixture(params=ARCHITECTURES)

@@ -130,6 +130,7 @@ class HFModel(EditContexts):
         start: Start | None = None,
         stop: int | None = None,
         gradients: bool = False,
+        bos: str = "default",
     ) -> Run:
         """Logits and captured activations under edits; see `interp.model.Model.run`.
 
@@ -142,7 +143,7 @@ class HFModel(EditContexts):
                 torch.inference_mode.
         """
         check_mode(self.torch_module, self.device, gradients=gradients)
-        batch = self.batch(tokens)
+        batch = self.batch(tokens, bos=bos)
         if gradients and self.anatomy.shards is not None:
             raise BackendError(f"{self.info.name}: {GRADIENTS}")
         first = check_span(self.info.n_layers, start=start, stop=stop)

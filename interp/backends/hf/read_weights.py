@@ -9,7 +9,7 @@ way. Half-precision weights are read in float32.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -18,16 +18,23 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from interp.attention import StopForward
 from interp.backends.hf.anatomy import Anatomy, AttentionPart, input_device
 from interp.backends.hf.feed import Feeder, Quiet
 from interp.backends.hf.inner import bypassed, inner_norms, read_inner
+from interp.backends.hf.read_mlp import Probe, read_mlp
 from interp.backends.hf.read_norms import read_norm
+from interp.backends.hf.read_reads import read_reads
+from interp.backends.hf.read_writes import read_writes
 from interp.backends.hf.shards import MATRICES
 from interp.errors import BackendError, NotApplicable
-from interp.numerics import device_of, exactly, input_dtype, wide
+from interp.numerics import device_of, evaluating, exactly, input_dtype, wide
+from interp.weights.mlp import MLPWeights
 from interp.weights.norms import Norm
+from interp.weights.stream import Reads, Writes
 from interp.weights.weights import LayerWeights, Weights
 
+PROBE = 5  # tokens of a pass that tells projections of an MLP apart
 VOCABULARY = 8192  # rows of the unembedding that are widened to float32 at one time
 
 
@@ -135,7 +142,8 @@ class ModuleSource:
     def __init__(self, model: PreTrainedModel, anatomy: Anatomy, *, unedited: Quiet = contextlib.nullcontext) -> None:
         self.model, self.anatomy = model, anatomy
         self.parts = {p.layer: p for p in anatomy.attention}
-        self.layers = tuple(self.parts)
+        self.layers, self.n_layers = tuple(self.parts), len(anatomy.blocks)
+        self.unedited = unedited
         self.reader = _Reader(model, anatomy.attention, unedited=unedited)
         self.context = self.reader.feeder.context
         self.d_model = self.reader.width
@@ -179,6 +187,60 @@ class ModuleSource:
             scale=reader.feeder(part, torch.zeros(1, self.d_model)).scale,
             softcap=part.softcap,
         )
+
+    def mlp(self, layer: int) -> MLPWeights:
+        """W_in, W_gate and W_out of a layer, with the norms around them."""
+        writes, reads = self.around(layer)
+        last = None if writes.mlp is None else writes.mlp.projection
+        probe = None if last is None else Probe(self.anatomy.blocks[layer], last, self._short_pass, self.foreign)
+        return read_mlp(layer, probe, writes, reads, self.d_model)
+
+    def around(self, layer: int) -> tuple[Writes, Reads]:
+        """What a layer writes and reads."""
+        return read_writes(self.anatomy, layer, self.d_model), read_reads(self.anatomy, layer, self.d_model)
+
+    def foreign(self, module: nn.Module) -> bool:
+        """Whether a module is none of the model's own."""
+        return False
+
+    def positions(self) -> Float[Tensor, "position d_model"]:
+        """Input of the first layer less the token's row of W_E, which must be the same whatever the tokens are."""
+        if self.context is None:
+            raise BackendError("no W_pos: the model takes prompts of any length, so it has no table of positions")
+        ids = torch.arange(2 * self.context).view(2, -1) % self.d_vocab
+        ids[1] = ids[1].flip(0)
+        with self._entering() as entered:
+            self._short_pass(ids)
+        full = wide(entered[0]).cpu()
+        rows = self.embed(ids.flatten()).unflatten(0, ids.shape)
+        if rows.shape != full.shape:
+            raise BackendError(f"no W_pos: embeddings are {rows.shape[-1]} wide, and the stream {full.shape[-1]}")
+        rest, size = full - rows, float(full.abs().max())
+        if float((rest[0] - rest[1]).abs().max()) > 1e-5 * size * (2**13 if self.half else 1):
+            raise BackendError("no W_pos: what enters the first layer is not a token's row of W_E plus its position's")
+        if float(rest.abs().max()) <= 1e-6 * size:
+            raise BackendError("no W_pos: no positions are added to the stream (rotary, or a bias of the scores)")
+        return rest[0]
+
+    @contextlib.contextmanager
+    def _entering(self) -> Iterator[list[Tensor]]:
+        """What enters the first layer, at which a pass ends."""
+        entered: list[Tensor] = []
+
+        def stop(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            entered.append((args[0] if args else kwargs["hidden_states"]).detach())
+            raise StopForward
+
+        handle = self.anatomy.blocks[0].register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            yield entered
+        finally:
+            handle.remove()
+
+    def _short_pass(self, ids: Tensor | None = None) -> None:
+        ids = torch.arange(PROBE)[None] % self.d_vocab if ids is None else ids
+        with self.unedited(), evaluating(self.model), torch.no_grad(), contextlib.suppress(StopForward):
+            self.model(input_ids=ids.to(input_device(self.model)), use_cache=False)
 
     def turns(
         self, layer: int, positions: Sequence[int]

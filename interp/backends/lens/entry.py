@@ -19,8 +19,11 @@ def _make(checkpoint: Checkpoint, *, ours: bool) -> Model:
 
 def _adopt(source: Any, *, remote: bool | str) -> Model:
     from interp.backends.lens.model import LensModel
+    from interp.backends.lens.own_tokenizer import own_tokenizer
 
-    return LensModel(source)
+    model = LensModel(source)
+    model.tokenizer = own_tokenizer(source)
+    return model
 
 
 def _fits(checkpoint: Checkpoint) -> bool:

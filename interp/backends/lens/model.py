@@ -89,6 +89,7 @@ class LensModel(ModuleModel):
         start: Start | None = None,
         stop: int | None = None,
         gradients: bool = False,
+        bos: str = "default",
     ) -> Run:
         """Logits and captured activations under edits; see `interp.model.Model.run`.
 
@@ -96,7 +97,7 @@ class LensModel(ModuleModel):
             SiteError: a site this architecture does not have (with the reason), or out of range.
         """
         check_mode(self.torch_module, self.device, gradients=gradients)
-        batch = self.batch(tokens)
+        batch = self.batch(tokens, bos=bos)
         first = check_span(self.info.n_layers, start=start, stop=stop)
 
         def has(place: Place) -> bool:

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from interp.attention import Call, CausalMask, StopForward
 from interp.backends.hf.anatomy import Anatomy, AttentionPart
@@ -14,8 +14,10 @@ from interp.backends.hf.feed import Feeder
 from interp.backends.hf.read_weights import ModuleSource
 from interp.backends.lens.eager import EagerAttention
 from interp.backends.lens.parts import LensParts, resolve
+from interp.backends.lens.writes import read_reads, read_writes
 from interp.errors import BackendError
 from interp.numerics import evaluating, exactly
+from interp.weights.stream import Reads, Writes
 from interp.weights.weights import Weights
 
 
@@ -27,9 +29,25 @@ def read_weights(bridge: Any, parts: LensParts, softcap: float | None) -> Weight
     unembed = resolve(unembed, "original_component") or unembed
     final = resolve(bridge, "ln_final.original_component")
     anatomy = Anatomy(parts.blocks, attention, unembed, final, (), False, bool(parts.tuples), parts.d_model)
-    source = ModuleSource(model, anatomy)
+    source = BridgeSource(model, anatomy, parts)
     source.reader.feeder = LensFeeder(model, attention)
     return Weights(source)
+
+
+class BridgeSource(ModuleSource):
+    """Source of `Weights` in the module inside a bridge."""
+
+    def __init__(self, model: Any, anatomy: Anatomy, parts: LensParts) -> None:
+        super().__init__(model, anatomy)
+        self.bridge_parts = parts
+
+    def around(self, layer: int) -> tuple[Writes, Reads]:
+        """What a layer writes and reads."""
+        return read_writes(self.bridge_parts, layer), read_reads(self.bridge_parts, layer)
+
+    def foreign(self, module: nn.Module) -> bool:
+        """Whether a module is TransformerLens's, whose hooks are the user's."""
+        return resolve(module, "original_component") is not None or hasattr(module, "hook_out")
 
 
 def _part(parts: LensParts, layer: int, softcap: float | None) -> AttentionPart:

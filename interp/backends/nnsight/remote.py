@@ -103,6 +103,7 @@ class RemoteModel(HFModel):
         start: Start | None = None,
         stop: int | None = None,
         gradients: bool = False,
+        bos: str = "default",
     ) -> Run:
         """Logits and captured activations under edits, as one remote trace; see `interp.model.Model.run`.
 
@@ -112,7 +113,7 @@ class RemoteModel(HFModel):
         """
         if gradients:
             raise BackendError(f"{self.info.name}: {BACKWARD}")
-        return super().run(tokens, capture=capture, edits=edits, start=start, stop=stop)
+        return super().run(tokens, capture=capture, edits=edits, start=start, stop=stop, bos=bos)
 
     def attention(
         self,

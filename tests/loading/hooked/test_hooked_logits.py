@@ -18,7 +18,7 @@ from interp.edits import Ablate, KnockOut, Scale
 from interp.errors import BackendError, NotApplicable, TaskError
 from interp.measurement.checks import check_backend
 from interp.tasks.prompt import PromptTask
-from interp.weights.weights import copying_ratio
+from interp.weights.ov import copying_ratio
 
 DEPTH = 64  # sums over the widest axis, layers and their nonlinearities
 ALL = pytest.mark.parametrize("variant", VARIANTS)

@@ -20,6 +20,7 @@ from interp.sites import Site
 from probes.effects import pruning_curve
 
 WAYS = ("mean", "zero", "resample", "mask_gradient")
+EVERYTHING = {"how": WAYS[:3], "pruning": True, "n_prompts": 8, "length": 16, "n_random": 10, "seed": 2}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def pairs(planted):
 
 @pytest.fixture(scope="module")
 def found(planted):
-    return interp.analyze(planted, "importance", n_prompts=8, length=16, n_random=10, seed=2)
+    return interp.analyze(planted, "importance", **EVERYTHING)
 
 
 def of(result, variant):
@@ -132,5 +133,5 @@ def test_what_cannot_be_asked_is_refused(planted):
 
 
 def test_the_same_seed_gives_the_same_table(planted, found):
-    again = interp.analyze(planted, "importance", n_prompts=8, length=16, n_random=10, seed=2)
+    again = interp.analyze(planted, "importance", **EVERYTHING)
     pd.testing.assert_frame_equal(again.table, found.table)

@@ -1,0 +1,1 @@
+"""Tokens of a prompt, one BOS rule for all backends: ids, texts, positions, next tokens, the loss."""
