@@ -271,7 +271,8 @@ def _trained(
     generator = torch.Generator().manual_seed(seed)
     free = torch.randn(width, rank or width, generator=generator).to(pairs.base.device, torch.float32).requires_grad_()
     boundary = torch.tensor(0.5, device=free.device, requires_grad=True)  # in shares of the width
-    optimizer = torch.optim.Adam([free] if rank else [free, boundary], lr=rate)
+    groups = [{"params": [free]}, *([] if rank else [{"params": [boundary], "lr": rate / 10}])]
+    optimizer = torch.optim.Adam(groups, lr=rate)
     places = torch.arange(width, device=free.device) + 0.5
     losses: list[float] = []
     queue = rows[:0]
@@ -289,8 +290,9 @@ def _trained(
             if not bool(loss.isfinite()):
                 raise NotFinite(f"the loss of step {step} is {float(loss.detach())}; take a smaller rate")
             optimizer.zero_grad()
-            (loss if rank else loss + WIDTH_COST * boundary.abs()).backward()
+            (loss if rank else loss + WIDTH_COST * boundary).backward()
             optimizer.step()
+            boundary.data.clamp_(1 / width, 1.0)
             losses.append(float(loss.detach()))
     basis = torch.linalg.qr(free.detach()).Q.cpu()
     if rank is None:
