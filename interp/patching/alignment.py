@@ -70,7 +70,7 @@ class Alignment:
         return exchanged(base, source, self.basis.to(base))
 
     def angles(self, directions: Float[Tensor, "direction d"]) -> Float[Tensor, " angle"]:
-        """Principal angles, in degrees, to the span of some vectors, smallest first; all zero where one holds the other.
+        """Principal angles, in degrees, to the span of some vectors, smallest first; zeros where one holds the other.
 
         Raises:
             SiteError: vectors of another width than the site's.
@@ -79,7 +79,7 @@ class Alignment:
         if vectors.shape[-1] != len(self.basis):
             raise SiteError(f"{self.site} is {len(self.basis)} wide; got vectors of {vectors.shape[-1]}")
         span = torch.linalg.svd(vectors, full_matrices=False)
-        other = span.Vh[span.S > 1e-6 * span.S.max()]
+        other = span.Vh[span.S / span.S.max() > 1e-6]
         cosines = torch.linalg.svdvals(other.double() @ self.basis.double()).clamp(0, 1)
         return torch.rad2deg(torch.arccos(cosines)).float()
 

@@ -39,7 +39,7 @@ def effects(rows: pd.DataFrame) -> go.Figure:
 
 
 _figures: dict[str, tuple[Draw, Mapping[str, Draw]]] = {
-    name: (effects, {}) for name in ("activation_patching", "node_attribution", "path_patching")
+    name: (effects, {}) for name in ("activation_patching", "node_attribution", "path_patching", "causal_tracing")
 } | {"role_faithfulness": (dots, {})}
 
 

@@ -142,7 +142,7 @@ def linear_probe(
 
     Returns:
         Rows with value (held-out accuracy, or R^2) and its 95 % interval over prompts, null (mean over random labels),
-        p and q (value against the draws of random labels), selectivity = value - null, chance (share of the commonest
+        p and q (value against the draws of random labels), selectivity = value - null (null not below 0 for R^2), chance (share of the commonest
         training label among those held out; 0 for R^2), train (value on what was fitted), features (weights not zero).
 
     Raises:
@@ -177,14 +177,17 @@ def linear_probe(
             x = (whole[batch.mask.cpu()] if at is None else whole[:, i]).double().numpy()
             own = {"site": place, "position": at, "seed": seed}
             probe = fit(x[~test], y[~test], recipe, **own)
-            control = [_score(fit(x[~test], c[~test], recipe, **own), x[test], c[test], _centre(c, test))[0] for c in draws]
+            fits = [fit(x[~test], c[~test], recipe, **own) for c in draws]
+            control = [_score(f, x[test], c[test], _centre(c, test))[0] for f, c in zip(fits, draws, strict=True)]
             probes.append(probe)
             nulls.append(control)
             rows.append(_row(probe, x, y, test, groups, seed=seed) | {"null": float(np.mean(control))})
     values = np.array([row["value"] for row in rows])
     p = p_against_nulls(values, np.array(nulls).T)
     q = benjamini_hochberg(p)
-    extra = [{"p": a, "q": b, "selectivity": row["value"] - row["null"]} for a, b, row in zip(p, q, rows, strict=True)]
+    # R^2 of a map that fits nothing is below zero as often as it likes; to be less bad than that is no selectivity
+    floor = np.array([row["null"] if classes else max(row["null"], 0.0) for row in rows])
+    extra = [{"p": a, "q": b, "selectivity": s} for a, b, s in zip(p, q, values - floor, strict=True)]
     data = {"task": "labels of the caller's", "n_prompts": len(batch.ids), "sha256": fingerprint([batch])}
     own_facts = {"data": data, "method": "linear-probe", "classes": list(map(str, classes))}
     table = frame([{**row, **more} for row, more in zip(rows, extra, strict=True)], extra=EXTRA)
@@ -222,12 +225,15 @@ def _examples(batch: Batch, labels: Any, types: Any, *, every: bool) -> tuple[nd
         wrong = [b for b in range(n) if values is not None and len(values[b]) < lengths[b]]
         if wrong:
             raise TaskError(f"{what} of prompt {wrong[0]}: {len(values[wrong[0]])} for {lengths[wrong[0]]} tokens")
-    flat = [value for b in range(n) for value in list(labels[b])[: lengths[b]]]
-    groups = np.repeat(np.arange(n), lengths)
-    if types is None:
-        return encoded([getattr(v, "item", lambda v=v: v)() for v in flat])[0], groups, np.arange(len(flat))
-    names = [str(value) for b in range(n) for value in list(types[b])[: lengths[b]]]
-    return encoded([getattr(v, "item", lambda v=v: v)() for v in flat])[0], groups, np.unique(names, return_inverse=True)[1]
+    y, groups = encoded(_flat(labels, lengths))[0], np.repeat(np.arange(n), lengths)
+    kinds = np.arange(len(y)) if types is None else np.unique(_flat(types, lengths), return_inverse=True)[1].ravel()
+    return y, groups, kinds
+
+
+def _flat(values: Any, lengths: Sequence[int]) -> ndarray:
+    """What is said of each real token, prompt after prompt."""
+    rows = values.tolist() if isinstance(values, Tensor | ndarray) else values
+    return np.array([value for row, n in zip(rows, lengths, strict=True) for value in list(row)[:n]])
 
 
 def _random_labels(y: ndarray, kinds: ndarray, n: int, *, seed: int) -> list[ndarray]:

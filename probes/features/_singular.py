@@ -11,7 +11,7 @@ from torch import Tensor
 
 from interp.components import Component, parse_head
 from interp.decompose.embeddings import effective_embedding
-from interp.errors import NotApplicable, SiteError
+from interp.errors import NotApplicable
 from interp.model import Model
 from interp.results.stats import benjamini_hochberg
 from interp.sites import Site
@@ -25,10 +25,10 @@ def singular_tokens(
     W_V W_O = U S V^T for a head, W_out = U S V^T for an MLP. A row of V^T goes through the final norm's gain and the
     unembedding ("writes"); a column of U of a head is met by the embeddings, through the norm that the head reads with
     ("reads"; an MLP reads no tokens through W_out). Projections are centred over the vocabulary and divided by their
-    standard deviation; `value` is the root mean square of the `top` largest. A singular direction has no sign, so both ends are
-    shown, the one with the larger value first, and the two sides of one direction keep one sign: what is read there
-    raises what is written. Reference: Millidge & Black 2022, "The singular value decompositions of transformer weight
-    matrices are highly interpretable".
+    standard deviation; `value` is the root mean square of the `top` largest. A singular direction has no sign, so both
+    ends are shown, the one with the larger value first, and the two sides of one direction keep one sign: what is read
+    there raises what is written. Reference: Millidge & Black 2022, "The singular value decompositions of transformer
+    weight matrices are highly interpretable".
 
     Random directions have large projections too, and words of one kind lie together in any embedding: the null is the
     value of random directions of the stream, read in the same way, and p their share that reaches it.
@@ -102,7 +102,9 @@ def _mlp_matrix(model: Model, layer: int) -> Float[Tensor, "neuron d_model"]:
     model.info.layers_of(Site("mlp_out", layer))
     writes = model.writes(layer)
     if writes.mlp is None:
-        raise NotApplicable(f"M{layer}: {writes.missing.get('mlp_post', 'no single matrix from neurons to the stream')}")
+        raise NotApplicable(
+            f"M{layer}: {writes.missing.get('mlp_post', 'no single matrix from neurons to the stream')}"
+        )
     site = Site("mlp_post", layer)
     width = int(model.run([[0]], capture=[site], stop=layer).acts[site].shape[-1])
     return writes.mlp.matrix(width)
@@ -115,6 +117,6 @@ def _standard(x: Float[Tensor, "direction token"]) -> Float[Tensor, "direction t
 
 
 def _ends(x: Float[Tensor, "direction token"], top: int) -> tuple[Tensor, Tensor]:
-    """Root mean square of the `top` largest, [end direction], and their tokens [end direction top]: of x, then of -x."""
+    """Root mean square of the `top` largest, [end direction], and their tokens: of x, then of -x."""
     both = torch.stack([x, -x]).topk(min(top, x.shape[1]), dim=-1)
     return both.values.clamp(min=0).square().mean(-1).sqrt(), both.indices

@@ -116,8 +116,8 @@ class Probe:
 
         What another direction says of the label stays: ablate, and fit again.
         """
-        basis = torch.linalg.svd(self.weights, full_matrices=False)
-        rows = basis.Vh[basis.S > 1e-6 * basis.S.max().clamp(min=1e-30)]
+        span = torch.linalg.svd(self.weights, full_matrices=False)
+        rows = span.Vh[span.S / span.S.max().clamp(min=1e-30) > 1e-6]
         head, mean = self.site.head, self.mean
 
         def remove(x: Tensor) -> Tensor:
@@ -178,7 +178,9 @@ def encoded(labels: Sequence[Any] | ndarray | Tensor) -> tuple[ndarray, tuple[An
     """Labels as an array, floating where they are numbers to predict, and their classes in order."""
     y = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     if y.ndim != 1:
-        raise TaskError(f"labels of shape {y.shape}: one per prompt is needed, or one list per prompt with position=None")
+        raise TaskError(
+            f"labels of shape {y.shape}: one per prompt is needed, or one list per prompt with position=None"
+        )
     if np.issubdtype(y.dtype, np.floating):
         if not np.isfinite(y).all():
             raise TaskError("labels with NaN or infinity; leave those prompts out")
