@@ -146,9 +146,8 @@ def logit_lens(
     assert run.logits is not None  # the run has no `stop`
     final = run.logits[rows, at].float().log_softmax(-1)
     ids = None if answer is None else token_ids(model, answer, len(at))[:, :1].to(at.device)
-    streams = [
-        run.acts[s] if translate is None else translate(i, run.acts[s]) for i, s in zip(layers, sites, strict=True)
-    ]
+    acts = zip(layers, (run.acts[s] for s in sites), strict=True)
+    streams = [x if translate is None else translate(i, x) for i, x in acts]
     readings = [_layer_readout(model, resid, final, ids, min(top, model.info.d_vocab)) for resid in streams]
     top_ids, top_p, kl, p, rank = (torch.stack(x).cpu() for x in zip(*readings, strict=True))
     top_tokens = top_ids.unique().tolist() if model.tokenizer is not None else []

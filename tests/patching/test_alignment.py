@@ -82,11 +82,15 @@ def test_a_boundless_width_shrinks_to_what_is_needed(planted):
     assert float(found.angles(direction)) < 30
 
 
-def test_a_width_is_learned_within_the_site_s_own(planted):
+def test_a_width_that_brings_nothing_is_given_up_at_its_rate(planted):
+    """Both runs have the same token at END, so that the cost alone moves the width: by a tenth of the rate a step."""
     model, task, _ = planted
-    found = distributed_alignment(model, task, site="L1H7.z", rank=None, steps=8, rate=0.5, n_random=5, batch_size=12)
-    assert 1 < found.rank < 0.4 * model.info.d_head  # half of it at the start; it costs, and so it shrinks
-    assert found.rows["rank"].iloc[0] == found.rank == found.basis.shape[1]
+    found = distributed_alignment(
+        model, task, site="L0.resid_pre", rank=None, steps=8, rate=0.5, n_random=5, batch_size=12
+    )
+    assert found.rank == round((0.5 - 8 * 0.05) * 112)
+    assert found.rows["rank"].iloc[0] == found.basis.shape[1] == found.rank
+    assert found.rows.set_index("variant")["value"][["subspace", "whole", "none"]].eq(0).all()
 
 
 def test_an_exchange_is_a_projection_of_the_difference():
