@@ -116,9 +116,8 @@ def distributed_alignment(
     2303.02536), Wu et al. 2023 (arXiv 2305.08809).
 
     Training finds a subspace for almost any answer if there are directions enough (Makelov et al. 2023, arXiv
-    2311.17030; Arora et al. 2024): the control trains as long on answers that are dealt out to other pairs, and random
-    subspaces of the same rank say what any exchange of so many dimensions does. Corruptions that move several things at
-    once give a subspace of whichever the answer follows.
+    2311.17030): the control trains as long on answers dealt out to other pairs, and random subspaces of the same rank
+    say what any exchange of so many dimensions does. Of several things that a corruption moves, any may be found.
 
     Args:
         model: any backend with gradients.
@@ -135,10 +134,9 @@ def distributed_alignment(
         edits: changes under which the model runs.
 
     Returns:
-        Rows by variant, value the accuracy with its 95 % interval over held-out pairs: "subspace" (null: mean of random
-        subspaces, p against them), "train" (on the pairs trained on), "whole" (all dimensions exchanged: what any
-        subspace can reach at most, unless parts of the whole work against the answer), "random" (mean of the random
-        subspaces), "shuffled" (trained and judged on other pairs' answers), "none" (the corrupted run as it is).
+        Rows by variant, value the accuracy with its 95 % interval over held-out pairs: "subspace" (null and p: of the
+        random ones), "train" (on the pairs trained on), "whole" (all dimensions exchanged), "random" (mean of them),
+        "shuffled" (trained and judged on other pairs' answers), "none" (the corrupted run as it is).
 
     Raises:
         SiteError: no such site, or several layers or heads.
@@ -146,8 +144,7 @@ def distributed_alignment(
         TaskError: no such role, or too few random subspaces.
     """
     place = _place(model, site)
-    if n_random < LEAST_NULLS:
-        raise TaskError(f"{n_random} random subspaces are too few for a test; take {LEAST_NULLS} at least")
+    _enough(n_random)
     pairs = _Pairs(Case.of(model, task), place, role, batch_size)
     width, rng = pairs.base.shape[-1], np.random.default_rng(seed)
     if rank is not None and not 0 < rank <= width:
@@ -155,13 +152,10 @@ def distributed_alignment(
     n_test = round(held_out * len(task))
     if not 0 < n_test < len(task):
         raise SchemaError(f"held_out={held_out} of {len(task)} pairs leaves one side empty")
-    order = torch.from_numpy(rng.permutation(len(task)))
-    test, train = order[:n_test], order[n_test:]
-    own = torch.arange(len(task))
-    schedule = (steps, rate, batch_size)
-    basis, losses = _trained(pairs, train, own, rank, schedule, seed=seed)
-    deal = torch.from_numpy(rng.permutation(len(task)))
-    wrong_basis, _ = _trained(pairs, train, deal, basis.shape[1], schedule, seed=seed)
+    order, deal = (torch.from_numpy(rng.permutation(len(task))) for _ in range(2))
+    test, train, own = order[:n_test], order[n_test:], torch.arange(len(task))
+    basis, losses = _trained(pairs, train, own, rank, (steps, rate), seed=seed)
+    wrong_basis, _ = _trained(pairs, train, deal, basis.shape[1], (steps, rate), seed=seed)
     generator = torch.Generator().manual_seed(seed)
     random = [torch.linalg.qr(torch.randn(basis.shape, generator=generator)).Q for _ in range(n_random)]
     draws = np.stack([pairs.right(test, own, b) for b in random])
@@ -175,8 +169,7 @@ def distributed_alignment(
     }
     rows = [_row(place, name, *of, seed=seed) for name, of in variants.items()]
     null = draws.mean(1)
-    p = float(p_against_nulls(np.array(rows[0]["value"]), null))
-    rows[0] |= {"null": float(null.mean()), "p": p, "q": p}
+    rows[0] |= {"null": float(null.mean()), **dict.fromkeys("pq", p_against_nulls(rows[0]["value"], null))}
     return Alignment(basis, place, role, frame(rows, extra={"rank": "Int64"}), losses, {"method": "alignment-search"})
 
 
@@ -185,6 +178,11 @@ def exchanged(
 ) -> Float[Tensor, "*batch d"]:
     """base + (source - base) B diag(share) B^T."""
     return base + ((source - base) @ basis * share) @ basis.mT
+
+
+def _enough(n_random: int) -> None:
+    if n_random < LEAST_NULLS:
+        raise TaskError(f"{n_random} random subspaces are too few for a test; take {LEAST_NULLS} at least")
 
 
 def _place(model: Model, site: str | Site) -> Site:
@@ -263,10 +261,10 @@ class _Pairs:
 
 
 def _trained(
-    pairs: _Pairs, rows: Tensor, deal: Tensor, rank: int | None, schedule: tuple[int, float, int], *, seed: int
+    pairs: _Pairs, rows: Tensor, deal: Tensor, rank: int | None, schedule: tuple[int, float], *, seed: int
 ) -> tuple[Float[Tensor, "d rank"], tuple[float, ...]]:
     """A basis after so many steps of Adam, and the losses; with rank=None as wide as its learned boundary."""
-    steps, rate, batch_size = schedule
+    (steps, rate), batch_size = schedule, pairs.batch_size
     width = pairs.base.shape[-1]
     generator = torch.Generator().manual_seed(seed)
     free = torch.randn(width, rank or width, generator=generator).to(pairs.base.device, torch.float32).requires_grad_()

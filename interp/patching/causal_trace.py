@@ -95,20 +95,13 @@ def causal_tracing(
     places = _subjects(model, rows, subject)
     spread = _spread(model, rows, places) if sd is None else float(sd)
     longest = int(batch.mask.sum(1).max())
-    single = len(rows) == 1
     layers = [i for i in model.info.layers_of(Site(kind)) if i is not None]
-    patched = np.full((len(layers), longest, n_noise if single else len(rows)), np.nan)
-    base, other = np.full(patched.shape[2], np.nan), np.full(patched.shape[2], np.nan)
-    for b, (own, where) in enumerate(zip(rows, places, strict=True)):
-        noise = torch.zeros(n_noise, own.shape[1], model.info.d_model)
-        generator = torch.Generator().manual_seed(seed + b)
-        noise[:, where] = spread * torch.randn(n_noise, len(where), model.info.d_model, generator=generator)
-        trace = _Trace(model, own, noise, int(ids[b]), kind, layers)
-        values = np.stack([trace.restored(i, window, batch_size) for i in range(len(layers))])
-        slot: Any = slice(None) if single else b
-        patched[:, : own.shape[1], slot] = values if single else values.mean(-1)
-        base[slot], other[slot] = trace.noised if single else trace.noised.mean(), trace.clean
-    statistics = effects(patched.reshape(-1, patched.shape[2]), base, other, seed=seed)
+    traces = [
+        _Trace(model, own, _noise(own, where, model.info.d_model, spread, n_noise, seed + b), int(ids[b]), kind, layers)
+        for b, (own, where) in enumerate(zip(rows, places, strict=True))
+    ]
+    patched, base, other = _values(traces, window, batch_size, longest)
+    statistics = effects(patched, base, other, seed=seed)
     table = [
         {**_labels(model, kind, layers[i // longest], i % longest, rows), "mode": "denoising", **effect}
         for i, effect in enumerate(statistics)
@@ -116,6 +109,31 @@ def causal_tracing(
     data = {"task": "prompts of the caller's", "n_prompts": len(rows), "sha256": fingerprint([batch])}
     facts = {"method": "causal-tracing", "metric": "probability", "noise_sd": spread, "data": data, "subject": places}
     return Result(frame(table, extra=EXTRA), facts)
+
+
+def _noise(
+    ids: Tensor, where: Sequence[int], d_model: int, sd: float, n_noise: int, seed: int
+) -> Float[Tensor, "draw pos d_model"]:
+    """What is added to the embeddings of a prompt: Gaussian at the subject, nothing elsewhere."""
+    noise = torch.zeros(n_noise, ids.shape[1], d_model)
+    noise[:, where] = sd * torch.randn(n_noise, len(where), d_model, generator=torch.Generator().manual_seed(seed))
+    return noise
+
+
+def _values(
+    traces: Sequence[_Trace], window: int, batch_size: int, longest: int
+) -> tuple[Float[ndarray, "node unit"], Float[ndarray, " unit"], Float[ndarray, " unit"]]:
+    """p restored of every layer and position, p with noise, p clean; units are draws of one prompt, or prompts."""
+    one = len(traces) == 1
+    n_layers, n_units = len(traces[0].layers), traces[0].n if one else len(traces)
+    patched = np.full((n_layers, longest, n_units), np.nan)
+    base, other = np.full(n_units, np.nan), np.full(n_units, np.nan)
+    for b, trace in enumerate(traces):
+        values = np.stack([trace.restored(i, window, batch_size) for i in range(n_layers)])
+        slot: Any = slice(None) if one else b
+        patched[:, : trace.length, slot] = values if one else values.mean(-1)
+        base[slot], other[slot] = trace.noised if one else trace.noised.mean(), trace.clean
+    return patched.reshape(-1, n_units), base, other
 
 
 class _Trace:

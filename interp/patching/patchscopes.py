@@ -9,13 +9,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from interp.batch import Prompts
+from interp.batch import Batch, Prompts
 from interp.edits import Edit, Replace
 from interp.errors import SiteError, TaskError
 from interp.model import Model
 from interp.results.provenance import recorded
 from interp.sites import PER_HEAD, UNLAYERED, Site
-from interp.tasks import fingerprint
 
 
 @recorded
@@ -81,47 +80,33 @@ def patchscope(
             raise TaskError(f"{len(batch.ids)} {name} prompts; a patchscope is of one")
     layers = [layer] if isinstance(layer, int) else list(layer)
     ends = None if target_layer is None else [target_layer] if isinstance(target_layer, int) else list(target_layer)
-    pairs = [(i, j) for i in layers for j in ([i] if ends is None else ends)]
     sites = {i: Site(kind, i, position=position) for i in layers}
     acts = model.run(batches["source"], capture=list(sites.values()), stop=max(layers)).acts
-    options = {"max_new_tokens": new_tokens, "do_sample": False}
-    plain = _log_p(model, batches["target"], [])
-    said = _text(model, batches["target"], [], options)
+    plain, said = _outcome(model, batches["target"], [], new_tokens)
     rows: list[dict[str, Any]] = []
+    pairs = [(i, end) for i in layers for end in ([i] if ends is None else ends)]
     for i, j in pairs:
         value = acts[sites[i]] if translate is None else translate(acts[sites[i]])
         patch = [Replace(Site(kind, j, position=target_position), value)]
-        log_p = _log_p(model, batches["target"], patch)
-        text = _text(model, batches["target"], patch, options)
+        log_p, text = _outcome(model, batches["target"], patch, new_tokens)
         kl = float((log_p.exp() * (log_p - plain)).sum())
+        words = {"text": text, "control_text": said} if new_tokens else {}
         for rank, token in enumerate(log_p.topk(min(top, len(log_p))).indices.tolist()):
-            row = {
-                "layer": i,
-                "target_layer": j,
-                "rank": rank,
-                "token": token,
-                "token_text": None if model.tokenizer is None else str(model.tokenizer.decode([token])),
-                "p": float(log_p[token].exp()),
-                "control_p": float(plain[token].exp()),
-                "kl": kl,
-            }
-            rows.append(row | ({"text": text, "control_text": said} if new_tokens else {}))
-    table = pd.DataFrame(rows)
-    table.attrs["data"] = {"sha256": fingerprint(list(batches.values()))}
-    return table
+            name = None if model.tokenizer is None else str(model.tokenizer.decode([token]))
+            where = {"layer": i, "target_layer": j, "rank": rank, "token": token, "token_text": name}
+            chances = {"p": float(log_p[token].exp()), "control_p": float(plain[token].exp()), "kl": kl}
+            rows.append({**where, **chances, **words})
+    return pd.DataFrame(rows)
 
 
-def _log_p(model: Model, batch: Any, edits: Sequence[Edit]) -> Tensor:
-    """log p of the token that follows the prompt."""
+def _outcome(model: Model, batch: Batch, edits: Sequence[Edit], new_tokens: int) -> tuple[Tensor, str | list[int]]:
+    """log p of the token that follows the prompt, and what is generated; ids where there is no tokenizer."""
     logits = model.run(batch, edits=edits).logits
     assert logits is not None  # the run has no `stop`
     end = int(batch.mask[0].nonzero().max())
-    return logits[0, end].float().log_softmax(-1).cpu()
-
-
-def _text(model: Model, batch: Any, edits: Sequence[Edit], options: dict[str, Any]) -> str | list[int]:
-    """What is generated behind the prompt; ids where there is no tokenizer."""
-    if not options["max_new_tokens"]:
-        return ""
-    ids = torch.as_tensor(model.generate(batch, edits=edits, **options))[0, batch.ids.shape[1] :].tolist()
-    return ids if model.tokenizer is None else str(model.tokenizer.decode(ids))
+    log_p = logits[0, end].float().log_softmax(-1).cpu()
+    if not new_tokens:
+        return log_p, ""
+    ids = torch.as_tensor(model.generate(batch, edits=edits, max_new_tokens=new_tokens, do_sample=False))
+    new = ids[0, batch.ids.shape[1] :].tolist()
+    return log_p, new if model.tokenizer is None else str(model.tokenizer.decode(new))

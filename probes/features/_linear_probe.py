@@ -115,25 +115,24 @@ def linear_probe(
 ) -> LinearProbes:
     """Share of held-out prompts whose label a linear map of the activation gives; R^2 where labels are numbers.
 
-    One probe per layer (and head) that `site` means and per position: logistic regression for labels that are names or
-    integers, ridge regression for floats, on standardised activations. Selectivity is the value less that of the same
-    probe on random labels (Hewitt & Liang 2019, arXiv 1909.03368): one label drawn per type, the same wherever the type
-    stands. A probe that finds a label says that it can be read off there, not that the model reads it: add its
-    direction, or ablate it (`Probe.add`, `Probe.ablate`), and see whether anything changes.
+    One probe per layer (and head) that `site` means and per position: logistic regression for names and integers, ridge
+    regression for floats, on standardised activations. Selectivity is the value less that of the same probe on random
+    labels (Hewitt & Liang 2019, arXiv 1909.03368): one label drawn per type, the same wherever the type stands. That a
+    label can be read off says nothing of whether the model reads it: add the probe's direction, or ablate it
+    (`Probe.add`, `Probe.ablate`), and see what changes.
 
     Args:
         model: any backend.
-        prompts: as many as labels; a prompt that stands several times is split like any other, so leave doubles out.
+        prompts: as many as labels; leave doubles out: they may stand on both sides of the split.
         labels: one per prompt; with position=None one list per prompt, a label for each real token.
-        site: whose activations, of the layers and the head that it names, or of all: "resid_post", "L3.mlp_post",
-            "z" (each head alone), "L2H5.z".
+        site: of one or all layers and heads: "resid_post", "L3.mlp_post", "z" (each head alone), "L2H5.z".
         position: token of each prompt, counted from its start or (negative) its end; several, each with a probe of its
             own; None: every token is an example.
         penalty: "l2", or "l1" for a sparse probe.
         strength: of the penalty.
         features: a sparse probe on the k features whose variance the label explains most of (in training prompts).
-        types: what random labels are drawn for, in the shape of `labels`; the word itself, say. Without, the whole
-            prompt (and the token in it): nothing that a probe could memorise from other prompts.
+        types: what random labels are drawn for, in the shape of `labels`; the word itself, say. Without, each prompt
+            (or token) has one of its own: nothing that could be memorised.
         held_out: share of prompts that are not fitted on.
         n_controls: draws of random labels; five at least.
         batch_size: prompts of a forward.
@@ -142,8 +141,9 @@ def linear_probe(
 
     Returns:
         Rows with value (held-out accuracy, or R^2) and its 95 % interval over prompts, null (mean over random labels),
-        p and q (value against the draws of random labels), selectivity = value - null (null not below 0 for R^2), chance (share of the commonest
-        training label among those held out; 0 for R^2), train (value on what was fitted), features (weights not zero).
+        p and q (value against the draws of random labels), selectivity = value - null (null not below 0 for R^2),
+        chance (share of the commonest training label among those held out; 0 for R^2), train (value on what was
+        fitted), features (weights not zero).
 
     Raises:
         TaskError: another number of labels than of prompts, or one class alone in training.
@@ -162,36 +162,68 @@ def linear_probe(
         raise TaskError(f"{n_controls} draws of random labels are too few for a test; take {LEAST_NULLS} at least")
     recipe = Recipe(penalty, strength, features)
     batch, sites = model.batch(prompts), _sites(model, site)
-    columns = _columns(batch, position)
     y, groups, kinds = _examples(batch, labels, types, every=position is None)
-    classes = encoded(y)[1]
     test = split(groups, held_out, seed=seed)
-    if classes and len(np.unique(y[~test])) < 2:
-        raise TaskError("the prompts fitted on have one label alone; give more prompts, of both kinds")
-    draws = _random_labels(y, kinds, n_controls, seed=seed)
-    acts = _activations(model, batch, sites, columns, batch_size)
+    sample = _Sample(y, groups, test, _random_labels(y, kinds, n_controls, seed=seed), recipe, seed)
+    classes = sample.classes
+    acts = _activations(model, batch, sites, _columns(batch, position), batch_size)
     positions = [None] if position is None else [position] if isinstance(position, int) else list(position)
-    probes, rows, nulls = [], [], []
-    for place, whole in acts.items():
-        for i, at in enumerate(positions):
-            x = (whole[batch.mask.cpu()] if at is None else whole[:, i]).double().numpy()
-            own = {"site": place, "position": at, "seed": seed}
-            probe = fit(x[~test], y[~test], recipe, **own)
-            fits = [fit(x[~test], c[~test], recipe, **own) for c in draws]
-            control = [_score(f, x[test], c[test], _centre(c, test))[0] for f, c in zip(fits, draws, strict=True)]
-            probes.append(probe)
-            nulls.append(control)
-            rows.append(_row(probe, x, y, test, groups, seed=seed) | {"null": float(np.mean(control))})
+    outcomes = [
+        sample.probe((whole[batch.mask.cpu()] if at is None else whole[:, i]).double().numpy(), place, at)
+        for place, whole in acts.items()
+        for i, at in enumerate(positions)
+    ]
+    probes, rows, controls = zip(*outcomes, strict=True)
+    data = {"task": "labels of the caller's", "n_prompts": len(batch.ids), "sha256": fingerprint([batch])}
+    facts = {"data": data, "method": "linear-probe", "classes": list(map(str, classes))}
+    return LinearProbes(_table(rows, np.array(controls).T, bool(classes)), probes, facts)
+
+
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    """Labels and prompts of the examples, which are held out, random labels, and how probes are fitted."""
+
+    y: ndarray
+    groups: ndarray
+    test: ndarray
+    draws: list[ndarray]
+    recipe: Recipe
+    seed: int
+
+    @property
+    def classes(self) -> tuple[Any, ...]:
+        """Labels that there are; empty where they are numbers.
+
+        Raises:
+            TaskError: the examples fitted on have one alone.
+        """
+        found = encoded(self.y)[1]
+        if found and len(np.unique(self.y[~self.test])) < 2:
+            raise TaskError("the prompts fitted on have one label alone; give more prompts, of both kinds")
+        return found
+
+    def probe(self, x: ndarray, site: Site, position: int | None) -> tuple[Probe, dict[str, Any], list[float]]:
+        """The probe of a place, its row, and the values of random labels there."""
+        fits = [self._fit(x, labels, site, position) for labels in (self.y, *self.draws)]
+        pairs = zip(fits[1:], self.draws, strict=True)
+        control = [_score(f, x[self.test], c[self.test], _centre(c, self.test))[0] for f, c in pairs]
+        row = _row(fits[0], x, self.y, self.test, self.groups, seed=self.seed)
+        return fits[0], row | {"null": float(np.mean(control))}, control
+
+    def _fit(self, x: ndarray, labels: ndarray, site: Site, position: int | None) -> Probe:
+        own = {"site": site, "position": position, "seed": self.seed}
+        return fit(x[~self.test], labels[~self.test], self.recipe, **own)
+
+
+def _table(rows: Sequence[dict[str, Any]], controls: Float[ndarray, "draw probe"], classes: bool) -> pd.DataFrame:
+    """The rows with their tests against random labels."""
     values = np.array([row["value"] for row in rows])
-    p = p_against_nulls(values, np.array(nulls).T)
+    p = p_against_nulls(values, controls)
     q = benjamini_hochberg(p)
     # R^2 of a map that fits nothing is below zero as often as it likes; to be less bad than that is no selectivity
     floor = np.array([row["null"] if classes else max(row["null"], 0.0) for row in rows])
     extra = [{"p": a, "q": b, "selectivity": s} for a, b, s in zip(p, q, values - floor, strict=True)]
-    data = {"task": "labels of the caller's", "n_prompts": len(batch.ids), "sha256": fingerprint([batch])}
-    own_facts = {"data": data, "method": "linear-probe", "classes": list(map(str, classes))}
-    table = frame([{**row, **more} for row, more in zip(rows, extra, strict=True)], extra=EXTRA)
-    return LinearProbes(table, tuple(probes), own_facts)
+    return frame([{**row, **more} for row, more in zip(rows, extra, strict=True)], extra=EXTRA)
 
 
 def _sites(model: Model, site: str | Site) -> list[Site]:

@@ -90,6 +90,8 @@ def test_a_width_that_brings_nothing_is_given_up_at_its_rate(planted):
     )
     assert found.rank == round((0.5 - 8 * 0.05) * 112)
     assert found.rows["rank"].iloc[0] == found.basis.shape[1] == found.rank
+    assert found.exchange(torch.zeros(2, 112), torch.ones(2, 112)).shape == (2, 112)
+    assert_close(found.angles(found.basis[:, :2].T), torch.zeros(2), atol=0.1, rtol=0)
     assert found.rows.set_index("variant")["value"][["subspace", "whole", "none"]].eq(0).all()
 
 

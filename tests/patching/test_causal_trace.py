@@ -19,20 +19,20 @@ def rows():
     return torch.randint(3, 64, (2, 6), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize(("kind", "window", "together"), [("resid_post", 1, [1]), ("mlp_out", 2, [0, 1])])
+@pytest.mark.parametrize(("kind", "window", "together"), [("resid_post", 1, [0]), ("mlp_out", 2, [0, 1])])
 def test_values_are_those_of_plain_runs(rows, kind, window, together):
     model, ids = tiny("gpt2"), rows[:1]
     found = causal_tracing(model, ids, 9, subject=[1, 2], kind=kind, window=window, sd=2.0, n_noise=3, batch_size=7)
     noise = torch.zeros(3, 6, 64)
     noise[:, [1, 2]] = 2 * torch.randn(3, 2, 64, generator=torch.Generator().manual_seed(0))
     noisy = [Add("embed", noise)]
-    layer = 1 if window == 1 else 0
     states = model.run(ids, capture=[kind])
-    back = [Replace(f"L{i}.{kind}", states[f"L{i}.{kind}"][0, 2], positions=2) for i in together]
+    at = 2 if kind == "resid_post" else 5  # the last layer is of use at the end alone
+    back = [Replace(f"L{i}.{kind}", states[f"L{i}.{kind}"][0, at], positions=at) for i in together]
     clean, noised, restored = (
         model.run(ids.repeat(3, 1), edits=e).logits[:, -1].softmax(-1)[:, 9] for e in ([], noisy, [*noisy, *back])
     )
-    row = found.table[(found.table["layer"] == layer) & (found.table["position"] == 2)].iloc[0]
+    row = found.table[(found.table["layer"] == 0) & (found.table["position"] == at)].iloc[0]
     assert row["patched"] == pytest.approx(float(restored.mean()), abs=1e-6)
     assert row["base"] == pytest.approx(float(noised.mean()), abs=1e-6)
     assert row["other"] == pytest.approx(float(clean.mean()), abs=1e-6)
@@ -93,15 +93,16 @@ def test_a_patchscope_is_a_run_with_one_vector_replaced(rows):
     )
     assert list(found["target_layer"]) == [0, 0, 1, 1]
     value = model.run(source, capture=["L0.resid_post"])["L0.resid_post"][:, 2]
-    edits = [Replace("L1.resid_post", value, positions=1)]
+    edits = [Replace("L0.resid_post", value, positions=1)]
     p, plain = (model.run(target, edits=e).logits[0, -1].softmax(-1) for e in (edits, []))
-    row = found.iloc[3]
+    row = found.iloc[1]
     assert row["token"] == int(p.topk(2).indices[1])
     assert (row["p"], row["control_p"]) == (
         pytest.approx(float(p[row["token"]])),
         pytest.approx(float(plain[row["token"]])),
     )
-    assert row["kl"] == pytest.approx(float((p * (p / plain).log()).sum()), abs=1e-6)
+    assert row["kl"] == pytest.approx(float((p * (p / plain).log()).sum()), rel=1e-3)
+    assert row["kl"] > 1e-3
     assert row["text"] == model.generate(target, edits=edits, max_new_tokens=2, do_sample=False)[0, 4:].tolist()
     assert row["control_text"] == model.generate(target, max_new_tokens=2, do_sample=False)[0, 4:].tolist()
     negated = patchscope(model, source, target, layer=1, translate=lambda x: -x)
