@@ -169,7 +169,7 @@ def distributed_alignment(
     }
     rows = [_row(place, name, *of, seed=seed) for name, of in variants.items()]
     null = draws.mean(1)
-    rows[0] |= {"null": float(null.mean()), **dict.fromkeys("pq", p_against_nulls(rows[0]["value"], null))}
+    rows[0] |= {"null": float(null.mean()), **dict.fromkeys("pq", p_against_nulls(np.array(rows[0]["value"]), null))}
     return Alignment(basis, place, role, frame(rows, extra={"rank": "Int64"}), losses, {"method": "alignment-search"})
 
 
@@ -212,9 +212,9 @@ class _Pairs:
             if bool((at < 0).any()):
                 raise TaskError(f"{case.task.name}: not every prompt has the role {role!r}; select those that have")
             rows = torch.arange(len(part), device=at.device)
-            reader = {site: lambda x: x[rows, at], entry: None}  # noqa: B023  (used at once)
-            corrupt = case.model.run(part.task.corrupt, capture=reader, stop=self.layer)
-            clean = case.model.run(part.task.clean, capture={site: reader[site]}, stop=self.layer)
+            here: Any = {site: lambda x: x[rows, at]}  # noqa: B023  (used at once)
+            corrupt = case.model.run(part.task.corrupt, capture=here | {entry: None}, stop=self.layer)
+            clean = case.model.run(part.task.clean, capture=here, stop=self.layer)
             base.append(corrupt[site])
             source.append(clean[site])
             width = case.task.clean.ids.shape[1]

@@ -38,7 +38,7 @@ class Spectrum:
 
     def __repr__(self) -> str:
         """One line."""
-        best = self.rows.loc[self.rows["value"].idxmax()]
+        best = self.rows.nlargest(1, "value").iloc[0]
         return f"<Spectrum of {self.basis.shape[1]} tokens: frequency {best['frequency']}, share {best['value']:.3g}>"
 
     def table(self) -> pd.DataFrame:

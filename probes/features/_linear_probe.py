@@ -160,8 +160,7 @@ def linear_probe(
     """
     if n_controls < LEAST_NULLS:
         raise TaskError(f"{n_controls} draws of random labels are too few for a test; take {LEAST_NULLS} at least")
-    recipe = Recipe(penalty, strength, features)
-    batch, sites = model.batch(prompts), _sites(model, site)
+    batch, sites, recipe = model.batch(prompts), _sites(model, site), Recipe(penalty, strength, features)
     y, groups, kinds = _examples(batch, labels, types, every=position is None)
     test = split(groups, held_out, seed=seed)
     sample = _Sample(y, groups, test, _random_labels(y, kinds, n_controls, seed=seed), recipe, seed)
@@ -254,9 +253,9 @@ def _examples(batch: Batch, labels: Any, types: Any, *, every: bool) -> tuple[nd
         kinds = prompt if types is None else np.unique(np.asarray(types), return_inverse=True)[1].ravel()
         return encoded(labels)[0], np.arange(n), kinds
     for what, values in (("labels", labels), ("types", types)):
-        wrong = [b for b in range(n) if values is not None and len(values[b]) < lengths[b]]
-        if wrong:
-            raise TaskError(f"{what} of prompt {wrong[0]}: {len(values[wrong[0]])} for {lengths[wrong[0]]} tokens")
+        for b, length in enumerate(lengths):
+            if values is not None and len(values[b]) < length:
+                raise TaskError(f"{what} of prompt {b}: {len(values[b])} for {length} tokens")
     y, groups = encoded(_flat(labels, lengths))[0], np.repeat(np.arange(n), lengths)
     kinds = np.arange(len(y)) if types is None else np.unique(_flat(types, lengths), return_inverse=True)[1].ravel()
     return y, groups, kinds

@@ -99,12 +99,13 @@ class Probe:
         """
         if label is None and len(self.classes) > 2:
             raise TaskError(f"the probe tells {len(self.classes)} labels apart; name the one whose direction is meant")
+        sign = -1 if self.classes and label is not None and label == self.classes[0] else 1
         if label is not None and label not in self.classes:
             raise TaskError(f"no label {label!r}; the probe knows {', '.join(map(repr, self.classes))}")
         if len(self.classes) > 2:
             row = self.weights[self.classes.index(label)] - self.weights.mean(0)
         else:
-            row = self.weights[0] * (-1 if label is not None and label == self.classes[0] else 1)
+            row = self.weights[0] * sign
         return row / row.norm().clamp(min=torch.finfo(row.dtype).tiny)
 
     def add(self, strength: float, label: Any = None, *, positions: Any = None) -> list[Edit]:
