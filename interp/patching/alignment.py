@@ -212,11 +212,10 @@ class _Pairs:
             if bool((at < 0).any()):
                 raise TaskError(f"{case.task.name}: not every prompt has the role {role!r}; select those that have")
             rows = torch.arange(len(part), device=at.device)
-            here: Any = {site: lambda x: x[rows, at]}  # noqa: B023  (used at once)
-            corrupt = case.model.run(part.task.corrupt, capture=here | {entry: None}, stop=self.layer)
-            clean = case.model.run(part.task.clean, capture=here, stop=self.layer)
-            base.append(corrupt[site])
-            source.append(clean[site])
+            corrupt = case.model.run(part.task.corrupt, capture=[site, entry], stop=self.layer)  # they may be one
+            clean = case.model.run(part.task.clean, capture=[site], stop=self.layer)
+            base.append(corrupt[site][rows.to(corrupt[site].device), at.to(corrupt[site].device)])
+            source.append(clean[site][rows.to(clean[site].device), at.to(clean[site].device)])
             width = case.task.clean.ids.shape[1]
             resid.append(torch.nn.functional.pad(corrupt[entry], (0, 0, 0, width - corrupt[entry].shape[1])))
         self.base, self.source, self.resid = (torch.cat(x) for x in (base, source, resid))
