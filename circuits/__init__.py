@@ -24,6 +24,7 @@ _HOME = {
     "activation_patching": "interp.patching.activations",
     "agreement": "circuits.evaluation.scoreboard",
     "all_edges_exact": "circuits.patching.paths",
+    "causal_tracing": "interp.patching.causal_trace",
     "circuit": "circuits.find",
     "circuit_method": "circuits.methods",
     "circuit_methods": "circuits.methods",
@@ -31,6 +32,7 @@ _HOME = {
     "contextual_decomposition": "circuits.search.cdt",
     "cross_faithfulness": "circuits.evaluation.reuse",
     "curve": "circuits.evaluation._curve",
+    "distributed_alignment": "interp.patching.alignment",
     "edge_attribution": "circuits.attribution.edge_gradients",
     "edge_pruning": "circuits.search.pruning",
     "faithfulness": "circuits.evaluation._faithfulness",
@@ -40,6 +42,7 @@ _HOME = {
     "minimality": "circuits.evaluation._minimality",
     "node_attribution": "interp.patching.nodes",
     "overlap": "circuits.evaluation.reuse",
+    "patchscope": "interp.patching.patchscopes",
     "path_patching": "circuits.patching.paths",
     "plan": "circuits.attribution.cost",
     "planted": "circuits.evaluation.truth",
@@ -90,7 +93,10 @@ if TYPE_CHECKING:
     from circuits.wiring.case import Case as Case
     from circuits.wiring.edges import run_edges as run_edges
     from interp.patching.activations import activation_patching as activation_patching
+    from interp.patching.alignment import distributed_alignment as distributed_alignment
+    from interp.patching.causal_trace import causal_tracing as causal_tracing
     from interp.patching.nodes import node_attribution as node_attribution
+    from interp.patching.patchscopes import patchscope as patchscope
 
 __all__ = [
     "Case",
@@ -101,6 +107,7 @@ __all__ = [
     "activation_patching",
     "agreement",
     "all_edges_exact",
+    "causal_tracing",
     "circuit",
     "circuit_method",
     "circuit_methods",
@@ -108,6 +115,7 @@ __all__ = [
     "contextual_decomposition",
     "cross_faithfulness",
     "curve",
+    "distributed_alignment",
     "edge_attribution",
     "edge_pruning",
     "faithfulness",
@@ -117,6 +125,7 @@ __all__ = [
     "minimality",
     "node_attribution",
     "overlap",
+    "patchscope",
     "path_patching",
     "plan",
     "planted",

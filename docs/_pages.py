@@ -40,6 +40,7 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "interp.weights.stream",
             "interp.decompose.embeddings",
             "interp.decompose",
+            "interp.lenses",
         ),
     ),
     "tasks": (
@@ -97,7 +98,14 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "probes": (
         "Probes",
         "What does one component do? Most of these are analyses, and run by name.",
-        ("probes.heads", "probes.attention", "probes.relevance", "probes.effects", "probes.sinks"),
+        (
+            "probes.heads",
+            "probes.attention",
+            "probes.relevance",
+            "probes.effects",
+            "probes.sinks",
+            "probes.features",
+        ),
     ),
     "circuits": (
         "Circuits",
@@ -118,6 +126,9 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "circuits.search._acdc",
             "circuits.search.pruning",
             "interp.patching.activations",
+            "interp.patching.causal_trace",
+            "interp.patching.alignment",
+            "interp.patching.patchscopes",
             "interp.patching.case",
             "interp.patching.readout",
             "interp.patching.metric_gradients",

@@ -31,6 +31,8 @@ _HOME = {
     "atlas": "interp.studies.atlas",
     "attribute": "interp.decompose",
     "logit_lens": "interp.decompose",
+    "jacobian_lens": "interp.lenses",
+    "tuned_lens": "interp.lenses",
     "attention_view": "interp.reports.viewer",
     "report": "interp.reports",
     "pattern_view": "interp.reports.viewer",
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
     from interp.edits import Ablate as Ablate
     from interp.edits import ablate_heads as ablate_heads
     from interp.errors import InterpError as InterpError
+    from interp.lenses import jacobian_lens as jacobian_lens
+    from interp.lenses import tuned_lens as tuned_lens
     from interp.loading.load import load as load
     from interp.measurement.registry import analyses as analyses
     from interp.measurement.registry import analysis as analysis
@@ -82,12 +86,14 @@ __all__ = [
     "attention_view",
     "attribute",
     "detect",
+    "jacobian_lens",
     "load",
     "logit_lens",
     "pair",
     "pattern_view",
     "report",
     "task",
+    "tuned_lens",
 ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -21,15 +21,18 @@ from interp.shapes import brief
 from interp.sites import Site
 from interp.tokens.texts import token_texts
 
+Translate = Callable[[int, Tensor], Tensor]
+"""From a layer and the stream after it to a stream in the last layer's terms."""
 ENTRIES = 2**26  # of logits made at one time
 
 
-@torch.no_grad()
-def read_out(model: Model, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
+def read_out(
+    model: Model, resid: Float[Tensor, "*batch d_model"], *, gradients: bool = False
+) -> Float[Tensor, "*batch d_vocab"]:
     """Logits of a residual stream, taken for that before the final norm: all that the model does from there on.
 
     The model itself does it: each vector goes in as a prompt of one token at the last layer, whose output it replaces.
-    Edits in force rest, but for those of the logits.
+    Edits in force rest, but for those of the logits. With `gradients` they reach the vectors.
 
     Raises:
         SiteError: vectors of another width than the stream's, or none; an edit of the logits of some tokens alone.
@@ -46,7 +49,8 @@ def read_out(model: Model, resid: Float[Tensor, "*batch d_model"]) -> Float[Tens
         ids = torch.zeros(len(rows), 1, dtype=torch.long)
         batch = Batch(ids, torch.ones_like(ids, dtype=torch.bool))
         with model.resting():
-            run = model.run(batch, start=(last, rows), edits=[Replace(Site("resid_post", last), rows), *ends])
+            edits = [Replace(Site("resid_post", last), rows), *ends]
+            run = model.run(batch, start=(last, rows.detach()), edits=edits, gradients=gradients)
         assert run.logits is not None  # the run has no `stop`
         parts.append(run.logits[:, 0])
     return torch.cat(parts).reshape(*resid.shape[:-1], -1)
@@ -116,6 +120,7 @@ def logit_lens(
     positions: int | Sequence[int] | None = None,
     answer: Answers | None = None,
     top: int = 5,
+    translate: Translate | None = None,
     edits: Sequence[Edit] = (),
 ) -> LogitLens:
     """softmax(cap(W_U norm(resid_post[l]))): the next-token distribution read off after each layer.
@@ -130,6 +135,8 @@ def logit_lens(
         positions: of real tokens, counted from the prompt's start or (negative) its end; None for all.
         answer: an id, a text of one token, or one per prompt; of several per prompt the first counts.
         top: likeliest tokens kept.
+        translate: (layer, stream [batch pos d_model]) -> stream that is read in its place, such as a lens of
+            `interp.lenses`.
         edits: changes under which the model runs; the read-out itself is the model's own.
 
     Raises:
@@ -144,7 +151,9 @@ def logit_lens(
     assert run.logits is not None  # the run has no `stop`
     final = run.logits[rows, at].float().log_softmax(-1)
     ids = None if answer is None else token_ids(model, answer, len(at))[:, :1].to(at.device)
-    readings = [_layer_readout(model, run.acts[site], final, ids, min(top, model.info.d_vocab)) for site in sites]
+    acts = zip(layers, (run.acts[s] for s in sites), strict=True)
+    streams = [x if translate is None else translate(i, x) for i, x in acts]
+    readings = [_layer_readout(model, resid, final, ids, min(top, model.info.d_vocab)) for resid in streams]
     top_ids, top_p, kl, p, rank = (torch.stack(x).cpu() for x in zip(*readings, strict=True))
     top_tokens = top_ids.unique().tolist() if model.tokenizer is not None else []
     texts = dict(zip(top_tokens, token_texts(top_tokens, model.tokenizer), strict=True))

@@ -42,6 +42,7 @@ _figures: dict[str, tuple[Draw, Mapping[str, Draw]]] = {
     "activation_patching": (effects, {}),
     "node_attribution": (effects, {}),
     "path_patching": (effects, {}),
+    "causal_tracing": (effects, {}),
     "role_faithfulness": (dots, {}),
 }
 
