@@ -8,6 +8,7 @@ from interp.dictionaries._load import load
 from interp.dictionaries.activations import BatchTopK, Gated, GroupMax, JumpReLU, Normalisation, ReLU, TopK
 from interp.dictionaries.check import Quality, check, quality
 from interp.dictionaries.dictionary import Dictionaries, Dictionary
+from interp.dictionaries.features import Features, Record, features, pushed_logits, top_examples
 from interp.dictionaries.formats.circuit_tracer import write as write_circuit_tracer
 from interp.dictionaries.formats.registry import FORMATS
 from interp.dictionaries.formats.saelens import write as write_saelens
@@ -20,20 +21,25 @@ __all__ = [
     "Dictionaries",
     "Dictionary",
     "FeatureEdit",
+    "Features",
     "Gated",
     "GroupMax",
     "JumpReLU",
     "Normalisation",
     "Quality",
     "ReLU",
+    "Record",
     "Scaled",
     "Splice",
     "Steer",
     "TopK",
     "ablate_features",
     "check",
+    "features",
     "load",
+    "pushed_logits",
     "quality",
+    "top_examples",
     "write_circuit_tracer",
     "write_saelens",
 ]
