@@ -35,17 +35,14 @@ NORMALISATIONS = {
     "expected_average_only_in": "scale",
 }
 RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index", "activation_fn_str": "activation_fn"}
-OWN = (
-    "d_in",
-    "d_sae",
-    "d_out",
-    "dtype",
-    "device",
-    "apply_b_dec_to_input",
-    "normalize_activations",
-    "architecture",
-    "k",
+OWN = set(
+    """
+    d_in d_sae d_out dtype device apply_b_dec_to_input normalize_activations architecture k reshape_activations
+    rescale_acts_by_decoder_norm activation_fn activation_fn_kwargs finetuning_scaling_factor
+    hook_name hook_name_out hook_head_index hook_head_index_out hook_layer sae_lens_version
+    """.split()
 )
+"""Entries that are said by the dictionary itself."""
 
 
 def read(folder: Folder) -> Dictionary:
