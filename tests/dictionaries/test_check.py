@@ -1,5 +1,6 @@
 """What a dictionary is worth in a model, by hand; a dictionary of another site, normalisation or model is refused."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from hub_server import Repository, serving
 from tiny_models import ragged, tiny
 from torch.nn.functional import cross_entropy
 
-from interp.dictionaries import Normalisation, check, load, quality, write_saelens
+from interp.dictionaries import Dictionary, JumpReLU, Normalisation, check, load, quality, write_saelens
 from interp.edits import Replace
 from interp.errors import ModelLoadError, SchemaError
 from interp.sites import Site
@@ -101,22 +102,25 @@ def test_what_is_not_as_claimed_is_refused_with_the_numbers(options, claims, mes
         assert load(folder, model, prompts=EVEN, measure=False).n_features == 2 * RANK
 
 
-def test_a_wrong_normalisation_is_refused_and_the_right_one_named(tmp_path):
-    model, site = tiny("llama"), "L0.resid_post"
-    d = random_dictionary(site)
-    w_enc, w_dec, b_enc, b_dec = principal(model, site, EVEN, RANK, normalised=True)
-    right = type(d)(w_enc, w_dec, b_enc, 0 * b_dec, normalisation=Normalisation("layer_norm")).at(site)
-    wrong = type(d)(w_enc, w_dec, b_enc + 5, 0 * b_dec, normalisation=Normalisation("none")).at(site)
-    write_saelens(right, tmp_path / "right")
-    assert load(tmp_path / "right", model, prompts=EVEN).normalisation.kind == "layer_norm"
-    write_saelens(wrong, tmp_path / "wrong")
-    with pytest.raises(ModelLoadError, match="less of the variance at L0.resid_post than the mean alone"):
-        load(tmp_path / "wrong", model, prompts=EVEN)
-    small = 100 * torch.ones(())
-    scaled = type(d)(w_enc * small, w_dec, b_enc, b_dec).at(site)
-    write_saelens(scaled, tmp_path / "scaled")
-    with pytest.raises(ModelLoadError, match=r"than the mean alone \(-"):
-        load(tmp_path / "scaled", model, prompts=EVEN)
+def test_a_wrong_normalisation_is_refused_and_one_that_fits_named(tmp_path):
+    """Embeddings are a tenth as long as what the dictionary was made on, and stay below its thresholds."""
+    model, site = tiny("llama"), "embed"
+    w_enc, w_dec, b_enc, b_dec = principal(model, site, EVEN, 40, normalised=True)
+    parts = {"w_enc": w_enc, "w_dec": w_dec, "b_enc": b_enc, "b_dec": b_dec, "centred": True}
+    right = Dictionary(**parts, activation=JumpReLU(torch.full((80,), 1.0)), normalisation=Normalisation("layer_norm"))
+    write_saelens(right.at(site), tmp_path)
+    found = check(model, load(tmp_path, model, prompts=EVEN), EVEN)
+    assert found.fve[Site("embed")] > 0.5
+    for name in ("none", "expected_average_only_in"):
+        config = json.loads((tmp_path / "cfg.json").read_text()) | {"normalize_activations": name}
+        (tmp_path / "cfg.json").write_text(json.dumps(config))
+        with pytest.raises(
+            ModelLoadError, match=r"than the mean alone \(-.* with normalisation \w+(, scale=8.*)? it"
+        ) as refusal:
+            load(tmp_path, model, prompts=EVEN)
+        assert float(str(refusal.value).split("would explain ")[1][:5]) >= 0.99 * found.fve[Site("embed")]
+    scale = 8 / float(model.run(EVEN, capture=[site])[site][:, 1:].norm(dim=-1).mean())
+    assert load(tmp_path, model, prompts=EVEN, scale=scale).normalisation == Normalisation("scale", scale=scale)
 
 
 def test_widths_and_prompts():
