@@ -200,7 +200,7 @@ FOLDERS = {
     "tests/bench": "speed and memory against peers, run by `interp bench`, never by `make test`",
     "tests/bench/results": "what they measured, one CSV a case",
     "tests/browser": "report, viewer and circuit page in a real browser",
-    "tests/dictionaries/samples/**": "small files of dictionaries that other packages wrote, with what these make of them",
+    "tests/dictionaries/samples/**": "files of dictionaries that other packages wrote, with what they make of them",
     "tests/gpu": "what needs a CUDA device",
     "tests/large": "models that are spread over devices or processes, and bounds on memory",
     "tests/laws": "identities that hold for any model, on tiny models of many architectures",

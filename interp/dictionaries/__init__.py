@@ -6,9 +6,9 @@ model.run(prompts, edits=[Splice(sae, Clamp(17, 0.0))])
 
 from interp.dictionaries._load import load
 from interp.dictionaries.activations import BatchTopK, Gated, GroupMax, JumpReLU, Normalisation, ReLU, TopK
-from interp.dictionaries.check import Quality, check, quality
+from interp.dictionaries.activity import Features, Record, features, pushed_logits, top_examples
 from interp.dictionaries.dictionary import Dictionaries, Dictionary
-from interp.dictionaries.features import Features, Record, features, pushed_logits, top_examples
+from interp.dictionaries.fit import Quality, check, quality
 from interp.dictionaries.formats.circuit_tracer import write as write_circuit_tracer
 from interp.dictionaries.formats.registry import FORMATS
 from interp.dictionaries.formats.saelens import write as write_saelens

@@ -9,8 +9,8 @@ import torch
 
 from interp.batch import Prompts
 from interp.dictionaries.activations import Normalisation
-from interp.dictionaries.check import check
 from interp.dictionaries.dictionary import Dictionaries, Dictionary
+from interp.dictionaries.fit import check
 from interp.dictionaries.formats.folder import Folder
 from interp.dictionaries.formats.registry import read
 from interp.errors import ModelLoadError, SiteError

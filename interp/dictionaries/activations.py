@@ -20,7 +20,7 @@ EPS = 1e-5  # of SAELens's layer norm
 class Activation:
     """What makes features of a = x W and a bias b; each kind is a subclass."""
 
-    def __call__(self, a: Float[Tensor, "*batch feature"], b: Float[Tensor, " feature"]) -> Tensor:
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         """Features [... feature]."""
         raise NotImplementedError
 

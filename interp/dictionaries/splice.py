@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interp.dictionaries.dictionary import Dictionaries, Dictionary
-from interp.edits.values import Apply, Edit, Positions
+from interp.edits.values import Apply, Edit, Positions, Rows
 from interp.edits.where import column_mask, row_index
 from interp.errors import SiteError
 from interp.several import several
@@ -25,15 +25,17 @@ class FeatureEdit:
     Attributes:
         feature: a feature, or several. value: what it is set to, or what is added.
         member: of which dictionary of a set, by number.
-        positions: tokens of the prompt, written as in `interp.edits.Edit`; None: every token, generated ones too.
+        rows: batch rows, written as in `interp.edits.Edit`; None: all of them.
+        positions: tokens of the prompt, written likewise; None: every token, generated ones too.
     """
 
     feature: int | Sequence[int]
     value: float = 0.0
     member: int = 0
+    rows: Rows = None
     positions: Positions = None
 
-    def of(self, f: Float[Tensor, "*batch chosen"]) -> Float[Tensor, "*batch chosen"]:
+    def of(self, f: Tensor) -> Tensor:
         """The features chosen after the change."""
         raise NotImplementedError
 
@@ -115,10 +117,9 @@ class Splice(Apply):
         """A reader at each site that is read, and a writer at each that is written to."""
         through = _Passage(self)
         name = f"{self.dictionary!r}, {len(self.changes)} changes, {'with' if self.error else 'without'} error"
-        readers = [
-            _Part(_whole(d.site_in), through.reader(i), through, name) for i, d in enumerate(self.dictionary.members)
-        ]
-        return [*readers, *(_Part(_whole(site), through.writer(site), through, name) for site in through.sources)]
+        functions = [(d.site_in, through.reader(i)) for i, d in enumerate(self.dictionary.members)]
+        functions += [(site, through.writer(site)) for site in through.sources]
+        return [_Part(_whole(site), function, through, name) for site, function in functions]
 
 
 def ablate_features(dictionary: Dictionary | Dictionaries, feature: int | Sequence[int], **options: Any) -> Splice:
@@ -133,6 +134,13 @@ class _Part(Apply):
     through: _Passage
     splice: str
 
+    def __post_init__(self) -> None:
+        """Say of the rows and prompts of which batch the changes are, for those who make batches of their own."""
+        super().__post_init__()
+        for name, values in self.through.narrowed.items():
+            if values:
+                object.__setattr__(self, name, values[0])
+
     def begin(self, mask: Bool[Tensor, "batch prompt"], offset: int) -> None:
         self.through.begin(mask, offset)
 
@@ -146,6 +154,8 @@ class _Passage:
     def __init__(self, splice: Splice) -> None:
         self.members, self.error = splice.dictionary.members, splice.error
         self.changes = [[c for c in splice.changes if c.member == i] for i in range(len(self.members))]
+        of_prompts = [x for c in splice.changes if isinstance(x := c.positions, Tensor) and x.ndim]
+        self.narrowed = {"rows": [c.rows for c in splice.changes if c.rows is not None], "positions": of_prompts}
         self.sources: dict[Site, list[tuple[int, int]]] = {}
         for i, d in enumerate(self.members):
             for k, site in enumerate(d.sites_out):
@@ -202,16 +212,23 @@ class _Passage:
         for change in self.changes[i]:
             index = torch.as_tensor(change.feature, device=f.device).reshape(-1)
             new = change.of(f[..., index])
-            if change.positions is not None:
-                if len(self.mask) != len(f):
-                    raise SiteError(f"{site}: positions of {len(self.mask)} prompts; this pass has {len(f)}")
-                rows = row_index(None, len(f), site, self.mask.device)
-                chosen = column_mask(change.positions, site, self.mask, rows)[:, column : column + f.shape[1]]
-                wide = torch.zeros(f.shape[:2], dtype=torch.bool, device=f.device)
-                wide[:, : chosen.shape[1]] = chosen
-                new = torch.where(wide[..., None], new, f[..., index])
+            if change.rows is not None or change.positions is not None:
+                new = torch.where(self._points(change, site, f, column)[..., None], new, f[..., index])
             f = f.index_copy(-1, index, new)
         return f
+
+    def _points(self, change: FeatureEdit, site: Site, f: Tensor, column: int) -> Tensor:
+        """Rows and columns meant by a change, [batch pos]; of tokens after the prompt, positions mean none."""
+        if len(self.mask) != len(f):
+            raise SiteError(f"{site}: the change is for a batch of {len(self.mask)} rows; this pass has {len(f)}")
+        rows = row_index(change.rows, len(f), site, self.mask.device)
+        points = torch.zeros(f.shape[:2], dtype=torch.bool, device=f.device)
+        if change.positions is None:
+            points[rows] = True
+            return points
+        chosen = column_mask(change.positions, site, self.mask, rows)[:, column : column + f.shape[1]]
+        points[rows, : chosen.shape[1]] = chosen.to(f.device)
+        return points
 
 
 def _alone(x: Tensor) -> Tensor:

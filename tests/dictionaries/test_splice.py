@@ -19,7 +19,7 @@ from interp.dictionaries import (
     TopK,
     ablate_features,
 )
-from interp.edits import Ablate, Apply, Replace
+from interp.edits import Ablate, Apply, Replace, refuse_rows
 from interp.errors import SchemaError, SiteError
 from interp.sites import Site
 
@@ -57,7 +57,7 @@ def test_with_the_error_nothing_changes_and_without_it_the_output_is_what_is_dec
     d = mixed(model)
     sites = [*(m.site_in for m in d), Site("mlp_out", 1)]
     clean = model.run(IDS, capture=sites)
-    assert_close(model.run(IDS, edits=Splice(d)).logits, clean.logits, **EXACT)
+    assert_close(model.run(IDS, edits=[Splice(d)]).logits, clean.logits, **EXACT)
     by_hand = []
     for m in d:  # each reads what those before it have changed
         run = model.run(IDS, capture=[m.site_in], edits=by_hand)
@@ -67,7 +67,7 @@ def test_with_the_error_nothing_changes_and_without_it_the_output_is_what_is_dec
     assert not torch.allclose(spliced, clean.logits, atol=0.1)
     f = d[2].encode(clean[d[2].site_in])[..., [3]]
     moved = clean["L1.mlp_out"] + (1.5 - f) * d[2].w_dec[3]
-    clamped = model.run(IDS, edits=Splice(d[2], Clamp(3, 1.5))).logits
+    clamped = model.run(IDS, edits=[Splice(d[2], Clamp(3, 1.5))]).logits
     assert_close(clamped, model.run(IDS, edits=[Replace("L1.mlp_out", moved)]).logits, **EXACT)
 
 
@@ -76,27 +76,30 @@ def test_changes_of_features_at_chosen_tokens():
     x = model.run(IDS, capture=["L0.resid_post"])["L0.resid_post"]
     f = d.encode(x)
     changes = [Clamp([2, 3], 0.5), Steer(4, 2.0, positions=-1), Scaled(5, 3.0, positions=[0, 1]), Clamp(6, positions=1)]
+    changes += [Clamp(7, 3.0, rows=1), Clamp(8, 3.0, rows=0, positions=torch.tensor([2, 0]))]
     g = f.clone()
     g[..., 2:4] = 0.5
     g[0, 5, 4] += 2.0
     g[1, 2, 4] += 2.0  # the last token of a prompt of three
     g[:, :2, 5] *= 3.0
     g[:, 1, 6] = 0.0
+    g[1, :, 7] = 3.0
+    g[0, 2, 8] = 3.0
     by_hand = Replace("L0.resid_post", x + d.decode(g) - d.decode(f))
-    assert_close(model.run(IDS, edits=Splice(d, changes)).logits, model.run(IDS, edits=by_hand).logits, **EXACT)
-    ablated = model.run(IDS, edits=ablate_features(d, [2, 3])).logits
-    assert_close(ablated, model.run(IDS, edits=Splice(d, Clamp([2, 3], 0.0))).logits)
+    assert_close(model.run(IDS, edits=[Splice(d, changes)]).logits, model.run(IDS, edits=[by_hand]).logits, **EXACT)
+    ablated = model.run(IDS, edits=[ablate_features(d, [2, 3])]).logits
+    assert_close(ablated, model.run(IDS, edits=[Splice(d, Clamp([2, 3], 0.0))]).logits)
 
 
 def test_a_cross_layer_transcoder_sums_what_all_layers_write():
     model, d = tiny("gemma2"), transcoders()
-    assert_close(model.run(IDS, edits=Splice(d)).logits, model.run(IDS).logits, **EXACT)
+    assert_close(model.run(IDS, edits=[Splice(d)]).logits, model.run(IDS).logits, **EXACT)
     x0 = model.run(IDS, capture=["L0.mlp_in"])["L0.mlp_in"]
     first = d[0](x0)
     edits = [Replace("L0.mlp_out", first[..., 0, :])]
     x1 = model.run(IDS, capture=["L1.mlp_in"], edits=edits)["L1.mlp_in"]
     edits.append(Replace("L1.mlp_out", first[..., 1, :] + d[1](x1)))
-    assert_close(model.run(IDS, edits=Splice(d, error=False)).logits, model.run(IDS, edits=edits).logits, **EXACT)
+    assert_close(model.run(IDS, edits=[Splice(d, error=False)]).logits, model.run(IDS, edits=edits).logits, **EXACT)
 
 
 def test_a_single_head():
@@ -105,7 +108,7 @@ def test_a_single_head():
     d = random_dictionary("L1H2.z", d_in=width, d_out=width)
     z = model.run(IDS, capture=["L1H2.z"])["L1H2.z"]
     by_hand = Replace("L1H2.z", d(z))
-    assert_close(model.run(IDS, edits=Splice(d, error=False)).logits, model.run(IDS, edits=by_hand).logits, **EXACT)
+    assert_close(model.run(IDS, edits=[Splice(d, error=False)]).logits, model.run(IDS, edits=[by_hand]).logits, **EXACT)
 
 
 @pytest.mark.parametrize("backend", ["hf", "lens", "nnsight"])
@@ -165,9 +168,11 @@ def test_refusals():
     ):
         with pytest.raises(error, match=message):
             Splice(*arguments)
+    with model.editing([Splice(d, Clamp(1, rows=0))]), pytest.raises(SiteError, match="is of rows of one batch"):
+        refuse_rows(model.edits, "an analysis")
     with pytest.raises(SchemaError, match="two dictionaries of a set read one site"):
         Dictionaries((d, d))
     with pytest.raises(SchemaError, match=r"activations of shape \(1, 4, 8, 8\) for a dictionary that reads vectors"):
-        model.run([[1, 2, 3, 4]], edits=Splice(random_dictionary("L0.z", d_in=63, d_out=63)))
+        model.run([[1, 2, 3, 4]], edits=[Splice(random_dictionary("L0.z", d_in=63, d_out=63))])
     with pytest.raises(SiteError, match="layer 7 is out of range"):
-        model.run([[1, 2, 3, 4]], edits=Splice(d.at("L7.resid_post")))
+        model.run([[1, 2, 3, 4]], edits=[Splice(d.at("L7.resid_post"))])

@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.batch import Batch, Prompts
-from interp.dictionaries.check import FIRST
 from interp.dictionaries.dictionary import Dictionaries, Dictionary
+from interp.dictionaries.fit import FIRST
 from interp.errors import NotApplicable, SchemaError
 from interp.model import Model
 from interp.sites import PER_HEAD, Site
