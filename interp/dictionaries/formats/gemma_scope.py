@@ -43,7 +43,10 @@ def read_first(folder: Folder) -> Dictionary:
     claim = L0.search(folder.name)
     site_in, sites_out = _sites(folder)
     return Dictionary(
-        **{name: state[name] for name in NAMES[:4]},
+        w_enc=state["w_enc"],
+        w_dec=state["w_dec"],
+        b_enc=state["b_enc"],
+        b_dec=state["b_dec"],
         activation=JumpReLU(state["threshold"]),
         site_in=site_in,
         sites_out=sites_out,
@@ -67,7 +70,10 @@ def read_second(folder: Folder) -> Dictionary:
         raise ModelLoadError(f"{folder}: {CONFIG} says affine_connection {config['affine_connection']}, the file not")
     site_in, sites_out = _configured(folder, config)
     return Dictionary(
-        **{name: state[name] for name in NAMES[:4]},
+        w_enc=state["w_enc"],
+        w_dec=state["w_dec"],
+        b_enc=state["b_enc"],
+        b_dec=state["b_dec"],
         activation=JumpReLU(state["threshold"]),
         site_in=site_in,
         sites_out=sites_out,
