@@ -67,6 +67,14 @@ class Edit:
         if self.positions is not None and site.position is not None:
             raise SiteError(f"{site}: the site names a position already; leave `positions` out, or the @")
 
+    @property
+    def parts(self) -> Sequence[Edit]:
+        """The edits of one site each that this one comes to; itself, unless it joins several sites."""
+        return (self,)
+
+    def begin(self, mask: Bool[Tensor, "batch prompt"], offset: int) -> None:
+        """Start of a forward pass from a column on; edits that carry something from one site to another forget it."""
+
 
 @dataclass(frozen=True, eq=False)
 class Ablate(Edit):

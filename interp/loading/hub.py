@@ -55,6 +55,15 @@ def snapshot(name: str, revision: str | None) -> tuple[Path, str | None]:
     return config.parent, commit
 
 
+def fetch(name: str, file: str, revision: str | None = None) -> Path | None:
+    """A file of a repository in the cache, fetched where it is not there yet; None where there is no such file.
+
+    Raises:
+        ModelLoadError: no such repository or revision, no access, no connection.
+    """
+    return _file(name, file, revision)
+
+
 def _file(name: str, file: str, revision: str | None) -> Path | None:
     """A file in the cache, fetched where it is not there yet; None where the model has no such file."""
     try:

@@ -37,6 +37,7 @@ class Visitor(Pass):
         outer = {p: x for p, x in changes(edits, info).items() if reached(p, info.n_layers, start=start, stop=stop)}
         self.passed_by = unplaced(outer, self.edits, start=start, stop=stop)
         self.edits = {p: [*outer.get(p, ()), *self.edits.get(p, ())] for p in {**outer, **self.edits}}
+        self.begin(None, self.shape)
 
     def kinds(self, layer: int | None) -> set[str]:
         """Kinds of site captured or edited at a layer."""

@@ -19,7 +19,7 @@ from interp.sites import Site
 
 
 def edit_list(edits: Any) -> list[Edit]:
-    """Edits in order, from several or a single one.
+    """Edits of one site each in order, from several or a single one.
 
     Raises:
         SchemaError: something that is no edit.
@@ -28,7 +28,7 @@ def edit_list(edits: Any) -> list[Edit]:
     for edit in result:
         if not isinstance(edit, Edit):
             raise SchemaError(f"edits: {_text(edit)} is none; give interp.edits, such as Ablate('L3H5.z')")
-    return result
+    return [part for edit in result for part in edit.parts]
 
 
 def statistics_by_name(statistics: Any) -> dict[str, Statistic]:

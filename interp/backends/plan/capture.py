@@ -59,6 +59,9 @@ class Pass:
         self.shape, self.offset = shape, offset
         if mask is not None:
             self.mask = mask
+        for edits in self.edits.values():
+            for edit in edits:
+                edit.begin(self.mask, offset)
 
     @property
     def active(self) -> bool:

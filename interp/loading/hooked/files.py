@@ -79,7 +79,7 @@ def read_files(path: Path) -> Files:
     else:
         state: dict[str, Tensor] = {}
         for file in files:
-            part = _safetensors(file)
+            part = read_safetensors(file)
             if both := state.keys() & part.keys():
                 raise ModelLoadError(
                     f"{str(path)!r} has several sets of weights ({min(both)!r} is in two files); give one of the files"
@@ -92,24 +92,39 @@ def read_files(path: Path) -> Files:
     return Files(config, state, tuple(files))
 
 
-def _safetensors(file: Path) -> dict[str, Tensor]:
+def read_safetensors(file: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file by name.
+
+    Raises:
+        ModelLoadError: it is none, or is damaged.
+    """
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
         raise ModelLoadError(f"corrupt weights in {str(file)!r}: {error}") from error
 
 
-def _pickled(file: Path) -> tuple[Mapping[str, Any] | None, dict[str, Tensor]]:
-    """Config, if it is there too, and state dict of a PyTorch file."""
+def read_pickle(file: Path, instead: str) -> Any:
+    """What a PyTorch file holds, if that is tensors and plain values; `instead` is what to save otherwise.
+
+    Raises:
+        ModelLoadError: it holds Python objects, or is damaged.
+    """
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelLoadError(
-            f"{str(file)!r} holds Python objects, which can run code when opened; where it was made, save "
-            '{"config": model.cfg.to_dict(), "state_dict": model.state_dict()} or safetensors instead'
+            f"{str(file)!r} holds Python objects, which can run code when opened; where it was made, save {instead}"
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         raise ModelLoadError(f"corrupt weights in {str(file)!r}: {first_line(error)}") from error
+
+
+def _pickled(file: Path) -> tuple[Mapping[str, Any] | None, dict[str, Tensor]]:
+    """Config, if it is there too, and state dict of a PyTorch file."""
+    content = read_pickle(
+        file, '{"config": model.cfg.to_dict(), "state_dict": model.state_dict()} or safetensors instead'
+    )
     content = content if isinstance(content, Mapping) else {}
     config = next((content[name] for name in CONFIGS if isinstance(content.get(name), Mapping)), None)
     state = next((content[name] for name in STATES if isinstance(content.get(name), Mapping)), content)

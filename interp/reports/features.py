@@ -1,0 +1,146 @@
+"""A feature of a dictionary at a glance: histogram, top examples with tokens shaded, the logits it pushes."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from interp.batch import Prompts
+from interp.dictionaries import Dictionaries, Dictionary, Record, pushed_logits, top_examples
+from interp.errors import NotApplicable
+from interp.model import Model
+from interp.reports.facts import short_name
+from interp.reports.tokens import Piece, pieces, texts
+from interp.results.files import atomic_write, writable_file
+
+LOGITS = 8
+"""Tokens listed on either side."""
+
+
+class Chip(NamedTuple):
+    """A token of an example: its text, the feature's value there, and that as a share of the largest of all."""
+
+    pieces: list[Piece]
+    value: float
+    share: float
+    place: bool
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureView:
+    """A feature, ready to be looked at: `_repr_html_` in a notebook, `save` for a file, `feature.html` in a report.
+
+    Attributes:
+        model: name of the model. about: the dictionary, in a line.
+        record: what a stream of text says of the feature.
+        examples: tokens of the record's examples.
+        up, down: (token, change of its logit for one unit of the feature), strongest first; why not, where they are
+            empty, is said in `without`.
+    """
+
+    model: str
+    about: str
+    record: Record
+    examples: tuple[tuple[Chip, ...], ...]
+    up: tuple[tuple[list[Piece], float], ...] = ()
+    down: tuple[tuple[list[Piece], float], ...] = ()
+    without: str = ""
+
+    @property
+    def bars(self) -> list[tuple[float, int, float]]:
+        """(lower end, tokens, share of the highest bar) of the histogram, gaps included."""
+        filled = self.record.histogram
+        if not filled:
+            return []
+        low, high = (round(4 * math.log2(x)) for x in (min(filled), max(filled)))
+        counts = {round(4 * math.log2(x)): n for x, n in filled.items()}
+        top = max(counts.values())
+        return [(2 ** (i / 4), counts.get(i, 0), counts.get(i, 0) / top) for i in range(low, high + 1)]
+
+    def save(self, path: str | Path) -> Path:
+        """Write one HTML file that needs no network and no other file, and return its path.
+
+        Raises:
+            InterpError: the path cannot be written.
+        """
+        target, page = writable_file(Path(path).expanduser()), self._page()
+        atomic_write(target, lambda p: p.write_text(page, encoding="utf-8", errors="backslashreplace"))
+        return target
+
+    def _page(self) -> str:
+        from interp.reports.templates import environment
+
+        return environment().get_template("feature_page.html").render(view=self)
+
+    def _repr_html_(self) -> str:
+        """The page in a frame of its own: its style stays in, and text of a corpus cannot reach the notebook."""
+        height = min(420 + 60 * len(self.examples), 900)
+        look = f"width: 100%; height: {height}px; border: 0; resize: vertical"
+        page = html.escape(self._page(), quote=True)
+        return f'<iframe title="Feature" sandbox="" style="{look}" srcdoc="{page}"></iframe>'
+
+    def __repr__(self) -> str:
+        """One line: feature, how often it is active, how many examples."""
+        r = self.record
+        return f"<FeatureView of feature {r.feature}: active at {r.n_active} of {r.n_tokens} tokens>"
+
+
+def feature_view(
+    model: Model,
+    dictionary: Dictionary | Dictionaries,
+    feature: int,
+    corpus: Iterable[Prompts],
+    *,
+    member: int = 0,
+    k: int = 10,
+    length: int = 128,
+) -> FeatureView:
+    """Dashboard of a feature: how its values are spread over a corpus, where they are largest, which logits it pushes.
+
+    Shades are of one scale for all examples. What a feature is active on is not what it does: the logits are what it
+    adds to directly, and ablating it (`ablate_features`) says what is lost without it.
+
+    Args:
+        model: that the dictionary is of.
+        dictionary: whose feature, or several.
+        feature: its number.
+        corpus: texts or lists of token ids, read once.
+        member: of a set of dictionaries, by number.
+        k: examples shown.
+        length: tokens of a stretch of text.
+
+    Raises:
+        SchemaError: a feature or a member out of range, or text without a tokenizer.
+    """
+    record = top_examples(model, dictionary, feature, corpus, member=member, k=k, length=length)[feature]
+    largest = max((e.value for e in record.examples), default=1.0)
+    examples = tuple(
+        tuple(
+            Chip(pieces(text), value, max(0.0, value) / largest, i == e.at)
+            for i, (text, value) in enumerate(zip(texts(e.ids, model.tokenizer), e.values, strict=True))
+        )
+        for e in record.examples
+    )
+    up, down, without = _logits(model, dictionary, feature, member)
+    about = repr(dictionary.members[member])[1:-1]
+    return FeatureView(short_name(model.info.name), about, record, examples, up, down, without)
+
+
+def _logits(
+    model: Model, dictionary: Dictionary | Dictionaries, feature: int, member: int
+) -> tuple[tuple[tuple[list[Piece], float], ...], tuple[tuple[list[Piece], float], ...], str]:
+    try:
+        logits = pushed_logits(model, dictionary, feature, member=member)
+    except NotApplicable as error:
+        return (), (), str(error)
+    k = min(LOGITS, len(logits))
+
+    def named(ids: Sequence[int]) -> tuple[tuple[list[Piece], float], ...]:
+        words = texts(ids, model.tokenizer)
+        return tuple((pieces(word), float(logits[i])) for word, i in zip(words, ids, strict=True))
+
+    return named(logits.topk(k).indices.tolist()), named((-logits).topk(k).indices.tolist()), ""
