@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -129,8 +129,9 @@ def ablate_features(dictionary: Dictionary | Dictionaries, feature: int | Sequen
 
 @dataclass(frozen=True, eq=False)
 class _Part(Apply):
-    """One site of a splice."""
+    """One site of a splice; its rows and positions say what the changes mean, and are theirs to find."""
 
+    narrows: ClassVar[bool] = False
     through: _Passage
     splice: str
 

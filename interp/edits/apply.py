@@ -217,7 +217,7 @@ def apply_function(
         SiteError: the function gives another shape (both are named), or rows or positions are out of range.
     """
     site, head = edit.site, edit.site.head
-    if edit.rows is None and edit.positions is None and site.position is None and head is None:
+    if not edit.narrows or (edit.rows is None and edit.positions is None and site.position is None and head is None):
         return _output(x, edit)
     if (edit.rows is not None or edit.positions is not None or site.position is not None) and len(mask) != len(x):
         raise SiteError(f"{site}: the edit is for a batch of {len(mask)} rows; this pass has {len(x)}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -149,6 +149,7 @@ class Apply(Edit):
     normalised; scores stay -inf where a key is not visible. While a model generates, every new token is a call.
     """
 
+    narrows: ClassVar[bool] = True  # whether the function sees the rows and positions alone
     site: AnySite
     function: Callable[[Tensor], Tensor]
 

@@ -14,8 +14,9 @@ from interp.dictionaries import Dictionaries, Dictionary, Record, pushed_logits,
 from interp.errors import NotApplicable
 from interp.model import Model
 from interp.reports.facts import short_name
-from interp.reports.tokens import Piece, pieces, texts
+from interp.reports.tokens import Piece, pieces
 from interp.results.files import atomic_write, writable_file
+from interp.tokens.texts import token_texts
 
 LOGITS = 8
 """Tokens listed on either side."""
@@ -121,7 +122,7 @@ def feature_view(
     examples = tuple(
         tuple(
             Chip(pieces(text), value, max(0.0, value) / largest, i == e.at)
-            for i, (text, value) in enumerate(zip(texts(e.ids, model.tokenizer), e.values, strict=True))
+            for i, (text, value) in enumerate(zip(token_texts(e.ids, model.tokenizer), e.values, strict=True))
         )
         for e in record.examples
     )
@@ -140,7 +141,7 @@ def _logits(
     k = min(LOGITS, len(logits))
 
     def named(ids: Sequence[int]) -> tuple[tuple[list[Piece], float], ...]:
-        words = texts(ids, model.tokenizer)
+        words = token_texts(ids, model.tokenizer)
         return tuple((pieces(word), float(logits[i])) for word, i in zip(words, ids, strict=True))
 
     return named(logits.topk(k).indices.tolist()), named((-logits).topk(k).indices.tolist()), ""

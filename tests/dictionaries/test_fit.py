@@ -110,7 +110,7 @@ def test_a_wrong_normalisation_is_refused_and_one_that_fits_named(tmp_path):
     right = Dictionary(**parts, activation=JumpReLU(torch.full((80,), 1.0)), normalisation=Normalisation("layer_norm"))
     write_saelens(right.at(site), tmp_path)
     found = check(model, load(tmp_path, model, prompts=EVEN), EVEN)
-    assert found.fve[Site("embed")] > 0.5
+    assert found.fve[Site("resid_pre", 0)] > 0.5
     for name in ("none", "expected_average_only_in"):
         config = json.loads((tmp_path / "cfg.json").read_text()) | {"normalize_activations": name}
         (tmp_path / "cfg.json").write_text(json.dumps(config))
@@ -118,7 +118,7 @@ def test_a_wrong_normalisation_is_refused_and_one_that_fits_named(tmp_path):
             ModelLoadError, match=r"than the mean alone \(-.* with normalisation \w+(, scale=8.*)? it"
         ) as refusal:
             load(tmp_path, model, prompts=EVEN)
-        assert float(str(refusal.value).split("would explain ")[1][:5]) >= 0.99 * found.fve[Site("embed")]
+        assert float(str(refusal.value).split("would explain ")[1][:5]) >= 0.99 * found.fve[Site("resid_pre", 0)]
     scale = 8 / float(model.run(EVEN, capture=[site])[site][:, 1:].norm(dim=-1).mean())
     assert load(tmp_path, model, prompts=EVEN, scale=scale).normalisation == Normalisation("scale", scale=scale)
 

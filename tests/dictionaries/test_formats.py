@@ -31,7 +31,7 @@ SAMPLES = Path(__file__).parent / "samples"
 CASES = sorted(p.parent.relative_to(SAMPLES).as_posix() for p in SAMPLES.rglob("answers.safetensors"))
 SITES = {
     "saelens/gated-z": "L1.z",
-    "saelens/skip-transcoder": "L0.mlp_in L0.mlp_out",
+    "saelens/skip-transcoder": "L0.resid_mid L0.mlp_out",
     "saelens/flat": "L1.resid_pre",
     "sparsify/layers.1": "L1.resid_post",
     "sparsify/layers.0.mlp": "L0.mlp_in L0.mlp_out",

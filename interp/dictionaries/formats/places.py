@@ -7,8 +7,8 @@ import re
 from interp.errors import ModelLoadError, SiteError
 from interp.sites import Site
 
-NORMED = {"ln2.hook_normalized": "mlp.hook_in"}
-"""Hooks that are a site by another name: behind the MLP's norm, where its gain is not folded away."""
+NORMED = {"ln2.hook_normalized": "mlp.hook_in", "hook_mlp_in": "hook_resid_mid"}
+"""Hooks that are a site by another name: behind the MLP's norm, where its gain is not folded away; and before it."""
 MODULE = re.compile(r"(?:^|\.)(?:layers|h|blocks)[._](?P<layer>\d+)(?:\.(?P<rest>[\w.]+))?$")
 OUTPUTS = {"mlp": "mlp_out", "attn": "attn_out", "attention": "attn_out", "self_attn": "attn_out"}
 """Module of a layer -> the site that is its output."""

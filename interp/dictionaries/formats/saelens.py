@@ -235,8 +235,13 @@ def _hooks(d: Dictionary) -> dict[str, Any]:
     return result
 
 
+EMBEDDINGS = {"embed": "blocks.0.hook_resid_pre", "token_embed": "hook_embed", "pos_embed": "hook_pos_embed"}
+
+
 def hook_name(site: Site) -> str:
-    """TransformerLens's name of a site."""
+    """TransformerLens's name of a site; the whole embedding has none but that of the first layer's input."""
+    if site.kind in EMBEDDINGS:
+        return EMBEDDINGS[site.kind]
     inner = {
         "z": "attn.hook_z",
         "q": "attn.hook_q",
