@@ -273,8 +273,9 @@ def ablate_heads(
             f"a mean of shape {tuple(mean.shape)}; expected {form}, as model.mean(tokens, by={by!r}) gives it"
         )
     for item in several(heads, "heads"):
+        named: Any = item
         pair = isinstance(item, tuple | list) and len(item) == 2  # noqa: PLR2004 - layer and head
-        layer, head = item if pair else parse_head(item)
+        layer, head = named if pair else parse_head(named)
         if mean is not None and not (0 <= layer < mean.shape[0] and 0 <= head < mean.shape[-2]):
             name = head_name(layer, head)
             raise SiteError(f"{name} is out of range; the mean has {mean.shape[0]} layers of {mean.shape[-2]} heads")
