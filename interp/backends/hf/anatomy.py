@@ -141,7 +141,8 @@ def observe(model: PreTrainedModel) -> Anatomy:
     n_logits = reads[-1].outputs[0].shape[-1] if reads and spread is None else None
     width = next(e.width for e in events if e.module is blocks[0])
     parts = _gather(parts, spread)
-    capped = unembed is not None and not (reads and torch.equal(reads[-1].outputs[0].float(), logits.float()))
+    plain = logits is not None and bool(reads) and torch.equal(reads[-1].outputs[0].float(), logits.float())
+    capped = unembed is not None and not plain
     embeds = embeddings(model, paths[id(blocks)], next(e for e in events if e.module is blocks[0]), events)
     return Anatomy(
         blocks,

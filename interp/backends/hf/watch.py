@@ -112,8 +112,8 @@ def identity(t: Tensor) -> Identity:
     return t.data_ptr(), t.numel()
 
 
-def watch(model: PreTrainedModel) -> tuple[list[Event], list[tuple[nn.Module, Call]], Tensor]:
-    """Events of a two-token pass, the attention calls in order, and the logits.
+def watch(model: PreTrainedModel) -> tuple[list[Event], list[tuple[nn.Module, Call]], Tensor | None]:
+    """Events of a two-token pass, the attention calls in order, and the logits if it gives any.
 
     Raises:
         BackendError: the model cannot be run on two tokens, or not with attention of ours.
