@@ -327,11 +327,54 @@ def table_in(text: str, name: str, table: str) -> str:
     return pattern.sub(lambda m: f"{m[1]}\n{table}\n\n{m[2]}", text)
 
 
+def sites() -> str:
+    """docs/reference/sites.md."""
+    from interp.sites import DIFFERENCES, DIVISORS, KINDS, LENS, LENS_REFUSED, PER_HEAD, UNLAYERED
+
+    def place(kind: str) -> str:
+        if kind in UNLAYERED:
+            return kind
+        return f"L3H5.{kind}" if kind in PER_HEAD else f"L3.{kind}"
+
+    lines = [
+        "# Sites",
+        "",
+        NOTE,
+        "",
+        "Places that can be captured and edited. `L3.z` is layer 3, `L3H5.z` one head, `L0-5.mlp_out` several layers,",
+        '`z` every layer, `@-1` the last token of each prompt. `capture="all"` is every site that the model has. What',
+        "an architecture lacks is refused with the reason.",
+        "",
+        "| kind | written | holds | edited |",
+        "|---|---|---|---|",
+        *(f"| `{k}` | `{place(k)}` | {_cell(v)} | {'no' if k in DIVISORS else 'yes'} |" for k, v in KINDS.items()),
+        "| `module:NAME` | `module:transformer.h.0.mlp` | what a module gives (its first tensor) | yes |",
+        "| `module:NAME:input` | `module:transformer.h.0.mlp:input` | what a module takes (its first argument) | yes |",
+        "",
+        "`norm_scale` without a layer is the divisor of the final norm. A router that gives its choice beside",
+        "`router_logits` refuses their edit, since a change would reach nothing.",
+        "",
+        "## Names of TransformerLens",
+        "",
+        "A name stands for the same tensor here, or is refused. `blocks.i.` is left out. Compared at every hook of",
+        "bridges of GPT-2, Llama, GPT-NeoX and Gemma-2 by `tests/backends/test_lens_names.py`.",
+        "",
+        "| name | here | refused where |",
+        "|---|---|---|",
+    ]
+    for name, (kind, *traits) in LENS.items():
+        lines.append(f"| `{name.removeprefix('blocks.')}` | `{kind}` | {'; '.join(DIFFERENCES[t] for t in traits)} |")
+    for name, why in LENS_REFUSED.items():
+        lines.append(f"| `{name.removeprefix('blocks.')}` | | everywhere: {why} |")
+    return "\n".join(lines) + "\n"
+
+
 COMMITTED: dict[Path, Callable[[], str]] = {
     DOCS / "reference" / "cli.md": cli,
     DOCS / "reference" / "analyses.md": analyses,
     DOCS / "reference" / "tables.md": tables,
     DOCS / "reference" / "architectures.md": architectures,
+    DOCS / "reference" / "sites.md": sites,
     DOCS / "reference" / "where-things-are.md": where_things_are,
     ROOT / "README.md": lambda: table_in((ROOT / "README.md").read_text(encoding="utf-8"), "analyses", families()),
 }

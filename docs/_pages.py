@@ -10,6 +10,7 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "interp",
             "interp.loading.load",
             "interp.model",
+            "interp.run",
             "interp.sites",
             "interp.components",
             "interp.batch",

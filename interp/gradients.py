@@ -14,7 +14,7 @@ from interp.batch import Prompts
 from interp.edits import Edit
 from interp.errors import SiteError, TaskError
 from interp.model import Model
-from interp.sites import Site
+from interp.sites import DIVISORS, Site
 
 Metric = Callable[[Tensor], Tensor]
 
@@ -61,7 +61,7 @@ def gradients(
     run = model.run(tokens, capture=sites, edits=edits, gradients=True)
     value = _value(metric, run.logits, len(model.batch(tokens).ids))
     for site in run.acts:
-        if site.kind == "norm_scale":
+        if site.kind in DIVISORS:
             raise SiteError(f"{site}: the divisor of a norm is read off and not passed on, so there is no gradient")
     # what an edit has cut off from the logits is not used: its gradient is zero
     grads = torch.autograd.grad(value.sum(), list(run.acts.values()), allow_unused=True, materialize_grads=True)

@@ -1,11 +1,11 @@
-"""What the rest sees of a model: `ModelInfo`, its sizes and traits; `Run`, what a pass gives; `Model`, the protocol."""
+"""What the rest sees of a model: `ModelInfo`, its sizes and traits; `Model`, the protocol."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -15,8 +15,9 @@ from torch import Tensor
 from interp.attention import Statistic
 from interp.batch import Batch, Prompts
 from interp.edits import Edit
-from interp.errors import NotApplicable, SiteError, nearest
-from interp.sites import PER_HEAD, UNLAYERED, Site
+from interp.errors import SiteError
+from interp.run import AttentionRun, Run
+from interp.sites import DIVISORS, PER_HEAD, SQUARE, UNLAYERED, Site
 from interp.weights.weights import OV
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ R = TypeVar("R")
 Reducer = Callable[[Tensor], Tensor]
 Capture = Sequence[Site | str] | Mapping[Site | str, Reducer | None]
 Start = tuple[int, Tensor]
+Steps = Mapping[int, Sequence[Edit]]  # edits by step of a generation
 
 STACKS = {
     "encoder": "the encoder of an encoder-decoder: attention both ways within the source, no logits",
@@ -37,7 +39,13 @@ STACKS = {
     "cross": "the decoder of an encoder-decoder: attention of what is written to the source",
 }
 """What a model is of an encoder-decoder, by what `interp.load(..., stack=)` takes."""
-NEEDS_ATTENTION = (*PER_HEAD, "attn_out", "resid_mid")  # kinds that exist only at layers with attention
+NEEDS_ATTENTION = (
+    *PER_HEAD,
+    "attn_in",
+    "attn_out",
+    "attn_out_norm_scale",
+    "resid_mid",
+)  # kinds that exist only at layers with attention
 
 
 @dataclass(frozen=True)
@@ -101,7 +109,7 @@ class ModelInfo:
         if site.head is not None and site.head >= heads:
             kind = "key-value heads" if heads != self.n_heads else "heads"
             raise SiteError(f"{site}: head {site.head} is out of range; there are {heads} {kind}")
-        if site.kind in UNLAYERED or (site.kind == "norm_scale" and site.first is None):
+        if site.kind in UNLAYERED or site.module or (site.kind == "norm_scale" and site.first is None):
             return [None]
         exist = self.attention_layers if site.kind in NEEDS_ATTENTION else tuple(range(self.n_layers))
         if site.layers is None:
@@ -118,14 +126,14 @@ class ModelInfo:
         batch, pos = shape
         rows = batch * (pos if site.position is None else 1)
         width = {
-            "pattern": (1 if site.head is not None else self.n_heads) * pos,
+            **dict.fromkeys(SQUARE, (1 if site.head is not None else self.n_heads) * pos),
+            **dict.fromkeys(DIVISORS, 1),
+            **dict.fromkeys(("mlp_pre", "mlp_up", "mlp_post"), d_mlp or 4 * self.d_model),
             "z": self.n_heads * self.d_head,
             "q": self.n_heads * self.d_head,
             "k": self.n_kv_heads * self.d_head,
             "v": self.n_kv_heads * self.d_head,
             "head_out": self.n_heads * self.d_model,
-            "mlp_post": d_mlp or 4 * self.d_model,
-            "norm_scale": 1,
             "logits": self.d_vocab,
         }.get(site.kind, self.d_model)
         return rows * width * getattr(torch, self.dtype).itemsize
@@ -174,73 +182,6 @@ class ModelInfo:
         if self.sink_logits:
             facts["Sink logits"] = "yes: a learned extra slot in every softmax"
         return facts
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """Outcome of a forward pass: logits [batch pos d_vocab] and captured activations by site.
-
-    `acts` holds one tensor per captured site and layer, its key the site at that layer (`Site("L3.z")`).
-    """
-
-    logits: Float[Tensor, "batch pos d_vocab"] | None
-    acts: dict[Site, Tensor] = field(default_factory=dict)
-
-    def __getitem__(self, site: Site | str) -> Tensor:
-        """Activation of one site: `run["L3.z"]`."""
-        key = Site.parse(site) if isinstance(site, str) else site
-        if key not in self.acts:
-            raise SiteError(f"{str(key)!r} was not captured; {nearest(str(key), map(str, self.acts))}")
-        return self.acts[key]
-
-    def stack(self, site: Site | str) -> Tensor:
-        """Activations of a site at every layer captured, in order of layer, [layer ...]."""
-        key = Site.parse(site) if isinstance(site, str) else site
-        found = sorted(s for s in self.acts if s.first is not None and key == (s if key.first is not None else _any(s)))
-        if not found:
-            raise SiteError(f"{str(key)!r} was not captured; {nearest(str(key), map(str, self.acts))}")
-        shapes = {tuple(self.acts[s].shape) for s in found}
-        if len(shapes) > 1:
-            raise SiteError(f"{str(key)!r}: layers differ in their sizes {sorted(shapes)}; take them one at a time")
-        return torch.stack([self.acts[s] for s in found])
-
-
-class MuteRun(Run):
-    """A run of a model that gives no logits (an encoder): activations, and a reason where logits are asked for."""
-
-    def __init__(self, acts: dict[Site, Tensor], reason: str) -> None:
-        object.__setattr__(self, "acts", acts)
-        object.__setattr__(self, "reason", reason)
-
-    def __repr__(self) -> str:
-        """Its activations."""
-        return f"MuteRun(acts={self.acts!r})"
-
-    @property
-    def logits(self) -> Tensor:  # type: ignore[override]  # a field there
-        """There are none.
-
-        Raises:
-            NotApplicable: always.
-        """
-        raise NotApplicable(self.__dict__["reason"])
-
-
-def _any(site: Site) -> Site:
-    """The site without its layer."""
-    return Site(site.kind, head=site.head, position=site.position)
-
-
-@dataclass(frozen=True, eq=False)
-class AttentionRun:
-    """Answers by name, each [layer batch head ...] on the CPU; `layers[i]` is the layer of row i."""
-
-    layers: tuple[int, ...]
-    values: dict[str, Tensor]
-
-    def __getitem__(self, name: str) -> Tensor:
-        """Answer by name."""
-        return self.values[name]
 
 
 @runtime_checkable
@@ -294,7 +235,8 @@ class Model(Protocol):
         Args:
             tokens: prompts, as `batch` takes them.
             capture: sites, or site -> function applied to each activation as soon as it exists, so that only its
-                result is kept. A head or a position that the site names is narrowed away.
+                result is kept. A head or a position that the site names is narrowed away. "all" is every site that
+                the model has and the run comes by, but modules by their names.
             edits: applied in the order given, each before its site is captured.
             start: (layer, residual [batch pos d_model]): the residual enters at the layer, those below do not run. It
                 is the stream behind the edits that an `editing` context has there: these do not happen once more.
@@ -303,8 +245,27 @@ class Model(Protocol):
         """
         ...
 
-    def generate(self, prompts: Prompts, *, edits: Sequence[Edit] = (), **options: Any) -> Tensor:
-        """Token ids [batch pos], prompt included, as the model's own `generate` gives them, under edits."""
+    def generate(
+        self,
+        prompts: Prompts,
+        *,
+        edits: Sequence[Edit] = (),
+        steps: Steps | None = None,
+        capture: Capture = (),
+        text: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Token ids [batch pos], prompt included, as the model's own `generate` gives them, under edits.
+
+        Args:
+            prompts: as `batch` takes them; padded on the left.
+            edits: of every pass. Positions and values of single tokens are of the prompt; others of new tokens too.
+            steps: further edits by step: those of step 0 are of the prompt, those of step s > 0 of the s-th new token
+                alone, as it is read. (The last new token is not read.)
+            capture: sites, kept for all tokens read, so that a `Generation` is returned.
+            text: return the texts, prompt included and special tokens left out, one a prompt, instead of ids.
+            options: of transformers' `generate`.
+        """
         ...
 
     def editing(self, edits: Sequence[Edit]) -> AbstractContextManager[None]:
@@ -336,8 +297,10 @@ class Model(Protocol):
         """Attention statistics without attention matrices; ends the pass at the last layer asked for."""
         ...
 
-    def mean(self, tokens: Prompts, kind: str = "z") -> Float[Tensor, "layer head d_head"]:
-        """Mean of a per-head activation over all real tokens."""
+    def mean(
+        self, tokens: Prompts, kind: str = "z", *, by: str | None = None
+    ) -> Float[Tensor, "layer head d_head"] | Float[Tensor, "layer position head d_head"]:
+        """Mean of a per-head activation over all real tokens, or, `by="position"`, over those at each position."""
         ...
 
     def weights(self) -> Weights:

@@ -8,8 +8,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # as interp.cli.main does where stderr is no terminal
 
 import importlib.util
+import logging
 import random
+import subprocess
 import sys
+import tempfile
+import traceback
 from pathlib import Path
 
 import hypothesis
@@ -46,6 +50,52 @@ def run(capsys, monkeypatch):
         return stopped.value.code, out, err
 
     return call
+
+
+@pytest.fixture(scope="session")
+def fork():
+    """Function that runs code in a fork of this process, in which our packages have yet to be imported.
+
+    As a process of its own would, but torch and transformers are there: importing them takes seconds of each.
+    """
+
+    def call(code, folder):
+        with tempfile.TemporaryDirectory() as kept:
+            out, err = (Path(kept) / name for name in ("out", "err"))
+            sys.stdout.flush()
+            sys.stderr.flush()
+            child = os.fork()
+            if not child:
+                _become(code, folder, out, err)
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            texts = (path.read_text(encoding="utf-8") for path in (out, err))
+            return subprocess.CompletedProcess(code, status, *texts)
+
+    return call
+
+
+def _become(code, folder, out, err):
+    """Run the code and end the process, which is a fork; what it prints goes to the files."""
+    status = 1
+    try:
+        for name in [n for n in sys.modules if n.partition(".")[0] in ("interp", "circuits", "probes")]:
+            del sys.modules[name]
+        sys.path.insert(0, str(folder))
+        importlib.invalidate_caches()
+        os.chdir(folder)
+        sys.stdout, sys.stderr = (path.open("w", encoding="utf-8") for path in (out, err))
+        logging.root.handlers.clear()  # pytest's: without any, warnings are printed on stderr
+        try:
+            exec(compile(code, "<fork>", "exec"), {"__name__": "__main__"})
+            status = 0
+        except SystemExit as stopped:
+            status = int(stopped.code or 0)
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(status)
 
 
 def pytest_sessionstart():

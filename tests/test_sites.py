@@ -82,7 +82,11 @@ LENS = {
     "attn.hook_result": "head_out",
     "hook_attn_out": "attn_out",
     "attn.hook_out": "attn_out",
-    "hook_mlp_in": "mlp_in",
+    "attn.hook_attn_scores": "scores",
+    "attn.hook_in": "attn_in",
+    "mlp.hook_pre": "mlp_pre",
+    "mlp.hook_pre_linear": "mlp_up",
+    "ln2.hook_scale": "mlp_norm_scale",
     "mlp.hook_in": "mlp_in",
     "mlp.hook_post": "mlp_post",
     "hook_mlp_out": "mlp_out",
@@ -99,14 +103,39 @@ def test_transformer_lens_names_old_and_new(name, kind):
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("hook_embed", "embed"),
-        ("embed.hook_out", "embed"),
+        ("hook_embed", "token_embed"),
+        ("hook_pos_embed", "pos_embed"),
+        ("ln_final.hook_out", "unembed_in"),
         ("ln_final.hook_scale", "norm_scale"),
         ("unembed.hook_out", "logits"),
     ],
 )
 def test_transformer_lens_names_outside_the_layers(name, kind):
     assert Site.parse(name) == Site(kind)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("blocks.3.hook_mlp_in", "before the norm: resid_mid here"),
+        ("blocks.3.hook_q_input", "a copy for each head"),
+        ("blocks.3.ln1.hook_normalized", "write attn_in, or the divisor norm_scale"),
+        ("blocks.3.attn.hook_zz", "did you mean"),
+        ("blocks.hook_in", "cannot read site"),
+    ],
+)
+def test_transformer_lens_names_of_another_tensor_are_refused(name, reason):
+    with pytest.raises(SiteError, match=reason):
+        Site.parse(name)
+
+
+def test_a_module_by_its_name():
+    site = Site.parse("module:transformer.h.0.mlp:input@-1")
+    assert (site.module, site.position, str(site)) == ("transformer.h.0.mlp", -1, "module:transformer.h.0.mlp:input@-1")
+    assert Site.parse("module:lm_head:output") == Site("module:lm_head")
+    for wrong in (lambda: Site("module:lm_head", 3), lambda: Site("module:lm_head", head=1), lambda: Site("module:")):
+        with pytest.raises(SiteError):
+            wrong()
 
 
 @pytest.mark.parametrize(

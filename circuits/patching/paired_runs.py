@@ -16,9 +16,9 @@ from torch import Tensor
 from circuits.graph.layout import Layout
 from circuits.wiring.case import Case
 from interp.batch import Batch
-from interp.model import Run
 from interp.numerics import exactly, input_dtype
 from interp.patching.effect_table import MODES, Mode
+from interp.run import Run
 from interp.sites import Site
 from interp.weights.stream import Write
 

@@ -22,7 +22,8 @@ from interp.batch import Batch, Prompts
 from interp.components import Port
 from interp.edits import Apply, Edit
 from interp.errors import SchemaError
-from interp.model import Model, Run
+from interp.model import Model
+from interp.run import Run
 from interp.sites import Site
 
 Keep = Float[Tensor, "sender slot"] | Float[Tensor, "batch sender slot"] | Bool[Tensor, "sender slot"]

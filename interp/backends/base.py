@@ -12,14 +12,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.backends.plan.decoding import Decoding
 from interp.backends.plan.validate import check_batch
 from interp.backends.turn import State, taken
 from interp.batch import Batch, Prompts
 from interp.edits import Edit
-from interp.errors import SiteError
-from interp.model import Capture, ModelInfo, Run, Start
+from interp.edits.values import check_by
+from interp.errors import SiteError, TaskError
+from interp.model import Capture, ModelInfo, Start
 from interp.numerics import device_of
-from interp.sites import Site
+from interp.run import Generation, Run
+from interp.sites import SQUARE, Site, difference
 from interp.weights.weights import OV, Weights
 
 if TYPE_CHECKING:
@@ -129,17 +132,28 @@ class ModuleModel(ABC):
         """Version and address of every parameter: a change in place counts up the one, another tensor has another."""
         return tuple(x for p in self.torch_module.parameters() for x in (_version(p), p.data_ptr()))
 
-    def mean(self, tokens: Prompts, kind: str = "z") -> Float[Tensor, "layer ..."]:
+    def mean(self, tokens: Prompts, kind: str = "z", *, by: str | None = None) -> Float[Tensor, "layer ..."]:
         """Mean over real tokens of a kind of activation, [layer head d_head] or [layer d]; zeros where it has none.
 
+        With `by="position"` over the tokens at each position of their prompt, [layer position ...]: position p is the
+        mean over the prompts that have it.
+
         Raises:
-            SiteError: layers differ in their sizes.
+            SiteError: layers differ in their sizes; a kind that is no vector at each token; an unknown `by`.
         """
+        check_by(by)
+        if kind in SQUARE:
+            raise SiteError(f"{kind}: rows of different tokens have different keys, so that they have no mean")
         batch = self.batch(tokens)
-        weight = (batch.mask / batch.mask.sum()).flatten()
+        weight = (batch.mask / batch.mask.sum())[None]
+        if by is not None:
+            place = torch.arange(int(batch.mask.sum(1).max()), device=batch.mask.device)[:, None, None]
+            weight = ((batch.mask.cumsum(1) - 1 == place) & batch.mask).float()
+            weight = weight / weight.sum((1, 2), keepdim=True)
 
         def reduce(x: Tensor) -> Tensor:
-            return (weight.to(x.device) @ x.float().flatten(0, 1).flatten(1)).view(x.shape[2:])
+            means = weight.flatten(1).to(x.device) @ x.float().flatten(0, 1).flatten(1)
+            return means.view(-1, *x.shape[2:]) if by is not None else means.view(x.shape[2:])
 
         acts = self.run(batch, capture={Site(kind): reduce}).acts
         rows = {site.first: mean for site, mean in acts.items()}
@@ -152,6 +166,39 @@ class ModuleModel(ABC):
         for layer, mean in rows.items():
             full[layer] = mean.to(full.device)
         return full
+
+    def texts(self, ids: Tensor, batch: Batch) -> list[str]:
+        """The texts of generated tokens, prompts included, special tokens left out.
+
+        Args:
+            ids: [batch pos], as generated from `batch`.
+            batch: the prompts, padded on the left.
+
+        Raises:
+            TaskError: the model has no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise TaskError(f"{self.info.name} has no tokenizer, so that there is no text; leave text=True out")
+        times = len(ids) // len(batch.ids)
+        starts = batch.first.repeat_interleave(times).tolist()
+        rows = [row[start:] for row, start in zip(ids.tolist(), starts, strict=True)]
+        return [str(self.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
+
+    def outcome(self, ids: Tensor, batch: Batch, plan: Decoding, *, text: bool) -> Any:
+        """What `generate` returns: ids, texts, or a `Generation` where something was captured."""
+        texts = self.texts(ids, batch) if text else None
+        if plan.captures:
+            return Generation(None, plan.activations(), self.difference, ids, texts)
+        return ids if texts is None else texts
+
+    def difference(self, site: Site) -> str | None:
+        """Why a name of TransformerLens means another tensor in this model; None where it does not."""
+        there = site.first is None or site.first < self.info.n_layers
+        return difference(site, self.traits(site.first)) if there else None
+
+    @abstractmethod
+    def traits(self, layer: int | None) -> frozenset[str]:
+        """Traits of the model at a layer, keys of `interp.sites.DIFFERENCES`."""
 
     def ov_circuits(self) -> OV:
         """Value and output matrices of every head; see `OV`."""

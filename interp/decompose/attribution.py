@@ -21,8 +21,8 @@ from interp.edits import Edit
 from interp.errors import BackendError, SiteError, TaskError
 from interp.model import Model, with_edits
 from interp.sites import Site
-from interp.weights.weights import Weights
 
+LOGITS = "logits"
 INDICES = ("layer", "head", "source", "neuron")
 ENTRY, ATTENTION, WHOLE = "resid_pre", "resid_mid", "resid_post"
 EARLY = ("b_attn", "edit_attn_out", "edit_resid_pre", "edit_resid_mid")  # in the stream once attention is
@@ -164,8 +164,7 @@ def attribute(
         wrong: of the token it is compared with, if any.
         position: whose logits; counted from the prompt's start or (negative) its end. None: all positions.
         direction: a vector of the stream, [d_model], or one for each prompt, [batch d_model], instead of an answer.
-        layer: attribute the stream after this layer, read by final norm and unembedding as if the model ended there
-            (the logit lens); None for the last one.
+        layer: attribute the stream after this layer, read as if the model ended there; None for the last one.
         heads: split attention into heads, as in `decompose`.
         sources: split heads by the token they brought something from; at one position.
         neurons: layers whose MLP is split into neurons.
@@ -190,15 +189,61 @@ def attribute(
     to_the_end = direction is None and layer in (None, model.info.n_layers - 1)
     parts = {"heads": heads, "sources": sources, "neurons": neurons}
     stream = run_stream(model, tokens, layer=layer, position=position, logits=to_the_end, **parts)
-    reading = _logits(stream, answer, wrong, to_the_end=to_the_end) if direction is None else _along(stream, direction)
+    if direction is not None:
+        reading = _along(stream, direction)
+    else:
+        reading = _logits(stream, _head(stream, to_the_end=to_the_end), answer, wrong)
+    return _attribution(stream, reading, heads=heads, neurons=neurons, tolerance=tolerance)
+
+
+@torch.no_grad()
+def attributions(
+    model: Model,
+    tokens: Prompts,
+    contrasts: Sequence[tuple[Answers | None, Answers | None]],
+    *,
+    position: int | None = -1,
+    heads: bool = True,
+    sources: bool = False,
+    neurons: Sequence[int] = (),
+    tolerance: float | None = None,
+) -> list[Attribution]:
+    """`attribute` of several answers to the same prompts, in logits: the model runs once, whatever their number.
+
+    Args:
+        model: any backend.
+        tokens: prompts.
+        contrasts: pairs of `answer` and `wrong` of `attribute`.
+        position: as in `attribute`, and so are the other options.
+        heads: split attention into heads.
+        sources: split heads by the token they brought something from.
+        neurons: layers whose MLP is split into neurons.
+        tolerance: of the error relative to the largest logit.
+
+    Raises:
+        InterpError: as in `attribute`.
+        TaskError: an answer that is no token.
+    """
+    parts = {"heads": heads, "sources": sources, "neurons": neurons}
+    stream = run_stream(model, tokens, layer=None, position=position, logits=True, **parts)
+    head = _head(stream, to_the_end=True)
+    return [
+        _attribution(stream, _logits(stream, head, *c), heads=heads, neurons=neurons, tolerance=tolerance)
+        for c in contrasts
+    ]
+
+
+def _attribution(
+    stream: StreamRun, reading: _Reading, *, heads: bool, neurons: Sequence[int], tolerance: float | None
+) -> Attribution:
+    """What a run wrote along one reading."""
     components, values, errors = collect(stream, reading.direction, heads=heads, neurons=neurons)
-    what = "logits" if direction is None else "stream along the direction"
     relative = (errors / reading.scale).masked_fill(~reading.mask, 0.0).flatten(1).amax(1)
-    check(relative, model, tolerance, what=what)
-    written, error = _complete(values[..., 0], reading, model, tolerance, what=what)
+    check(relative, stream.model, tolerance, what=reading.what)
+    written, error = _complete(values[..., 0], reading, stream.model, tolerance)
 
     def at(x: Tensor) -> Tensor:
-        return x if position is None else x[..., 0]
+        return x if stream.position is None else x[..., 0]
 
     mask = reading.mask
     positions = stream.batch.positions.gather(1, stream.columns).cpu()
@@ -211,17 +256,12 @@ def attribute(
         error,
         at(positions),
         at(mask),
-        "logit" if direction is None else "stream",
+        "logit" if reading.what == LOGITS else "stream",
     )
 
 
 def _complete(
-    written: Float[Tensor, "component batch pos"],
-    reading: _Reading,
-    model: Model,
-    tolerance: float | None,
-    *,
-    what: str,
+    written: Float[Tensor, "component batch pos"], reading: _Reading, model: Model, tolerance: float | None
 ) -> tuple[Float[Tensor, "component_and_end batch pos"], float]:
     """What was written and the biases of the end, whose sum is held against the whole; and by how much it misses."""
     ends = [x.expand(written.shape[1:])[None].float() for x in reading.ends.values()]
@@ -230,7 +270,7 @@ def _complete(
     limit = allowed(model) if tolerance is None else tolerance
     if not error <= limit:
         raise BackendError(
-            f"{model.info.name}: attributions miss the {what} by {error:.1e} of the largest, over {limit:.0e}"
+            f"{model.info.name}: attributions miss the {reading.what} by {error:.1e} of the largest, over {limit:.0e}"
         )
     return written, error
 
@@ -242,6 +282,7 @@ class _Reading:
     Attributes:
         direction: what each position's writes are multiplied with. ends: what comes after the stream, by name.
         total, capped, softcap: as in `Attribution`. scale: what errors are relative to. mask: where there is something.
+        what: what is read, as messages call it.
     """
 
     direction: Float[Tensor, "batch #pos d_model"]
@@ -251,6 +292,7 @@ class _Reading:
     mask: Bool[Tensor, "batch pos"]
     ends: dict[str, Tensor] = field(default_factory=dict)
     softcap: float | None = None
+    what: str = LOGITS
 
 
 def _along(stream: StreamRun, direction: Tensor) -> _Reading:
@@ -263,17 +305,16 @@ def _along(stream: StreamRun, direction: Tensor) -> _Reading:
     d = direction.detach().cpu().to(resid).expand(size, width)[:, None]
     total = (resid * d).sum(-1)
     scale = (resid.norm(dim=-1) * d.norm(dim=-1)).clamp(min=torch.finfo(resid.dtype).tiny)
-    return _Reading(d, total, total, scale, mask)
+    return _Reading(d, total, total, scale, mask, what="stream along the direction")
 
 
-def _logits(stream: StreamRun, answer: Answers | None, wrong: Answers | None, *, to_the_end: bool) -> _Reading:
+def _logits(stream: StreamRun, head: LogitHead, answer: Answers | None, wrong: Answers | None) -> _Reading:
     """The logit of the answer, less that of the wrong one, with the final norm's divisor frozen."""
     model, weights, size = stream.model, stream.model.weights(), len(stream.batch.ids)
     right_ids = _next_ids(stream) if answer is None else token_ids(model, answer, size)[:, None]
     wrong_ids = None if wrong is None else token_ids(model, wrong, size)[:, None]
     resid, norm = stream.at("resid_post", stream.last).cpu(), weights.final_norm
     mask = stream.mask.cpu() & (right_ids >= 0).any(-1)
-    head = _head(stream, weights, resid[stream.mask.cpu()], to_the_end=to_the_end)
     w = _contrast(weights.source.columns, right_ids, wrong_ids) * head.multiplier
     direction = w if norm is None else norm.transpose(w) / norm.divisor(resid)
     unembed = _contrast(lambda ids: weights.b_u[ids], right_ids, wrong_ids) * head.multiplier
@@ -307,9 +348,10 @@ def _spread(values: Float[Tensor, " token"], mask: Bool[Tensor, "batch pos"]) ->
     return torch.ones(mask.shape, dtype=values.dtype).masked_scatter(mask, values)
 
 
-def _head(stream: StreamRun, weights: Weights, resid: Float[Tensor, "token d_model"], *, to_the_end: bool) -> LogitHead:
+def _head(stream: StreamRun, *, to_the_end: bool) -> LogitHead:
     """Logits of the real tokens before and after what the model does to them behind the unembedding."""
-    mask = stream.mask
+    mask, weights = stream.mask, stream.model.weights()
+    resid = stream.at("resid_post", stream.last).cpu()[mask.cpu()]
     if to_the_end:
         assert stream.run.logits is not None  # the run had no `stop`
         rows = torch.arange(len(mask), device=stream.columns.device)[:, None].expand_as(mask)

@@ -14,7 +14,8 @@ from interp.batch import Batch, Prompts
 from interp.edits import Edit
 from interp.edits.where import one_column
 from interp.errors import SiteError, TaskError
-from interp.model import Model, Run
+from interp.model import Model
+from interp.run import Run
 from interp.sites import Site
 from interp.weights.stream import Writes
 

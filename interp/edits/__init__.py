@@ -7,7 +7,7 @@ activations and `attend` attention. Pure: backends call them, nothing here knows
 """
 
 from interp.edits.apply import apply_edits
-from interp.edits.attend import Tile, edit_pattern, edit_scores, edits_scores, softmax
+from interp.edits.attend import Tile, edit_activation_scores, edit_pattern, edit_scores, edits_scores, softmax, whole
 from interp.edits.scope import of_prompts, of_tokens, plain_edit, refuse_rows
 from interp.edits.values import (
     Ablate,
@@ -41,6 +41,7 @@ __all__ = [
     "Uniform",
     "ablate_heads",
     "apply_edits",
+    "edit_activation_scores",
     "edit_pattern",
     "edit_scores",
     "edits_scores",
@@ -49,4 +50,5 @@ __all__ = [
     "plain_edit",
     "refuse_rows",
     "softmax",
+    "whole",
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import singledispatch
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -67,7 +68,8 @@ def apply_edits(
     own, pending = False, []
     for edit in edits:
         if isinstance(edit, Apply):
-            x, own, pending = _apply_function(_commit(x, pending, own) if pending else x, edit), False, []
+            x = _commit(x, pending, own) if pending else x
+            x, own, pending = apply_function(x, edit, mask, offset), False, []
             continue
         write = _write(x, edit, layer, mask, offset)
         if write is None:
@@ -93,7 +95,7 @@ def _change(edit: Edit, shape: tuple[int, ...], layer: int | None, offset: int) 
 def _(edit: Ablate, shape: tuple[int, ...], layer: int | None, offset: int) -> tuple[str, Value]:
     if edit.value is None:
         return "set", 0.0
-    return "set", _of_layer(edit.value, edit.site, layer) if edit.how == "mean" else edit.value
+    return "set", _of_layer(edit.value, edit.site, layer, edit.by) if edit.how == "mean" else edit.value
 
 
 @_change.register
@@ -125,14 +127,14 @@ def _(edit: Noise, shape: tuple[int, ...], layer: int | None, offset: int) -> tu
     return "add", noise * (sd.cpu() if isinstance(sd, Tensor) else sd)
 
 
-def _of_layer(value: Tensor, site: Site, layer: int | None) -> Tensor:
-    """A mean as it is, or this layer's (and head's) share of [layer (head) d]."""
-    axes = 2 if site.kind in PER_HEAD else 1
+def _of_layer(value: Tensor, site: Site, layer: int | None, by: str | None) -> Tensor:
+    """A mean as it is, or this layer's (and head's) share of [layer (position) (head) d]."""
+    axes = (2 if site.kind in PER_HEAD else 1) + (by is not None)
     if value.ndim != axes + 1 or layer is None:
         return value
     if layer >= len(value):
         raise SiteError(f"{site}: a mean over {len(value)} layers has none for layer {layer}")
-    return value[layer] if site.head is None else value[layer, site.head]
+    return value[layer] if site.head is None else value[layer, ..., site.head, :]
 
 
 def broadcast(value: Tensor, shape: Sequence[int], edit: Edit) -> Tensor:
@@ -155,6 +157,10 @@ def _write(x: Tensor, edit: Edit, layer: int | None, mask: Tensor, offset: int) 
     one = single(edit.positions, edit.site)
     verb, value = change(edit, narrow if one else full, layer, offset)
     value = value.to(x) if isinstance(value, Tensor) else value
+    if isinstance(edit, Ablate) and edit.by is not None and isinstance(value, Tensor):
+        if offset >= mask.shape[1]:
+            return None
+        value = _by_position(value, edit, mask[rows], one, offset)
     along = isinstance(value, Tensor) and value.ndim > len(tail) and not (one and value.ndim < len(full))
     if along and offset and not isinstance(edit, Noise) and value.shape[-len(tail) - 1] != 1:  # type: ignore[union-attr]
         return None  # a value for each token of the prompt says nothing about the tokens generated after it
@@ -162,6 +168,14 @@ def _write(x: Tensor, edit: Edit, layer: int | None, mask: Tensor, offset: int) 
         value = broadcast(value, full, edit) if isinstance(value, Tensor) else value
         return _Write(verb, rows, None, edit.site.head, value, edit.rows is None and edit.site.head is None)
     return _at_points(x, edit, rows, mask, offset, (verb, value), (full, narrow if one else None))
+
+
+def _by_position(value: Tensor, edit: Edit, mask: Tensor, one: bool, offset: int) -> Tensor:
+    """A mean [position ...] as a value for each token, [row pos ...], by its place among the real ones."""
+    longest = int(mask.sum(1).max())
+    if longest > len(value):
+        raise SiteError(f"{edit.site}: a mean by position over {len(value)} of them; a prompt has {longest} tokens")
+    return value[(mask.cumsum(1) - 1).clamp(min=0)[:, offset:]]
 
 
 def _at_points(
@@ -194,11 +208,54 @@ def _at_points(
     return _Write(verb, rows[local], column, edit.site.head, value, False)
 
 
-def _apply_function(x: Tensor, edit: Apply) -> Tensor:
-    """Output of the function, or an error that names both shapes."""
+def apply_function(
+    x: Float[Tensor, "batch pos *rest"], edit: Apply, mask: Bool[Tensor, "batch prompt"], offset: int
+) -> Float[Tensor, "batch pos *rest"]:
+    """The activation with the part that a function means replaced by what the function gives.
+
+    Raises:
+        SiteError: the function gives another shape (both are named), or rows or positions are out of range.
+    """
+    site, head = edit.site, edit.site.head
+    if edit.rows is None and edit.positions is None and site.position is None and head is None:
+        return _output(x, edit)
+    if (edit.rows is not None or edit.positions is not None or site.position is not None) and len(mask) != len(x):
+        raise SiteError(f"{site}: the edit is for a batch of {len(mask)} rows; this pass has {len(x)}")
+    rows = row_index(edit.rows, len(x), site, x.device)
+    index: tuple[Any, ...] = (rows,)
+    if edit.positions is not None or site.position is not None:
+        if offset >= mask.shape[1]:
+            return x  # positions are of the prompt
+        row, column = _points(edit, mask, rows)
+        index = (row, column - offset)
+    if head is not None:
+        index = (*index, head) if len(index) > 1 else (rows, slice(None), head)
+    old = x[index]
+    if not old.numel():
+        return x
+    new = x.clone()
+    new[index] = _output(old, edit)
+    return new
+
+
+def _points(edit: Apply, mask: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and column of the tokens that an edit means: [row], [row position] for several, [token] of a mask."""
+    positions, site = edit.positions, edit.site
+    if positions is None or single(positions, site):
+        return rows, one_column(positions, site, mask, rows)
+    if isinstance(positions, Tensor):
+        row, column = column_mask(positions, site, mask, rows).nonzero(as_tuple=True)
+        return rows[row], column
+    several: Any = positions
+    columns = [one_column(int(p), site, mask, rows) for p in several]
+    return rows[:, None], torch.stack(columns, dim=1)
+
+
+def _output(x: Tensor, edit: Apply) -> Tensor:
     new = edit.function(x)
-    if new.shape != x.shape:
-        raise SiteError(f"{edit.site}: the function gave {tuple(new.shape)} for an activation {tuple(x.shape)}")
+    if not isinstance(new, Tensor) or new.shape != x.shape:
+        shape = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
+        raise SiteError(f"{edit.site}: the function gave {shape} for an activation {tuple(x.shape)}")
     return new
 
 

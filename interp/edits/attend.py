@@ -7,15 +7,15 @@ at; a backend that has the whole [batch head query key] flattens it (`Tile.dense
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from interp.edits.apply import broadcast, change
-from interp.edits.values import AttentionBias, AttentionEdit, Edit, ForcePattern, KnockOut, Uniform
+from interp.edits.apply import apply_function, broadcast, change
+from interp.edits.values import Apply, AttentionBias, AttentionEdit, Edit, ForcePattern, KnockOut, Uniform
 from interp.edits.where import column_mask, pair_mask, row_index, single
 from interp.errors import SiteError
 
@@ -83,6 +83,20 @@ def edit_scores(
     return scores
 
 
+def edit_activation_scores(
+    scores: Float[Tensor, "pair query key"], tile: Tile, edits: Sequence[Edit], *, layer: int | None = None
+) -> Float[Tensor, "pair query key"]:
+    """Scores after activation edits of the site `scores`; -inf stays where a key is not visible."""
+    if not edits:
+        return scores
+    return edit_pattern(scores, tile, edits, layer=layer).masked_fill(~tile.visible, -torch.inf)
+
+
+def whole(edits: Sequence[Edit]) -> bool:
+    """Whether some edit has to see all queries of its heads at once: a function."""
+    return any(isinstance(edit, Apply) for edit in edits)
+
+
 def edit_pattern(
     pattern: Float[Tensor, "pair query key"], tile: Tile, edits: Sequence[Edit], *, layer: int | None = None
 ) -> Float[Tensor, "pair query key"]:
@@ -94,6 +108,9 @@ def edit_pattern(
         if not len(hits):
             continue
         old = pattern[hits]
+        if isinstance(edit, Apply):
+            pattern = pattern.index_copy(0, hits, _function(old, edit, tile, hits).to(pattern.dtype))
+            continue
         result = _probabilities(old, edit, tile, hits, local, layer)
         if result is not old:
             result = torch.where(_queries(edit, tile, hits)[..., None], result, old).to(pattern.dtype)
@@ -128,6 +145,18 @@ def _probabilities(old: Tensor, edit: Edit, tile: Tile, hits: Tensor, local: Ten
     if verb == "set":
         return value.expand_as(old)
     return old * value if verb == "scale" else old + value
+
+
+def _function(old: Tensor, edit: Apply, tile: Tile, hits: Tensor) -> Tensor:
+    """The chosen pairs after a function of [batch head query key], or of the part of it that the edit means."""
+    rows, heads = tile.rows[hits], tile.heads[hits]
+    full = old.new_zeros(len(tile.mask), old.shape[1], tile.n_heads, old.shape[2])
+    full[rows, :, heads] = old
+
+    def function(x: Tensor) -> Tensor:  # queries stand in front of heads here
+        return edit.function(x.transpose(1, 2)).transpose(1, 2) if x.ndim == full.ndim else edit.function(x)
+
+    return apply_function(full, replace(edit, function=function), tile.mask, tile.offset)[rows, :, heads]
 
 
 def _hits(edit: Edit, tile: Tile) -> tuple[Tensor, Tensor]:

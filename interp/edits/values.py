@@ -81,11 +81,16 @@ class Ablate(Edit):
     `mean` and `resample` need `value`. For a mean it may carry a leading layer axis, [layer head d_head] as
     `Model.mean(tokens, "z")` gives it, so that what is removed is the information and not the scale; for `resample` it
     is the activation of other prompts at this site.
+
+    With `by="position"` the mean is one for each position of a prompt, [position ...] or [layer position ...] as
+    `Model.mean(tokens, by="position")` gives it: each real token gets that of its own position, whatever the padding.
+    New tokens of a generation have no such mean and stay.
     """
 
     site: AnySite
     how: str = "zero"
     value: Float[Tensor, "..."] | None = None
+    by: str | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         """Check the way of ablating and that a mean comes with its value."""
@@ -95,6 +100,7 @@ class Ablate(Edit):
         if (self.how == "zero") != (self.value is None):
             name = "other prompts' activation" if self.how == "resample" else "mean"
             raise SiteError(f"a {self.how} ablation takes the {name} as `value`; a zero ablation takes none")
+        check_by(self.by, mean=self.how == "mean")
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,25 +129,25 @@ class Add(Edit):
 
 @dataclass(frozen=True, eq=False)
 class Apply(Edit):
-    """x -> function(x), x the whole activation [batch pos (head) d] as the run reaches it; the shape must stay.
+    """x -> function(x), x the activation as the run reaches it; the shape must stay.
 
-    So what is written may depend on what the same run has computed before. `rows`, `positions` and a head in the site
-    are refused: the function sees everything and chooses for itself.
+    x is what capturing the site gives: [batch pos (head) d], or [batch head query key] for patterns and scores; without
+    the head axis where the site names a head, without the position axis where one position a row is meant (`@p`, an
+    integer, a tensor [batch]). Several positions stand along that axis in the order given; of a mask [batch pos] the
+    chosen tokens stand in one axis, [token (head) d]. With `rows`, batch means these rows. What is written
+    may depend on what the same run has computed before. A pattern goes on as the function gives it, neither masked nor
+    normalised; scores stay -inf where a key is not visible. While a model generates, every new token is a call.
     """
 
     site: AnySite
     function: Callable[[Tensor], Tensor]
 
     def __post_init__(self) -> None:
-        """Refuse what narrows."""
+        """Refuse what is no function."""
         super().__post_init__()
         site = self.site
         if not callable(self.function):
             raise SiteError(f"{site}: Apply takes a function of the activation; got {type(self.function).__name__}")
-        if self.rows is not None or self.positions is not None or site.head is not None or site.position is not None:
-            raise SiteError(f"{site}: a function is applied to the whole activation; let it choose rows and positions")
-        if site.kind == "pattern":
-            raise SiteError(f"{site}: attention has edits of its own; see ForcePattern and AttentionBias")
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,20 +217,45 @@ class Uniform(AttentionEdit):
     queries: Positions = None
 
 
+def check_by(by: Any, *, mean: bool = True) -> None:
+    """Raise SiteError unless `by` is None, or "position" of a mean."""
+    if by is not None and not (mean and by == "position"):
+        raise SiteError(f'by={by!r:.40}: a mean may be one by="position"; leave it out for one of all tokens')
+
+
 def ablate_heads(
     heads: Iterable[tuple[int, int] | str],
     *,
     how: str = "zero",
-    mean: Float[Tensor, "layer head d_head"] | None = None,
+    mean: Float[Tensor, "layer head d_head"] | Float[Tensor, "layer position head d_head"] | None = None,
+    by: str | None = None,
     rows: Any = None,
 ) -> list[Ablate]:
-    """One `Ablate` of z per head, given as (layer, head) or as `L3H5`; `rows` as in `Edit`."""
+    """One `Ablate` of z per head, given as (layer, head) or as `L3H5`; `rows` as in `Edit`, `by` as in `Ablate`.
+
+    Args:
+        heads: which.
+        how: "zero", or "mean" with the mean of every head, as `Model.mean` gives it.
+        mean: [layer head d_head], or [layer position head d_head] with `by="position"`.
+        by: "position" where the mean is one for each position.
+        rows: batch rows that are edited.
+
+    Raises:
+        SiteError: a head out of range, a mean of another shape, or none.
+    """
     edits = []
+    check_by(by, mean=how == "mean")
+    axes = 4 if by else 3
+    if mean is not None and mean.ndim != axes:
+        form = "[layer position head d_head]" if by else "[layer head d_head]"
+        raise SiteError(
+            f"a mean of shape {tuple(mean.shape)}; expected {form}, as model.mean(tokens, by={by!r}) gives it"
+        )
     for item in heads:
         layer, head = parse_head(item) if isinstance(item, str) else item
-        if mean is not None and not (0 <= layer < mean.shape[0] and 0 <= head < mean.shape[1]):
+        if mean is not None and not (0 <= layer < mean.shape[0] and 0 <= head < mean.shape[-2]):
             name = head_name(layer, head)
-            raise SiteError(f"{name} is out of range; the mean has {mean.shape[0]} layers of {mean.shape[1]} heads")
-        value = None if how == "zero" or mean is None else mean[layer, head]
-        edits.append(Ablate(Site("z", layer, head=head), how, value, rows=rows))
+            raise SiteError(f"{name} is out of range; the mean has {mean.shape[0]} layers of {mean.shape[-2]} heads")
+        value = None if how == "zero" or mean is None else mean[layer, ..., head, :]
+        edits.append(Ablate(Site("z", layer, head=head), how, value, by=by, rows=rows))
     return edits

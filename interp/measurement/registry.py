@@ -213,7 +213,8 @@ def detect(
     results, errors = [], []
     for spec in progress(suitable) if progress else suitable:
         try:
-            policy = {"bos": bos} if bos is not None and "bos" in inspect.signature(spec.run).parameters else {}
+            takes_bos = bos is not None and "bos" in inspect.signature(spec.run).parameters
+            policy: dict[str, Any] = {"bos": bos} if takes_bos else {}
             results.append(analyze(model, spec.name, seed=seed, **policy))
         except Exception as error:  # a fault of one analysis, a stranger's perhaps, must not take the others down
             if isinstance(error, NotFinite):

@@ -21,7 +21,7 @@ from interp.patching.places import Place, Positions, places
 from interp.patching.readout import Exit
 from interp.results.provenance import recorded
 from interp.results.results import Result, frame
-from interp.sites import PER_HEAD, UNLAYERED, Site
+from interp.sites import DIVISORS, PER_HEAD, UNLAYERED, Site
 from interp.tasks import PromptTask
 from interp.tasks.metrics import AnyMetric
 
@@ -38,7 +38,7 @@ NODES = {
     "pattern": "pattern",
 }
 """Kinds of site by name; those before "q" are called by what they are the output of."""
-REFUSED = ("norm_scale", *UNLAYERED)
+REFUSED = ("scores", *DIVISORS, *UNLAYERED)
 Nodes = str | Site | Sequence[Site | str]
 EXTRA = COLUMNS | {"token": "str"}
 

@@ -39,8 +39,11 @@ def effects(rows: pd.DataFrame) -> go.Figure:
 
 
 _figures: dict[str, tuple[Draw, Mapping[str, Draw]]] = {
-    name: (effects, {}) for name in ("activation_patching", "node_attribution", "path_patching")
-} | {"role_faithfulness": (dots, {})}
+    "activation_patching": (effects, {}),
+    "node_attribution": (effects, {}),
+    "path_patching": (effects, {}),
+    "role_faithfulness": (dots, {}),
+}
 
 
 def declare(name: str, draw: Draw, variants: Mapping[str, Draw]) -> None:

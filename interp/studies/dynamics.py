@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -71,7 +71,8 @@ def dynamics(
     rows, heads = [], {}
     for step, folder in checkpoints:
         model = load(folder, tokenizer=tokenizer)
-        result = analyze(model, spec.name, seed=seed, **cheap(spec) | {"n_prompts": n_prompts})
+        options: dict[str, Any] = cheap(spec) | {"n_prompts": n_prompts}
+        result = analyze(model, spec.name, seed=seed, **options)
         heads[step] = result.top(spec.name, variant=spec.headline, k=10**9)
         best = heads[step].iloc[0]
         row = {"step": step, ROLE: float(best["value"]), "component": best["component"]}

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from interp import tasks
-from interp.decompose import attribute
+from interp.decompose.attribution import attributions
 from interp.edits import Edit, Scale, ablate_heads
 from interp.errors import NotApplicable
 from interp.measurement.declaration import IDENTIFY, RECALL, PlantedTask, Stage
@@ -110,9 +110,10 @@ def conflict(
             f"the model knows {int(knowledge.sum())} of {len(knowledge)} facts; {LEAST} are needed for a conflict"
         )
     conflicts = candidates.select(knowledge.nonzero()[:, 0])
-    direct = _direct(model, conflicts, conflicts.task.answers, conflicts.task.wrong)
     generator = torch.Generator().manual_seed(seed)
-    null = np.stack([_direct(model, conflicts, *_exchange(conflicts, generator)).mean(0) for _ in range(n_null)])
+    exchanges = [_exchange(conflicts, generator) for _ in range(n_null)]
+    direct, *others = _direct(model, conflicts, [(conflicts.task.answers, conflicts.task.wrong), *exchanges])
+    null = np.stack([x.mean(0) for x in others])
     score = stats.bootstrap_mean(direct, seed=seed)
     total = float(np.abs(score.mean).sum())
     one_sided = [stats.p_against_nulls(s * score.mean, s * null, margin=SMALLEST * total) for s in (1, -1)]
@@ -148,10 +149,12 @@ def _knowledge(model: Model, prompts: Conflict) -> Tensor:
 
 
 def _direct(
-    model: Model, prompts: Conflict, right: Int[Tensor, "batch k"], wrong: Int[Tensor, "batch m"]
-) -> Float[np.ndarray, "prompt layer head"]:
-    effects = attribute(model, prompts.task.clean, right, wrong).heads[list(model.info.attention_layers)]
-    return effects.permute(2, 0, 1).double().numpy()
+    model: Model, prompts: Conflict, contrasts: Sequence[tuple[Tensor, Tensor]]
+) -> list[Float[np.ndarray, "prompt layer head"]]:
+    """Direct effects of heads on each contrast of answers with wrong ones."""
+    layers = list(model.info.attention_layers)
+    found = attributions(model, prompts.task.clean, contrasts)
+    return [x.heads[layers].permute(2, 0, 1).double().numpy() for x in found]
 
 
 def _exchange(prompts: Conflict, generator: torch.Generator) -> tuple[Tensor, Tensor]:

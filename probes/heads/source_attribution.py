@@ -11,8 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp import tasks
-from interp.batch import Batch
-from interp.decompose import attribute
+from interp.decompose.attribution import Attribution, attributions
 from interp.errors import NotApplicable, TaskError
 from interp.model import Model
 from interp.results import stats
@@ -68,24 +67,26 @@ def sources(
 ) -> tuple[Sources, list[Sources]]:
     """Attributions of the answers' mean logit less the wrong ones', and of `draws` exchanges of both between prompts.
 
-    All in one pass, in which the prompts stand as often: same attention, same writes, other directions.
+    All of one run: same attention, same writes, other directions.
     """
     orders = [torch.arange(len(task)), *derangements(len(task), draws=draws, seed=seed)]
-    rows = torch.cat(orders)
-    again = Batch(task.clean.ids.repeat(len(orders), 1), task.clean.mask.repeat(len(orders), 1))
-    effects = attribute(model, again, answers[rows], wrong[rows], sources=True)
-    info, width = model.info, task.clean.ids.shape[1]
-    heads = torch.zeros(info.n_layers, info.n_heads, width, len(rows))
-    mlps = torch.zeros(info.n_layers, len(rows))
+    contrasts = [(answers[rows], wrong[rows]) for rows in orders]
+    width = task.clean.ids.shape[1]
+    own, *exchanges = (_by_source(model, x, width) for x in attributions(model, task.clean, contrasts, sources=True))
+    return own, exchanges
+
+
+def _by_source(model: Model, effects: Attribution, width: int) -> Sources:
+    """An attribution by what wrote it, of prompts of this many columns."""
+    info, n = model.info, len(effects.logit)
+    heads = torch.zeros(info.n_layers, info.n_heads, width, n)
+    mlps = torch.zeros(info.n_layers, n)
     for c, values in zip(effects.terms, effects.values, strict=True):
         if c.kind == "source":
             heads[c.layer, c.head, c.source] = values
         elif c.kind == "mlp":
             mlps[c.layer] = values
-    n = len(task)
-    parts = zip(heads[list(info.attention_layers)].split(n, -1), mlps.split(n, -1), effects.logit.split(n), strict=True)
-    own, *exchanges = (Sources(*part) for part in parts)
-    return own, exchanges
+    return Sources(heads[list(info.attention_layers)], mlps, effects.logit)
 
 
 def null_columns(

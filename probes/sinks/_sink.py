@@ -65,10 +65,9 @@ def sink(
     in every variant but the second and the third, and p is twice that of the start taken, at most 1, for the choice.
     With `bos` given only that start is judged.
 
-    alpha_k = sum_{i >= k} p(i, k) / (T - k + 1), first token k = 1. The null is uniform causal attention, H_T / T;
-    where attention sees both ways every key is seen by all T queries, and the null is 1 / T;
-    p tests that alpha_1 exceeds its uniform value by at most 0.05 more than alpha_2 .. alpha_{T/2} of the same head
-    exceed theirs; q is Benjamini-Hochberg over all heads. A head is labelled at q < 0.01 and alpha_1 >= 0.3.
+    alpha_k = sum_{i >= k} p(i, k) / (T - k + 1), first token k = 1. The null is uniform causal attention, H_T / T
+    (both ways all T queries see every key: then 1 / T). p tests that alpha_1 exceeds it by at most 0.05 more than
+    alpha_2 .. alpha_{T/2} exceed theirs; q is over all heads. A head is labelled at q < 0.01 and alpha_1 >= 0.3.
 
     Args:
         model: any loaded model.
@@ -86,7 +85,6 @@ def sink(
 
     Reference: Gu et al. 2024 (arXiv 2410.10781), section 3; T = 64 and epsilon = 0.3 as there. The test is ours.
     """
-    no_window_both_ways(model)
     first, batches = _prompts(model, prompts, n_prompts=n_prompts, length=length, bos=bos, seed=seed)
     starts, both = list(batches), prompts is None and bos is None and first is not None
     length = next(iter(batches.values())).ids.shape[1]
@@ -128,6 +126,7 @@ def _prompts(
     model: Model, prompts: Prompts | None, *, n_prompts: int, length: int, bos: str | None, seed: int
 ) -> tuple[int | None, dict[str, Batch]]:
     """The BOS, and random prompts behind it ("forced", where there is one) and without ("none"); or the caller's."""
+    no_window_both_ways(model)
     if prompts is not None:
         return _own_start(model, prompts)
     first = token_before(model) if bos is None else tasks.bos_id(model, bos)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -42,7 +39,7 @@ BACKEND = Backend("toy", make, packages=("toy_backend",), adopt=adopt, remote="t
 
 
 @pytest.fixture
-def installed(tmp_path):
+def installed(tmp_path, fork):
     """Function that runs code in a process where a package with these entry points stands first on the path."""
     (tmp_path / "toy_backend.py").write_text(TOY, encoding="utf-8")
     metadata = tmp_path / "toy_backend-0.1.dist-info"
@@ -52,15 +49,7 @@ def installed(tmp_path):
     def run(code, **entries):
         lines = [f"{name} = {where}" for name, where in entries.items()]
         (metadata / "entry_points.txt").write_text("\n".join(["[interp.backends]", *lines]), encoding="utf-8")
-        path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(code)],
-            env={**os.environ, "PYTHONPATH": path},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = fork(textwrap.dedent(code), tmp_path)
         assert done.returncode == 0, done.stderr
         return done
 

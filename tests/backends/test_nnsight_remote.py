@@ -19,7 +19,7 @@ from tiny_models import CONFIGS, build, ragged
 import interp
 from interp.edits import Ablate, Add, KnockOut, Noise, Replace, Scale
 
-REFUSED = {"q", "k", "v", "pattern", "head_out"}
+REFUSED = ("q", "k", "v", "scores", "pattern", "head_out", "token_embed", "pos_embed", "unembed_in", "router_logits")
 FAMILIES = ("gpt2", "llama", "gpt_neox", "gemma2", "gpt_oss", "olmo2")
 
 

@@ -149,7 +149,8 @@ def found():
 @pytest.fixture(scope="session")
 def report_file(default, found, tmp_path_factory):
     """A report on zoo:default with one hostile prompt and a circuit, from few prompts per analysis."""
-    results = [interp.analyze(default, name, n_prompts=8) for name in ("induction", "previous_token")]
+    options = {"induction": {"n_random": 2}, "previous_token": {}}
+    results = [interp.analyze(default, name, n_prompts=8, **own) for name, own in options.items()]
     path = tmp_path_factory.mktemp("report") / "report.html"
     ids = [0, *range(1, 1 + len(HOSTILE)), *range(300, 310), *range(1, 1 + len(HOSTILE))]
     return report(

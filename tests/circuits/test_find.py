@@ -33,19 +33,19 @@ def made():
 
 @pytest.mark.parametrize("task", ["ioi", "greater-than"])
 def test_a_tenth_of_the_edges_does_the_task_and_random_circuits_do_not(default, task):
-    found = circuit(default, task, n_prompts=16)
+    found = circuit(default, task, n_prompts=8)
     assert found.graph.fraction <= 0.1
     assert found.faithfulness >= 0.75  # 0.8 is asked for on the prompts it was found on
     assert len(found.random.faithfulness) == 20
     assert found.random.faithfulness.max() < 0.5
     assert found.p == pytest.approx(1 / 21)
     matched = random_circuits(found.graph, n=3, how="matched")
-    held_out = interp.task(task, default, n=16, split="held-out")
+    held_out = interp.task(task, default, n=8, split="held-out")
     assert faithfulness(default, held_out, matched).faithfulness.max() < 0.5
 
 
 def test_approximate_scores_agree_with_exact_patching(default):
-    rows = agreement(default, interp.task("greater-than", default, n=3), methods=["eap", "eap-ig"], k=(50,))
+    rows = agreement(default, interp.task("greater-than", default, n=2), methods=["eap", "eap-ig"], k=(50,))
     rows = rows.set_index("method")
     assert rows.loc["eap", "spearman"] > 0.9
     assert rows["pearson"].min() > 0.7
@@ -58,7 +58,7 @@ SCORED = [name for name in methods.names() if methods.find(name).gives == "score
 @pytest.mark.parametrize("method", SCORED)
 def test_every_method_finds_the_planted_circuit(made, method):
     planted, model = made
-    finding, judging = (planted_task(planted, "two_hop", n=4, seed=seed) for seed in (0, 1))
+    finding, judging = (planted_task(planted, "two_hop", n=2, seed=seed) for seed in (0, 1))
     found = circuit(model, finding, held_out=judging, method=method, edges=20, n_random=3)
     truth = {(e.sender, e.receiver) for e in planted.truth.edges}
     assert found.faithfulness > 0.9
@@ -68,7 +68,7 @@ def test_every_method_finds_the_planted_circuit(made, method):
 
 
 def test_the_board_of_planted_circuits():
-    board = scoreboard(methods=["exact", "eap-ig"], mechanisms=["retrieval"], architectures=["llama-gqa"], seeds=1, n=8)
+    board = scoreboard(methods=["exact", "eap-ig"], mechanisms=["retrieval"], architectures=["llama-gqa"], seeds=1, n=4)
     assert len(board) == 2
     assert (board["planted"] > 0.9).all()  # without what the previous-token head says itself, another mechanism's task
     assert (board[board["method"] == "exact"]["lowest"] > 0.9).all()

@@ -49,19 +49,24 @@ def test_what_is_announced_is_registered():
         assert {"metric", "batch_size", "seed"}.isdisjoint(method.options)
 
 
-def test_names_are_known_without_the_methods():
-    code = """
+def test_names_are_known_without_the_methods(fork, tmp_path):
+    names = """
 import sys
 from interp.cli import main
 from interp.environment import CIRCUIT_METHODS, plugin_names
 assert "eap-ig" in plugin_names(CIRCUIT_METHODS)
 assert not {"torch", "pandas", "circuits.search._acdc", "circuits.methods"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", names], cwd=ROOT, check=True)
+    one = """
+import sys
 import circuits.methods
 circuits.methods.find("acdc")
 assert "circuits.search._acdc" in sys.modules
 assert "circuits.search.cdt" not in sys.modules
 """
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    found = fork(one, tmp_path)
+    assert found.returncode == 0, found.stderr
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,17 @@ def bare_folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """`detect` asks few prompts and compares with few random sets: how many an analysis takes has its own tests."""
+    real = registry.analyze
+
+    def few(model, name, **options):
+        return real(model, name, n_prompts=8, **({"n_random": 3} if name == "induction" else {}), **options)
+
+    monkeypatch.setattr(registry, "analyze", few)
+
+
 def test_json_is_one_document_and_nothing_else(run):
     code, out, _ = run("detect", PLANTED, "-a", "previous_token", "--seed", 3, "--json")
     assert code == 0
@@ -51,7 +62,7 @@ def test_json_is_one_document_and_nothing_else(run):
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".json"])
-def test_out_writes_the_table(run, tmp_path, suffix):
+def test_out_writes_the_table(run, quick, tmp_path, suffix):
     path = tmp_path / f"heads{suffix}"
     code, out, err = run("detect", PLANTED, "-a", "sink", "-a", "previous_token", "--out", path)
     assert code == 0
@@ -65,7 +76,7 @@ def test_out_writes_the_table(run, tmp_path, suffix):
     assert set(read[suffix]()["analysis"]) == {"sink", "previous_token"}
 
 
-def test_the_table_names_the_labelled_heads_and_what_removing_them_does(run):
+def test_the_table_names_the_labelled_heads_and_what_removing_them_does(run, quick):
     code, out, _ = run("detect", PLANTED, "-a", "induction", "--top", 2)
     ((layer, head),) = zoo.truth("planted-induction").roles["induction"]
     assert code == 0
@@ -74,7 +85,7 @@ def test_the_table_names_the_labelled_heads_and_what_removing_them_does(run):
     assert "same layers: 1.000 +- 0.000)" in out
 
 
-def test_a_checkpoint_without_a_tokenizer_is_detected(run, bare_folder):
+def test_a_checkpoint_without_a_tokenizer_is_detected(run, quick, bare_folder):
     code, out, _ = run("detect", bare_folder, "-a", "previous_token")
     assert code == 0
     assert "0 of 16 heads labelled" in out
@@ -135,7 +146,7 @@ def test_what_nobody_expected_is_one_line_too_unless_debugging(run, monkeypatch)
         cli.main()
 
 
-def test_demo_prints_the_heads_and_writes_the_page(run, tmp_path, monkeypatch):
+def test_demo_prints_the_heads_and_writes_the_page(run, quick, tmp_path, monkeypatch):
     some = functools.partial(registry.detect, names=["induction", "previous_token", "sink"])
     monkeypatch.setattr(registry, "detect", some)  # every analysis of a model is run in tests of its own
     page = tmp_path / "report.html"

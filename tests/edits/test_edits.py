@@ -12,7 +12,8 @@ from torch.testing import assert_close
 
 from interp.attention import Entropy, Offset
 from interp.backends.plan.places import narrow
-from interp.edits import Ablate, Add, Apply, Noise, Replace, Scale, ablate_heads, apply, apply_edits
+from interp.batch import Batch
+from interp.edits import Ablate, Add, Apply, ForcePattern, Noise, Replace, Scale, ablate_heads, apply, apply_edits
 from interp.errors import SiteError
 from interp.sites import Site
 
@@ -283,14 +284,83 @@ def test_a_function_sees_what_the_run_has_made_of_the_site():
     assert_close(next(iter(run.acts.values())), 1.5 * next(iter(z.values())) + 1)
 
 
-@pytest.mark.parametrize("where", [{"site": "L0H1.z"}, {"site": "L0.z@-1"}, {"site": "L0.z", "rows": [0]}])
-def test_a_function_is_applied_to_the_whole_activation(where):
-    with pytest.raises(SiteError, match="whole activation"):
-        Apply(function=torch.relu, **where)
+FUNCTIONS = {  # what the function sees, and the activation [batch pos head d] with that part halved
+    "L0H1.z": ({}, (2, 5, 2), (slice(None), slice(None), 1)),
+    "L0.z@-1": ({}, (2, 3, 2), (slice(None), -1)),
+    "L0.z": ({"rows": [1]}, (1, 5, 3, 2), (slice(1, 2),)),
+    "L0H2.z": ({"rows": [1], "positions": [3, 0]}, (1, 2, 2), ([[1, 1]], [[3, 0]], 2)),
+    "L0H0.z": ({"positions": torch.tensor([2, -1])}, (2, 2), ([0, 1], [2, 4], 0)),
+    "L1.z": ({"positions": torch.eye(2, 5, dtype=torch.bool)}, (2, 3, 2), ([0, 1], [0, 1])),
+}
 
 
-def test_a_function_keeps_the_shape_and_leaves_attention_alone():
+@pytest.mark.parametrize("site", FUNCTIONS)
+def test_a_function_sees_what_a_capture_of_the_site_gives(site):
+    where, shape, index = FUNCTIONS[site]
+    seen = []
+
+    def halve(x):
+        seen.append(tuple(x.shape))
+        return x / 2
+
+    expected = X.clone()
+    expected[index] /= 2
+    assert_close(changed(Apply(site, halve, **where)), expected)
+    assert seen == [shape]
     with pytest.raises(SiteError, match="the function gave"):
-        tiny("llama").run(ragged(16, "unpadded"), edits=[Apply("L0.z", lambda x: x[:, :1])])
-    with pytest.raises(SiteError, match="ForcePattern"):
-        Apply("L0.pattern", torch.relu)
+        changed(Apply(site, lambda x: x[..., :1], **where))
+
+
+def test_a_function_of_a_pattern_or_of_scores():
+    """Reversed heads, a sharpened row, squared scores: against patterns forced to be so."""
+    model, batch = tiny("gpt2"), ragged(9, "left", lengths=(9, 6))
+    seen, plain = [], model.run(batch, capture=["L1.pattern", "L1.scores"])
+
+    def reverse(p):
+        seen.append(tuple(p.shape))
+        return p.flip(1)
+
+    run = model.run(batch, capture=["L1H0.pattern", "L1.z"], edits=[Apply("L1.pattern", reverse)])
+    assert seen == [(2, N_HEADS, 9, 9)]
+    forced = model.run(batch, capture=["L1.z"], edits=[ForcePattern("L1.pattern", plain["L1.pattern"].flip(1))])
+    assert_equal_to_rounding(run["L1.z"], forced["L1.z"])
+    assert_equal_to_rounding(run["L1H0.pattern"], plain["L1.pattern"][:, -1])
+    assert_equal_to_rounding(run.logits, model.run(batch, edits=[Apply("L1.pattern", reverse)]).logits)
+    p = model.run(batch, capture=["L1.pattern"], edits=[Apply("L1H2.pattern@-1", torch.sqrt, rows=[1])])["L1.pattern"]
+    assert_equal_to_rounding(p[1, 2, -1], plain["L1.pattern"][1, 2, -1].sqrt())
+    p[1, 2, -1] = plain["L1.pattern"][1, 2, -1]
+    assert_equal_to_rounding(p, plain["L1.pattern"])
+    edits = [Apply("L1.scores", torch.square), Add("L1H1.scores", torch.arange(9.0))]
+    p = model.run(batch, capture=["L1.pattern"], edits=edits)["L1.pattern"]
+    scores = plain["L1.scores"].square().masked_fill(plain["L1.scores"].isinf(), -torch.inf)
+    scores[:, 1] += torch.arange(9.0)
+    real = batch.mask[:, None, :].expand(-1, N_HEADS, -1)
+    assert_equal_to_rounding(p[real], scores.softmax(-1)[real])
+
+
+def test_a_mean_by_position_is_that_of_the_token_at_its_place():
+    model = tiny("llama")
+    prompts, padded = [[5, 6, 7, 8], [9, 10, 11, 12]], Batch.of([[3, 4], [9, 10, 11]], side="left")
+    z = model.run(prompts, capture=["z"])
+    mean = model.mean(prompts, by="position")
+    for i in range(N_LAYERS):
+        assert_equal_to_rounding(mean[i], z[f"L{i}.z"].mean(0))
+    ragged_mean = model.mean([[5, 6, 7, 8], [9, 10]], by="position")
+    assert_equal_to_rounding(ragged_mean[1, 3], z["L1.z"][0, 3])
+    edits = ablate_heads(["L1H2"], how="mean", mean=mean, by="position")
+    found = model.run(padded, capture=["L1H2.z"], edits=edits)["L1H2.z"]
+    assert_close(found[0, 1:], mean[1, :2, 2])
+    assert_close(found[1], mean[1, :3, 2])
+    whole = model.run(padded, capture=["L1.z"], edits=[Ablate("z", "mean", mean, by="position")])["L1.z"]
+    assert_close(whole[0, 1:], mean[1, :2])
+    at_end = [Ablate("L1H2.z@-1", "mean", mean[1, :, 2], by="position")]
+    assert_close(model.run(padded, capture=["L1H2.z@-1"], edits=at_end)["L1H2.z@-1"], mean[1, [1, 2], 2])
+    for wrong, why in (
+        (lambda: model.run([[5, 6, 7, 8, 9]], edits=edits), "a prompt has 5 tokens"),
+        (lambda: ablate_heads(["L1H2"], how="mean", mean=mean), r"expected \[layer head d_head\]"),
+        (lambda: ablate_heads(["L1H2"], how="zero", by="position"), "by='position'"),
+        (lambda: model.mean(prompts, by="token"), "by='token'"),
+        (lambda: model.mean(prompts, "pattern"), "no mean"),
+    ):
+        with pytest.raises(SiteError, match=why):
+            wrong()

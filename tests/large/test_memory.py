@@ -12,10 +12,9 @@ from tolerance import assert_equal_to_rounding
 import interp
 from interp.attention import Entropy, Mean, Offset
 from interp.backends.plan import budget
-from interp.backends.plan.places import captures
+from interp.backends.plan.places import SiteCapture
 from interp.environment import free_bytes, human_bytes
 from interp.errors import BackendError, InterpError, SchemaError, SiteError
-from interp.sites import KINDS
 from interp.storage import INDEX, Store, capture_to, on_cpu
 
 SITES = ["L0.resid_post", "L1.resid_pre", "L0H3.z", "L1.k", "L0.resid_mid@-1"]
@@ -28,10 +27,11 @@ def batches(n=3):
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])
 def test_the_estimate_is_what_captures_take(name):
     model, batch = tiny(name), ragged(11, "unpadded", lengths=(11, 11))
-    run = model.run(batch, capture=list(KINDS))
+    run = model.run(batch, capture="all")
     for site, x in run.acts.items():
         assert model.info.activation_bytes(site, (2, 11), d_mlp=model._d_mlp) == x.nbytes, site
-    cost = budget.estimate(captures(list(KINDS), model.info), model.info, (2, 11), d_mlp=model._d_mlp)
+    places = {(site.kind, site.first): [SiteCapture(site, None)] for site in run.acts}
+    cost = budget.estimate(places, model.info, (2, 11), d_mlp=model._d_mlp)
     assert sum(cost.captures.values()) == sum(x.nbytes for x in run.acts.values())
     assert cost.logits == run.logits.nbytes
 

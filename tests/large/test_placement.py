@@ -12,7 +12,6 @@ import interp
 from interp.attention import Entropy, KeyMass, Offset, Received
 from interp.edits import Ablate, KnockOut, Noise, Scale
 from interp.errors import ModelLoadError
-from interp.sites import KINDS
 
 PLACES = {  # the second layer's weights are on disk but while it runs
     "llama": ["model.embed_tokens", "model.rotary_emb", "model.layers.0", "model.norm", "lm_head", "model.layers.1"],
@@ -35,7 +34,7 @@ def pair(request, tmp_path):
 def test_an_offloaded_layer_has_the_same_sites(pair):
     offloaded, plain = pair
     batch = ragged(9, "left", lengths=(9, 6))
-    ours, theirs = (m.run(batch, capture=list(KINDS)) for m in (offloaded, plain))
+    ours, theirs = (m.run(batch, capture="all") for m in (offloaded, plain))
     assert ours.acts.keys() == theirs.acts.keys()
     for site, x in theirs.acts.items():
         assert_equal_to_rounding(ours[site], x, msg=str(site))

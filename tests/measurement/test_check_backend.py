@@ -18,7 +18,7 @@ from interp.measurement.checks import check_backend
 from interp.measurement.checks.backend import LAWS, PADDED, members_are_those_of_the_protocol
 from interp.measurement.checks.laws import attending, places, reading, running
 from interp.measurement.checks.laws.subject import Subject, apart, close
-from interp.model import AttentionRun, Run
+from interp.run import AttentionRun, Run
 from interp.sites import Site
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +16,7 @@ COMMAND = "from interp.cli.main import main; main"
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory):
+def installed(tmp_path_factory, fork):
     """The page's module with the metadata that installing it would leave behind, first on the path of a process."""
     folder = tmp_path_factory.mktemp("site")
     text = PAGE.read_text(encoding="utf-8")
@@ -32,15 +29,7 @@ def installed(tmp_path_factory):
     (metadata / "entry_points.txt").write_text(f"[{group}]\n{entry} = {entry}\n", encoding="utf-8")
 
     def run(code):
-        path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
-        found = subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONPATH": path},
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        found = fork(code, folder)
         assert found.returncode == 0, found.stderr
         return found
 

@@ -23,12 +23,13 @@ def model():
 
 @pytest.fixture(scope="module")
 def result(model):
-    return interp.detect(model, ["previous_token", "sink", "duplicate_token"])
+    names = ("previous_token", "sink", "duplicate_token")
+    return interp.Result.concat([interp.analyze(model, name, n_prompts=8) for name in names])
 
 
 @pytest.fixture(scope="module")
 def found(model):
-    finding, judging = (tasks.task("induction", model, n=6, seed=0, split=split) for split in tasks.SPLITS)
+    finding, judging = (tasks.task("induction", model, n=3, seed=0, split=split) for split in tasks.SPLITS)
     return circuit(model, finding, held_out=judging, edges=4, n_random=3)
 
 
@@ -141,7 +142,7 @@ def test_provenance_has_a_line_for_everything(source):
     text = words_of(source.split('id="provenance"')[1])
     for line in ("previous_token", "sink", "duplicate_token", "direct attribution own prompt", "circuit induction"):
         assert line in text
-    assert "6 + 6 held out" in text
+    assert "3 + 3 held out" in text
     assert "interp report M" in text
 
 

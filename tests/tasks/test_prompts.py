@@ -269,7 +269,7 @@ def test_planted_tasks_flip_or_vanish(architecture):
     planted = factory.plant(factory.ALL, architecture=architecture, seed=1)
     for name in ("two_hop", "induction", "retrieval", "fact", "successor", "previous_token", "duplicate_token"):
         for corruption in ("minimal", "random"):
-            task = tasks.planted_task(planted, name, n=5, seed=3, corruption=corruption)
+            task = tasks.planted_task(planted, name, n=3, seed=3, corruption=corruption)
             with torch.no_grad():
                 clean, corrupt = (task.value(planted.model(b.ids).logits) for b in (task.clean, task.corrupt))
             assert clean.median() > 0.5, name

@@ -6,13 +6,15 @@ these are facts of the data flow (`watch`), the same for every architecture. `st
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from interp.attention import Call, Recorder, intercept, number_layers
+from interp.backends.hf.embeddings import Embeddings, embeddings
+from interp.backends.hf.neurons import router, routers
 from interp.backends.hf.shards import Shards, shards
 from interp.backends.hf.stream import StreamPart, chain, stream_part
 from interp.backends.hf.watch import PROBE, Event, identity, input_device, source, watch
@@ -29,7 +31,8 @@ class AttentionPart:
     what it takes still falls into heads, each from its own z but for one factor of all; `whole` that attention gives z
     at once and not in pieces. `write` is the event of what attention writes, behind its projection; `stray` says why
     its matrices are no maps from stream to stream, empty where they are. `causal`: no query sees a later key; `share`
-    is as in `Call`; `biased` that scores have a bias.
+    is as in `Call`; `biased` that scores have a bias. `altered` names those of q, k and v that are no projection's
+    output as it is.
     """
 
     layer: int
@@ -52,6 +55,7 @@ class AttentionPart:
     write: Event | None = None
     stray: str = ""
     biased: bool = False
+    altered: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +66,8 @@ class Anatomy:
     with two that are not the ones looked at. `overwrites` says that some module changes its input in
     place, `bundled` that layers give tuples, `carries` that these hold one more tensor, which all hand on (T5's bias of
     positions); `width` is that of the stream; `shards` how heads are spread over processes, None where they are not;
-    `n_logits` how many the unembedding gives, None if it was not called or is spread too.
+    `n_logits` how many the unembedding gives, None if it was not called or is spread too; `embeds` what embeds tokens
+    and positions; `capped` says that logits are not the unembedding's output as it is.
     """
 
     blocks: nn.ModuleList
@@ -77,6 +82,8 @@ class Anatomy:
     n_logits: int | None = None
     aside: frozenset[nn.Module] = frozenset()
     carries: bool = False
+    embeds: Embeddings = field(default_factory=Embeddings)
+    capped: bool = False
 
     @property
     def gated(self) -> frozenset[int]:
@@ -100,10 +107,10 @@ def observe(model: PreTrainedModel) -> Anatomy:
         BackendError: the model bypasses the attention interface, or a part cannot be told apart; the message names the
             module and what was looked for.
     """
-    events, calls = watch(model)
+    events, calls, logits = watch(model)
     calls, aside = _of_one_kind(calls, to_source=getattr(model, "stack", None) == "cross")
     if aside:
-        model.aside = aside
+        object.__setattr__(model, "aside", aside)
     if not calls:
         raise BackendError(
             f"{type(model).__name__} never called the attention interface: no softmax attention to measure"
@@ -125,7 +132,8 @@ def observe(model: PreTrainedModel) -> Anatomy:
     )  # the stream that leaves them is normed already
     parts = _sliced(model, parts)
     at = {part.layer: part for part in parts}
-    stream = tuple(_stream(i, blocks, at.get(i), paths, events) for i in range(len(blocks)))
+    experts = routers(model)
+    stream = tuple(_stream(i, blocks, at.get(i), paths, events, experts) for i in range(len(blocks)))
     overwrites = any(e.overwritten for e in events)
     bundled = any(e.bundled for e in events if e.module is blocks[0])
     more = {e.gave[1:] for e in events if e.module in set(blocks)}
@@ -133,6 +141,8 @@ def observe(model: PreTrainedModel) -> Anatomy:
     n_logits = reads[-1].outputs[0].shape[-1] if reads and spread is None else None
     width = next(e.width for e in events if e.module is blocks[0])
     parts = _gather(parts, spread)
+    capped = unembed is not None and not (reads and torch.equal(reads[-1].outputs[0].float(), logits.float()))
+    embeds = embeddings(model, paths[id(blocks)], next(e for e in events if e.module is blocks[0]), events)
     return Anatomy(
         blocks,
         parts,
@@ -146,6 +156,8 @@ def observe(model: PreTrainedModel) -> Anatomy:
         n_logits,
         aside,
         more != {()} and len(more) == 1,
+        embeds,
+        capped,
     )
 
 
@@ -248,11 +260,23 @@ def _gather(parts: tuple[AttentionPart, ...], spread: Shards | None) -> tuple[At
 
 
 def _stream(
-    layer: int, blocks: nn.ModuleList, part: AttentionPart | None, paths: dict[int, str], events: list[Event]
+    layer: int,
+    blocks: nn.ModuleList,
+    part: AttentionPart | None,
+    paths: dict[int, str],
+    events: list[Event],
+    experts: tuple[tuple[type[nn.Module], int], ...],
 ) -> StreamPart:
     block, before = blocks[layer], blocks[layer - 1] if layer else None
     attention = None if part is None or part.write is None else (paths[id(part.module)], part.write)
     stream = stream_part(layer, paths[id(block)], attention, events)
+    inside = [e for e in events if e.within(paths[id(block)])]
+    chosen = router(experts, [e for e in inside if part is None or not e.within(paths[id(part.module)])])
+    if chosen is None:
+        stream.missing["router_logits"] = f"layer {layer} has no mixture of experts whose router transformers names"
+    else:
+        event, at = chosen
+        stream = replace(stream, router=event.module, router_at=at, router_last=not event.bundled)
     own = {e.module: e for e in events if e.module is block or e.module is before}
     if before is not None and not torch.equal(own[before].outputs[0].cpu(), own[block].inputs[0].cpu()):
         stream.missing["resid_pre"] = f"what enters layer {layer} is not what layer {layer - 1} gives"
@@ -308,6 +332,7 @@ def _part(
         write=write,
         stray=stray,
         biased=call.bias is not None,
+        altered=_altered(call, [e for e in events[:start] if e.within(path)]),
     )
 
 
@@ -320,6 +345,14 @@ def _reads(layer: int, own: Event, block: Event, inside: list[Event]) -> tuple[n
         return (None if norm is None else norm.module), ""
     why = f"attention of layer {layer} reads something else than the layer's stream, as it is or through one norm"
     return (None if norm is None else norm.module), why
+
+
+def _altered(call: Call, before: list[Event]) -> frozenset[str]:
+    """Those of q, k and v whose numbers are not all among what projections in front of attention gave."""
+    outputs = [e.outputs[0].flatten() for e in before if e.is_projection and e.outputs]
+    pool = torch.cat(outputs) if outputs else call.query.new_zeros(0)
+    tensors = {"q": call.query, "k": call.key, "v": call.value}
+    return frozenset(name for name, x in tensors.items() if not bool(torch.isin(x.to(pool), pool).all()))
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

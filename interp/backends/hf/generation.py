@@ -80,7 +80,7 @@ def check_cache(options: Mapping[str, Any]) -> None:
 def generation(model: PreTrainedModel, batch: Batch, plan: Pass, options: dict[str, Any]) -> Tensor:
     """Token ids from transformers' `generate`, the prompts' positions fixed for its whole course."""
     ids = batch.ids
-    inside = any(kind in INSIDE for kind, _ in plan.edits)
+    inside = any(kind in INSIDE for kind, _ in (*plan.edits, *plan.captures))
     cached = options.get("use_cache", model.generation_config.use_cache) is not False
     if inside:
         check_cache(options)

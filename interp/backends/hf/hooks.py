@@ -16,6 +16,8 @@ from interp.backends.hf.read_norms import read_norm
 from interp.backends.hf.shards import takes_part
 from interp.backends.plan.capture import Pass
 from interp.backends.plan.checks import check_finite
+from interp.backends.plan.places import Place
+from interp.sites import DIVISORS, MODULE, Site
 
 Visit = Callable[[Tensor], Tensor]
 
@@ -29,16 +31,24 @@ class Hooks:
         self.z: dict[int, Tensor] = {}
         self._stack = contextlib.ExitStack()
         # Parts are read by calling them, so before any hook stands on them, and anew each time: weights may change.
-        layers = range(len(anatomy.blocks))
-        self.writers = {i: HeadWriter(anatomy, i) for i in layers if plan.asks(i, "head_out")}
-        self.norms = {i: read_norm(norm, _width(norm, anatomy.width)) for i, norm in self._read_norms()}
+        asked = dict.fromkeys((*plan.captures, *plan.edits))
+        self.writers = {i: HeadWriter(anatomy, i) for kind, i in asked if kind == "head_out" and i is not None}
+        self.norms = {place: read_norm(norm, _width(norm, anatomy.width)) for place, norm in self._read_norms()}
 
-    def _read_norms(self) -> Iterator[tuple[int | None, nn.Module]]:
-        """Norms whose divisor is asked for, by layer."""
-        parts = {part.layer: part.norm_before for part in self.anatomy.attention}
-        for layer, norm in {None: self.anatomy.final_norm, **parts}.items():
-            if norm is not None and self.plan.asks(layer, "norm_scale"):
-                yield layer, norm
+    def _read_norms(self) -> Iterator[tuple[Place, nn.Module]]:
+        """Norms whose divisor is asked for, by place."""
+        for kind, layer in self.plan.captures:
+            norm = self._norm_at(kind, layer) if kind in DIVISORS else None
+            if norm is not None:
+                yield (kind, layer), norm
+
+    def _norm_at(self, kind: str, layer: int | None) -> nn.Module | None:
+        if layer is None:
+            return self.anatomy.final_norm
+        part, stream = self.anatomy.part(layer), self.anatomy.stream[layer]
+        if kind in ("norm_scale", "attn_out_norm_scale"):
+            return None if part is None else part.norm_before if kind == "norm_scale" else part.norm_after
+        return stream.mlp_norm if kind == "mlp_norm_scale" else stream.mlp_norm_after
 
     @contextlib.contextmanager
     def installed(
@@ -55,7 +65,8 @@ class Hooks:
                 self._stack.enter_context(
                     _passing(self.anatomy.blocks[layer], self.anatomy.bundled, self.anatomy.carries)
                 )
-            for layer in range(first, last + 1):
+            busy = {layer for _, layer in (*self.plan.captures, *self.plan.edits)} | {first}
+            for layer in (layer for layer in range(first, last + 1) if layer in busy):
                 self._layer(layer, start[1] if start is not None and layer == first else None, layer == first)
             self._ends()
             if finite:
@@ -74,8 +85,12 @@ class Hooks:
             self._before(part.output, lambda x: self._z(layer, part.n_heads, x))
         elif part is not None and plan.asks(layer, "head_out"):
             self._before(part.output, lambda x: self._gated_z(layer, part.n_heads, x))
-        if part is not None and part.norm_before is not None and layer in self.norms:
-            self._norm(part.norm_before, layer)
+        for kind in DIVISORS if self.norms else ():
+            norm = self._norm_at(kind, layer) if (kind, layer) in self.norms else None
+            if norm is not None:
+                self._norm(norm, kind, layer)
+        if part is not None and plan.asks(layer, "attn_in"):
+            self._before(part.module, lambda x: plan.spread("attn_in", layer, x.view_as(x)))  # the MLP may take it too
         self._writes(layer, middle)
         if plan.asks(layer, "resid_post"):
             self._after(block, lambda x: plan.visit("resid_post", layer, x))
@@ -91,15 +106,56 @@ class Hooks:
             visit = _once(lambda x: plan.spread("mlp_in", layer, x.view_as(x)))  # attention may take the same tensor
             for module in stream.mlp_in:
                 self._before(module, visit)
+        if stream.mlp_pre is not None and plan.asks(layer, "mlp_pre", "mlp_up"):
+            self._pre_activations(layer, stream.mlp_pre, stream.mlp_up)
+        if stream.router is not None and plan.asks(layer, "router_logits"):
+            self._after(stream.router, lambda x: plan.spread("router_logits", layer, x), at=stream.router_at)
         if stream.mlp_post is not None and plan.asks(layer, "mlp_post"):
             self._before(stream.mlp_post, lambda x: plan.spread("mlp_post", layer, x))
         if stream.mlp_out is not None and plan.asks(layer, "mlp_out"):
             scale = stream.mlp_scale
             self._after(stream.mlp_out, lambda x: self._at_scale("mlp_out", layer, x, scale))
 
+    def _pre_activations(self, layer: int, pre: nn.Module, up: nn.Module | None) -> None:
+        plan, gate_first = self.plan, self.anatomy.stream[layer].gate_first
+        if pre is up:
+
+            def both(x: Tensor) -> Tensor:
+                kinds = ("mlp_pre", "mlp_up") if gate_first else ("mlp_up", "mlp_pre")
+                halves = x.chunk(2, dim=-1)
+                results = [plan.spread(kind, layer, half) for kind, half in zip(kinds, halves, strict=True)]
+                same = all(result is half for result, half in zip(results, halves, strict=True))
+                return x if same else torch.cat(results, dim=-1)
+
+            self._after(pre, both)
+            return
+        for kind, module in (("mlp_pre", pre), ("mlp_up", up)):
+            if module is not None and plan.asks(layer, kind):
+                self._after(module, lambda x, kind=kind: plan.spread(kind, layer, x))
+
+    def _modules(self) -> None:
+        """Inputs and outputs of modules by their names, and the embeddings of tokens and positions."""
+        plan, embeds = self.plan, self.anatomy.embeds
+        if embeds.tokens is not None and plan.asks(None, "token_embed"):
+            self._after(embeds.tokens, lambda x: plan.visit("token_embed", None, x))
+        if embeds.positions is not None and plan.asks(None, "pos_embed"):
+            self._after(
+                embeds.positions, lambda x: plan.visit("pos_embed", None, x.expand(plan.shape[0], *x.shape[-2:]))
+            )
+        for kind in dict.fromkeys(kind for kind, _ in (*plan.captures, *plan.edits) if kind.startswith(MODULE)):
+            module = self.model.get_submodule(Site(kind).module)
+            visit = plan.tolerant(kind)
+            if kind.endswith(":input"):
+                self._before(module, visit)
+            else:
+                self._after(module, visit)
+
     def _ends(self) -> None:
-        if self.anatomy.final_norm is not None and None in self.norms:
-            self._norm(self.anatomy.final_norm, None)
+        self._modules()
+        if self.anatomy.final_norm is not None and ("norm_scale", None) in self.norms:
+            self._norm(self.anatomy.final_norm, "norm_scale", None)
+        if self.anatomy.unembed is not None and self.plan.asks(None, "unembed_in"):
+            self._before(self.anatomy.unembed, lambda x: self.plan.visit("unembed_in", None, x))
         if self.plan.asks(None, "logits"):
 
             def logits(module: nn.Module, args: tuple, output: Any) -> Any:
@@ -158,11 +214,13 @@ class Hooks:
         result = self.plan.spread(kind, layer, value)
         return x if result is value and not self.plan.gradients else result / scale
 
-    def _norm(self, norm: nn.Module, layer: int | None) -> None:
+    def _norm(self, norm: nn.Module, kind: str, layer: int | None) -> None:
         def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
+            if not self.plan.active:
+                return
             x = args[0].reshape(*self.plan.shape, -1)
             wide = x.to(torch.promote_types(x.dtype, torch.float32))
-            self.plan.visit("norm_scale", layer, self.norms[layer].divisor(wide))
+            self.plan.visit(kind, layer, self.norms[kind, layer].divisor(wide))
 
         self._register(norm.register_forward_hook(hook))
 
@@ -175,23 +233,24 @@ class Hooks:
         def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
             if not self.plan.active:
                 return None
-            if args:
-                return (change(args[0]), *args[1:]), kwargs
+            if args:  # some take their input three times, as query, key and value
+                new = change(args[0])
+                return tuple(new if a is args[0] else a for a in args), kwargs
             name = next(k for k, v in kwargs.items() if isinstance(v, Tensor))
             return args, {**kwargs, name: change(kwargs[name])}
 
         self._register(module.register_forward_pre_hook(hook, with_kwargs=True))
 
-    def _after(self, module: nn.Module, change: Visit) -> None:
-        self._on_output(module, lambda x, _: change(x))
+    def _after(self, module: nn.Module, change: Visit, *, at: int = 0) -> None:
+        self._on_output(module, lambda x, _: change(x), at=at)
 
-    def _on_output(self, module: nn.Module, change: Callable[[Tensor, Tensor | None], Tensor]) -> None:
+    def _on_output(self, module: nn.Module, change: Callable[[Tensor, Tensor | None], Tensor], *, at: int = 0) -> None:
         def hook(_: nn.Module, args: tuple, output: Any) -> Any:
             if not self.plan.active:
                 return None
             took = args[0] if args and isinstance(args[0], Tensor) else None
             if isinstance(output, tuple):
-                return (change(output[0], took), *output[1:])
+                return (*output[:at], change(output[at], took), *output[at + 1 :])
             return change(output, took)
 
         self._register(module.register_forward_hook(hook))

@@ -7,17 +7,18 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from interp.attention import Recorder, Statistic, StopForward, intercept
-from interp.backends.base import ModuleModel, sliding_window
+from interp.backends.base import sliding_window
 from interp.backends.checkpoint import Checkpoint
 from interp.backends.hf.anatomy import observe
-from interp.backends.hf.existence import NO_LOGITS, check_exists, check_keys_of_source
-from interp.backends.hf.generation import generation, needs_attention, standing
+from interp.backends.hf.contexts import EditContexts
+from interp.backends.hf.existence import NO_LOGITS, check_keys_of_source, missing_reason, traits
+from interp.backends.hf.generation import generation, needs_attention
 from interp.backends.hf.hooks import Hooks
 from interp.backends.hf.padding import Padding
 from interp.backends.hf.read_reads import read_reads
@@ -30,22 +31,25 @@ from interp.backends.hf.stacks import Stack, probing, source_ids
 from interp.backends.plan.arguments import check_mode, edit_list, layer_number, layer_tuple, statistics_by_name
 from interp.backends.plan.budget import check_memory
 from interp.backends.plan.capture import Pass, refuse
-from interp.backends.plan.checks import check_reached, check_span, check_visited
-from interp.backends.plan.places import captures, changes, reached
-from interp.backends.turn import State, exclusive, taken
+from interp.backends.plan.checks import check_reached, check_sites, check_span, check_visited, unreached
+from interp.backends.plan.decoding import Decoding
+from interp.backends.plan.places import Place, captures, changes, reached, unplaced
+from interp.backends.turn import exclusive
 from interp.batch import Batch, Prompts
 from interp.edits import Edit
 from interp.errors import BackendError, SiteError
-from interp.model import AttentionRun, Capture, ModelInfo, MuteRun, Run, Start
+from interp.model import Capture, ModelInfo, Start, Steps
 from interp.numerics import evaluating
+from interp.run import AttentionRun, MuteRun, Run
+from interp.sites import SQUARE
 from interp.weights.stream import Reads, Writes
 from interp.weights.weights import Weights
 
-OUT_OF_ORDER = "contexts of `editing` are closed in the reverse of the order in which they were opened; all are now"
+PlanT = TypeVar("PlanT", bound=Pass)
 PATTERN_STATISTICS = "statistics are of unedited attention; capture the pattern of this layer instead"
 
 
-class HFModel(ModuleModel):
+class HFModel(EditContexts):
     """A transformers model seen through the attention interface; implements `interp.model.Model`."""
 
     backend = "hf"
@@ -58,7 +62,7 @@ class HFModel(ModuleModel):
         """
         self.torch_module = checkpoint.model
         self.tokenizer = checkpoint.tokenizer
-        self._standing: list[Pass] = []
+        self._standing = []
         # Activations of inference mode have no version counter, by which writes in place are seen.
         with torch.inference_mode(False), torch.no_grad(), evaluating(self.torch_module):
             self.anatomy = observe(probing(self.torch_module))
@@ -151,8 +155,8 @@ class HFModel(ModuleModel):
         logits = self._forward(batch, plan, start=start, stop=stop)
         check_visited(plan, self.torch_module)
         if self.anatomy.unembed is None and stop is None:
-            return MuteRun(plan.acts, f"{self.info.name}: {NO_LOGITS}")
-        return Run(logits, plan.acts)
+            return MuteRun(plan.acts, f"{self.info.name}: {NO_LOGITS}", self.difference)
+        return Run(logits, plan.acts, self.difference)
 
     @exclusive
     def attention(
@@ -176,8 +180,8 @@ class HFModel(ModuleModel):
         batch = self.batch(tokens)
         plan = self._plan((), edits)
         for layer in layers:
-            if plan.edited(layer, "pattern"):
-                raise refuse(plan.edits["pattern", layer][0], PATTERN_STATISTICS)
+            for kind in (kind for kind in SQUARE if plan.edited(layer, kind)):
+                raise refuse(plan.edits[kind, layer][0], PATTERN_STATISTICS)
         recorder = Recorder(statistics, layers, method, last=max(layers), padded=batch.padded)
         self._forward(batch, plan, recorder=recorder)
         check_visited(plan, self.torch_module, end=max(layers))
@@ -189,15 +193,29 @@ class HFModel(ModuleModel):
         return AttentionRun(layers, values)
 
     @exclusive
-    def generate(self, prompts: Prompts, *, edits: Sequence[Edit] = (), **options: Any) -> Tensor:
+    def generate(
+        self,
+        prompts: Prompts,
+        *,
+        edits: Sequence[Edit] = (),
+        steps: Steps | None = None,
+        capture: Capture = (),
+        text: bool = False,
+        **options: Any,
+    ) -> Any:
         """Token ids [batch pos], prompts included (padded on the left), from transformers' own `generate`.
 
-        Edits with positions or per-token values are of the prompt's tokens; the others apply to new tokens as well.
-        `options` go to transformers; decoding is greedy unless they say otherwise, and without a cache where attention
+        Edits with positions or per-token values are of the prompt's tokens; the others apply to new tokens as well;
+        those of `steps` to one token each. With `capture` a `Generation`, with `text` the texts; see
+        `interp.model.Model.generate`. `options` go to transformers; decoding is greedy unless they say otherwise, and
+        without a cache where attention
         goes both ways, since each new token changes what is computed at all others.
 
         Raises:
-            BackendError: a cache that does not keep every key as it is, where edits are of attention.
+            BackendError: a cache that does not keep every key as it is, where edits are of attention; more than one
+                sequence for a prompt, where something is captured.
+            SchemaError: steps that are no {step: edits}; a reducer whose results differ in their shapes.
+            TaskError: text of a model without a tokenizer.
         """
         check_mode(self.torch_module, self.device)
         if self.anatomy.unembed is None:
@@ -205,15 +223,17 @@ class HFModel(ModuleModel):
         if not self.info.causal:
             options = {"use_cache": False, **options}
         batch = self.batch(Batch.of(prompts, self.tokenizer, side="left").padded_on("left"))
-        with self.editing(edits):
-            plan = self._standing[-1]
+        plan = self._plan(capture, edits, kind=Decoding)
+        plan.decode(steps, self.info)
+        self._check(plan)
+        with self._carrying(plan):
             self.rotary.check(batch)
             if batch.padded:
                 with plan.resting():
                     self.padding.inputs(batch)
             output = generation(self.torch_module, batch, plan, options)
             check_visited(plan, self.torch_module)
-            return output
+        return self.outcome(output, batch, plan, text=text)
 
     def with_source(self, source: Prompts) -> HFModel:
         """The same decoder on another source text, given as one prompt; nothing is found or read anew.
@@ -234,65 +254,6 @@ class HFModel(ModuleModel):
         other.info = replace(self.info, source=ids)
         return other
 
-    @contextlib.contextmanager
-    def editing(self, edits: Sequence[Edit]) -> Iterator[None]:
-        """Context in which edits apply to `run`, `attention`, `generate`, and calls of `torch_module` itself."""
-        with taken(self):
-            before = self.state()
-            plan = self._plan((), edits)
-            plan.standing = (*self.edits, *edit_list(edits))
-            outer = self._standing[-1:]
-            for other in outer:
-                other.on = False
-            self._standing.append(plan)
-            alone = self.torch_module.alone() if self.info.source is not None else contextlib.nullcontext()
-            try:
-                with alone, evaluating(self.torch_module), standing(self.torch_module, self.anatomy, plan):
-                    yield
-            finally:
-                self._close(plan, before)
-                for other in outer:
-                    other.on = True
-
-    @contextlib.contextmanager
-    def resting(self) -> Iterator[None]:
-        """Context in which the edits of `editing` rest, as if there were none."""
-        with taken(self):
-            before, outer, plan = self.state(), self._standing[-1:], Pass({}, {})
-            for other in outer:
-                other.on = False
-            self._standing.append(plan)
-            try:
-                yield
-            finally:
-                self._close(plan, before)
-                for other in outer:
-                    other.on = True
-
-    @property
-    def edits(self) -> tuple[Edit, ...]:
-        """Edits in force: those of every `editing` context that is open, outer ones first."""
-        return self._standing[-1].standing if self._standing else ()
-
-    def _close(self, plan: Pass, before: State) -> None:
-        """End the edits of a context. One that is closed before those inside it ends them too, and says so."""
-        if plan.ended is not None:
-            plan.ended.restore()
-        elif not any(other is plan for other in self._standing):
-            return  # an interrupt had the model put right before
-        elif self._standing[-1] is plan:
-            self._standing.pop()
-        else:
-            at = next(i for i, other in enumerate(self._standing) if other is plan)
-            for other in self._standing[at:]:
-                other.on, other.ended = False, before
-            before.restore()
-            raise BackendError(OUT_OF_ORDER)
-
-    def state(self) -> State:
-        """What a run may change of the model, as it is now."""
-        return State(self.torch_module.modules(), [self._standing, *getattr(self.torch_module, "lists", ())])
-
     def _plan(
         self,
         capture: Capture,
@@ -301,23 +262,43 @@ class HFModel(ModuleModel):
         gradients: bool = False,
         start: int | None = None,
         stop: int | None = None,
-    ) -> Pass:
+        kind: type[PlanT] = Pass,
+    ) -> PlanT:
         """Plan of a run: edits of `editing` contexts that it comes by, then its own edits and captures.
 
         Missing places are refused.
         """
         if self.info.source is not None:
             self.torch_module.check_alone()
-        by_place = captures(capture, self.info)
-        edits_by_place = changes(edits, self.info)
+
+        def has(place: Place) -> bool:
+            return self._missing(place) is None and unreached(place, self.info.n_layers, start=start, stop=stop) is None
+
+        by_place = captures(capture, self.info, has=has)
+        edits_by_place, passed_by = changes(edits, self.info), set[Place]()
         for plan in self._standing[-1:]:
             outer = {p: x for p, x in plan.edits.items() if reached(p, self.info.n_layers, start=start, stop=stop)}
-            edits_by_place = {p: [*outer.get(p, ()), *edits_by_place.get(p, ())] for p in {**outer, **edits_by_place}}
-        plan = Pass(by_place, edits_by_place, gradients=gradients, clones=self.anatomy.overwrites)
-        check_exists(plan, self.anatomy)
+            own = edits_by_place
+            edits_by_place = {p: [*outer.get(p, ()), *own.get(p, ())] for p in {**outer, **own}}
+            passed_by = unplaced(outer, own, start=start, stop=stop)
+        plan = kind(by_place, edits_by_place, gradients=gradients, clones=self.anatomy.overwrites)
+        plan.standing, plan.passed_by = (*self.edits, *edit_list(edits)), passed_by
+        self._check(plan)
+        return plan
+
+    def _check(self, plan: Pass) -> None:
+        """Refuse places that the model lacks, and names that mean another tensor in it."""
+        check_sites(plan, self._missing, self.traits)
         if self.info.stack == "cross":
             check_keys_of_source(plan)
-        return plan
+
+    def _missing(self, place: Place, edit: bool = False) -> str | None:
+        """Why a place does not exist here, or cannot be edited; None where it does and can."""
+        return missing_reason(place, self.anatomy, self.torch_module, edit=edit)
+
+    def traits(self, layer: int | None) -> frozenset[str]:
+        """Traits at a layer that make names of TransformerLens mean another tensor; see `interp.sites.DIFFERENCES`."""
+        return traits(self.anatomy, layer)
 
     def weights(self) -> Weights:
         """Matrices of every layer as they are now, read off the modules by feeding them a basis; edits are no part."""

@@ -102,26 +102,31 @@ class _Reader:
                 f"layer {part.layer} adds a bias of position to its scores; nothing turns queries and keys"
             )
         at = sorted({0, *positions})
-        rows = torch.randn(max(64, 2 * part.d_head), self.width, generator=torch.Generator().manual_seed(4))
+        rows = torch.randn(max(64, part.d_head + 32), self.width, generator=torch.Generator().manual_seed(4))
         with bypassed(self.inner(part)):
             call = self.feeder(part, rows, at)
         index = [at.index(p) for p in positions]
-        q, k = (
-            torch.stack([_turn(x[:, at.index(0)], x[:, i], f"layer {part.layer}, position {at[i]}") for i in index])
-            for x in (call.q, call.k)
-        )
-        return q, k
+        q, k = (_turns(x, at, f"layer {part.layer}") for x in (call.q, call.k))
+        return q[index], k[index]
 
 
-def _turn(first: Float[Tensor, "row head d"], later: Float[Tensor, "row head d"], where: str) -> Tensor:
-    """R with later = first R, for all heads at once; zero on directions that no head ever uses."""
-    a, b = (x.flatten(0, 1).double() for x in (first, later))
-    if torch.equal(a, b):
-        return torch.eye(a.shape[1])
-    turn = torch.linalg.lstsq(a, b, rcond=1e-7, driver="gelsd").solution
-    if (a @ turn - b).norm() > 1e-4 * b.norm():
-        raise BackendError(f"{where}: what the position does to queries and keys is not one linear map for all heads")
-    return turn.float()
+def _turns(x: Float[Tensor, "row position head d"], at: Sequence[int], where: str) -> Float[Tensor, "position d d"]:
+    """R with x[:, p] = x[:, 0] R[p], for all heads at once; zero on directions that no head ever uses."""
+    first = x[:, at.index(0)].flatten(0, 1).double()
+    inverse = torch.linalg.pinv(first, rtol=1e-7)  # once: what every position starts from
+    turns = torch.eye(first.shape[1]).repeat(len(at), 1, 1)
+    for i, position in enumerate(at):
+        later = x[:, i].flatten(0, 1).double()
+        if torch.equal(first, later):
+            continue
+        turn = inverse @ later
+        if (first @ turn - later).norm() > 1e-4 * later.norm():
+            raise BackendError(
+                f"{where}, position {position}: what the position does to queries and keys is not one linear map for "
+                "all heads"
+            )
+        turns[i] = turn.float()
+    return turns
 
 
 class ModuleSource:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -15,11 +15,12 @@ from interp.attention.masks import ApartMask
 from interp.backends.hf.anatomy import Anatomy
 from interp.backends.plan.capture import Pass
 from interp.backends.plan.places import SiteCapture, narrow
-from interp.edits import Edit, Tile, edit_pattern, edit_scores, softmax
+from interp.edits import Apply, Edit, Tile, edit_activation_scores, edit_pattern, edit_scores, softmax
+from interp.edits import whole as needs_whole
 from interp.edits.where import row_index, site_heads
-from interp.sites import Site
+from interp.sites import SQUARE, Site
 
-INSIDE = ("q", "k", "v", "pattern")  # kinds that exist only inside the attention function
+INSIDE = ("q", "k", "v", *SQUARE)  # kinds that exist only inside the attention function
 
 
 def goes_inside(plan: Pass, gated: frozenset[int]) -> bool:
@@ -50,17 +51,18 @@ def connect(recorder: Recorder, plan: Pass, anatomy: Anatomy | None = None) -> R
         return call if spread is None else spread.part(call)
 
     def mix(layer: int, call: Call, z: Tensor) -> Tensor:
-        if not plan.active or not plan.asks(layer, "pattern"):
+        if not plan.active or not plan.asks(layer, *SQUARE):
             return z
-        plan.visited.add(("pattern", layer))
+        plan.visited.update((kind, layer) for kind in SQUARE)
         if spread is None:
             return mix_heads(layer, call, z)
         return spread.local(mix_heads(layer, spread.whole(call), spread.gather(z, 2)), 2)
 
     def mix_heads(layer: int, call: Call, z: Tensor) -> Tensor:
-        place = ("pattern", layer)
-        edits, captures = plan.edits.get(place, ()), plan.captures.get(place, ())
-        whole = sorted({h for w in captures for h in site_heads(w.site, call.query.shape[1])})
+        edits = [edit for kind in SQUARE for edit in plan.at(kind, layer)]
+        captures = [w for kind in SQUARE for w in plan.captures.get((kind, layer), ())]
+        functions = [e for e in edits if captures and isinstance(e, Apply)]  # these see all of their heads at once
+        whole = sorted({h for w in (*captures, *functions) for h in site_heads(w.site, call.query.shape[1])})
         if edits:
             hits = _hits(call, edits)
             hits[:, whole] = False
@@ -79,18 +81,28 @@ def connect(recorder: Recorder, plan: Pass, anatomy: Anatomy | None = None) -> R
 
 
 def pattern(
-    plan: Pass, layer: int, call: Call, pairs: tuple[Tensor, Tensor], span: slice, edits: Sequence[Edit]
+    plan: Pass,
+    layer: int,
+    call: Call,
+    pairs: tuple[Tensor, Tensor],
+    span: slice,
+    edits: Sequence[Edit],
+    *,
+    keep: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """p_ij of some pairs and query rows, [pair query key], after the edits."""
+    """p_ij of some pairs and query rows, [pair query key], after the edits; `keep` looks at the scores in between."""
     rows, heads = pairs
     scores, visible = pair_scores(call, rows, heads, span)
     keys = call.mask.keys() if isinstance(call.mask, ApartMask) else None  # of a source; a cache has `offset` instead
     offset = plan.offset if keys is not None else call.mask.offset
-    sizes = (call.query.shape[1], call.mask.n_query, span.start, offset)
-    tile = Tile(rows, heads, visible, plan.mask, *sizes, keys)
-    scores = edit_scores(scores, tile, edits)
+    tile = Tile(rows, heads, visible, plan.mask, call.query.shape[1], call.mask.n_query, span.start, offset, keys)
+    own = [e for e in edits if e.site.kind == "pattern"]
+    scores = edit_scores(scores, tile, own)
+    scores = edit_activation_scores(scores, tile, [e for e in edits if e.site.kind == "scores"], layer=layer)
+    if keep is not None:
+        scores = keep(scores)
     p = softmax(scores, None if call.sinks is None else call.sinks[heads])
-    return edit_pattern(call.weight(p, ~torch.isneginf(scores)), tile, edits, layer=layer)
+    return edit_pattern(call.weight(p, ~torch.isneginf(scores)), tile, own, layer=layer)
 
 
 def _hits(call: Call, edits: Sequence[Edit]) -> Bool[Tensor, "batch head"]:
@@ -113,7 +125,7 @@ def _edit_pairs(
     values = pair_values(call, rows, heads)
     parts = [
         (pattern(plan, layer, call, (rows, heads), span, edits).to(values.dtype) @ values)
-        for span in query_spans(call, len(rows))
+        for span in _spans(call, len(rows), edits)
     ]
     z = z.clone()
     z[rows, :, heads] = torch.cat(parts, dim=1)
@@ -133,20 +145,37 @@ def _capture(
     batch = call.query.shape[0]
     head = torch.tensor(heads, device=z.device)
     pairs = torch.arange(batch, device=z.device).repeat_interleave(len(heads)), head.repeat(batch)
-    parts = [pattern(plan, layer, call, pairs, span, edits) for span in query_spans(call, len(pairs[0]))]
+    by_kind = {kind: [w for w in captures if w.site.kind == kind] for kind in SQUARE}
+
+    def keep(kind: str, x: Tensor) -> Tensor:
+        for w in by_kind[kind]:
+            local = Site(kind, layer, head=_place(w.site, heads), position=w.site.position)
+            part = w.take(x, plan.mask, at=local)
+            plan.store(w, part)
+            if plan.gradients and w.reducer is None and part is not x:
+                x = _rebuild(x, part, local, plan)
+        return x
+
+    def scores(x: Tensor) -> Tensor:
+        kept = keep("scores", x.unflatten(0, (batch, len(heads))).to(call.query.dtype))
+        return kept.flatten(0, 1).to(x.dtype)
+
+    options = {"keep": scores} if by_kind["scores"] else {}
+    spans = _spans(call, len(pairs[0]), edits, whole=bool(options))
+    parts = [pattern(plan, layer, call, pairs, span, edits, **options) for span in spans]
     p = torch.cat(parts, dim=1).unflatten(0, (batch, len(heads))).to(call.query.dtype)
-    for w in captures:
-        local = Site("pattern", layer, head=_place(w.site, heads), position=w.site.position)
-        part = w.take(p, plan.mask, at=local)
-        plan.acts[w.site] = part
-        if plan.gradients and w.reducer is None and part is not p:
-            p = _rebuild(p, part, local, plan)
+    p = keep("pattern", p)
     if not (edits or plan.gradients):
         return z
     values = pair_values(call, *pairs)
     z = z.clone()
     z[:, :, head] = (p.flatten(0, 1) @ values).unflatten(0, (batch, len(heads))).transpose(1, 2)
     return z
+
+
+def _spans(call: Call, pairs: int, edits: Sequence[Edit], *, whole: bool = False) -> Iterable[slice]:
+    """Query rows in pieces; all at once where an edit or a capture has to see them together."""
+    return [slice(0, call.mask.n_query)] if whole or needs_whole(edits) else query_spans(call, pairs)
 
 
 def _place(site: Site, heads: Sequence[int]) -> int | None:

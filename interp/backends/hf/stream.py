@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from interp.backends.hf.neurons import neurons
 from interp.backends.hf.watch import Event, Identity, identity, source
 
 
@@ -29,6 +30,10 @@ class StreamPart:
         resid_mid: a module whose input is the stream between the two.
         mlp_norm: the norm that makes the MLP's input; None where the MLP reads the stream itself.
         mlp_in: modules that take the MLP's input. mlp_post: the MLP's last projection, which takes its neurons.
+        mlp_pre, mlp_up: modules that give the MLP's pre-activations; one may give both, `gate_first` says how.
+        mlp_norm_after: a norm that gives the MLP's output.
+        router: the module that scores the experts of a mixture, `router_at` where in its output; `router_last`: it
+            gives these scores alone, so that a change of them reaches the experts.
         mlp_whole: modules that, called one after another, make the MLP's output of its input; none where it is more.
         missing: why a kind of site does not exist here.
         further: why the layer does not just add these writes to its stream; empty where it does.
@@ -41,6 +46,13 @@ class StreamPart:
     mlp_norm: nn.Module | None = None
     mlp_in: tuple[nn.Module, ...] = ()
     mlp_post: nn.Module | None = None
+    mlp_pre: nn.Module | None = None
+    mlp_up: nn.Module | None = None
+    gate_first: bool = True
+    mlp_norm_after: nn.Module | None = None
+    router: nn.Module | None = None
+    router_at: int = 0
+    router_last: bool = False
     mlp_whole: tuple[nn.Module, ...] = ()
     mlp_out: nn.Module | None = None
     mlp_scale: float = 1.0
@@ -49,7 +61,7 @@ class StreamPart:
     beside: bool = False
 
 
-OF_MLP = ("mlp_in", "mlp_post", "mlp_out")
+OF_MLP = ("mlp_in", "mlp_pre", "mlp_up", "mlp_post", "mlp_out")
 
 
 def stream_part(layer: int, block: str, attention: tuple[str, Event] | None, events: Sequence[Event]) -> StreamPart:
@@ -244,13 +256,15 @@ def _with_mlp(layer: int, part: StreamPart, mlp: tuple[Tensor, float], others: l
     last = next((e for e in reversed(others) if e.is_projection and _becomes(e, output, others)), None)
     missing = dict(part.missing)
     if last is None:
-        missing["mlp_post"] = (
+        why = (
             f"the MLP output of layer {layer} is not that of one projection (a mixture of experts?), "
             "so there is no one set of neurons"
         )
-        first = writer
+        missing |= dict.fromkeys(("mlp_pre", "mlp_up", "mlp_post"), why)
+        first, before = writer, None
     else:
-        first = next(e for e in others if e.is_projection)
+        first, before = next(e for e in others if e.is_projection), neurons(layer, last, others)
+        missing |= before.missing
     read = first.took[0] if first.inputs and first.inputs[0].shape[-1] == x.shape[-1] else None
     takers = [e for e in others if e.took[:1] == (read,) and not e.is_norm and list(e.module.parameters())]
     outermost = _outermost(takers)
@@ -261,6 +275,10 @@ def _with_mlp(layer: int, part: StreamPart, mlp: tuple[Tensor, float], others: l
         mlp_norm=None if read is None else source(others, read),
         mlp_in=outermost,
         mlp_post=None if last is None else last.module,
+        mlp_pre=None if before is None else before.pre,
+        mlp_up=None if before is None else before.up,
+        gate_first=before is None or before.gate_first,
+        mlp_norm_after=writer.module if writer.is_norm else None,
         mlp_whole=_whole([e for e in takers if e.module in outermost], output, writer),
         mlp_out=writer.module,
         mlp_scale=scale,

@@ -112,8 +112,8 @@ def identity(t: Tensor) -> Identity:
     return t.data_ptr(), t.numel()
 
 
-def watch(model: PreTrainedModel) -> tuple[list[Event], list[tuple[nn.Module, Call]]]:
-    """Events of a two-token pass, and the attention calls in order.
+def watch(model: PreTrainedModel) -> tuple[list[Event], list[tuple[nn.Module, Call]], Tensor]:
+    """Events of a two-token pass, the attention calls in order, and the logits.
 
     Raises:
         BackendError: the model cannot be run on two tokens, or not with attention of ours.
@@ -143,7 +143,7 @@ def watch(model: PreTrainedModel) -> tuple[list[Event], list[tuple[nn.Module, Ca
     tokens = torch.zeros(1, PROBE, dtype=torch.long, device=input_device(model))
     try:
         with torch.no_grad(), intercept(model, recorder):
-            model(tokens, use_cache=False)
+            logits = model(tokens, use_cache=False).logits
     except InterpError:
         raise
     except Exception as error:  # whatever a model's own code runs into
@@ -151,7 +151,7 @@ def watch(model: PreTrainedModel) -> tuple[list[Event], list[tuple[nn.Module, Ca
     finally:
         for handle in handles:
             handle.remove()
-    return events, calls
+    return events, calls, logits
 
 
 def _failure(model: PreTrainedModel, tokens: Tensor, error: Exception) -> str:

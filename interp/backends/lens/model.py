@@ -19,25 +19,28 @@ from torch import Tensor
 
 from interp.attention import Statistic, StopForward
 from interp.backends.base import ModuleModel
+from interp.backends.hf.contexts import OUT_OF_ORDER
+from interp.backends.hf.existence import LOST, no_module
 from interp.backends.hf.generation import INSIDE, check_cache
-from interp.backends.hf.model import OUT_OF_ORDER
 from interp.backends.lens.dense import DenseStatistics
 from interp.backends.lens.info import lens_info
 from interp.backends.lens.parts import observe
 from interp.backends.lens.passing import LensPass
-from interp.backends.lens.visitor import Visitor
+from interp.backends.lens.visitor import DecodingVisitor, Visitor
 from interp.backends.lens.weights import read_weights
 from interp.backends.lens.writes import read_reads, read_writes
 from interp.backends.plan.arguments import check_mode, edit_list, layer_number, layer_tuple, statistics_by_name
 from interp.backends.plan.budget import check_memory
-from interp.backends.plan.checks import check_reached, check_span, check_visited
-from interp.backends.plan.places import changes
+from interp.backends.plan.checks import check_reached, check_sites, check_span, check_visited, unreached
+from interp.backends.plan.places import Place, changes
 from interp.backends.turn import State, exclusive, taken
 from interp.batch import Batch, Prompts
 from interp.edits import Edit
 from interp.errors import BackendError
-from interp.model import AttentionRun, Capture, ModelInfo, Run, Start
+from interp.model import Capture, ModelInfo, Start, Steps
 from interp.numerics import evaluating
+from interp.run import AttentionRun, Run
+from interp.sites import MODULE, Site
 from interp.weights.stream import Reads, Writes
 from interp.weights.weights import Weights
 
@@ -95,27 +98,50 @@ class LensModel(ModuleModel):
         check_mode(self.torch_module, self.device, gradients=gradients)
         batch = self.batch(tokens)
         first = check_span(self.info.n_layers, start=start, stop=stop)
-        visitor = Visitor(self.info, capture, edit_list(edits), batch.mask, gradients=gradients)
+
+        def has(place: Place) -> bool:
+            there = self._missing(place) is None
+            return there and unreached(place, self.info.n_layers, start=first, stop=stop) is None
+
+        visitor = Visitor(self.info, capture, edit_list(edits), batch.mask, gradients=gradients, has=has)
         visitor.precede(self._standing, self.info, start=first, stop=stop)
-        visitor.check(self.parts.missing)
+        self._check(visitor)
         shape = (*batch.ids.shape, self.info.d_model)
         check_reached(visitor, self.info.n_layers, start=start, stop=stop, shape=shape)
         check_memory(visitor.captures, self.info, visitor.shape, batch.ids.device, logits=stop is None)
-        logits = self._forward(batch, LensPass(self.parts, visitor, start=start, stop=stop))
+        logits = self._forward(batch, LensPass(self.parts, visitor, self.torch_module, start=start, stop=stop))
         check_visited(visitor, self.bridge)
-        return Run(logits, visitor.acts)
+        return Run(logits, visitor.acts, self.difference)
 
     @exclusive
-    def generate(self, prompts: Prompts, *, edits: Sequence[Edit] = (), **options: Any) -> Tensor:
-        """Token ids [batch pos], prompt included, as transformers' `generate` gives them, under edits."""
+    def generate(
+        self,
+        prompts: Prompts,
+        *,
+        edits: Sequence[Edit] = (),
+        steps: Steps | None = None,
+        capture: Capture = (),
+        text: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Token ids [batch pos], prompt included, as transformers' `generate` gives them, under edits.
+
+        See `interp.model.Model.generate`.
+        """
         check_mode(self.torch_module, self.device)
         batch = self.batch(Batch.of(prompts, self.tokenizer, side="left").padded_on("left"))
-        visitor = Visitor(self.info, (), [*self._standing, *edit_list(edits)], batch.mask)
-        visitor.check(self.parts.missing)
-        if any(kind in INSIDE for kind, _ in visitor.edits):
+        every = [*self._standing, *edit_list(edits)]
+        visitor = DecodingVisitor(self.info, capture, every, batch.mask, has=lambda place: self._missing(place) is None)
+        visitor.decode(steps, self.info)
+        self._check(visitor)
+        if any(kind in INSIDE for kind, _ in (*visitor.edits, *visitor.captures)):
             check_cache(options)
-        with self._ready(gradients=False), LensPass(self.parts, visitor).attached(self._masked):
-            return self.torch_module.generate(batch.ids, attention_mask=batch.mask.long(), **options)
+        passing = LensPass(self.parts, visitor, self.torch_module, generating=True)
+        with self._ready(gradients=False), passing.attached(self._masked):
+            output = self.torch_module.generate(batch.ids, attention_mask=batch.mask.long(), **options)
+        check_visited(visitor, self.bridge)
+        ids = output if isinstance(output, Tensor) else output.sequences
+        return self.outcome(ids, batch, visitor, text=text)
 
     @contextlib.contextmanager
     def editing(self, edits: Sequence[Edit]) -> Iterator[None]:
@@ -175,11 +201,28 @@ class LensModel(ModuleModel):
         batch = self.batch(tokens)
         dense = DenseStatistics(statistics, layers, batch.mask)
         visitor = Visitor(self.info, (), [*self._standing, *edit_list(edits)], batch.mask)
-        visitor.check(self.parts.missing)
-        self._forward(batch, LensPass(self.parts, visitor, dense=dense))
+        self._check(visitor)
+        self._forward(batch, LensPass(self.parts, visitor, self.torch_module, dense=dense))
         check_visited(visitor, self.bridge, end=max(layers))
         values = {name: torch.stack([dense.answers[layer][name] for layer in layers]) for name in statistics}
         return AttentionRun(layers, values)
+
+    def traits(self, layer: int | None) -> frozenset[str]:
+        """Traits at a layer that make names of TransformerLens mean another tensor; see `interp.sites.DIFFERENCES`."""
+        return self.parts.traits[layer]
+
+    def _missing(self, place: Place, edit: bool = False) -> str | None:
+        """Why a place does not exist here, or cannot be edited; None where it does and can."""
+        kind, layer = place
+        if kind.startswith(MODULE):
+            return no_module(Site(kind).module, self.torch_module)
+        if edit and kind == "router_logits" and layer in self.parts.routers:
+            return LOST
+        return self.parts.missing.get(place)
+
+    def _check(self, visitor: Visitor) -> None:
+        """Refuse places that the bridge lacks, and names that mean another tensor in this model."""
+        check_sites(visitor, self._missing, self.traits)
 
     def weights(self) -> Weights:
         """Matrices of every layer as they are now, read off the bridge's modules by feeding them a basis."""

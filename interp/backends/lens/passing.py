@@ -7,40 +7,53 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from interp.attention import StopForward
 from interp.backends.lens.dense import DenseStatistics, HeadOutputs
 from interp.backends.lens.eager import EagerAttention
-from interp.backends.lens.parts import LensParts, attention_hooks, remove, resolve
+from interp.backends.lens.parts import ENDS, LensParts, attention_hooks, remove, resolve
 from interp.backends.lens.visitor import Visitor, as_site
 from interp.backends.plan.checks import check_finite
 from interp.model import Start
+from interp.sites import DIVISORS, MODULE, Site
 
-INSIDE = {"q", "k", "v", "pattern", "z"}  # kinds that are taken from the operations of attention
-SIMPLE = ("resid_post", "mlp_in", "mlp_post", "mlp_out", "norm_scale")  # kinds that are their hook point, no more
+INSIDE = {"q", "k", "v", "scores", "pattern", "z"}  # kinds that are taken from the operations of attention
+SIMPLE = (
+    "resid_post",
+    "mlp_in",
+    "mlp_pre",
+    "mlp_up",
+    "mlp_post",
+    "mlp_out",
+    *DIVISORS,
+)  # kinds that are their hook point, no more
 
 
 class LensPass:
     """Hooks of one pass (or, while generating, of one after another).
 
     Args:
-        parts: of the bridge.
+        parts: of the bridge. model: the module inside.
         visitor: what to do with each activation.
         start, stop: as in `Model.run`.
         dense: attention statistics to answer; the pass ends after the last layer they ask about.
+        generating: whether the module inside is called, so that its logits are met here.
     """
 
     def __init__(
         self,
         parts: LensParts,
         visitor: Visitor,
+        model: nn.Module,
         *,
         start: Start | None = None,
         stop: int | None = None,
         dense: DenseStatistics | None = None,
+        generating: bool = False,
     ) -> None:
-        self.parts, self.visitor, self.start, self.stop, self.dense = parts, visitor, start, stop, dense
+        self.parts, self.visitor, self.model = parts, visitor, model
+        self.start, self.stop, self.dense, self.generating = start, stop, dense, generating
         self._length = 0  # tokens that have passed: while generating, what the cache holds
         self._resid: dict[int, Tensor] = {}
         self._z: dict[int, Tensor] = {}
@@ -86,9 +99,22 @@ class LensPass:
             if kinds & {"attn_out", "resid_mid", "head_out"}:
                 self._on(points["attn_out", layer], lambda x, a=layer: self._attn_out(a, x))
             for kind in kinds.intersection(SIMPLE):
-                self._on(points[kind, layer], lambda x, k=kind, a=layer: self._visit(k, a, x))
-        if self.visitor.kinds(None) & {"norm_scale"}:
-            self._on(points["norm_scale", None], lambda x: self._visit("norm_scale", None, x))
+                visit = self._look if kind in DIVISORS else self.visitor.spread
+                self._on(points[kind, layer], lambda x, k=kind, a=layer, visit=visit: visit(k, a, x))
+            if "attn_in" in kinds:
+                self._before(
+                    self.parts.attention[layer], lambda x, a=layer: self.visitor.spread("attn_in", a, x.view_as(x))
+                )
+            if "router_logits" in kinds:
+                module, at = self.parts.routers[layer]
+                self._after(module, lambda x, a=layer: self.visitor.spread("router_logits", a, x), at)
+        for kind in self.visitor.kinds(None).intersection(ENDS):
+            self._on(points[kind, None], lambda x, k=kind: self._end(k, x))
+        if self.generating and "logits" in self.visitor.kinds(None):
+            self._handles.append((None, self.model.register_forward_hook(self._logits)))
+        for kind in (kind for kind in self.visitor.kinds(None) if kind.startswith(MODULE)):
+            attach = self._before if kind.endswith(":input") else self._after
+            attach(self.model.get_submodule(Site(kind).module), self.visitor.tolerant(kind))
         end = self.stop if self.dense is None else max(self.dense.layers)
         last = len(self.parts.blocks) - 1 if end is None else end
         self._on(points["resid_post", last], lambda x: self._leaving(last, x))
@@ -104,11 +130,44 @@ class LensPass:
 
         self._handles.append((point, point.add_hook(hook)))
 
+    def _before(self, module: Any, visit: Callable[[Any], Any]) -> None:
+        def hook(_: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+            names = ("hidden_states", "query_input", *kwargs)
+            name = next((n for n in names if isinstance(kwargs.get(n), Tensor)), None)
+            if args or name is None:
+                return (visit(args[0]), *args[1:]), kwargs
+            return args, {**kwargs, name: visit(kwargs[name])}
+
+        self._handles.append((None, module.register_forward_pre_hook(hook, with_kwargs=True)))
+
+    def _after(self, module: Any, visit: Callable[[Any], Any], at: int = 0) -> None:
+        def hook(_: Any, args: tuple, output: Any) -> Any:
+            if isinstance(output, tuple):
+                return (*output[:at], visit(output[at]), *output[at + 1 :])
+            return visit(output)
+
+        self._handles.append((None, module.register_forward_hook(hook)))
+
+    def _look(self, kind: str, layer: int | None, x: Tensor) -> Tensor:
+        """What is read off and not passed on."""
+        self.visitor.spread(kind, layer, x)
+        return x
+
+    def _end(self, kind: str, x: Tensor) -> Tensor:
+        """A place outside the layers; positions are embedded once for all prompts."""
+        return self._visit(kind, None, x.expand(self.visitor.shape[0], *x.shape[-2:]) if kind == "pos_embed" else x)
+
+    def _logits(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        output.logits = self._visit("logits", None, output.logits)
+        return output
+
     def _visit(self, kind: str, layer: int | None, x: Tensor) -> Tensor:
         return self.visitor.visit(kind, layer, x)
 
     def _entering(self, x: Tensor) -> Tensor:
         """The stream's first appearance: where the pass stands among the tokens of a cache, and `embed`."""
+        anew = x.shape[1] > self._length  # every token is read again: no cache
+        self._length = 0 if anew else self._length
         self.visitor.begin(None, (x.shape[0], x.shape[1]), self._length)
         self._length += x.shape[1]
         return self._visit("embed", None, x)

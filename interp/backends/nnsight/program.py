@@ -47,7 +47,7 @@ class Program:
         self.steps.sort(key=lambda s: self.chart.order.get((s["path"], s["order"]), end))
         if stop is None:
             if self.plan.asks(None, "norm_scale"):
-                self._norm(self.chart.anatomy.final_norm, None)
+                self._norm(self.chart.anatomy.final_norm, "norm_scale", None)
             self._add("", "logits", [self._visit("logits", None)])
         return self.steps
 
@@ -62,8 +62,13 @@ class Program:
             self._step(block, "input", [*visits, self._visit("resid_pre", layer)], enter=enter, remember=remember)
         if part is not None and plan.asks(layer, "z"):
             self._step(part.output, "input", [self._visit("z", layer)], heads=part.n_heads)
-        if part is not None and plan.asks(layer, "norm_scale"):
-            self._norm(part.norm_before, layer)
+        if part is not None and plan.asks(layer, "attn_in"):
+            self._step(part.module, "input", [self._visit("attn_in", layer)])
+        around = {"mlp_norm_scale": stream.mlp_norm, "mlp_out_norm_scale": stream.mlp_norm_after}
+        if part is not None:
+            around |= {"norm_scale": part.norm_before, "attn_out_norm_scale": part.norm_after}
+        for kind in (kind for kind in around if plan.asks(layer, kind)):
+            self._norm(around[kind], kind, layer)
         if stream.attn_out is not None and (middle or plan.asks(layer, "attn_out")):
             between = (layer, [self._visit("resid_mid", layer)]) if middle else None
             self._step(
@@ -80,14 +85,17 @@ class Program:
         if plan.asks(layer, "mlp_in"):
             for i, module in enumerate(stream.mlp_in):  # all take one tensor: each is changed, one is kept
                 self._step(module, "input", [self._visit("mlp_in", layer, keep=i == 0)])
+        for kind, module in (("mlp_pre", stream.mlp_pre), ("mlp_up", stream.mlp_up)):
+            if plan.asks(layer, kind):
+                self._step(module, "output", [self._visit(kind, layer)])
         if plan.asks(layer, "mlp_post"):
             self._step(stream.mlp_post, "input", [self._visit("mlp_post", layer)])
         if plan.asks(layer, "mlp_out"):
             self._step(stream.mlp_out, "output", [self._visit("mlp_out", layer)], scale=stream.mlp_scale)
 
-    def _norm(self, norm: nn.Module | None, layer: int | None) -> None:
+    def _norm(self, norm: nn.Module | None, kind: str, layer: int | None) -> None:
         assert norm is not None  # refused before
-        visits = [self._visit("norm_scale", layer)]
+        visits = [self._visit(kind, layer)]
         self._step(norm, "input", visits, norm=self.chart.norms[self.chart.paths[id(norm)]])
 
     def _step(self, module: nn.Module | None, port: str, visits: list[dict[str, Any]], **more: Any) -> None:

@@ -24,11 +24,14 @@ from interp.backends.nnsight.replica import chart
 from interp.backends.nnsight.served import carry_out
 from interp.backends.plan.arguments import edit_list
 from interp.backends.plan.capture import Pass
+from interp.backends.plan.places import Place
 from interp.batch import Batch, Prompts
 from interp.edits import Edit
 from interp.errors import BackendError, NotFinite
-from interp.model import AttentionRun, Capture, Run, Start
+from interp.model import Capture, Start
 from interp.numerics import evaluating
+from interp.run import AttentionRun, Run
+from interp.sites import MODULE, SQUARE
 from interp.weights.stream import Reads, Writes
 from interp.weights.weights import Weights
 
@@ -37,6 +40,8 @@ INSIDE = (
     "module; load the weights here for them (capture z, attn_out or the stream remotely)"
 )
 PER_HEAD = "what one head writes is computed with its output matrix, which is not here; capture z or attn_out instead"
+SENT = "this place is not among those that a remote trace is made of here; load the weights here for it"
+NOT_SENT = ("token_embed", "pos_embed", "unembed_in", "router_logits")
 GATED = "z is changed between attention and the output projection, so that no module takes it; " + INSIDE
 BACKWARD = (
     "gradients need the autograd graph, which stays where the model is: the tensors that come back have none; load the "
@@ -148,6 +153,12 @@ class RemoteModel(HFModel):
         finally:
             self._standing.pop()
 
+    def _missing(self, place: Place, edit: bool = False) -> str | None:
+        """Why a place does not exist here, or is not part of a trace; None where it does and is."""
+        if place[0] in NOT_SENT or place[0].startswith(MODULE):
+            return SENT
+        return super()._missing(place, edit)
+
     def weights(self) -> Weights:
         """Matrices of every layer, where the weights are here as well."""
         self._need_weights()
@@ -219,7 +230,7 @@ class RemoteModel(HFModel):
         i = self.info
         sizes = {"resid_pre": (i.d_model,), "logits": (i.d_vocab,)}
         if self._d_mlp is not None:
-            sizes["mlp_post"] = (self._d_mlp,)
+            sizes |= dict.fromkeys(("mlp_pre", "mlp_up", "mlp_post"), (self._d_mlp,))
         part = self.anatomy.attention[0]
         return {**sizes, "z": (part.n_heads, part.d_value)}
 
@@ -228,7 +239,9 @@ def _without_insides(anatomy: Anatomy) -> Anatomy:
     """The anatomy with the sites refused that only our own attention function reaches."""
     stream = []
     for layer, part in enumerate(anatomy.stream):
-        missing = {**part.missing, **dict.fromkeys(("q", "k", "v", "pattern"), INSIDE)}
+        missing = {**part.missing, **dict.fromkeys(("q", "k", "v", *SQUARE), INSIDE)}
+        if part.mlp_pre is part.mlp_up and part.mlp_pre is not None:
+            missing |= dict.fromkeys(("mlp_pre", "mlp_up"), SENT)
         missing.setdefault("head_out", PER_HEAD)
         own = anatomy.part(layer)
         if own is not None and not own.direct:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from interp.backends.hf.anatomy import Anatomy, AttentionPart, observe
+from interp.backends.hf.embeddings import Embeddings
 from interp.backends.hf.read_norms import read_norm
 from interp.backends.hf.stream import StreamPart
 from interp.backends.nnsight.steps import Taps, execution_order
@@ -120,13 +121,15 @@ def _chart(module: Any, replica: Any, templates: tuple[int, ...]) -> Chart:
     parts, stream = [], []
     for layer, template in enumerate(templates):
         move = _mover(module, theirs, lambda path, layer=layer: path_at(path, layer))
-        part = observation.part(template)
+        part, flow = observation.part(template), observation.stream[template]
+        around = [flow.mlp_norm, flow.mlp_norm_after]
         if part is not None:
             parts.append(replace(_move_part(part, move), layer=layer))
-            if part.norm_before is not None:
-                read = read_norm(part.norm_before, width)
-                norms[path_at(theirs[id(part.norm_before)], layer)] = (read.eps, read.centred)
-        own = _move_part(observation.stream[template], move)
+            around += [part.norm_before, part.norm_after]
+        for norm in (norm for norm in around if norm is not None):
+            read = read_norm(norm, width)
+            norms[path_at(theirs[id(norm)], layer)] = (read.eps, read.centred)
+        own = _move_part(flow, move)
         why = {k: re.sub(rf"\blayer {template}\b", f"layer {layer}", v) for k, v in own.missing.items()}
         stream.append(replace(own, missing=why))
     outside = _mover(module, theirs, lambda path: path)
@@ -137,9 +140,10 @@ def _chart(module: Any, replica: Any, templates: tuple[int, ...]) -> Chart:
         observation,
         blocks=outside(observation.blocks),
         attention=tuple(parts),
-        unembed=outside(observation.unembed),
+        unembed=None if observation.unembed is None else outside(observation.unembed),
         final_norm=None if observation.final_norm is None else outside(observation.final_norm),
         stream=tuple(stream),
+        embeds=Embeddings(),  # no part of a remote trace
     )
     return Chart(anatomy, {id(m): path for path, m in module.named_modules()}, order, norms)
 

@@ -14,6 +14,7 @@ from interp.attention import Call, Recorder, StopForward, intercept
 from interp.backends.hf.anatomy import Anatomy, input_device
 from interp.backends.hf.hooks import Hooks
 from interp.backends.hf.read_norms import read_norm
+from interp.backends.hf.rewrite import INSIDE
 from interp.backends.plan.capture import Pass
 
 Port = tuple[nn.Module, str]  # a module, and "input", "output" or "skip"
@@ -70,7 +71,7 @@ class Steps(Hooks):
             self.steps.append(Step((self.anatomy.blocks[layer], "skip"), lambda _: None))
         for layer in range(first, last + 1):
             self._layer(layer, start[1] if start is not None and layer == first else None, layer == first)
-            if inner is not None and self.plan.asks(layer, "q", "k", "v", "pattern"):
+            if inner is not None and self.plan.asks(layer, *INSIDE):
                 self._attention(layer, taps, inner)
         self._ends()
         self._after(self.anatomy.blocks[last], lambda x: self._check(last, x))
@@ -92,17 +93,17 @@ class Steps(Hooks):
     def _before(self, module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
         self.steps.append(Step((module, "input"), change))
 
-    def _after(self, module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
+    def _after(self, module: nn.Module, change: Callable[[Tensor], Tensor], *, at: int = 0) -> None:
         def first(output: Any) -> Any:
-            x = output[0] if isinstance(output, tuple) else output
+            x = output[at] if isinstance(output, tuple) else output
             result = change(x)
             if result is x:
                 return output
-            return (result, *output[1:]) if isinstance(output, tuple) else result
+            return (*output[:at], result, *output[at + 1 :]) if isinstance(output, tuple) else result
 
         self.steps.append(Step((module, "output"), first))
 
-    def _on_output(self, module: nn.Module, change: Callable[[Tensor, Tensor | None], Tensor]) -> None:
+    def _on_output(self, module: nn.Module, change: Callable[[Tensor, Tensor | None], Tensor], *, at: int = 0) -> None:
         took: list[Tensor] = []
 
         def look(x: Tensor) -> Tensor:
@@ -110,23 +111,26 @@ class Steps(Hooks):
             return x
 
         self._before(module, look)
-        self._after(module, lambda x: change(x, took[0]))
+        self._after(module, lambda x: change(x, took[0]), at=at)
 
-    def _norm(self, norm: nn.Module, layer: int | None) -> None:
+    def _norm(self, norm: nn.Module, kind: str, layer: int | None) -> None:
         read = read_norm(norm, self.width)  # before the trace, in which calling a module would be part of it
 
         def look(x: Tensor) -> Tensor:
             stream = x.reshape(*self.plan.shape, -1)
             wide = stream.to(torch.promote_types(x.dtype, torch.float32))
-            self.plan.visit("norm_scale", layer, read.divisor(wide))
+            self.plan.visit(kind, layer, read.divisor(wide))
             return x
 
         self._before(norm, look)
 
     def _ends(self) -> None:
-        """The final norm; logits belong to the whole model and are read last of all."""
+        """What stands outside the layers; logits belong to the whole model and are read last of all."""
+        self._modules()
         if self.plan.asks(None, "norm_scale") and self.anatomy.final_norm is not None:
-            self._norm(self.anatomy.final_norm, None)
+            self._norm(self.anatomy.final_norm, "norm_scale", None)
+        if self.anatomy.unembed is not None and self.plan.asks(None, "unembed_in"):
+            self._before(self.anatomy.unembed, lambda x: self.plan.visit("unembed_in", None, x))
 
 
 def _stop(x: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ from interp.backends.plan.places import Place, SiteCapture
 from interp.environment import free_bytes, human_bytes
 from interp.errors import BackendError
 from interp.model import ModelInfo
+from interp.sites import SQUARE
 
 UNASKED = 2**26  # bytes that a run may take without the machine being asked what is free
-MADE = ("pattern", "head_out")  # exist only when asked for; every other activation is there in any forward pass
+MADE = (*SQUARE, "head_out")  # exist only when asked for; every other activation is there in any forward pass
 
 
 @dataclass(frozen=True)

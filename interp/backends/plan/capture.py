@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ class Pass:
         passing: whether a forward pass of the model is under way; parts that are called by themselves are not edited.
         visited: places that the pass came by.
         ended: the state to go back to, where an outer context was closed first.
+        passed_by: places of a context's edits that a run of some layers alone need not come by.
         standing: edits of an `editing` context, outer ones included, of which this is the plan.
     """
 
@@ -50,6 +51,7 @@ class Pass:
         self.passing = True
         self.visited: set[Place] = set()
         self.ended: Any = None
+        self.passed_by: set[Place] = set()
         self.standing: tuple[Edit, ...] = ()
 
     def begin(self, mask: Bool[Tensor, "batch prompt"] | None, shape: tuple[int, int], offset: int = 0) -> None:
@@ -77,7 +79,10 @@ class Pass:
 
     def asks(self, layer: int | None, *kinds: str) -> bool:
         """Whether anything is to be done at one of these kinds."""
-        return any((kind, layer) in self.captures or (kind, layer) in self.edits for kind in kinds)
+        for kind in kinds:  # noqa: SIM110  (a generator costs three calls, many times a layer)
+            if (kind, layer) in self.captures or (kind, layer) in self.edits:
+                return True
+        return False
 
     def edited(self, layer: int | None, *kinds: str) -> bool:
         """Whether anything is changed at one of these kinds."""
@@ -90,7 +95,7 @@ class Pass:
         self.visited.add((kind, layer))
         edits = self.edits.get((kind, layer))
         if edits:
-            x = self._change(x, edits, layer, self.offset if offset is None else offset)
+            x = self._change(x, (kind, layer), self.offset if offset is None else offset)
         for capture in self.captures.get((kind, layer), ()):
             x = self.keep(capture, x)
         return x
@@ -100,7 +105,32 @@ class Pass:
         flat = x.shape[:2] != self.shape
         wide = x.reshape(*self.shape, -1) if flat else x
         result = self.visit(kind, layer, wide)
+        if flat and result is wide and not self.gradients:
+            return x
         return result.reshape(x.shape) if flat else result
+
+    def tolerant(self, kind: str) -> Callable[[Any], Any]:
+        """`visit` for what a module takes or gives, whatever its form; batch and position may be flattened into one."""
+
+        def visit(x: Any) -> Any:
+            site = Site(kind)
+            if not self.active:
+                return x
+            if not isinstance(x, Tensor):
+                raise refuse(site, f"the module takes or gives {type(x).__name__}, not a tensor")
+            if not x.is_floating_point() and self.edited(None, kind):
+                raise refuse(site, f"its values are {str(x.dtype).removeprefix('torch.')}, which have no edits here")
+            rows, n = self.shape
+            if x.ndim > 1 and len(x) == rows * n != rows:
+                wide = x.reshape(rows, n, *x.shape[1:])
+                result = self.visit(kind, None, wide)
+                return x if result is wide and not self.gradients else result.reshape(x.shape)
+            tokens = x.ndim > 2 and x.shape[:2] == self.shape
+            if not tokens and any(w.site.position is not None for w in self.captures.get((kind, None), ())):
+                raise refuse(site, f"its shape {tuple(x.shape)} is not [batch pos ...], so that it has no positions")
+            return self.visit(kind, None, x)
+
+        return visit
 
     def keep(self, capture: SiteCapture, x: Tensor) -> Tensor:
         """Keep what is wanted of an activation; with gradients, the activation is rebuilt from what was kept."""
@@ -108,13 +138,21 @@ class Pass:
             x = x.detach().requires_grad_()
         part = capture.take(x, self.mask)
         keep = not self.clones or self.gradients or not isinstance(part, Tensor)
-        self.acts[capture.site] = part if keep else part.clone()
+        self.store(capture, part if keep else part.clone())
         if self.gradients and part is not x and capture.reducer is None:
             return apply_edits(x, [Replace(capture.site, part)], layer=capture.site.first, mask=self.mask)
         return x
 
-    def _change(self, x: Tensor, edits: Sequence[Edit], layer: int | None, offset: int) -> Tensor:
-        prompt = self.mask.shape[1]
+    def store(self, capture: SiteCapture, part: Tensor) -> None:
+        """Put away what is wanted of an activation."""
+        self.acts[capture.site] = part
+
+    def at(self, kind: str, layer: int | None) -> Sequence[Edit]:
+        """Edits of a place in this pass."""
+        return self.edits.get((kind, layer), ())
+
+    def _change(self, x: Tensor, place: Place, offset: int) -> Tensor:
+        prompt, edits, layer = self.mask.shape[1], self.edits[place], place[1]
         if offset == 0 and x.shape[1] > prompt:  # generated tokens behind the prompt, without a cache
             parts = x[:, :prompt], x[:, prompt:]
             pieces = [

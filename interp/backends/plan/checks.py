@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from numbers import Integral
 
 import torch
@@ -13,12 +13,13 @@ from interp.backends.plan.capture import Pass, refuse
 from interp.backends.plan.places import Place
 from interp.edits import Edit
 from interp.errors import BackendError, NotFinite, SiteError
-from interp.sites import Site
+from interp.sites import DIVISORS, EMBEDDINGS, MODULE, Site, difference
 
 COMPILED = (
     "the model is compiled, and compiled code calls no hooks: load it before torch.compile (or give the module inside, "
     "`model._orig_mod`)"
 )
+Traits = Callable[[int | None], Collection[str]]
 FIXED = "is a consequence of the residual stream, not a value of its own; edit resid_pre or resid_mid instead"
 
 
@@ -31,18 +32,52 @@ def check_reached(
     shape: tuple[int, ...],
 ) -> None:
     """Refuse layers out of range, a residual of the wrong shape, and sites that the run would not come by."""
-    first, last = check_span(n_layers, start=start, stop=stop) or 0, n_layers - 1 if stop is None else stop
+    first = check_span(n_layers, start=start, stop=stop)
     if start is not None and tuple(start[1].shape) != shape:
         expected = f"[batch pos d_model] = {shape}"
         raise SiteError(f"start: a residual of shape {tuple(start[1].shape)}; expected {expected}")
-    for (kind, layer), thing in places_of(plan):
-        if layer is None:
-            if kind == "embed" and start is not None:
-                raise refuse(thing, f"the run starts at layer {first} with a residual of yours and has no embeddings")
-            if kind != "embed" and stop is not None:
-                raise refuse(thing, f"the run stops after layer {last} and does not come by here")
-        elif not first <= layer <= last:
-            raise refuse(thing, f"layer {layer} is not run; this run has layers {first} to {last}")
+    for place, thing in places_of(plan):
+        why = unreached(place, n_layers, start=first, stop=stop)
+        if why is not None:
+            raise refuse(thing, why)
+
+
+def unreached(place: Place, n_layers: int, *, start: int | None, stop: int | None) -> str | None:
+    """Why a run from layer `start` to layer `stop` does not come by a place; None where it does.
+
+    Where a module by its name stands is not known before the run.
+    """
+    kind, layer = place
+    first, last = 0 if start is None else start, n_layers - 1 if stop is None else stop
+    if layer is not None:
+        return None if first <= layer <= last else f"layer {layer} is not run; this run has layers {first} to {last}"
+    if kind in EMBEDDINGS:
+        return (
+            None if start is None else f"the run starts at layer {first} with a residual of yours, without embeddings"
+        )
+    if stop is not None and not kind.startswith(MODULE):
+        return f"the run stops after layer {last} and does not come by here"
+    return None
+
+
+def check_sites(plan: Pass, missing: Callable[[Place, bool], str | None], traits: Traits) -> None:
+    """Refuse places that the model lacks, names that mean another tensor in it, and edits of what is only read off.
+
+    Args:
+        plan: of the pass.
+        missing: why the model lacks a place, or (with True) why it cannot be edited; None where it has it.
+        traits: of the model at a layer, as `interp.sites.difference` takes them.
+
+    Raises:
+        SiteError: with the reason.
+    """
+    for place, thing in places_of(plan):
+        site = thing.site if isinstance(thing, Edit) else thing
+        if place[0] in DIVISORS and isinstance(thing, Edit):
+            raise refuse(thing, f"the divisor of a norm {FIXED}")
+        why = missing(place, isinstance(thing, Edit)) or (site.alias and difference(site, traits(place[1])))
+        if why:
+            raise refuse(thing, why)
 
 
 def check_span(n_layers: int, *, start: tuple[int, Tensor] | None, stop: int | None) -> int | None:
@@ -71,7 +106,7 @@ def check_visited(plan: Pass, module: nn.Module, *, end: int | None = None) -> N
     """
     for (kind, layer), thing in places_of(plan):
         behind = end is not None and (layer is None or layer >= end) and kind != "embed"
-        if behind or (kind, layer) in plan.visited:
+        if behind or (kind, layer) in plan.visited or (kind, layer) in plan.passed_by:
             continue
         site = thing.site if isinstance(thing, Edit) else thing
         why = COMPILED if compiled(module) else "its module was not called as when the model was loaded"

@@ -17,7 +17,7 @@ from interp.zoo.trained.measure import head_scores, repeated_tokens, second_copy
 ANSWERING = (*(m for m in ALL if m.name != "massive_activation"), ShiftedInduction())
 
 
-def effects(planted, name, roles, *, n=96):
+def effects(planted, name, roles, *, n=24):
     """Measured fall of the task's logit difference, role by role."""
     task = planted.task(name, seed=5, n=n)
 
@@ -34,7 +34,7 @@ def effects(planted, name, roles, *, n=96):
 @pytest.fixture(scope="module")
 def table():
     names = ["induction", "successor", "massive_activation", "shifted_induction"]
-    return behaviour(seeds=1, architectures=["llama-gqa"], mechanisms=names, n=32)
+    return behaviour(seeds=1, architectures=["llama-gqa"], mechanisms=names, n=12)
 
 
 def test_a_slice_of_the_sweep_keeps_every_promise(table):
@@ -62,7 +62,7 @@ def test_a_mechanism_that_does_not_work_is_seen(monkeypatch):
         return planted
 
     monkeypatch.setattr(module, "plant", broken)
-    table = behaviour(seeds=1, architectures=["llama"], mechanisms=["copy"], n=16)
+    table = behaviour(seeds=1, architectures=["llama"], mechanisms=["copy"], n=8)
     assert failed(table) and not table["kept"].any()
 
 
@@ -91,7 +91,7 @@ def test_effects_are_those_derived_and_inert_ones_nothing(mechanism, seed):
 def test_effects_hold_beside_all_other_mechanisms_and_noise():
     planted = plant(ALL, architecture="llama-nonorm", seed=0)
     for mechanism in ANSWERING[:-1]:
-        measured = effects(planted, mechanism.name, planted.roles(mechanism.name), n=16)
+        measured = effects(planted, mechanism.name, planted.roles(mechanism.name), n=10)
         for role, value in planted.truth.effects[mechanism.name].items():
             assert_close(measured[role], value, rtol=0.05, atol=0)
 

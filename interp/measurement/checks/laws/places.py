@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from interp.measurement.checks.laws.subject import EXACT, Subject, close, require, run_logits
 from interp.model import Reducer
-from interp.sites import KINDS, PER_HEAD, Site
+from interp.sites import DIVISORS, KINDS, PER_HEAD, SQUARE, Site
 
 
 def captures_have_the_declared_shapes(subject: Subject) -> None:
@@ -17,17 +17,16 @@ def captures_have_the_declared_shapes(subject: Subject) -> None:
         "q": info.d_head,
         "k": info.d_head,
         "logits": info.n_logits or info.d_vocab,
-        "norm_scale": 1,
-        "mlp_post": None,
+        **dict.fromkeys(DIVISORS, 1),
+        **dict.fromkeys(("v", "z", "mlp_pre", "mlp_up", "mlp_post", "router_logits", "token_embed"), None),
     }
-    widths |= {"v": None, "z": None}
     for kind in kinds:
         run = model.run(subject.batch, capture=[kind])
         keys = [Site(kind) if layer is None else Site(kind, layer) for layer in info.layers_of(Site(kind))]
         require(list(run.acts) == keys, f"{kind}: captured as {list(run.acts)}, not as {keys}")
-        form = [batch, heads[kind], pos, pos] if kind == "pattern" else [batch, pos]
-        form += [heads[kind]] if kind in PER_HEAD and kind != "pattern" else []
-        form += [] if kind == "pattern" else [widths.get(kind, info.d_model)]
+        form = [batch, heads[kind], pos, pos] if kind in SQUARE else [batch, pos]
+        form += [heads[kind]] if kind in PER_HEAD and kind not in SQUARE else []
+        form += [] if kind in SQUARE else [widths.get(kind, info.d_model)]
         for site, x in run.acts.items():
             wrong = len(x.shape) != len(form) or any(n not in (None, m) for n, m in zip(form, x.shape, strict=True))
             require(not wrong, f"{site}: shape {tuple(x.shape)}; {KINDS[kind]} is {tuple(form)} here")

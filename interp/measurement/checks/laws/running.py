@@ -13,7 +13,7 @@ from interp.batch import Batch
 from interp.edits import Ablate, Add, Edit, KnockOut, Noise, Replace, Scale, Uniform
 from interp.errors import InterpError, SiteError, TaskError
 from interp.measurement.checks.laws.subject import EXACT, Subject, apart, close, noise, require, run_logits
-from interp.sites import UNLAYERED, Site
+from interp.sites import DIVISORS, SQUARE, UNLAYERED, Site
 
 LOOSE = 2e-5
 """Share for what goes through changed activations or another grouping of the batch."""
@@ -42,13 +42,16 @@ def padding_and_batching_change_nothing(subject: Subject) -> None:
             real = batch.mask[row]
             for site, alone in model.run(torch.tensor([ids]), capture=kinds).acts.items():
                 x = together.acts[site][row : row + 1].detach().cpu()
-                x = x[..., real, :][..., real] if site.kind == "pattern" else x[:, real]
-                close(x, alone, f"{site} of a prompt padded on the {side} among {len(rows)}", share=LOOSE)
+                x = x[..., real, :][..., real] if site.kind in SQUARE else x[:, real]
+                y = alone.detach().cpu()
+                if site.kind == "scores":  # those of a row count but for a constant
+                    x, y = (s - s.amax(-1, keepdim=True) for s in (x, y))
+                close(x, y, f"{site} of a prompt padded on the {side} among {len(rows)}", share=LOOSE)
 
 
 def what_is_replaced_by_itself_changes_nothing(subject: Subject) -> None:
     """Clean patched into clean is clean, at every site; so are a factor of one and a sum with zero."""
-    plain = subject.model.run(subject.batch, capture=[k for k in subject.kinds() if k != "norm_scale"])
+    plain = subject.model.run(subject.batch, capture=subject.editable())
     logits = subject.logits()
     for site, value in plain.acts.items():
         same = subject.logits(edits=[Replace(site, value)])
@@ -59,7 +62,7 @@ def what_is_replaced_by_itself_changes_nothing(subject: Subject) -> None:
 
 def an_edit_is_seen_and_moves_the_logits(subject: Subject) -> None:
     """A capture shows what the edit left, and what is changed at any site reaches the logits."""
-    plain = subject.model.run(subject.batch, capture=[k for k in subject.kinds() if k != "norm_scale"])
+    plain = subject.model.run(subject.batch, capture=subject.editable())
     logits = subject.logits()
     for site, x in plain.acts.items():
         if site.kind not in UNLAYERED and site.first != subject.last:
@@ -166,7 +169,7 @@ def nothing_is_left_behind(subject: Subject) -> None:
             return
         raise AssertionError(f"an exception raised by a reducer is lost: {options}")
 
-    for kind in (k for k in subject.kinds() if k not in ("logits", "norm_scale")):
+    for kind in (k for k in subject.kinds() if k not in ("logits", *DIVISORS)):
         interrupted(capture={kind: fail})
     interrupted(capture={f"L{subject.last}.resid_post": fail}, start=(0, model.run(batch, capture=["embed"])["embed"]))
     try:

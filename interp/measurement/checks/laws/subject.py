@@ -11,9 +11,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from interp.batch import Batch, Prompts
+from interp.edits import Edit, Scale
 from interp.errors import InterpError
-from interp.model import Model, Run
-from interp.sites import KINDS, Site
+from interp.model import Model
+from interp.run import Run
+from interp.sites import DIVISORS, KINDS, Site
 
 EXACT = 0.0
 """For one computation done twice, whose bits are equal."""
@@ -53,6 +55,18 @@ class Subject:
     def kinds(self) -> tuple[str, ...]:
         """Kinds of site that the model has; the others it refuses."""
         return tuple(kind for kind in KINDS if self.refusal(kind) is None)
+
+    def editable(self) -> tuple[str, ...]:
+        """Kinds of site that the model has and that can be changed: not what is read off, nor a choice made."""
+        kinds = [kind for kind in self.kinds() if kind not in DIVISORS]
+        return tuple(kind for kind in kinds if kind != "router_logits" or self._takes(Scale(kind, 1.0)))
+
+    def _takes(self, edit: Edit) -> bool:
+        try:
+            self.model.run(self.batch, edits=[edit])
+        except InterpError:
+            return False
+        return True
 
     def refusal(self, site: Site | str) -> str | None:
         """Why a site is refused, None where it is not."""
@@ -98,8 +112,9 @@ def close(actual: Tensor, expected: Tensor, what: str, *, share: float = SHARE, 
     require(actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)}, not {tuple(expected.shape)}")
     if not expected.numel():
         return
-    size = float(expected.abs().max()) if scale is None else scale
-    apart = float((actual.double() - expected.double()).abs().max())
+    same = actual == expected  # scores that are -inf in both, for one
+    size = float(expected.masked_fill(expected.isinf(), 0.0).abs().max()) if scale is None else scale
+    apart = float((actual.double() - expected.double()).masked_fill(same, 0.0).abs().max())
     require(apart <= share * size, f"{what}: {apart:.2g} apart, where {share * size:.2g} would be rounding")
 
 
