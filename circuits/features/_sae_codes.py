@@ -194,16 +194,16 @@ def sae_codes(
       node             softmax over heads of node_count, as published; label: above the threshold; null: every head the
                        same;
       node_count       codes used on positives and never on negatives; null, p and q of labels exchanged within pairs;
-      edge             share of the head's pairs with others that is among the top pairs, by pairs of codes used together
-                       on positives and never on negatives;
+      edge             share of the head's pairs with others that is among the top pairs, by pairs of codes used
+                       together on positives and never on negatives;
       code_mi          information between code and label; null, p and q as above;
       mean_difference  length of the difference of mean outputs: what a score by codes has to beat;
       norm_difference  difference of the mean lengths of outputs, never standardised;
       probe_auc        held-out AUC of a linear probe for the label;
       random           uniform numbers;
       pair             the `pair_rows` pairs of heads with the most such pairs of codes.
-    All that depends on an autoencoder is a mean over `n_seeds` of them. No effect is measured: a head that merely writes
-    something else on the twins scores as a head that the answer depends on does.
+    All that depends on an autoencoder is a mean over `n_seeds` of them. No effect is measured: a head that only
+    writes something else on the twins scores as one does that the answer depends on.
 
     Args:
         model: any backend.
@@ -219,7 +219,11 @@ def sae_codes(
         threshold: of `node` for a label; None for the mean over heads.
         top_pairs: pairs that `edge` counts; None for heads^2 / 4 as published.
         pair_rows: rows of the variant `pair`.
-        n_features, n_examples, epochs, penalty, learning_rate: of the autoencoder; see `code_autoencoder.Training`.
+        n_features: of the autoencoder; see `code_autoencoder.Training`.
+        n_examples: prompts that it is trained on.
+        epochs: of its training.
+        penalty: on its features, mean |f|.
+        learning_rate: of Adam.
         n_seeds: autoencoders.
         n_permutations: of labels.
         batch_size: prompts of a forward.

@@ -6,6 +6,7 @@ heads and all permutations of the labels are matrix products.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,11 +27,13 @@ class CodeTable:
         used: 1 where a prompt uses a code, float32 so that counts are matrix products (exact below 2^24 prompts).
         owner: the head that a column's code is of, ascending.
         n_heads: heads.
+        columns: the column of the one code that each head has on a prompt; None where heads have sets of codes.
     """
 
     used: Float[np.ndarray, "prompt code"]
     owner: Int[np.ndarray, " code"]
     n_heads: int
+    columns: Int[np.ndarray, "prompt head"] | None = None
 
     @classmethod
     def of(cls, codes: Int[np.ndarray, "prompt head"]) -> CodeTable:
@@ -40,8 +43,9 @@ class CodeTable:
         ids = codes + np.arange(heads) * width
         present = np.bincount(ids.ravel(), minlength=heads * width) > 0
         used = np.zeros((n, int(present.sum())), dtype=np.float32)
-        np.put_along_axis(used, (np.cumsum(present) - 1)[ids], 1.0, axis=1)
-        return cls(used, np.flatnonzero(present) // width, heads)
+        columns = (np.cumsum(present) - 1)[ids]
+        np.put_along_axis(used, columns, 1.0, axis=1)
+        return cls(used, np.flatnonzero(present) // width, heads, columns)
 
     @classmethod
     def of_sets(cls, active: Bool[np.ndarray, "prompt head feature"]) -> CodeTable:
@@ -73,20 +77,45 @@ class CodeTable:
 
         `normalise`: over all pairs of codes that the two use together on any prompt.
         """
+        row_counts = self._set_counts if self.columns is None else self._single_counts
+        pairs = np.zeros((self.n_heads, self.n_heads))
+        for head, (unique, every) in enumerate(row_counts(labels)):
+            pairs[head, head + 1 :] = (unique / np.maximum(every, 1) if normalise else unique)[head + 1 :]
+        return pairs + pairs.T
+
+    def _single_counts(self, labels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """For each head, with each later head: unique pairs of codes, and all. One write a prompt and pair of heads."""
+        assert self.columns is not None  # the caller chose
+        edges, m = np.searchsorted(self.owner, np.arange(self.n_heads + 1)), len(self.owner)
+        size = int(np.diff(edges).max()) * m  # at most as many as `used` has
+        negative, last = np.zeros(size, dtype=bool), np.empty(size, dtype=np.int32)
+        order = np.argsort(~labels, kind="stable")
+        n_positive, columns = int(labels.sum()), self.columns[order]
+        for head in range(self.n_heads):
+            keys = (columns[:, head : head + 1] - edges[head]) * m + columns[:, head + 1 :]
+            flat = keys.ravel()
+            last[flat] = np.arange(len(flat))  # of equal keys the last one stays, and counts
+            first = (last[flat] == np.arange(len(flat))).reshape(keys.shape)
+            every = self._by_head(columns[:, head + 1 :][first])
+            negative[keys[n_positive:]] = True
+            positive = keys[:n_positive]
+            own = positive[~negative[positive]]
+            negative[keys[n_positive:]] = False
+            last[own] = np.arange(len(own))
+            yield self._by_head(own[last[own] == np.arange(len(own))] % m), every
+
+    def _set_counts(self, labels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """As `_single_counts`, of sets: which pairs of codes occur is a matrix product."""
         positive, negative = (torch.from_numpy(self.used[rows]) for rows in (labels, ~labels))
         edges = np.searchsorted(self.owner, np.arange(self.n_heads + 1))
-        pairs = np.zeros((self.n_heads, self.n_heads))
-        for head, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
-            with_positive = positive[:, low:high].T @ positive[:, low:] > 0
-            with_negative = negative[:, low:high].T @ negative[:, low:] > 0
-            own = np.zeros(len(self.owner))
-            own[low:] = (with_positive & ~with_negative).sum(0).numpy()
-            row = self.per_head(own)
-            if normalise:
-                own[low:] = (with_positive | with_negative).sum(0).numpy()
-                row = row / np.maximum(self.per_head(own), 1)
-            pairs[head, head + 1 :] = row[head + 1 :]
-        return pairs + pairs.T
+        for low, high in zip(edges[:-1], edges[1:], strict=True):
+            with_positive = positive[:, low:high].T @ positive > 0
+            with_negative = negative[:, low:high].T @ negative > 0
+            unique, every = with_positive & ~with_negative, with_positive | with_negative
+            yield self.per_head(unique.sum(0).numpy()), self.per_head(every.sum(0).numpy())
+
+    def _by_head(self, columns: np.ndarray) -> np.ndarray:
+        return np.bincount(self.owner[columns], minlength=self.n_heads)
 
     def information(self, labels: Bool[np.ndarray, "*draw prompt"]) -> Float[np.ndarray, "*draw head"]:
         """I(code; label) = sum p(c, y) ln (p(c, y) / p(c) p(y)) in nats, of tables with one code for each head."""

@@ -72,7 +72,8 @@ def _fold_aucs(
         train, test = (torch.from_numpy(np.flatnonzero(rows)).to(y.device) for rows in (folds != k, folds == k))
         inner = gram[:, train][:, :, train]
         ridged = inner + ridge * torch.eye(len(train), dtype=y.dtype, device=y.device)
-        weights = torch.linalg.solve(ridged, y[train].expand(len(gram), -1)[..., None])
+        targets = y[train].expand(len(gram), -1)[..., None]
+        weights = torch.cholesky_solve(targets, torch.linalg.cholesky(ridged))
         scores = (gram[:, test][:, :, train] @ weights)[..., 0]
         positive, negative = scores[:, y[test] > 0], scores[:, y[test] < 0]
         gap = positive[:, :, None] - negative[:, None]

@@ -1,4 +1,4 @@
-"""What every head writes for the prompts of a task, one vector a prompt: the mean over its tokens, or at one of them."""
+"""What every head writes for the prompts of a task, one vector a prompt: the mean over tokens, or at one of them."""
 
 from __future__ import annotations
 
