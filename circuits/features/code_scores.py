@@ -130,6 +130,17 @@ class CodeTable:
         return self.per_head(terms)
 
 
+def unique_codes(
+    codes: Int[np.ndarray, "prompt head"], labels: Bool[np.ndarray, " prompt"]
+) -> Int[np.ndarray, " head"]:
+    """`CodeTable.unique` of one code for each head and one draw of labels, by marks alone: no table is made."""
+    width = int(codes.max()) + 1
+    ids = codes + np.arange(codes.shape[1]) * width
+    marks = np.zeros((2, codes.shape[1] * width), dtype=bool)
+    marks[0, ids[labels]], marks[1, ids[~labels]] = True, True
+    return (marks[0] & ~marks[1]).reshape(-1, width).sum(1)
+
+
 def node_scores(
     counts: Float[np.ndarray, "*draw layer head"], *, softmax: str = "all"
 ) -> Float[np.ndarray, "*draw layer head"]:

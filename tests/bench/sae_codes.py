@@ -54,7 +54,7 @@ def ways(case: str) -> dict[str, Callable[[], object]]:
 
     import interp
     from circuits.features.code_autoencoder import Training, codes, train_codes
-    from circuits.features.code_scores import CodeTable
+    from circuits.features.code_scores import CodeTable, unique_codes
     from circuits.features.head_outputs import head_outputs
     from interp.tasks.prompt import collate
 
@@ -99,7 +99,7 @@ def ways(case: str) -> dict[str, Callable[[], object]]:
 
     def ours_forward() -> np.ndarray:
         outputs, _, _ = head_outputs(model, task, outputs="z", batch_size=64)
-        return CodeTable.of(codes(outputs, dictionary)).unique(labels)
+        return unique_codes(codes(outputs, dictionary), labels)
 
     def ours_edges() -> np.ndarray:
         table = CodeTable.of(own)
@@ -108,11 +108,11 @@ def ways(case: str) -> dict[str, Callable[[], object]]:
     return {
         "codes_node": {
             LOOP: lambda: loop_nodes(own, labels),
-            OURS: lambda: CodeTable.of(own).unique(labels),
+            OURS: lambda: unique_codes(own, labels),
         },
         "codes_outputs": {
             LOOP: lambda: loop_nodes(encode(x), labels),
-            OURS: lambda: CodeTable.of(codes(x, dictionary)).unique(labels),
+            OURS: lambda: unique_codes(codes(x, dictionary), labels),
         },
         "codes_edges": {
             LOOP: lambda: [*loop_nodes(own, labels), *loop_pairs(own, labels)],

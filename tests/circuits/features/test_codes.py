@@ -15,7 +15,7 @@ import circuits
 import interp
 from circuits.features._sae_codes import UNITS, Scoring, head_scores
 from circuits.features.code_autoencoder import Training, active_features, codes, train_codes
-from circuits.features.code_scores import CodeTable, edge_shares, node_scores, swapped_labels
+from circuits.features.code_scores import CodeTable, edge_shares, node_scores, swapped_labels, unique_codes
 from circuits.features.codes_board import best_thresholds, f1, f1_published, judge_codes, planted_board
 from circuits.features.head_baselines import mean_difference, norm_difference, probe_auc, standardised
 from circuits.features.head_outputs import head_outputs
@@ -84,6 +84,8 @@ def test_counts_are_those_of_loops_over_sets(random_codes, kind, normalise):
         pairs[a, b] = pairs[b, a] = score(lambda row, a=a, b=b: set(itertools.product(row[a], row[b])))
     assert table.unique(labels, normalise=normalise).tolist() == pytest.approx(nodes)
     np.testing.assert_allclose(table.unique_pairs(labels, normalise=normalise), pairs)
+    if kind == "one" and not normalise:
+        assert unique_codes(one, labels).tolist() == nodes
     draws = np.stack([labels, ~labels])
     assert_close(table.unique(draws)[1], table.unique(~labels))
 
