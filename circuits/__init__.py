@@ -52,6 +52,7 @@ _HOME = {
     "role_ablation": "circuits.evaluation._roles",
     "role_faithfulness": "circuits.evaluation._roles",
     "run_edges": "circuits.wiring.edges",
+    "sae_codes": "circuits.features._sae_codes",
     "subnetwork_probing": "circuits.search.pruning",
     "trace": "circuits.patching.tracing",
     "trace_attention": "circuits.search.sparse_attention",
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
     from circuits.evaluation.truth import judge_nodes as judge_nodes
     from circuits.evaluation.truth import planted as planted
     from circuits.evaluation.truth import published as published
+    from circuits.features._sae_codes import sae_codes as sae_codes
     from circuits.find import circuit as circuit
     from circuits.graph.controls import random_circuits as random_circuits
     from circuits.graph.graph import Graph as Graph
@@ -135,6 +137,7 @@ __all__ = [
     "role_ablation",
     "role_faithfulness",
     "run_edges",
+    "sae_codes",
     "subnetwork_probing",
     "trace",
     "trace_attention",

@@ -47,6 +47,7 @@ class CircuitMethod:
         order: place in tables, low first; ties by name.
         signed: whether scores say in which direction the metric goes.
         judged: what is ranked against planted truth, edges or components; None where scores claim neither.
+        judged_variant: of a table, the variant whose rows are ranked; None for each component's largest row of any.
         goal: AUROC that it reaches on every planted circuit; None where that is measured and not asked for.
         routine: whether the table of circuit methods has it where none is named; dear ones are judged on request.
         quick: options with which a run is short, for checks of all methods.
@@ -63,7 +64,7 @@ class CircuitMethod:
     order: int = 100
     signed: bool = True
     judged: Judged | None = "edges"
-
+    judged_variant: str | None = None
     goal: float | None = None
     routine: bool = True
     quick: Mapping[str, Any] = field(default_factory=dict)
@@ -104,6 +105,7 @@ def circuit_method(
     order: int = 100,
     signed: bool = True,
     judged: Judged | None = "edges",
+    judged_variant: str | None = None,
     goal: float | None = None,
     routine: bool = True,
     quick: Mapping[str, Any] | None = None,
@@ -124,6 +126,7 @@ def circuit_method(
             order=order,
             signed=signed,
             judged=judged,
+            judged_variant=judged_variant,
             goal=goal,
             routine=routine,
             quick=dict(quick or {}),

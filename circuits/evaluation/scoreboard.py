@@ -188,7 +188,10 @@ def _method_row(planted_model: Planted, mechanism: str, name: str, *, n: int, se
     start = time.process_time()
     outcome = method.run(model, task, metric=None, batch_size=n, seed=seed)
     seconds = time.process_time() - start
-    ranking = _edges(case, outcome, truth, whole) if isinstance(outcome, Graph) else _nodes(case, outcome, truth, whole)
+    if isinstance(outcome, Graph):
+        ranking = _edges(case, outcome, truth, whole)
+    else:
+        ranking = _nodes(case, outcome, truth, whole, variant=method.judged_variant)
     return {**ranking, "edges": truth.n_edges, "seconds": seconds}
 
 
@@ -206,10 +209,11 @@ def _edges(case: Case, graph: Graph, truth: Graph, whole: Graph) -> dict[str, fl
     }
 
 
-def _nodes(case: Case, table: Result, truth: Graph, whole: Graph) -> dict[str, float]:
+def _nodes(case: Case, table: Result, truth: Graph, whole: Graph, *, variant: str | None) -> dict[str, float]:
     """How heads and MLPs are ranked, each by its largest row; those of another task's circuit are left out."""
     ratios = faithfulness(case.model, case.task, truth).faithfulness
-    largest = table.table["value"].abs().groupby(table.table["component"]).max()
+    rows = table.table if variant is None else table.table[table.table["variant"] == variant]
+    largest = rows["value"].abs().groupby(rows["component"]).max()
     inside, planted_nodes = set(truth.nodes) - {EMBED, LOGITS}, set(whole.nodes)
     among = [name for name in case.layout.senders if name != EMBED and (name in inside or name not in planted_nodes)]
     scores = {str(name): float(value) for name, value in largest.items() if name in among}

@@ -38,12 +38,28 @@ def effects(rows: pd.DataFrame) -> go.Figure:
     return effect_figure(rows)
 
 
+def first_setting(rows: pd.DataFrame) -> go.Figure:
+    """Score of every head, of a table that has it for several poolings and scalings: those of the first row.
+
+    The title says which, and how many others there are.
+    """
+    columns = ["pooling", "scaling"]
+    settings = rows[columns].drop_duplicates()
+    first = dict(rows.sort_index().iloc[0][columns])
+    chosen = rows[(rows["pooling"] == first["pooling"]) & (rows["scaling"] == first["scaling"])]
+    others = f"; {len(settings) - 1} more in the table" if len(settings) > 1 else ""
+    figure = head_map(chosen)
+    figure.update_layout(title_text=f"pooling {first['pooling']}, scaling {first['scaling']}{others}")
+    return figure
+
+
 _figures: dict[str, tuple[Draw, Mapping[str, Draw]]] = {
     "activation_patching": (effects, {}),
     "node_attribution": (effects, {}),
     "path_patching": (effects, {}),
     "causal_tracing": (effects, {}),
     "role_faithfulness": (dots, {}),
+    "sae_codes": (first_setting, {"pair": dots}),
 }
 
 

@@ -12,6 +12,7 @@ CASES = (  # modules beside this one; their main(argv) takes --quick, --out FILE
     "edge_attribution",
     "path_patching",
     "acdc",
+    "sae_codes",
 )
 
 
