@@ -19,6 +19,7 @@ from circuits.features import influence as flow
 from circuits.features.attribution_graph import AttributionGraph, Node
 from circuits.features.influence import Edges
 from circuits.features.local import EMBED, LocalModel, check_affine
+from circuits.features.sources import Sources
 from interp.batch import Prompts
 from interp.dictionaries import Dictionaries, Dictionary
 from interp.errors import SchemaError, TaskError
@@ -26,7 +27,6 @@ from interp.model import Model
 from interp.sites import Site
 
 ROUND = 4  # batches between two decisions about what comes next
-CHUNK = 2**24  # numbers of one product of gradients and decoder directions
 
 
 def attribution_graph(
@@ -117,11 +117,11 @@ def _top(probabilities: Tensor, most: int, mass: float) -> tuple[Int[Tensor, " t
 class Backward:
     """One forward pass of the held model on `size` copies, from which gradients of many targets are taken."""
 
-    def __init__(self, local: LocalModel, size: int) -> None:
+    def __init__(self, local: LocalModel, size: int, *, heads: bool = False) -> None:
         self.local, self.size = local, size
         values = {site: x.clone().requires_grad_() for site, x in local.clean_values(size).items()}
         self.values = values
-        self.read = local.run(values)
+        self.read = local.run(values, heads=heads)
 
     def gradients(
         self, targets: list[tuple[Site, Int[Tensor, " n"], Float[Tensor, "n d"]]], inputs: list[Tensor] | None = None
@@ -161,8 +161,8 @@ class _Search:
     def run(self, max_features: int) -> None:
         local = self.local
         n = len(local.active)
-        self.sites = list(local.errors)
-        self.n_sources = n + (len(self.sites) + 1) * local.n_pos
+        self.sources = Sources(local)
+        self.n_sources = self.sources.n
         with torch.no_grad():
             zeros = {s: torch.zeros_like(x) for s, x in local.clean_values(1).items()}
             self.constant = {site: x[0].float() for site, x in local.run(zeros).items()}
@@ -200,7 +200,7 @@ class _Search:
 
     def _take(self, targets: list[Any], numbers: Tensor) -> None:
         grads = dict(zip(self.backward.values, self.backward.gradients(targets), strict=True))
-        row = self.effects({site: g[: len(numbers)] for site, g in grads.items()})
+        row = self.sources.effects({site: g[: len(numbers)] for site, g in grads.items()})
         self._check_sum(targets, row)
         total = row.abs().sum(1)
         index = row.abs().topk(min(self.k, row.shape[1]), dim=1).indices
@@ -209,21 +209,6 @@ class _Search:
         self.rows.append((index[kept], numbers[:, None].expand_as(index)[kept], value[kept], total))
         self.totals = getattr(self, "totals", torch.zeros(self.n_sources + len(self.ids), device=row.device))
         self.totals[numbers] = total
-
-    def effects(self, grads: dict[Site, Tensor]) -> Float[Tensor, "target source"]:
-        """Every source times the gradient where it writes."""
-        local = self.local
-        size = len(grads[EMBED])
-        row = grads[EMBED].new_zeros(size, self.n_sources)
-        n = len(local.active)
-        step = max(1, CHUNK // (size * max(x.shape[-1] for x in grads.values())))
-        for first in range(0, n, step):
-            part = torch.arange(first, min(first + step, n), device=row.device)
-            row[:, first : first + len(part)] = feature_effects(local, part, grads)
-        for i, site in enumerate([*self.sites, EMBED]):
-            source = local.clean[EMBED] if site == EMBED else local.errors[site]
-            row[:, n + i * local.n_pos : n + (i + 1) * local.n_pos] = (grads[site] * source).sum(-1)
-        return row
 
     def _check_sum(self, targets: list[Any], row: Tensor) -> None:
         """Sources and the constant sum to what stands at the target."""
@@ -275,10 +260,11 @@ class _Search:
         keep[:n] = self.done
         edges = edges.where(keep[edges.source])
         used = torch.zeros_like(keep).index_fill_(0, edges.source, True)
-        keep[n : self.n_sources - self.local.n_pos] &= used[n : self.n_sources - self.local.n_pos]
+        first = self.sources.first_embedding
+        keep[n:first] &= used[n:first]
         embedding, error = torch.zeros_like(keep), torch.zeros_like(keep)
-        embedding[self.n_sources - self.local.n_pos : self.n_sources] = True
-        error[n : self.n_sources - self.local.n_pos] = True
+        embedding[first : self.n_sources] = True
+        error[n:first] = True
         replacement, completeness = flow.scores(edges, start, embedding=embedding, error=error)
         number = torch.cumsum(keep.long(), 0) - 1
         small = Edges(number[edges.source], number[edges.target], edges.weight, edges.total[keep])
@@ -310,26 +296,9 @@ class _Search:
             j = i - self.n_sources
             token = int(self.ids[j])
             return Node("logit", local.n_layers, self.at, "logits", token, float(self.probability[j]), text(token))
-        block, pos = divmod(i - n, local.n_pos)
-        if block == len(self.sites):
+        site, pos = self.sources.place(i)
+        if site == EMBED:
             token = int(local.batch.ids[0, pos])
             return Node("embedding", -1, pos, "embed", token, float(local.clean[EMBED][pos].norm()), text(token))
-        site = self.sites[block]
         assert site.first is not None  # cuts but embeddings are of a layer
         return Node("error", site.first, pos, str(site), 0, float(local.errors[site][pos].norm()))
-
-
-def feature_effects(
-    local: LocalModel, part: Int[Tensor, " source"], grads: dict[Site, Tensor]
-) -> Float[Tensor, "target source"]:
-    """f_s d_s . g of some active features, by number, in each row of gradients at the cuts."""
-    a = local.active
-    total = torch.zeros(len(grads[EMBED]), len(part), device=part.device)
-    for member in a.member[part].unique().tolist():
-        own = (a.member[part] == member).nonzero()[:, 0]
-        pos, feature = a.pos[part[own]], a.feature[part[own]]
-        for out, site in enumerate(local.members[member].sites_out):
-            if site in grads:
-                w = local.writing(member, out, pos, feature) * a.value[part[own]][:, None]
-                total[:, own] += (grads[site][:, pos] * w).sum(-1)
-    return total

@@ -100,15 +100,19 @@ class LocalModel:
         return 2 * site.first + (site.kind not in ("resid_pre", "attn_in"))
 
     def run(
-        self, values: Mapping[Site, Float[Tensor, "batch pos d"]], *, held: bool = True
+        self, values: Mapping[Site, Float[Tensor, "batch pos d"]], *, held: bool = True, heads: bool = False
     ) -> dict[Site, Float[Tensor, "batch pos d_in"]]:
         """What stands at each place that is read, where `values` stand at the cuts; gradients go back to these.
 
-        Not `held`: patterns, divisors and gates are what the model itself makes of the values.
+        Not `held`: patterns, divisors and gates are what the model itself makes of the values. With `heads`, values of
+        attention (v) are among what is kept, and gradients go back to these and to resid_pre as well.
         """
         size = len(next(iter(values.values())))
         holder: dict[Site, Tensor] = {}
         edits = self._edits(values, holder, held)
+        if heads:
+            kept = [Site(kind, i) for i in self.model.info.attention_layers for kind in ("resid_pre", "v")]
+            edits = [*(Apply(site, _keeper(holder, site)) for site in kept), *edits]
         attached = any(x.requires_grad for x in values.values())
         batch = Batch(self.batch.ids.expand(size, -1), self.batch.mask.expand(size, -1))
         with self.model.frozen() if attached else torch.no_grad():
@@ -250,7 +254,7 @@ class LocalModel:
                 return
             def change(x: Tensor) -> Tensor:
                 x = x if value is None else value(x).to(x.dtype)
-                if site in need:
+                if site in need and not (site.kind == "resid_pre" and site in holder):
                     holder[site] = x
                 return (values[site] + self._skips(site, holder)).to(x.dtype) if cut else x
 
@@ -271,7 +275,7 @@ class LocalModel:
         after = None
         if held and write.norm is not None:
             z, divisor = Site("z", i), self.held[Site("attn_out_norm_scale", i)]
-            edits.append(Apply(z, lambda x: holder.__setitem__(z, x) or x))
+            edits.append(Apply(z, _keeper(holder, z)))
             width = self.model.info.n_heads * self.model.info.d_head
             matrix, bias = write.matrix(width), write.bias(width, divisor)
             after = lambda x: (holder[z].flatten(-2) / divisor) @ matrix + bias  # noqa: E731
@@ -281,7 +285,7 @@ class LocalModel:
         gate = None
         if i in self.gates:
             part, ratio = self.gates[i], self.ratio[i]
-            edits.append(Apply(part, lambda x: holder.__setitem__(part, x) or x))
+            edits.append(Apply(part, _keeper(holder, part)))
             gate = (lambda x: holder[part] * ratio) if held else None
         place(at["mlp_post"], gate)
         place(at["mlp_out"])
@@ -295,6 +299,16 @@ class LocalModel:
             if d.skip is not None and d.sites_out[0] == site and d.site_in is not None:
                 total = total + (holder[d.site_in] - clean) @ d.skip
         return total
+
+
+def _keeper(holder: dict[Site, Tensor], site: Site) -> Callable[[Tensor], Tensor]:
+    """Keeps a copy of what stands at a site and passes the copy on, so that gradients go back to it."""
+
+    def keep(x: Tensor) -> Tensor:
+        holder[site] = x = x.clone()
+        return x
+
+    return keep
 
 
 def check_affine(local: LocalModel) -> float:
