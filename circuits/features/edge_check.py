@@ -102,6 +102,7 @@ def check_edges(
                     frame.loc[i, "held" if held else "model"] = _change(read, base, row, target)
                     if held:
                         frame.loc[i, "random"] = _change(read, base, row, places[int(other[i])])
+    frame.loc[other == e.target.numpy(), "random"] = np.nan
     ranks = {name: _rank(predicted, frame[name].to_numpy()) for name in ("held", "model", "random")}
     return EdgeCheck(frame, **ranks)
 
@@ -122,16 +123,20 @@ def _change(read: dict[Site, Tensor], base: dict[Site, Tensor], row: int, target
 
 
 def _exchanged(size: np.ndarray, target: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Another edge's target for each edge, of the same class of strength."""
+    """Another edge's target for each edge, of the same class of strength; its own where the class has no other."""
     out = target.copy()
     for group in np.array_split(np.argsort(size, kind="stable"), CLASSES):
-        out[group] = target[rng.permutation(group)]
+        for i in group:
+            others = target[group][target[group] != target[i]]
+            if len(others):
+                out[i] = rng.choice(others)
     return out
 
 
 def _rank(a: np.ndarray, b: np.ndarray) -> float:
     from scipy.stats import spearmanr
 
+    a, b = a[np.isfinite(b)], b[np.isfinite(b)]
     if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
     return float(spearmanr(a, b).statistic)
