@@ -1,4 +1,4 @@
-"""`attribution_graph`: direct effects of features, errors and tokens on features and logits, by batched backward passes.
+"""`attribution_graph`: direct effects of features, errors and tokens on features and logits, by backward passes.
 
 One pass forward of the held model on copies of the prompt; then, for a batch of targets, one backward pass, a target in
 each row. Of each target's sources the k strongest are kept as they come, so that nothing of the size of nodes x nodes
@@ -63,7 +63,8 @@ def attribution_graph(
         batch: targets of a backward pass, and copies of the prompt.
         heads: part the weight of every edge of the pruned graph by the head (of keys and values) that its path
             enters first.
-        node, edge: pruning, as in `AttributionGraph.pruned`; None for neither.
+        node: share of influence of the nodes kept, as in `AttributionGraph.pruned`; None for no pruning.
+        edge: that of the edges kept.
 
     Raises:
         NotApplicable: what cannot be held, or is not affine when it is.
@@ -140,9 +141,7 @@ class Backward:
         wanted = list(self.values.values()) if inputs is None else inputs
         if not outputs:
             return tuple(torch.zeros_like(x) for x in wanted)
-        return torch.autograd.grad(
-            outputs, wanted, grads, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
+        return torch.autograd.grad(outputs, wanted, grads, retain_graph=True, allow_unused=True, materialize_grads=True)
 
 
 @dataclass(eq=False)

@@ -62,9 +62,11 @@ def check_edges(
     divisors and gates follow. The control exchanges targets between edges of about the same |weight|.
 
     Args:
-        model: of the graph. graph: as `attribution_graph` gives it. dictionary: the one it was made with.
+        model: of the graph.
+        graph: as `attribution_graph` gives it.
+        dictionary: the one it was made with.
         n: edges, drawn at random where there are more.
-        batch: sources of a pass.
+        batch: sources taken out in a pass, one in each row.
         seed: of the draw and of the control.
 
     Raises:

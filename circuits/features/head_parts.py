@@ -48,20 +48,26 @@ def with_heads(graph: AttributionGraph, local: LocalModel, *, batch: int = 32) -
         own = torch.isin(e.target, some).nonzero()[:, 0]
         row = torch.tensor([rows[int(t)] for t in e.target[own]], device=device)
         source = numbers[e.source[own].to(device)]
-        total = dict.fromkeys(range(len(own)), 0.0)
-        named: list[dict[str, float]] = [{} for _ in own]
-        for name, value in _heads(backward, sources, sources.targets([graph.nodes[int(t)] for t in some]), source, row):
-            for j in value.nonzero()[:, 0].tolist():
-                named[j][name] = float(value[j])
-                total[j] += float(value[j])
-        for j, i in enumerate(own.tolist()):
-            weight = float(e.weight[i])
-            largest = sorted(named[j], key=lambda h: -abs(named[j][h]))[:MOST]  # noqa: B023  (used at once)
-            part = {h: named[j][h] for h in largest}
-            rest = total[j] - sum(part.values())
-            pair = (int(e.source[i]), int(e.target[i]))
-            parts[pair] = {DIRECT: weight - total[j], **part, **({REST: rest} if len(named[j]) > MOST else {})}
+        named = dict(_heads(backward, sources, sources.targets([graph.nodes[int(t)] for t in some]), source, row))
+        pairs = list(zip(e.source[own].tolist(), e.target[own].tolist(), strict=True))
+        parts |= dict(zip(pairs, _parts(named, e.weight[own].to(device)), strict=True))
     return replace(graph, heads=parts)
+
+
+def _parts(named: dict[str, Tensor], weight: Float[Tensor, " edge"]) -> list[dict[str, float]]:
+    """Direct part, the largest heads and the rest of each edge."""
+    if not named:
+        return [{DIRECT: w} for w in weight.tolist()]
+    names, values = list(named), torch.stack(list(named.values()))  # head edge
+    direct = (weight - values.sum(0)).tolist()
+    index = values.abs().topk(min(MOST, len(names)), dim=0).indices
+    top = values.gather(0, index)
+    rest = (values.sum(0) - top.sum(0)).tolist()
+    out = []
+    for heads, sizes, straight, other in zip(index.T.tolist(), top.T.tolist(), direct, rest, strict=True):
+        own = {names[h]: size for h, size in zip(heads, sizes, strict=True) if size}
+        out.append({DIRECT: straight, **own, **({REST: other} if len(names) > MOST else {})})
+    return out
 
 
 def _heads(

@@ -123,9 +123,7 @@ class LocalModel:
         """What stands at the cuts on the prompt, for `size` rows."""
         return {site: self.clean[site].expand(size, -1, -1) for site in self.cuts}
 
-    def reading(
-        self, member: int, pos: Int[Tensor, " n"], feature: Int[Tensor, " n"]
-    ) -> Float[Tensor, "n d_in"]:
+    def reading(self, member: int, pos: Int[Tensor, " n"], feature: Int[Tensor, " n"]) -> Float[Tensor, "n d_in"]:
         """Directions r with f = r . x + constant, at active features; divisors of the input are held."""
         d = self.members[member]
         r = d.w_enc[:, feature].mT
@@ -178,8 +176,9 @@ class LocalModel:
                 raise SchemaError(f"{d!r} does not say where it belongs; give its sites: dictionary.at(...)")
             for site, kinds in ((d.site_in, READABLE), *((s, WRITABLE) for s in d.sites_out)):
                 if site.kind not in kinds or site.first is None or site.first != site.last:
-                    raise NotApplicable(f"{site}: a dictionary of an attribution graph stands at one of a layer's "
-                                        f"{', '.join(kinds)}")
+                    raise NotApplicable(
+                        f"{site}: a dictionary of an attribution graph stands at one of a layer's {', '.join(kinds)}"
+                    )
 
     def _run_clean(self) -> None:
         divisors = [Site("norm_scale", i) for i, r in enumerate(self.reads) if r.attn is not None]
@@ -191,8 +190,11 @@ class LocalModel:
         ]
         divisors += [Site("norm_scale")] if self.model.weights().final_norm is not None else []
         queries = [Site(kind, i) for i in self.model.info.attention_layers for kind in "qk"]
-        self.gates = {d.site_in.first: self._linear_part(d.site_in.first) for d in self.members
-                      if d.site_in is not None and d.site_in.kind == "mlp_post"}
+        self.gates = {
+            d.site_in.first: self._linear_part(d.site_in.first)
+            for d in self.members
+            if d.site_in is not None and d.site_in.kind == "mlp_post"
+        }
         gates = [site for i, part in self.gates.items() for site in (part, Site("mlp_post", i))]
         reads = [d.site_in for d in self.members if d.site_in is not None]
         run = self.model.run(self.batch, capture=list(dict.fromkeys([*self.cuts, *divisors, *queries, *gates, *reads])))
@@ -232,14 +234,12 @@ class LocalModel:
         self.active = Active(*(torch.cat(column) for column in zip(*entries, strict=True)))
 
     def _edits(self, values: Mapping[Site, Tensor], holder: dict[Site, Tensor], held: bool) -> list[Edit]:
-        edits: list[Edit] = [Apply(EMBED, lambda x: values[EMBED].to(x))]
+        edits: list[Edit] = [Apply(EMBED, values[EMBED].to)]
         for i in range(self.n_layers):
             edits += self._layer_edits(i, values, holder, held)
         return edits
 
-    def _layer_edits(
-        self, i: int, values: Mapping[Site, Tensor], holder: dict[Site, Tensor], held: bool
-    ) -> list[Edit]:
+    def _layer_edits(self, i: int, values: Mapping[Site, Tensor], holder: dict[Site, Tensor], held: bool) -> list[Edit]:
         """What is replaced in one layer, in the order in which a pass comes by."""
         reads, write, own = self.reads[i], self.writes[i].attn, [d.site_in for d in self.members]
         at = {kind: Site(kind, i) for kind in READABLE}
@@ -252,6 +252,7 @@ class LocalModel:
             cut = site in values
             if value is None and site not in need and not cut:
                 return
+
             def change(x: Tensor) -> Tensor:
                 x = x if value is None else value(x).to(x.dtype)
                 if site in need and not (site.kind == "resid_pre" and site in holder):
@@ -336,4 +337,3 @@ def check_affine(local: LocalModel) -> float:
             f"{worst:.1e}, at most {AFFINE:.0e}): something else in it bends, and edges would not add up"
         )
     return worst
-

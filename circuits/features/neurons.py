@@ -31,7 +31,5 @@ def neurons(model: Model) -> Dictionaries:
         bias = write.bias(width, torch.ones(1, device=matrix.device)).detach().reshape(-1)
         identity, zero = torch.eye(width, device=matrix.device), torch.zeros(width, device=matrix.device)
         activation = JumpReLU(zero + NO_THRESHOLD, rectify=False)
-        members.append(
-            Dictionary(identity, matrix, zero, bias, activation).at(Site("mlp_post", i), Site("mlp_out", i))
-        )
+        members.append(Dictionary(identity, matrix, zero, bias, activation).at(Site("mlp_post", i), Site("mlp_out", i)))
     return Dictionaries(tuple(members))

@@ -99,9 +99,7 @@ def _places(
     return places
 
 
-def _lines(
-    graph: AttributionGraph, order: list[int], places: dict[int, tuple[float, float]]
-) -> list[go.Scatter]:
+def _lines(graph: AttributionGraph, order: list[int], places: dict[int, tuple[float, float]]) -> list[go.Scatter]:
     """One broken line for each colour, weak ones first; colour and width by the signed share."""
     e, by_bin = graph.edges, {}
     share = (e.share * e.weight.sign()).tolist()
@@ -117,7 +115,12 @@ def _lines(
         style = {"color": COLOURS[number], "width": 0.7 + 3.0 * size}
         traces.append(
             go.Scatter(
-                x=line[:, 0], y=line[:, 1], mode="lines", line=style, hoverinfo="skip", showlegend=False,
+                x=line[:, 0],
+                y=line[:, 1],
+                mode="lines",
+                line=style,
+                hoverinfo="skip",
+                showlegend=False,
                 opacity=0.35 + 0.6 * size,
             )
         )

@@ -45,15 +45,11 @@ def document(graph: AttributionGraph) -> dict[str, Any]:
             key: settings[key] for key in ("max_n_logits", "desired_logit_prob", "batch_size") if key in settings
         }
         | ({"max_feature_nodes": settings["max_features"]} if "max_features" in settings else {}),
-        "pruning_settings": {
-            key: settings[key] for key in ("node_threshold", "edge_threshold") if key in settings
-        },
+        "pruning_settings": {key: settings[key] for key in ("node_threshold", "edge_threshold") if key in settings},
         "interp": {**{key: getattr(graph, key) for key in NUMBERS}, "provenance": settings},
     }
     totals = graph.edges.total.tolist()
-    nodes = [
-        _node(node, ids[i], cumulative[i], totals[i], i, len(graph.tokens)) for i, node in enumerate(graph.nodes)
-    ]
+    nodes = [_node(node, ids[i], cumulative[i], totals[i], i, len(graph.tokens)) for i, node in enumerate(graph.nodes)]
     links = []
     columns = (graph.edges.source, graph.edges.target, graph.edges.weight)
     for s, t, weight in zip(*(x.tolist() for x in columns), strict=True):
