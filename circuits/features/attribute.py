@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.features import influence as flow
-from circuits.features.attribution_graph import AttributionGraph, Node
+from circuits.features.feature_graph import AttributionGraph, Node
 from circuits.features.influence import Edges
 from circuits.features.local import EMBED, LocalModel, check_affine
 from circuits.features.sources import Sources
@@ -75,7 +75,7 @@ def attribution_graph(
         if number < 1:
             raise SchemaError(f"{name} is at least 1; got {number}")
     if dictionary is None:
-        from circuits.features.neurons import neurons
+        from circuits.features.own_neurons import neurons
 
         dictionary = neurons(model)
     local = LocalModel(model, dictionary, prompt)

@@ -9,9 +9,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from circuits.features.attribution_graph import AttributionGraph
+from circuits.features.feature_graph import AttributionGraph
 from circuits.features.local import LocalModel
-from circuits.features.neurons import neurons
+from circuits.features.own_neurons import neurons
 from circuits.features.sources import Sources, Target
 from interp.dictionaries import Dictionaries, Dictionary
 from interp.errors import SchemaError

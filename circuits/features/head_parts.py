@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.features.attribute import Backward
-from circuits.features.attribution_graph import AttributionGraph
+from circuits.features.feature_graph import AttributionGraph
 from circuits.features.local import EMBED, STREAM, LocalModel
 from circuits.features.sources import Sources
 from interp.errors import NotApplicable

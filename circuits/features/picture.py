@@ -12,7 +12,7 @@ from circuits.graph.drawing import BINS, COLOURS, INK, WIDTH
 from interp.plots.heads import template
 
 if TYPE_CHECKING:
-    from circuits.features.attribution_graph import AttributionGraph
+    from circuits.features.feature_graph import AttributionGraph
 
 MOST = 400
 """Edges drawn at most, the strongest shares; the title says so."""

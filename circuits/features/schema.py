@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from circuits.features.attribution_graph import AttributionGraph, Node
+from circuits.features.feature_graph import AttributionGraph, Node
 from circuits.features.influence import Edges
 from interp.errors import SchemaError
 

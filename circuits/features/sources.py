@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuits.features.attribution_graph import Node
+from circuits.features.feature_graph import Node
 from circuits.features.local import EMBED, LocalModel
 from interp.errors import SchemaError
 from interp.sites import Site
