@@ -78,8 +78,8 @@ if TYPE_CHECKING:
     from circuits.evaluation.truth import planted as planted
     from circuits.evaluation.truth import published as published
     from circuits.features.attribute import attribution_graph as attribution_graph
-    from circuits.features.feature_graph import AttributionGraph as AttributionGraph
     from circuits.features.edge_check import check_edges as check_edges
+    from circuits.features.feature_graph import AttributionGraph as AttributionGraph
     from circuits.features.own_neurons import neurons as neurons
     from circuits.find import circuit as circuit
     from circuits.graph.controls import random_circuits as random_circuits

@@ -269,13 +269,13 @@ class _Search:
         small = Edges(number[edges.source], number[edges.target], edges.weight, edges.total[keep])
         small = Edges(*(x.cpu() for x in (small.source, small.target, small.weight, small.total)))
         tokenizer = self.local.model.tokenizer
-        text: Callable[[int], str] = (lambda i: tokenizer.decode([i])) if tokenizer is not None else str
+        text: Callable[[int], str] = str if tokenizer is None else lambda i: str(tokenizer.decode([i]))
         ids = self.local.batch.ids[0].tolist()
         return AttributionGraph(
             nodes=tuple(self._node(i, text) for i in keep.nonzero()[:, 0].tolist()),
             edges=small,
             tokens=tuple(text(i) for i in ids),
-            prompt=tokenizer.decode(ids) if tokenizer is not None else " ".join(map(str, ids)),
+            prompt=" ".join(map(str, ids)) if tokenizer is None else str(tokenizer.decode(ids)),
             kept=flow.kept_share(edges, start),
             replacement=replacement,
             completeness=completeness,

@@ -138,6 +138,6 @@ def _hover(graph: AttributionGraph, i: int, influence: float) -> str:
             lines.append(f"{word} {escape(other.name)} {escape(other.label)}: {float(e.weight[j]):.3g}")
             parts = graph.heads.get((int(e.source[j]), int(e.target[j])))
             if parts:
-                best = max(parts, key=lambda h: abs(parts[h]))  # noqa: B023  (used at once)
-                lines[-1] += f" (most by {best}: {parts[best]:.3g})"
+                head, part = max(parts.items(), key=lambda entry: abs(entry[1]))
+                lines[-1] += f" (most by {head}: {part:.3g})"
     return "<br>".join(lines)

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pandas as pd
+import torch
 from dictionaries_made import random_dictionary
 
+import interp
 from circuits.features.feature_graph import AttributionGraph
 from interp.dictionaries import write_saelens
 
 PROMPT = "sun moon star rain sun moon star"
 SMALL = ("--features", 24, "-k", 40, "--check", 12, "--batch", 8)
+
+
+def fitted():
+    """A transcoder of random encoder, its decoder fitted to what the MLP gives: the check on loading takes it."""
+    model = interp.load("zoo:default")
+    ids = torch.randint(model.info.d_vocab, (4, 120), generator=torch.Generator().manual_seed(0))
+    run = model.run(ids, capture=["L2.mlp_in", "L2.mlp_out"])
+    x, y = (run[site].flatten(0, 1) for site in ("L2.mlp_in", "L2.mlp_out"))
+    d = random_dictionary("L2.mlp_in", "L2.mlp_out", d_in=192, d_out=192, n=64)
+    mean = y.mean(0)
+    f = d.encode(x)
+    w = torch.linalg.solve(f.mT @ f + 10 * torch.eye(64), f.mT @ (y - mean))
+    return replace(d, w_dec=w, b_dec=mean)
 
 
 def test_a_graph_of_the_shipped_model_and_its_files(run, tmp_path):
@@ -30,11 +46,10 @@ def test_a_graph_of_the_shipped_model_and_its_files(run, tmp_path):
 
 
 def test_a_dictionary_from_a_folder_and_refusals(run, tmp_path):
-    d = random_dictionary("L2.mlp_in", "L2.mlp_out", d_in=192, d_out=192, n=64)
-    write_saelens(d, tmp_path / "sae")
+    write_saelens(fitted(), tmp_path / "sae")
     command = ("sae", "graph", "zoo:default", "--prompt", PROMPT, "--dictionary", tmp_path / "sae", *SMALL)
-    code, out, _ = run(*command, "--json")
-    assert code == 0
+    code, out, err = run(*command, "--json")
+    assert code == 0, err
     kinds = {node["feature_type"] for node in json.loads(out)["nodes"]}
     assert kinds == {"cross layer transcoder", "mlp reconstruction error", "embedding", "logit"}
     code, out, err = run("sae", "graph", "zoo:default", "--prompt", PROMPT, "--node", 0)

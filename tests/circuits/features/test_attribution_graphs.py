@@ -16,8 +16,8 @@ from torch.testing import assert_close
 import interp
 from circuits.features import influence as flow
 from circuits.features.attribute import attribution_graph
-from circuits.features.feature_graph import AttributionGraph
 from circuits.features.edge_check import check_edges
+from circuits.features.feature_graph import AttributionGraph
 from circuits.features.influence import Edges
 from circuits.features.local import LocalModel
 from circuits.features.own_neurons import neurons
