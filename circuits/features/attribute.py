@@ -125,9 +125,9 @@ class Backward:
         self.read = local.run(values, heads=heads)
 
     def gradients(
-        self, targets: list[tuple[Site, Int[Tensor, " n"], Float[Tensor, "n d"]]], inputs: list[Tensor] | None = None
+        self, targets: list[tuple[Site, Tensor, Tensor]], inputs: list[Tensor] | None = None
     ) -> tuple[Tensor, ...]:
-        """Gradients at each cut, [size pos d], of r . x at (site, position) in as many rows as there are targets."""
+        """Gradients at each cut, [size pos d], of r . x: targets are (site, positions [n], directions [n d]), a row each."""
         outputs, grads, row = [], [], 0
         for site, pos, r in targets:
             x = self.read[site]

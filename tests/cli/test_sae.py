@@ -12,6 +12,7 @@ from dictionaries_made import random_dictionary
 import interp
 from circuits.features.feature_graph import AttributionGraph
 from interp.dictionaries import write_saelens
+from interp.dictionaries.check import prompts_of
 
 PROMPT = "sun moon star rain sun moon star"
 SMALL = ("--features", 24, "-k", 40, "--check", 12, "--batch", 8)
@@ -20,9 +21,9 @@ SMALL = ("--features", 24, "-k", 40, "--check", 12, "--batch", 8)
 def fitted():
     """A transcoder of random encoder, its decoder fitted to what the MLP gives: the check on loading takes it."""
     model = interp.load("zoo:default")
-    ids = torch.randint(model.info.d_vocab, (4, 120), generator=torch.Generator().manual_seed(0))
-    run = model.run(ids, capture=["L2.mlp_in", "L2.mlp_out"])
-    x, y = (run[site].flatten(0, 1) for site in ("L2.mlp_in", "L2.mlp_out"))
+    batch = prompts_of(model, None)
+    run = model.run(batch, capture=["L2.mlp_in", "L2.mlp_out"])
+    x, y = (run[site][batch.mask] for site in ("L2.mlp_in", "L2.mlp_out"))
     d = random_dictionary("L2.mlp_in", "L2.mlp_out", d_in=192, d_out=192, n=64)
     mean = y.mean(0)
     f = d.encode(x)
@@ -48,7 +49,7 @@ def test_a_graph_of_the_shipped_model_and_its_files(run, tmp_path):
 def test_a_dictionary_from_a_folder_and_refusals(run, tmp_path):
     write_saelens(fitted(), tmp_path / "sae")
     command = ("sae", "graph", "zoo:default", "--prompt", PROMPT, "--dictionary", tmp_path / "sae", *SMALL)
-    code, out, err = run(*command, "--json")
+    code, out, err = run(*command, "--json", "--node", 1, "--edge", 1)
     assert code == 0, err
     kinds = {node["feature_type"] for node in json.loads(out)["nodes"]}
     assert kinds == {"cross layer transcoder", "mlp reconstruction error", "embedding", "logit"}
