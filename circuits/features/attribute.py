@@ -127,7 +127,7 @@ class Backward:
     def gradients(
         self, targets: list[tuple[Site, Tensor, Tensor]], inputs: list[Tensor] | None = None
     ) -> tuple[Tensor, ...]:
-        """Gradients at each cut, [size pos d], of r . x: targets are (site, positions [n], directions [n d]), a row each."""
+        """Gradients at each cut, [size pos d], of r . x; targets: (site, positions, directions), a row each."""
         outputs, grads, row = [], [], 0
         for site, pos, r in targets:
             x = self.read[site]
