@@ -5,7 +5,8 @@
     found.graph.draw()
 
 Each room holds one side of it: `graph` what a circuit is, `wiring` the edges of a model, `patching`, `attribution` and
-`search` the methods that find or score one, `evaluation` how faithful it is to the model. It builds on `interp` and
+`search` the methods that find or score one, `evaluation` how faithful it is to the model, `features` circuits of
+dictionary features. It builds on `interp` and
 knows nothing of `probes`. Every public function is here, `from circuits import faithfulness`, and imported when first
 used.
 """
@@ -16,6 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _HOME = {
+    "AttributionGraph": "circuits.features.feature_graph",
     "Case": "circuits.wiring.case",
     "Graph": "circuits.graph.graph",
     "Layout": "circuits.graph.layout",
@@ -25,6 +27,8 @@ _HOME = {
     "agreement": "circuits.evaluation.scoreboard",
     "all_edges_exact": "circuits.patching.paths",
     "causal_tracing": "interp.patching.causal_trace",
+    "attribution_graph": "circuits.features.attribute",
+    "check_edges": "circuits.features.edge_check",
     "circuit": "circuits.find",
     "circuit_method": "circuits.methods",
     "circuit_methods": "circuits.methods",
@@ -40,6 +44,7 @@ _HOME = {
     "judge_edges": "circuits.evaluation.truth",
     "judge_nodes": "circuits.evaluation.truth",
     "minimality": "circuits.evaluation._minimality",
+    "neurons": "circuits.features.own_neurons",
     "node_attribution": "interp.patching.nodes",
     "overlap": "circuits.evaluation.reuse",
     "patchscope": "interp.patching.patchscopes",
@@ -77,6 +82,10 @@ if TYPE_CHECKING:
     from circuits.evaluation.truth import planted as planted
     from circuits.evaluation.truth import published as published
     from circuits.features._sae_codes import sae_codes as sae_codes
+    from circuits.features.attribute import attribution_graph as attribution_graph
+    from circuits.features.edge_check import check_edges as check_edges
+    from circuits.features.feature_graph import AttributionGraph as AttributionGraph
+    from circuits.features.own_neurons import neurons as neurons
     from circuits.find import circuit as circuit
     from circuits.graph.controls import random_circuits as random_circuits
     from circuits.graph.graph import Graph as Graph
@@ -101,6 +110,7 @@ if TYPE_CHECKING:
     from interp.patching.patchscopes import patchscope as patchscope
 
 __all__ = [
+    "AttributionGraph",
     "Case",
     "Graph",
     "Layout",
@@ -110,6 +120,8 @@ __all__ = [
     "agreement",
     "all_edges_exact",
     "causal_tracing",
+    "attribution_graph",
+    "check_edges",
     "circuit",
     "circuit_method",
     "circuit_methods",
@@ -125,6 +137,7 @@ __all__ = [
     "judge_edges",
     "judge_nodes",
     "minimality",
+    "neurons",
     "node_attribution",
     "overlap",
     "patchscope",

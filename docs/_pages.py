@@ -151,6 +151,18 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "circuits.attribution.cost",
         ),
     ),
+    "feature-circuits": (
+        "Circuits of features",
+        "Attribution graphs of one prompt: features, errors and tokens, exact in a model whose bends are held.",
+        (
+            "circuits.features.attribute",
+            "circuits.features.feature_graph",
+            "circuits.features.influence",
+            "circuits.features.edge_check",
+            "circuits.features.local",
+            "circuits.features.own_neurons",
+        ),
+    ),
     "judging-circuits": (
         "Judging circuits",
         "How faithful, minimal and complete a circuit is, beside random ones, published ones and planted ones.",
@@ -185,6 +197,7 @@ INTERNAL = {
     "circuits.attribution": "behind edge_attribution",
     "circuits.features": "behind sae_codes: the autoencoder, counts of codes, and what they have to beat",
     "circuits.patching": "behind path_patching",
+    "circuits.features": "behind attribution_graph",
     "circuits.search": "behind the searches that circuits hands out",
     "circuits.wiring": "behind Case and run_edges",
     "interp.parallel": "cases in processes, for scoreboards",

@@ -1,1 +1,1 @@
-"""Circuits by way of features: heads told apart by the discrete codes of their outputs."""
+"""Circuits by way of dictionaries: attribution graphs of one prompt, and heads told apart by codes of their outputs."""

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from circuits.graph.graph import Graph
+    import plotly.graph_objects as go
+
+
+class Drawable(Protocol):
+    """What a page is made of: a circuit, an attribution graph."""
+
+    def draw(self, *, title: str = "") -> go.Figure:
+        """Its picture."""
+        ...
+
 
 # Drawn for paper: the page stays light where the system is dark.
 PAGE = """<!doctype html>
@@ -42,7 +51,7 @@ edges.csv beside this page lists the same edges">
 """
 
 
-def page(graph: Graph, summary: str) -> str:
+def page(graph: Drawable, summary: str) -> str:
     """HTML text: the first line of the summary is the title, the others stand under it."""
     title, *lines = summary.split("\n")
     figure = graph.draw(title=" ").update_layout(width=None, margin={"t": 8})

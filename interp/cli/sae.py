@@ -1,0 +1,94 @@
+"""`interp sae`: what dictionaries of features say of a model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Sparse autoencoders and transcoders: what their features do.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """Sparse autoencoders and transcoders: what their features do."""
+
+
+@app.command()
+def graph(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, local folder, or zoo:NAME.")],
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="Text whose next token is explained.")],
+    dictionary: Annotated[
+        str | None,
+        typer.Option("--dictionary", "-d", metavar="PATH", help="Folder or hub id; the model's neurons without."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write graph.json, page.html, edges.csv, nodes.csv here.")
+    ] = None,
+    features: Annotated[int, typer.Option(min=1, metavar="N", help="Features traced back at most.")] = 7500,
+    keep: Annotated[int, typer.Option("-k", min=1, metavar="K", help="Edges kept into each node.")] = 256,
+    node: Annotated[float, typer.Option(help="Share of influence that the kept nodes carry.")] = 0.8,
+    edge: Annotated[float, typer.Option(help="Share of influence that the kept edges carry.")] = 0.98,
+    batch: Annotated[int, typer.Option(min=1, help="Nodes traced back in one pass.")] = 32,
+    heads: Annotated[bool, typer.Option("--heads", help="Part each edge by attention head.")] = False,
+    check: Annotated[int, typer.Option(min=0, metavar="N", help="Edges checked by taking their source out.")] = 128,
+    top: Annotated[int, typer.Option(min=0, metavar="K", help="Edges printed.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the graph as JSON on stdout, nothing else.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the edges checked.")] = 0,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...")] = None,
+) -> None:
+    """Which features of MODEL make it say what it says after a prompt: an attribution graph.
+
+    Example: interp sae graph zoo:default --prompt "sun moon star sun moon" --out graph
+    """
+    from circuits.features.attribute import attribution_graph
+    from circuits.features.edge_check import check_edges
+    from circuits.features.schema import document
+    from interp import dictionaries
+    from interp.loading.load import load
+
+    if out is not None and out.is_file():
+        raise typer.BadParameter(f"{str(out)!r} is a file; name a folder")
+    for name, share in (("--node", node), ("--edge", edge)):
+        if not 0 < share <= 1:
+            raise typer.BadParameter(f"{name} is a share of influence, above 0 and at most 1; got {share:g}")
+    checkpoint = load(model, revision=revision, dtype=dtype, device=device)
+    features_of = None if dictionary is None else dictionaries.load(dictionary, checkpoint)
+    found = attribution_graph(
+        checkpoint, prompt, features_of, max_features=features, k=keep, batch=batch, node=node, edge=edge, heads=heads
+    )
+    lines = [found.summary()]
+    if check and len(found.edges.weight):
+        outcome = check_edges(checkpoint, found, features_of, n=check, seed=seed)
+        lines.append(
+            f"{len(outcome.table)} edges checked by taking their source out: rank correlation {outcome.held:.3f} with "
+            f"attention, norms and gates held, {outcome.model:.3f} in the model itself, {outcome.random:.3f} of random "
+            "edges"
+        )
+    summary = "\n".join(lines)
+    if out is not None:
+        from circuits.graph.page import page
+        from interp.results.files import atomic_write
+
+        out.mkdir(parents=True, exist_ok=True)
+        found.save(out / "graph.json")
+        atomic_write(out / "page.html", lambda path: path.write_text(page(found, summary), encoding="utf-8"))
+        atomic_write(out / "edges.csv", lambda path: found.table().to_csv(path, index=False))
+        atomic_write(out / "nodes.csv", lambda path: found.node_table().to_csv(path, index=False))
+        for name in ("graph.json", "page.html", "edges.csv", "nodes.csv"):
+            sys.stderr.write(f"wrote {out / name}\n")
+    if as_json:
+        sys.stdout.write(json.dumps(document(found)) + "\n")
+        return
+    sys.stdout.write(summary + "\n")
+    rows = found.table().head(top)
+    if len(rows):
+        sys.stdout.write(rows.to_string(index=False, float_format=lambda x: f"{x:.4g}") + "\n")
+    n_more = len(found.edges.weight) - len(rows)
+    if n_more:
+        sys.stdout.write(f"... and {n_more} more\n")
