@@ -224,10 +224,15 @@ def datasets() -> str:
 
 
 def folders() -> list[str]:
-    """Folders that hold files of the project, those that differ in digits alone as one: `step-*`."""
+    """Folders that hold files of the project, those that differ in digits alone as one: `step-*`.
+
+    A line of `FOLDERS` that ends in `/**` stands for a folder and all inside it.
+    """
     listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listing, cwd=ROOT, capture_output=True, check=True, text=True).stdout.split("\0")
     places = {re.sub(r"\d{2,}$", "*", str(Path(name).parent)) for name in names if name and (ROOT / name).is_file()}
+    whole = {folder.removesuffix("**") for folder in FOLDERS if folder.endswith("/**")}  # one line for all inside
+    places = {next((f"{w}**" for w in whole if f"{place}/".startswith(w)), place) for place in places}
     gone = sorted(set(FOLDERS) - places)
     if gone:
         raise KeyError(f"docs/_pages.py: FOLDERS has a line for {gone[0]!r}, which is not there")

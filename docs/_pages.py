@@ -38,6 +38,15 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "interp.decompose",
         ),
     ),
+    "dictionaries": (
+        "Dictionaries",
+        "Sparse autoencoders and transcoders: read, checked, put into the model, their features looked at.",
+        (
+            "interp.dictionaries",
+            "interp.dictionaries.activations",
+            "interp.reports.features",
+        ),
+    ),
     "tasks": (
         "Tasks, needles, metrics",
         "Prompts with answers, for any tokenizer, and what is measured on them.",
@@ -192,6 +201,7 @@ FOLDERS = {
     "tests/bench": "speed and memory against peers, run by `interp bench`, never by `make test`",
     "tests/bench/results": "what they measured, one CSV a case",
     "tests/browser": "report, viewer and circuit page in a real browser",
+    "tests/dictionaries/samples/**": "small files of dictionaries that other packages wrote, with what these make of them",
     "tests/gpu": "what needs a CUDA device",
     "tests/large": "models that are spread over devices or processes, and bounds on memory",
     "tests/laws": "identities that hold for any model, on tiny models of many architectures",

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.batch import Batch, Prompts
+from interp.dictionaries.check import FIRST
 from interp.dictionaries.dictionary import Dictionaries, Dictionary
 from interp.errors import NotApplicable, SchemaError
 from interp.model import Model
@@ -170,7 +171,7 @@ def top_examples(
     """Where in a stream of texts features are most active, and how their values are spread.
 
     Texts are read once, cut into stretches and run a few at a time; in memory are no more than these and k examples of
-    each feature, whatever the stream's length.
+    each feature, whatever the stream's length. The first token of a stretch, an attention sink, is not counted.
 
     Args:
         model: that the dictionary is of.
@@ -198,10 +199,11 @@ def top_examples(
     stretches = _stretches(model, texts, length)
     while chunk := list(itertools.islice(stretches, batch_size)):
         batch = Batch.of([ids for _, _, ids in chunk])
-        n_tokens += int(batch.mask.sum())
+        counted = batch.mask & (batch.positions >= FIRST)
+        n_tokens += int(counted.sum())
         f = next(_sparse(model, d, batch.to(model.device)))
         for number in wanted:
-            dense = _column(f, number) * batch.mask
+            dense = _column(f, number) * counted
             active = dense[dense != 0].abs().tolist()
             bins[number].update(math.floor(BINS * math.log2(x)) for x in active)
             for row, (prompt, start, ids) in enumerate(chunk):

@@ -25,6 +25,13 @@ from interp.sites import Site
 
 IDS = [[5, 6, 7, 8, 9, 10], [3, 4, 5]]
 EXACT = {"atol": 1e-5, "rtol": 0.0}
+QUICK = ("llama", "gemma2")
+OTHERS = [
+    pytest.param(backend, name, marks=[] if name in QUICK else [pytest.mark.slow])
+    for backend in ("lens", "nnsight")
+    for name in SPANNING
+]
+"""Of the other backends, on which every architecture takes the same paths: all of them where time does not matter."""
 
 
 @cache
@@ -44,8 +51,7 @@ def mixed(model):
     return Dictionaries((resid, z_dictionary(model), random_dictionary("L1.mlp_in", "L1.mlp_out", seed=4)))
 
 
-@pytest.mark.parametrize("backend", ["hf", "lens", "nnsight"])
-@pytest.mark.parametrize("name", SPANNING)
+@pytest.mark.parametrize(("backend", "name"), [*(("hf", n) for n in SPANNING), *OTHERS])
 def test_with_the_error_nothing_changes_and_without_it_the_output_is_what_is_decoded(name, backend):
     model = on(backend, name)
     d = mixed(model)
