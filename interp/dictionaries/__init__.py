@@ -13,6 +13,7 @@ from interp.dictionaries.formats.circuit_tracer import write as write_circuit_tr
 from interp.dictionaries.formats.registry import FORMATS
 from interp.dictionaries.formats.saelens import write as write_saelens
 from interp.dictionaries.splice import Clamp, FeatureEdit, Scaled, Splice, Steer, ablate_features
+from interp.dictionaries.training.run import train
 
 __all__ = [
     "FORMATS",
@@ -40,6 +41,7 @@ __all__ = [
     "pushed_logits",
     "quality",
     "top_examples",
+    "train",
     "write_circuit_tracer",
     "write_saelens",
 ]
