@@ -30,6 +30,9 @@ from interp.cli import (
     runs as cli_runs,
 )
 from interp.cli import (
+    sae as cli_sae,
+)
+from interp.cli import (
     zoo as cli_zoo,
 )
 from interp.errors import InterpError, SchemaError
@@ -50,6 +53,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cli_zoo.app, name="zoo")
+app.add_typer(cli_sae.app, name="sae")
 app.command()(cli_circuit.circuit)
 app.command()(cli_report.report)
 app.command()(cli_runs.runs)

@@ -12,6 +12,7 @@ from interp.dictionaries.features import Features, Record, features, pushed_logi
 from interp.dictionaries.formats.circuit_tracer import write as write_circuit_tracer
 from interp.dictionaries.formats.registry import FORMATS
 from interp.dictionaries.formats.saelens import write as write_saelens
+from interp.dictionaries.hygiene import hygiene, stability
 from interp.dictionaries.splice import Clamp, FeatureEdit, Scaled, Splice, Steer, ablate_features
 from interp.dictionaries.training.run import train
 
@@ -37,9 +38,11 @@ __all__ = [
     "ablate_features",
     "check",
     "features",
+    "hygiene",
     "load",
     "pushed_logits",
     "quality",
+    "stability",
     "top_examples",
     "train",
     "write_circuit_tracer",

@@ -1,4 +1,4 @@
-"""`Coders`: the parameters that are trained, in units in which activations have E|x| = sqrt(d), and what they compute."""
+"""`Coders`: the parameters that are trained, and what they compute of activations scaled so that E|x| = sqrt(d)."""
 
 from __future__ import annotations
 
@@ -211,7 +211,9 @@ class Coders(Module):
         s, t = self.scale_in[member], self.scale_out[outs[0]]
         w_dec = coder.directions * (t / self.scale_out[outs])[:, None]
         a = coder.activation()
-        scaled = {n: (x if n == "scale" else x / t).detach().clone() for n, x in a.tensors.items()}  # scale: an exponent
+        scaled = {
+            n: (x if n == "scale" else x / t).detach().clone() for n, x in a.tensors.items()
+        }  # scale: an exponent
         return Dictionary(
             w_enc=(coder.w_enc * s / t).clone(),
             w_dec=(w_dec if len(outs) > 1 else w_dec[:, 0]).clone(),

@@ -70,7 +70,9 @@ def resample(coders: Coders, optimizer: torch.optim.AdamW, batch: Activations, r
         coder.w_dec[dead] = left[drawn] / left[drawn].norm(dim=(1, 2), keepdim=True).clamp(min=1e-12)
         towards = left[drawn, 0] if coder.tied else x[drawn]
         coder.w_enc[:, dead] = ENCODER * length * torch.nn.functional.normalize(towards, dim=1).mT
-        shift = torch.zeros(len(dead), device=dead.device) if coder.tied else -passage.x[i].mean(0) @ coder.w_enc[:, dead]
+        shift = (
+            torch.zeros(len(dead), device=dead.device) if coder.tied else -passage.x[i].mean(0) @ coder.w_enc[:, dead]
+        )
         coder.b_enc[dead] = shift
         if coder.gate is not None and coder.scale is not None:
             coder.gate[dead], coder.scale[dead] = shift, 0.0

@@ -95,7 +95,9 @@ def recovery_table(
         for kind in kinds:
             for seed in range(seeds):
                 planted = PlantedDictionary.of(case, seed=seed)
-                d = train(PlantedPieces(planted), kind=kind, seed=seed, **{**SETTINGS, **SPARSITY.get(kind, {}), **settings})
+                d = train(
+                    PlantedPieces(planted), kind=kind, seed=seed, **{**SETTINGS, **SPARSITY.get(kind, {}), **settings}
+                )
                 assert isinstance(d, Dictionary)
                 x, _ = planted.draw(PIECE, seed=10**6 + seed)
                 f = d.encode(x)
@@ -121,15 +123,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--case", action="append", choices=CASES, help="repeatable")
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args(arguments)
-    table = recovery_table(tuple(options.kind or KINDS), tuple(options.case or CASES), options.seeds)
-    lines = ["| case | kind | recovered, mean | least | mean cosine | L0 | FVU |", "|---|---|---|---|---|---|---|"]
-    for (case, kind), rows in table.groupby(["case", "kind"], sort=False):
-        means = rows[["recovered", "cosine", "l0", "fvu"]].mean()
-        lines.append(
-            f"| {case} | {kind} | {means['recovered']:.3f} | {rows['recovered'].min():.3f} | {means['cosine']:.3f} "
-            f"| {means['l0']:.1f} | {means['fvu']:.3f} |"
-        )
-    sys.stdout.write("\n".join(lines) + "\n")
+    head = "| case | kind | seeds | recovered, mean | least | mean cosine | L0 | FVU |"
+    sys.stdout.write(f"{head}\n{'|---' * 8}|\n")
+    for case in options.case or CASES:
+        for kind in options.kind or KINDS:
+            rows = recovery_table((kind,), (case,), options.seeds)
+            means = rows[["recovered", "cosine", "l0", "fvu"]].mean()
+            sys.stdout.write(
+                f"| {case} | {kind} | {options.seeds} | {means['recovered']:.3f} | {rows['recovered'].min():.3f} "
+                f"| {means['cosine']:.3f} | {means['l0']:.1f} | {means['fvu']:.3f} |\n"
+            )
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":

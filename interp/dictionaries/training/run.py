@@ -16,7 +16,15 @@ from interp.dictionaries.dictionary import Dictionaries, Dictionary
 from interp.dictionaries.training import losses
 from interp.dictionaries.training.coder import Coders
 from interp.dictionaries.training.settings import Settings
-from interp.dictionaries.training.streams import BUFFER, Activations, ModelPieces, Pieces, StoredPieces, Stream, passages
+from interp.dictionaries.training.streams import (
+    BUFFER,
+    Activations,
+    ModelPieces,
+    Pieces,
+    StoredPieces,
+    Stream,
+    passages,
+)
 from interp.errors import SchemaError
 from interp.model import Model
 from interp.sites import Site

@@ -21,7 +21,7 @@ from interp.dictionaries.check import FIRST
 from interp.dictionaries.training.settings import generator
 from interp.errors import SchemaError
 from interp.model import Model
-from interp.sites import PER_HEAD, Site
+from interp.sites import PER_HEAD, UNLAYERED, Site
 from interp.storage import Store
 
 BUFFER = 2**15  # tokens
@@ -169,7 +169,8 @@ def _sites(given: Site | str | Sequence[Site | str]) -> tuple[Site, ...]:
     if not sites:
         raise SchemaError("no site to read; name one, such as 'L2.resid_post'")
     for site in sites:
-        if site.position is not None or site.first != site.last:
+        one = site.first is not None and site.first == site.last
+        if site.position is not None or not (one or site.kind in UNLAYERED):
             raise SchemaError(f"{site}: a dictionary is of one layer, and of every position")
     return sites
 
@@ -194,7 +195,9 @@ class _Sited:
             x = acts(site)
             x = x.flatten(2) if site.kind in PER_HEAD and site.head is None else x
             if x.ndim != 3:
-                raise SchemaError(f"{site}: activations of shape {tuple(x.shape)}; a dictionary reads one vector a token")
+                raise SchemaError(
+                    f"{site}: activations of shape {tuple(x.shape)}; a dictionary reads one vector a token"
+                )
             flat[site] = x[keep.to(x.device)].to(self.device or x.device, torch.float32)
         return Activations(tuple(flat[s] for s in self.sites_in), tuple(flat[s] for s in self.sites_out))
 
@@ -213,9 +216,11 @@ class StoredPieces(_Sited):
         self.identity = f"store {hashes[:16]} of {store.provenance['model'].get('name')}, first {first}"
 
     def __len__(self) -> int:
+        """Batches stored."""
         return len(self.store)
 
     def read(self, number: int) -> Activations:
+        """Activations of a stored batch."""
         return self.gathered(self.store.batch(number), lambda site: self.store.get(site, number))
 
 
@@ -246,7 +251,8 @@ class ModelPieces(_Sited):
         self.identity = f"prompts {digest[:16]} of {model.info.name}, first {first}, length {length}"
 
     def __len__(self) -> int:
-        return -(-len(self.rows) // ROWS)
+        """Runs of rows; 0 where a function gives prompts without end."""
+        return (len(self.rows) + ROWS - 1) // ROWS
 
     def _batch(self, number: int) -> Batch:
         if callable(self.prompts):
@@ -255,6 +261,7 @@ class ModelPieces(_Sited):
 
     @torch.no_grad()
     def read(self, number: int) -> Activations:
+        """Activations of a run."""
         batch = self._batch(number)
         run = self.model.run(batch, capture=self.sites, stop=self.stop)
         return self.gathered(batch, lambda site: run[site])

@@ -57,7 +57,10 @@ class PlantedDictionary:
             case: "uncorrelated", all at one rate; "correlated", in groups of four by a Gaussian copula of correlation
                 .6; "hierarchical", in groups of a parent and three children, active with chance .4 where it is; "zipf",
                 rates proportional to 1 / rank, .5 at most.
-            n_features: how many. d: width. l0: mean active features. seed: of the directions.
+            n_features: how many.
+            d: width.
+            l0: mean active features.
+            seed: of the directions.
 
         Raises:
             SchemaError: a case that is none, or more active features than there are.
