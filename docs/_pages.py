@@ -44,6 +44,9 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
         (
             "interp.dictionaries",
             "interp.dictionaries.activations",
+            "interp.dictionaries.training.settings",
+            "interp.dictionaries.training.streams",
+            "interp.zoo.planted.dictionary",
             "interp.reports.features",
         ),
     ),
@@ -191,6 +194,7 @@ FOLDERS = {
     "docs/reference": "every command, analysis, column and public name, made from the code",
     "docs/tutorial": "one path from nothing to a first finding",
     "interp/zoo/models/default": "the shipped checkpoint with ten skills, and its card",
+    "interp/zoo/models/default/dictionaries/**": "sparse dictionaries of it, and their card",
     "interp/zoo/models/positional-shortcut": "a false positive of a naive induction test, and its card",
     "interp/zoo/models/sibling": "a smaller checkpoint with the same skills, and its card",
     "interp/zoo/models/sibling/step-*": "training checkpoints of it, in which copying emerges",
