@@ -17,7 +17,6 @@ from interp.dictionaries.training import losses
 from interp.dictionaries.training.coder import Coders
 from interp.dictionaries.training.files import check_writable, write
 from interp.dictionaries.training.planted import PlantedPieces, recovery
-from interp.dictionaries.training.run import value_of
 from interp.dictionaries.training.settings import KINDS, Settings
 from interp.dictionaries.training.streams import Activations, ModelPieces, Stream, passages
 from interp.errors import ModelLoadError, SchemaError
@@ -285,7 +284,9 @@ def test_trained_files_load_again(tmp_path):
         assert_close(loaded.forward(x)[site], y)
     one = train(model, "L0.z", IDS, **SMALL)
     write(one, tmp_path / "one")
-    assert_close(interp.dictionaries.load(tmp_path / "one").encode(x[0][:, : one.d_in]), one.encode(x[0][:, : one.d_in]))
+    assert_close(
+        interp.dictionaries.load(tmp_path / "one").encode(x[0][:, : one.d_in]), one.encode(x[0][:, : one.d_in])
+    )
 
 
 def test_what_cannot_be_trained_is_refused(tmp_path):
