@@ -68,7 +68,7 @@ def train(
         SchemaError: settings or sites that do not go together, fewer tokens than a batch, or a folder that holds the
             state of another run.
 
-    >>> import interp
+    >>> import interp, interp.dictionaries
     >>> model = interp.load("zoo:planted-induction")
     >>> ids = [list(range(1, 30)) for _ in range(4)]
     >>> sae = interp.dictionaries.train(model, "L0.resid_post", ids, n_features=32, k=4, steps=3, batch_size=64)
