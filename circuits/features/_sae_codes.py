@@ -190,27 +190,24 @@ def sae_codes(
 ) -> Result:
     """Heads whose outputs have codes on positives (clean prompts) that they never have on negatives (their twins).
 
-    An autoencoder trained on the outputs of all heads for ten prompts gives each output a code. Variants, per head:
-      node             softmax over heads of node_count, as published; label: above the threshold; null: every head the
-                       same;
+    An autoencoder trained on outputs of all heads gives each a code. Variants, per head:
+      node             softmax over heads of node_count; label: above the threshold; null: all heads alike;
       node_count       codes used on positives and never on negatives; null, p and q of labels exchanged within pairs;
-      edge             share of the head's pairs with others that is among the top pairs, by pairs of codes used
-                       together on positives and never on negatives;
+      edge             share of the head's pairs that are top pairs, by codes used together on positives alone;
       code_mi          information between code and label; null, p and q as above;
       mean_difference  length of the difference of mean outputs: what a score by codes has to beat;
       norm_difference  difference of the mean lengths of outputs, never standardised;
       probe_auc        held-out AUC of a linear probe for the label;
       random           uniform numbers;
       pair             the `pair_rows` pairs of heads with the most such pairs of codes.
-    All that depends on an autoencoder is a mean over `n_seeds` of them. No effect is measured: a head that only
-    writes something else on the twins scores as one does that the answer depends on.
+    Means over `n_seeds` autoencoders. No effect is measured: a head that only writes something else on the twins
+    scores as one does that the answer depends on.
 
     Args:
         model: any backend.
         task: pairs of prompts.
-        metric: taken as by every method, and of no consequence: none is measured.
-        positions: "mean" over a prompt's tokens as published, "END", another role, or several, each with rows of its
-            own (column `pooling`).
+        metric: of no consequence: none is measured.
+        positions: "mean" over a prompt's tokens as published, "END", another role, or several (column `pooling`).
         standardise: "none" as published, "head" (`head_baselines.standardised`), or both (column `scaling`).
         outputs: "head_out", z W_O, as published, or "z".
         code: "argmax" as published, or "active", all features above 0.
@@ -228,28 +225,31 @@ def sae_codes(
         n_permutations: of labels.
         batch_size: prompts of a forward.
         seed: of the first autoencoder, the permutations and the folds.
-        edits: changes under which the model runs, as in an `editing` context; provenance lists them.
+        edits: changes under which the model runs.
 
     Raises:
         SchemaError: an option that there is not, or out of range.
         TaskError: an unknown role, or fewer than two pairs that have it.
 
-    Reference: O'Neill and Bui 2024 (arXiv 2405.12522). Permutations, several seeds, ties of pairs shared among them,
-    scaling, positions and all scores but `node` and `edge` are ours.
+    Reference: O'Neill and Bui 2024 (arXiv 2405.12522). All but `node` and `edge` is ours, and so are permutations,
+    seeds, scaling and positions.
     """
     training = Training(n_features, n_examples, epochs, penalty, learning_rate)
     scoring = Scoring(training, code, normalise, softmax, top_pairs, n_seeds, n_permutations)
-    parts = []
+    parts, shape = [], (len(model.info.attention_layers), model.info.n_heads)
     for position in several(positions, "positions"):
         x, labels, pair = head_outputs(model, task, position=position, outputs=outputs, batch_size=batch_size)
         for scaling in several(standardise, "ways to standardise"):
-            shape = (len(model.info.attention_layers), model.info.n_heads)
             scores = head_scores(x, labels, pair, shape=shape, scoring=scoring, standardise=scaling, seed=seed)
             rows = _rows(model, scores, threshold=threshold, pair_rows=pair_rows)
             parts.append(rows.assign(pooling=position, scaling=scaling))
-    table = pd.concat(parts, ignore_index=True).assign(analysis=NAME)
+    return Result(frame(_by_variant(pd.concat(parts, ignore_index=True)), extra=EXTRA), {"metric": None})
+
+
+def _by_variant(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the method, those of a variant together."""
     order = table["variant"].map({name: i for i, name in enumerate((*UNITS, "pair"))}).sort_values(kind="stable").index
-    return Result(frame(table.loc[order].reset_index(drop=True), extra=EXTRA), {"metric": None})
+    return table.assign(analysis=NAME).loc[order].reset_index(drop=True)
 
 
 def _rows(model: Model, scores: HeadScores, *, threshold: float | None, pair_rows: int) -> pd.DataFrame:

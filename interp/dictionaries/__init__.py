@@ -4,6 +4,7 @@ sae = interp.dictionaries.load("folder or hub id", model)
 model.run(prompts, edits=[Splice(sae, Clamp(17, 0.0))])
 """
 
+from interp.dictionaries._hygiene import hygiene, stability
 from interp.dictionaries._load import load
 from interp.dictionaries.activations import BatchTopK, Gated, GroupMax, JumpReLU, Normalisation, ReLU, TopK
 from interp.dictionaries.activity import Features, Record, features, pushed_logits, top_examples
@@ -13,6 +14,7 @@ from interp.dictionaries.formats.circuit_tracer import write as write_circuit_tr
 from interp.dictionaries.formats.registry import FORMATS
 from interp.dictionaries.formats.saelens import write as write_saelens
 from interp.dictionaries.splice import Clamp, FeatureEdit, Scaled, Splice, Steer, ablate_features
+from interp.dictionaries.training.run import train
 
 __all__ = [
     "FORMATS",
@@ -36,10 +38,13 @@ __all__ = [
     "ablate_features",
     "check",
     "features",
+    "hygiene",
     "load",
     "pushed_logits",
     "quality",
+    "stability",
     "top_examples",
+    "train",
     "write_circuit_tracer",
     "write_saelens",
 ]

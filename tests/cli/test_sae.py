@@ -8,11 +8,11 @@ from dataclasses import replace
 import pandas as pd
 import torch
 from dictionaries_made import random_dictionary
-from interp.dictionaries.check import prompts_of
 
 import interp
 from circuits.features.feature_graph import AttributionGraph
 from interp.dictionaries import write_saelens
+from interp.dictionaries.fit import prompts_of
 
 PROMPT = "sun moon star rain sun moon star"
 SMALL = ("--features", 24, "-k", 40, "--check", 12, "--batch", 8)

@@ -17,8 +17,10 @@ from torch import Tensor
 from interp.errors import ModelLoadError, first_line
 from interp.loading.hooked.files import read_pickle, read_safetensors
 from interp.loading.hub import fetch
+from interp.zoo import folder as zoo_folder
 
 PICKLES = (".pt", ".pth", ".bin", ".pkl")
+ZOO = "zoo:"
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Folder:
             ModelLoadError: no such folder here.
         """
         name = os.fspath(source)
+        if name.startswith(ZOO):
+            return cls(name, _of_zoo(name, subfolder))
         path = Path(name).expanduser() / subfolder
         if name.strip() and path.is_dir():
             return cls(str(path.absolute()), path)
@@ -189,3 +193,16 @@ def value(folder: Folder, config: Mapping[str, Any], name: str, kind: type, defa
     if not isinstance(entry, kind) or (kind is int and isinstance(entry, bool)):
         raise ModelLoadError(f"{name} in the configuration of {folder} is {entry!r:.40}; expected {kind.__name__}")
     return entry
+
+
+def _of_zoo(name: str, subfolder: str) -> Path:
+    """The folder of a dictionary that a zoo model comes with: zoo:default/resid2."""
+    model, _, inside = name.removeprefix(ZOO).partition("/")
+    where = zoo_folder(model)
+    shelf = None if where is None else where / "dictionaries"
+    names = [] if shelf is None else sorted(p.name for p in shelf.glob("*") if p.is_dir())
+    inside = "/".join(part for part in (inside, subfolder) if part)
+    if shelf is None or inside not in names:
+        offer = f"it has {', '.join(f'{ZOO}{model}/{n}' for n in names)}" if names else "it has none"
+        raise ModelLoadError(f"zoo model {model!r} has no dictionary {inside!r}: {offer}")
+    return shelf / inside

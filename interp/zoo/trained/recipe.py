@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import PreTrainedModel
 
-M = TypeVar("M", bound=PreTrainedModel)
-B = TypeVar("B", bound="TrainingBatch")
-B_co = TypeVar("B_co", bound="TrainingBatch", covariant=True)
+M = TypeVar("M", bound=torch.nn.Module)
+B = TypeVar("B")
+B_co = TypeVar("B_co", covariant=True)
 
 Losses = tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]
 """What is minimised, and its parts by name, in nats, for the log and for what comes next in the data."""
@@ -21,7 +21,7 @@ Losses = tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]
 
 @runtime_checkable
 class TrainingBatch(Protocol):
-    """Data of one step."""
+    """Data of one step of a language model."""
 
     @property
     def tokens(self) -> Int[Tensor, "batch pos"]:
@@ -50,6 +50,11 @@ class Data(Protocol[B_co]):
         ...
 
 
+def next_token_logits(model: Any, batch: TrainingBatch) -> Float[Tensor, "batch pos d_vocab"]:
+    """Logits of a language model of transformers."""
+    return model(batch.tokens, use_cache=False).logits
+
+
 @dataclass(frozen=True)
 class Recipe(Generic[M, B]):
     """Everything that fixes a training run, seed included: on one machine the same recipe gives the same weights."""
@@ -61,8 +66,8 @@ class Recipe(Generic[M, B]):
     """The untrained model, in float32."""
     data: Callable[[float], Data[B]]
     """The stream as it stands after a fraction of the run, 0.0 at the start, if every stage takes all its time."""
-    loss: Callable[[M, Float[Tensor, "batch pos d_vocab"], B], Losses]
-    """(model, logits, batch) -> what is minimised."""
+    loss: Callable[[M, Any, B], Losses]
+    """(model, outputs, batch) -> what is minimised."""
     schedule: Callable[[int], float]
     """Learning rate of a step."""
     weight_decay: float
@@ -75,3 +80,9 @@ class Recipe(Generic[M, B]):
     """What the log says of the model in eval mode."""
     publish: Callable[[Path, float], str] | None = None
     """(folder with the trained weights, minutes of training) -> card; writes beside the weights what belongs there."""
+    outputs: Callable[[M, Any], Any] = next_token_logits
+    """(model, batch) -> what the loss is of: logits, of a language model."""
+    optimizer: Callable[[M], torch.optim.AdamW] | None = None
+    """AdamW with no decay of gains unless said."""
+    after: Callable[[M, torch.optim.AdamW, int, B], None] | None = None
+    """(model, optimizer, step, batch): what is done after each update, such as scaling weights to unit norm."""

@@ -137,4 +137,4 @@ def test_there_is_one_loop():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and node.attr == "backward"
     }
-    assert loops == {"zoo/trained/train.py"}
+    assert loops == {"zoo/trained/loop.py"}
