@@ -200,8 +200,7 @@ def sae_codes(
       probe_auc        held-out AUC of a linear probe for the label;
       random           uniform numbers;
       pair             the `pair_rows` pairs of heads with the most such pairs of codes.
-    Means over `n_seeds` autoencoders. No effect is measured: a head that only writes something else on the twins
-    scores as one does that the answer depends on.
+    Means over `n_seeds` autoencoders. No effect is measured: a head that the answer does not depend on scores as well.
 
     Args:
         model: any backend.
