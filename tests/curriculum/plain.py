@@ -8,7 +8,11 @@ import transformers
 import interp.zoo
 
 FOLDER = interp.zoo.folder("default")
-hf = transformers.AutoModelForCausalLM.from_pretrained(FOLDER, attn_implementation="eager", dtype=torch.float32).eval()
+hf = (
+    transformers.AutoModelForCausalLM.from_pretrained(FOLDER, attn_implementation="eager", dtype=torch.float32)
+    .eval()
+    .requires_grad_(False)
+)
 tokenizer = transformers.AutoTokenizer.from_pretrained(FOLDER)
 blocks = hf.model.layers
 HEADS, KV, D = 12, 4, 32
@@ -78,7 +82,7 @@ def wrote(layer, head, ids):
 def difference(logits, right="Moxgax", wrong="Skozul"):
     """Logit difference at the last token."""
     one, other = (tokenizer.convert_tokens_to_ids(t) for t in (right, wrong))
-    return float(logits[0, -1, one] - logits[0, -1, other])
+    return float((logits[0, -1, one] - logits[0, -1, other]).detach())
 
 
 def direction(right="Moxgax", wrong="Skozul"):
@@ -91,4 +95,6 @@ def direct(x, ids, right="Moxgax", wrong="Skozul"):
     """Direct effect on the logit difference of a vector in the stream at the last token."""
     stream, _ = inside(hf, hf.model.norm, ids)
     last = stream[0, -1]
-    return float((x @ direction(right, wrong) / (last.square().mean() + hf.model.norm.variance_epsilon).sqrt()).detach())
+    return float(
+        (x @ direction(right, wrong) / (last.square().mean() + hf.model.norm.variance_epsilon).sqrt()).detach()
+    )

@@ -1,9 +1,10 @@
+import torch
+import transformers
+
 import circuits
 import interp.plots
 import interp.tasks
 import interp.zoo
-import torch
-import transformers
 from interp.attention import KeyMass, Mean, Offset
 from interp.decompose import decompose, read_out, score_parts
 from interp.edits import Ablate, Add, Apply, ForcePattern, KnockOut, Noise, Replace, Scale
