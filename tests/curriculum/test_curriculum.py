@@ -1,8 +1,8 @@
 """What courses and demos ask of a user takes at most three lines here, and gives what plain PyTorch gives.
 
 `start.py` holds what is imported and loaded, a `.toml` file one theme: an `[[operation]]` has what is wanted, the
-course or demo that asks for it, the user's lines, and a check with the names of `plain.py`; `before` makes what the user would
-have. docs/_generate.py makes docs/how-to/i-want-to.md from the same files.
+course or demo that asks for it, the user's lines, and a check with the names of `plain.py`; `before` makes what the
+user would have. docs/_generate.py makes docs/how-to/i-want-to.md from the same files.
 """
 
 from __future__ import annotations
