@@ -390,12 +390,15 @@ def i_want_to() -> str:
     for theme in sorted(themes, key=lambda t: t["order"]):
         lines += ["", f"## ... {theme['title']}"]
         for op in theme["operation"]:
+            before = op.get("before", "").strip()
+            have = [f"Where you have\n\n```python\n{before}\n```\n"] if 0 < len(before.splitlines()) <= 3 else []
             lines += [
                 "",
                 f"### {op['want']}",
                 "",
                 f"Asked by: {op['source']}.",
                 "",
+                *have,
                 "```python",
                 op["code"].strip(),
                 "```",
