@@ -15,6 +15,7 @@ import inspect
 import re
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -374,6 +375,42 @@ def sites() -> str:
     return "\n".join(lines) + "\n"
 
 
+def i_want_to() -> str:
+    """docs/how-to/i-want-to.md, from the operations that tests/curriculum tries."""
+    folder = ROOT / "tests" / "curriculum"
+    themes = [tomllib.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.toml")]
+    lines = [
+        "# I want to ...",
+        "",
+        NOTE,
+        "",
+        "What courses and demos of the field ask, in at most three lines each. What each gives is compared with",
+        "plain PyTorch by `tests/curriculum/test_curriculum.py`. The lines use these names; put your own model and",
+        "prompts in their place.",
+        "",
+        "```python",
+        (folder / "start.py").read_text(encoding="utf-8").rstrip(),
+        "```",
+    ]
+    for theme in sorted(themes, key=lambda t: t["order"]):
+        lines += ["", f"## ... {theme['title']}"]
+        for op in theme["operation"]:
+            before = op.get("before", "").strip()
+            have = [f"Where you have\n\n```python\n{before}\n```\n"] if 0 < len(before.splitlines()) <= 3 else []
+            lines += [
+                "",
+                f"### {op['want']}",
+                "",
+                f"Asked by: {op['source']}.",
+                "",
+                *have,
+                "```python",
+                op["code"].strip(),
+                "```",
+            ]
+    return "\n".join(lines) + "\n"
+
+
 COMMITTED: dict[Path, Callable[[], str]] = {
     DOCS / "reference" / "cli.md": cli,
     DOCS / "reference" / "analyses.md": analyses,
@@ -381,6 +418,7 @@ COMMITTED: dict[Path, Callable[[], str]] = {
     DOCS / "reference" / "architectures.md": architectures,
     DOCS / "reference" / "sites.md": sites,
     DOCS / "reference" / "where-things-are.md": where_things_are,
+    DOCS / "how-to" / "i-want-to.md": i_want_to,
     ROOT / "README.md": lambda: table_in((ROOT / "README.md").read_text(encoding="utf-8"), "analyses", families()),
 }
 

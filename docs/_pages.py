@@ -232,6 +232,7 @@ FOLDERS = {
     "notebooks": "every analysis on a shipped model, run by the tests",
     "tests": "what holds for the whole tree; rooms below mirror the packages",
     "tests/architectures": "every causal class of transformers, built small and tried; run by `make slow`",
+    "tests/curriculum": "what courses and demos ask, in three lines each, against plain PyTorch",
     "tests/backends": "backends agree with one another, and the how-tos for people who come from a peer",
     "tests/bench": "speed and memory against peers, run by `interp bench`, never by `make test`",
     "tests/bench/results": "what they measured, one CSV a case",

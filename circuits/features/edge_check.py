@@ -141,4 +141,4 @@ def _rank(a: np.ndarray, b: np.ndarray) -> float:
     a, b = a[np.isfinite(b)], b[np.isfinite(b)]
     if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
-    return float(spearmanr(a, b)[0])
+    return float(np.asarray(spearmanr(a, b).statistic))

@@ -236,7 +236,7 @@ class Weights(StackedWeights):
         """x W_U, with the final norm's gain and centring on request; W_U is never made as a whole."""
         if fold_norm and self.final_norm is not None:
             x = self.final_norm.linear(x)
-        return self.source.unembed(x.reshape(-1, x.shape[-1])).unflatten(0, x.shape[:-1])
+        return self.source.unembed(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
 
     def rotation(self, layer: int, offset: int) -> Float[Tensor, "d_head d_head"]:
         """T(o) with q_i . k_j = q_i(0) T(i - j) k_j(0): what rotary does to a pair at this distance.

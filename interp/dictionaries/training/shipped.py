@@ -51,7 +51,7 @@ def capture(model: Model, folder: Path) -> Store:
 
 def held_out() -> list[list[int]]:
     """Token ids of items that neither the model nor a dictionary was trained on."""
-    return [item.tokens for name in SKILLS for item in skill_items(name, n=ITEMS, seed=7, split="held-out")]
+    return [list(item.tokens) for name in SKILLS for item in skill_items(name, n=ITEMS, seed=7, split="held-out")]
 
 
 def card(results: dict[str, Result], steps: int, seed: int) -> str:

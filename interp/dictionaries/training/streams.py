@@ -47,7 +47,7 @@ class Activations:
     def at(self, index: Tensor | slice) -> Activations:
         """Some of the tokens; an activation that is read and written is taken once."""
         taken = {id(x): x[index] for x in (*self.x, *self.y)}
-        return Activations(*(tuple(taken[id(x)] for x in part) for part in (self.x, self.y)))
+        return Activations(tuple(taken[id(x)] for x in self.x), tuple(taken[id(x)] for x in self.y))
 
     @classmethod
     def joined(cls, parts: Sequence[Activations]) -> Activations:
@@ -55,7 +55,7 @@ class Activations:
         first = parts[0]
         columns = list(zip(*((*p.x, *p.y) for p in parts), strict=True))
         whole = {id(x): torch.cat(column) for x, column in zip((*first.x, *first.y), columns, strict=True)}
-        return cls(*(tuple(whole[id(x)] for x in part) for part in (first.x, first.y)))
+        return cls(tuple(whole[id(x)] for x in first.x), tuple(whole[id(x)] for x in first.y))
 
 
 class Pieces(Protocol):
