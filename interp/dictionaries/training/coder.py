@@ -208,8 +208,9 @@ class Coders(Module):
         scale u, are multiplied by t / u.
         """
         coder, outs = self.coders[member], list(self.outs[member])
-        s, t = self.scale_in[member], self.scale_out[outs[0]]
-        w_dec = coder.directions * (t / self.scale_out[outs])[:, None]
+        scale_in, scale_out = self.get_buffer("scale_in"), self.get_buffer("scale_out")
+        s, t = scale_in[member], scale_out[outs[0]]
+        w_dec = coder.directions * (t / scale_out[outs])[:, None]
         a = coder.activation()
         scaled = {
             n: (x if n == "scale" else x / t).detach().clone() for n, x in a.tensors.items()

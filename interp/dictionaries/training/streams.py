@@ -61,14 +61,25 @@ class Activations:
 class Pieces(Protocol):
     """Where activations come from."""
 
-    sites_in: tuple[Site | None, ...]
-    """By member."""
-    sites_out: tuple[Site | None, ...]
-    """Written to, by number."""
-    outs: tuple[tuple[int, ...], ...]
-    """Numbers of the sites that each member writes to."""
-    identity: str
-    """What the data are, so that an interrupted run is not gone on with on others."""
+    @property
+    def sites_in(self) -> tuple[Site | None, ...]:
+        """By member."""
+        ...
+
+    @property
+    def sites_out(self) -> tuple[Site | None, ...]:
+        """Written to, by number."""
+        ...
+
+    @property
+    def outs(self) -> tuple[tuple[int, ...], ...]:
+        """Numbers of the sites that each member writes to."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """What the data are, so that an interrupted run is not gone on with on others."""
+        ...
 
     def __len__(self) -> int:
         """Pieces; 0 for as many as are asked for."""

@@ -36,7 +36,7 @@ def steps_for(minutes: float, recipe: Recipe[M, B]) -> int:
     return max(1, int(minutes * 60 / sorted(times)[len(times) // 2]))
 
 
-def train_and_save(recipe: Recipe[M, B], out: Path) -> str:
+def train_and_save(recipe: Recipe[Any, B], out: Path) -> str:
     """Train or go on, save in half precision, measure what was saved; returns the card written from it."""
     model, minutes = train(recipe, out=out)
     save_half(model, out)
