@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _HOME = {
-    "AttributionGraph": "circuits.features.feature_graph",
+    "AttributionGraph": "circuits.features.graph_files",
     "Case": "circuits.wiring.case",
     "Graph": "circuits.graph.graph",
     "Layout": "circuits.graph.layout",
@@ -84,7 +84,7 @@ if TYPE_CHECKING:
     from circuits.features._sae_codes import sae_codes as sae_codes
     from circuits.features.attribute import attribution_graph as attribution_graph
     from circuits.features.edge_check import check_edges as check_edges
-    from circuits.features.feature_graph import AttributionGraph as AttributionGraph
+    from circuits.features.graph_files import AttributionGraph as AttributionGraph
     from circuits.features.own_neurons import neurons as neurons
     from circuits.find import circuit as circuit
     from circuits.graph.controls import random_circuits as random_circuits

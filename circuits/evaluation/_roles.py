@@ -103,12 +103,13 @@ def role_faithfulness(
         TaskError: no such role, or a metric by which the model is no better than nothing.
 
     >>> import interp
+    >>> from interp.components import head_name
     >>> from interp.tasks import planted_task
     >>> from interp.zoo.planted import factory
     >>> planted = factory.plant([factory.Induction()], seed=1, noise=0.0)
     >>> model = interp.load(planted.model, tokenizer=planted.tokenizer)
     >>> (previous,), (induction,) = (planted.truth.roles[role] for role in ("previous_token", "induction"))
-    >>> heads = {"L{}H{}".format(*previous): "B1", "L{}H{}".format(*induction): "END"}
+    >>> heads = {head_name(*previous): "B1", head_name(*induction): "END"}
     >>> result = role_faithfulness(model, planted_task(planted, "induction", n=8), heads, n_random=5)
     >>> round(float(result.table["value"][0]), 2)
     1.0

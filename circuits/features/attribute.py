@@ -16,7 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.features import influence as flow
-from circuits.features.feature_graph import AttributionGraph, Node
+from circuits.features.backward import Backward
+from circuits.features.feature_graph import Node
+from circuits.features.graph_files import AttributionGraph
+from circuits.features.head_parts import with_heads
 from circuits.features.influence import Edges
 from circuits.features.local import EMBED, LocalModel, check_affine
 from circuits.features.sources import Sources
@@ -103,8 +106,6 @@ def attribution_graph(
     if node is not None and edge is not None:
         graph = graph.pruned(node=node, edge=edge)
     if heads:
-        from circuits.features.head_parts import with_heads
-
         graph = with_heads(graph, local, batch=batch)
     return graph
 
@@ -113,35 +114,6 @@ def _top(probabilities: Tensor, most: int, mass: float) -> tuple[Int[Tensor, " t
     p, ids = probabilities.topk(min(most, len(probabilities)))
     n = int((p.cumsum(0) < mass).sum()) + 1
     return ids[:n], p[:n]
-
-
-class Backward:
-    """One forward pass of the held model on `size` copies, from which gradients of many targets are taken."""
-
-    def __init__(self, local: LocalModel, size: int, *, heads: bool = False) -> None:
-        self.local, self.size = local, size
-        values = {site: x.clone().requires_grad_() for site, x in local.clean_values(size).items()}
-        self.values = values
-        self.read = local.run(values, heads=heads)
-
-    def gradients(
-        self, targets: list[tuple[Site, Tensor, Tensor]], inputs: list[Tensor] | None = None
-    ) -> tuple[Tensor, ...]:
-        """Gradients at each cut, [size pos d], of r . x; targets: (site, positions, directions), a row each."""
-        outputs, grads, row = [], [], 0
-        for site, pos, r in targets:
-            x = self.read[site]
-            g = torch.zeros_like(x)
-            rows = torch.arange(row, row + len(pos), device=x.device)
-            g[rows, pos] = r.to(x.dtype)
-            row += len(pos)
-            if x.requires_grad:
-                outputs.append(x)
-                grads.append(g)
-        wanted = list(self.values.values()) if inputs is None else inputs
-        if not outputs:
-            return tuple(torch.zeros_like(x) for x in wanted)
-        return torch.autograd.grad(outputs, wanted, grads, retain_graph=True, allow_unused=True, materialize_grads=True)
 
 
 @dataclass(eq=False)

@@ -9,13 +9,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from circuits.features.feature_graph import AttributionGraph
+from circuits.features.graph_files import AttributionGraph
 from circuits.features.local import LocalModel
 from circuits.features.own_neurons import neurons
 from circuits.features.sources import Sources, Target
 from interp.dictionaries import Dictionaries, Dictionary
 from interp.errors import SchemaError
 from interp.model import Model
+from interp.results.stats import spearman
 from interp.sites import Site
 
 CLASSES = 4
@@ -136,9 +137,4 @@ def _exchanged(size: np.ndarray, target: np.ndarray, rng: np.random.Generator) -
 
 
 def _rank(a: np.ndarray, b: np.ndarray) -> float:
-    from scipy.stats import spearmanr
-
-    a, b = a[np.isfinite(b)], b[np.isfinite(b)]
-    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return float("nan")
-    return float(np.asarray(spearmanr(a, b).statistic))
+    return spearman(a[np.isfinite(b)], b[np.isfinite(b)], least=3).rho

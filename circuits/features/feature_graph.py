@@ -1,13 +1,10 @@
-"""`AttributionGraph`: what acts on the logits of one prompt through which features, as a value; its table and files."""
+"""`FeatureGraph`: what acts on the logits of one prompt through which features, as a value; its tables and pruning."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import pandas as pd
 import torch
@@ -16,9 +13,6 @@ from torch import Tensor
 from circuits.features import influence as flow
 from circuits.features.influence import Edges
 from interp.errors import SchemaError
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 KINDS = ("embedding", "error", "feature", "logit")
 
@@ -51,7 +45,7 @@ class Node:
 
 
 @dataclass(frozen=True, eq=False)
-class AttributionGraph:
+class FeatureGraph:
     """Features, errors, tokens and logits of one prompt, and the direct effect of each on each.
 
     weight(s -> t) = value of s x what one unit of s changes in t, with attention patterns, divisors of norms and gates
@@ -95,7 +89,7 @@ class AttributionGraph:
         """Influence of each node on the logits."""
         return flow.influence(self.edges, self.start)
 
-    def pruned(self, *, node: float = 0.8, edge: float = 0.98) -> AttributionGraph:
+    def pruned(self, *, node: float = 0.8, edge: float = 0.98) -> Self:
         """The fewest nodes and edges that carry these shares of influence; see `circuits.features.influence.prune`.
 
         Raises:
@@ -115,7 +109,7 @@ class AttributionGraph:
         settings = {**self.provenance, "node_threshold": node, "edge_threshold": edge}
         return replace(self.subgraph(nodes, edges), provenance=settings)
 
-    def subgraph(self, nodes: Tensor, edges: Tensor) -> AttributionGraph:
+    def subgraph(self, nodes: Tensor, edges: Tensor) -> Self:
         """Some nodes and edges, given as masks; edges must lie between the nodes."""
         number = torch.cumsum(nodes.long(), 0) - 1
         e = self.edges.where(edges)
@@ -154,37 +148,6 @@ class AttributionGraph:
         frame = pd.DataFrame([{"name": n.name, **vars(n)} for n in self.nodes])
         frame["influence"] = self.influence.numpy()
         return frame.sort_values("influence", ascending=False, kind="stable").reset_index(drop=True)
-
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write JSON in Neuronpedia's graph schema, with what `load` needs beside it."""
-        from circuits.features.schema import document
-        from interp.results.files import atomic_write, writable
-
-        target = writable(path)
-        text = json.dumps(document(self))
-        atomic_write(target, lambda p: p.write_text(text, encoding="utf-8"))
-        return target
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> AttributionGraph:
-        """The graph of a file that `save` wrote.
-
-        Raises:
-            SchemaError: no such file, no JSON, or a graph that other software wrote and that lacks what is needed.
-        """
-        from circuits.features.schema import graph_of
-
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise SchemaError(f"{os.fspath(path)!r} cannot be read as JSON: {error}") from error
-        return graph_of(content)
-
-    def draw(self, *, title: str = "") -> go.Figure:
-        """Figure: tokens along x, layers upwards; the strongest edges."""
-        from circuits.features.picture import draw
-
-        return draw(self, title=title)
 
     def summary(self) -> str:
         """Title and a few lines."""

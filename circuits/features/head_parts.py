@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuits.features.attribute import Backward
-from circuits.features.feature_graph import AttributionGraph
+from circuits.features.backward import Backward
+from circuits.features.graph_files import AttributionGraph
 from circuits.features.local import EMBED, STREAM, LocalModel
 from circuits.features.sources import Sources
+from interp.components import kv_head_name
 from interp.errors import NotApplicable
 from interp.sites import Site
 
@@ -92,5 +93,5 @@ def _heads(
             mask = torch.zeros_like(g)
             mask[:, :, head] = g[:, :, head]
             (back,) = torch.autograd.grad(v, stream, mask, retain_graph=True)
-            name = f"L{layer}H{head}" if info.n_kv_heads == info.n_heads else f"L{layer}KV{head}"
+            name = kv_head_name(layer, head, group=info.n_heads // info.n_kv_heads)
             yield name, sources.pairs(source, row, dict.fromkeys(below, back))

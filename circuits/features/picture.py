@@ -12,7 +12,7 @@ from circuits.graph.drawing import BINS, COLOURS, INK, WIDTH
 from interp.plots.heads import template
 
 if TYPE_CHECKING:
-    from circuits.features.feature_graph import AttributionGraph
+    from circuits.features.feature_graph import FeatureGraph
 
 MOST = 400
 """Edges drawn at most, the strongest shares; the title says so."""
@@ -26,7 +26,7 @@ LOOK = {
 NAMED = 3  # strongest edges in and out that a node tells of
 
 
-def draw(graph: AttributionGraph, *, title: str = "") -> go.Figure:
+def draw(graph: FeatureGraph, *, title: str = "") -> go.Figure:
     """Figure of the graph. Hovering over a node tells what it is, its influence and its strongest edges."""
     e = graph.edges
     order = e.share.argsort(descending=True, stable=True)[:MOST]
@@ -79,7 +79,7 @@ def draw(graph: AttributionGraph, *, title: str = "") -> go.Figure:
 
 
 def _places(
-    graph: AttributionGraph, shown: list[int], columns: list[int], rows: list[int]
+    graph: FeatureGraph, shown: list[int], columns: list[int], rows: list[int]
 ) -> dict[int, tuple[float, float]]:
     """(x, y) of each node: those of one token and layer side by side, by influence, in several lines if many."""
     cells: dict[tuple[int, int], list[int]] = {}
@@ -99,7 +99,7 @@ def _places(
     return places
 
 
-def _lines(graph: AttributionGraph, order: list[int], places: dict[int, tuple[float, float]]) -> list[go.Scatter]:
+def _lines(graph: FeatureGraph, order: list[int], places: dict[int, tuple[float, float]]) -> list[go.Scatter]:
     """One broken line for each colour, weak ones first; colour and width by the signed share."""
     e, by_bin = graph.edges, {}
     share = (e.share * e.weight.sign()).tolist()
@@ -127,7 +127,7 @@ def _lines(graph: AttributionGraph, order: list[int], places: dict[int, tuple[fl
     return traces
 
 
-def _hover(graph: AttributionGraph, i: int, influence: float) -> str:
+def _hover(graph: FeatureGraph, i: int, influence: float) -> str:
     node, e = graph.nodes[i], graph.edges
     lines = [f"<b>{escape(node.name)}</b> {escape(node.label)}", f"value {node.value:.4g}, influence {influence:.4g}"]
     for word, own, far in (("from", e.target == i, e.source), ("to", e.source == i, e.target)):

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from circuits.features.feature_graph import AttributionGraph, Node
+from circuits.features.feature_graph import FeatureGraph, Node
 from circuits.features.influence import Edges
 from interp.errors import SchemaError
 
@@ -26,7 +26,7 @@ SCHEMA_VERSION = 1
 NUMBERS = ("kept", "replacement", "completeness", "affine_error", "closure")
 
 
-def document(graph: AttributionGraph) -> dict[str, Any]:
+def document(graph: FeatureGraph) -> dict[str, Any]:
     """The graph as plain values: metadata, qParams, nodes, links."""
     ids = _ids(graph)
     cumulative = _cumulative(graph)
@@ -61,8 +61,8 @@ def document(graph: AttributionGraph) -> dict[str, Any]:
     return {"metadata": metadata, "qParams": params, "nodes": nodes, "links": links}
 
 
-def graph_of(content: Any) -> AttributionGraph:
-    """The graph of plain values as `document` gives them.
+def parts_of(content: Any) -> dict[str, Any]:
+    """Fields of the graph of plain values as `document` gives them.
 
     Raises:
         SchemaError: not such a document, or one of other software.
@@ -82,7 +82,7 @@ def graph_of(content: Any) -> AttributionGraph:
             for s, t, link in zip(source, target, links, strict=True)
             if "interp" in link
         }
-        return AttributionGraph(
+        return dict(
             nodes=tuple(nodes),
             edges=Edges(
                 torch.tensor(source, dtype=torch.long),
@@ -134,7 +134,7 @@ def pairing(layer: int, feature: int) -> int:
     return (layer + feature) * (layer + feature + 1) // 2 + feature
 
 
-def _ids(graph: AttributionGraph) -> list[str]:
+def _ids(graph: FeatureGraph) -> list[str]:
     """One for each node: layer, number and position; what stands at two sites of a layer has the site behind it."""
     ids: list[str] = []
     used = set()
@@ -149,7 +149,7 @@ def _ids(graph: AttributionGraph) -> list[str]:
     return ids
 
 
-def _cumulative(graph: AttributionGraph) -> list[float]:
+def _cumulative(graph: FeatureGraph) -> list[float]:
     """Share of all influence that a node and those above it carry: a viewer shows those below its threshold."""
     value = graph.influence
     order = value.argsort(descending=True, stable=True)

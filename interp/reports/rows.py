@@ -91,7 +91,7 @@ def _heads_of(entry: object, every: Sequence[Head]) -> list[Head]:
         raise SiteError(f'heads are written "L3H6", (3, 6), "L3" or "all"; got {type(entry).__name__} {entry!r:.40}')
     layer, head = parse_head(entry) if isinstance(entry, str) else map(int, entry)  # type: ignore[call-overload]
     if (layer, head) not in every:
-        name = f"L{layer}H{head}"
+        name = head_name(layer, head)
         names = [head_name(*place) for place in every]
         raise SiteError(f"no head {name!r}: heads go from {first} to {last}; {nearest(name, names)}")
     return [(layer, head)]

@@ -1,8 +1,8 @@
 """Prompts to ask a model with: random token sequences (`synthetic`) and prompt tasks with clean and corrupt twins."""
 
 from interp.tasks._conflict import Conflict, Frame, conflict
+from interp.tasks._pair import pair
 from interp.tasks.build import SPLITS, task, task_names
-from interp.tasks.own import pair
 from interp.tasks.planted import of as planted_task
 from interp.tasks.prompt import PromptTask
 from interp.tasks.synthetic import (

@@ -13,7 +13,6 @@ from interp.decompose.answers import token_id
 from interp.errors import TaskError
 from interp.model import Model
 from interp.tasks.metrics import AnyMetric
-from interp.tasks.prompt import PromptTask, collate
 
 OneOrMore = int | str | Sequence[Any] | Tensor
 """An answer for all prompts, one for each, or several for each (a list in the list, or ids [batch k]; -1 fills up)."""
@@ -21,7 +20,7 @@ Place = int | str | Sequence[int] | Tensor
 """Where a role stands: a position in all prompts, one for each, or the text of its token."""
 
 
-def pair(
+def pair_parts(
     model: Model,
     clean: Prompts,
     corrupt: Prompts,
@@ -33,38 +32,8 @@ def pair(
     templates: Sequence[str] | None = None,
     name: str = "pair",
     corruption: str = "own",
-) -> PromptTask:
-    """A task of one's own prompts: one clean and one corrupted text, or as many of each.
-
-    Texts are tokenized as `model.run` does it, with what the tokenizer puts in front. Twins have as many tokens as each
-    other, because position i of the one is patched with position i of the other.
-
-    Args:
-        model: whose tokens are meant.
-        clean: a text, token ids, or a list of either.
-        corrupt: the twin of each.
-        answer: what is right after the clean prompt: a text of one token (most begin with a space) or its id; for all
-            prompts, or one for each; several right ones as a list in the list.
-        wrong: what it is compared with, likewise; None where the metric does not ask for one.
-        roles: name -> position (negative from the prompt's end), one for all prompts or one for each, or the text of a
-            token that each clean prompt has once. END, the last token, is added.
-        metric: a name in `interp.tasks.metrics` or a function (logits, task) -> [batch]; "logit_diff" with a wrong
-            answer and "prob" without.
-        templates: name of each prompt's template; means are taken over prompts of one template and length. One for all
-            if not given.
-        name: of the task, for tables.
-        corruption: how the twins were made, for tables.
-
-    Raises:
-        TaskError: as many clean as corrupted prompts are not there, twins of different lengths or all the same, an
-            answer that is not one token (the form of it that is one is named), or a role that is not there.
-
-    >>> import interp
-    >>> model = interp.load("zoo:planted-induction")
-    >>> task = interp.pair(model, [5, 6, 7, 5], [5, 8, 7, 5], 6, 8, roles={"TARGET": 1})
-    >>> task.roles["END"].tolist(), task.metric
-    ([3], 'logit_diff')
-    """
+) -> dict[str, Any]:
+    """What `collate` takes for a task of one's own prompts; arguments and errors of `interp.pair`."""
     rows, twins = _rows(model, clean), _rows(model, corrupt)
     if len(rows) != len(twins):
         raise TaskError(f"{len(rows)} clean prompts and {len(twins)} corrupted ones: give as many of each")
@@ -81,16 +50,16 @@ def pair(
         raise TaskError(f"{len(templates)} templates for {len(rows)} prompts; give the name of each prompt's")
     places = {role: _positions(model, role, place, rows) for role, place in (roles or {}).items()}
     default = "prob" if wrong is None else "logit_diff"
-    return collate(
-        name,
-        list(zip(rows, twins, strict=True)),
-        answers=right_ids,
-        wrong=wrong_ids,
-        roles=[{role: at[i] for role, at in places.items()} for i in range(len(rows))],
-        templates=[name] * len(rows) if templates is None else list(templates),
-        corruption=corruption,
-        metric=default if metric is None else metric,
-    )
+    return {
+        "name": name,
+        "pairs": list(zip(rows, twins, strict=True)),
+        "answers": right_ids,
+        "wrong": wrong_ids,
+        "roles": [{role: at[i] for role, at in places.items()} for i in range(len(rows))],
+        "templates": [name] * len(rows) if templates is None else list(templates),
+        "corruption": corruption,
+        "metric": default if metric is None else metric,
+    }
 
 
 def _rows(model: Model, prompts: Prompts) -> list[list[int]]:

@@ -16,6 +16,7 @@ from interp.errors import TaskError, nearest
 from interp.model import Model
 from interp.shapes import brief
 from interp.tasks import metrics
+from interp.tasks.own import pair_parts
 
 NONE = -1
 """No id, no position: what fills a ragged row."""
@@ -75,9 +76,7 @@ class PromptTask:
         **options: Any,
     ) -> PromptTask:
         """A task of one's own prompts: `interp.pair` under another name, with its options, checks and errors."""
-        from interp.tasks.own import pair
-
-        return pair(model, clean, corrupt, answers, wrong, roles=roles, **options)
+        return collate(**pair_parts(model, clean, corrupt, answers, wrong, roles=roles, **options))
 
     def __len__(self) -> int:
         return len(self.clean.ids)

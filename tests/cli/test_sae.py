@@ -10,7 +10,7 @@ import torch
 from dictionaries_made import random_dictionary
 
 import interp
-from circuits.features.feature_graph import AttributionGraph
+from circuits.features.graph_files import AttributionGraph
 from interp.dictionaries import write_saelens
 from interp.dictionaries.fit import prompts_of
 

@@ -143,7 +143,7 @@ def watch(model: PreTrainedModel) -> tuple[list[Event], list[tuple[nn.Module, Ca
     tokens = torch.zeros(1, PROBE, dtype=torch.long, device=input_device(model))
     try:
         with torch.no_grad(), intercept(model, recorder):
-            logits = model(tokens, use_cache=False).logits
+            logits = getattr(model(tokens, use_cache=False), "logits", None)
     except InterpError:
         raise
     except Exception as error:  # whatever a model's own code runs into

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -58,6 +58,7 @@ class Activations:
         return cls(tuple(whole[id(x)] for x in first.x), tuple(whole[id(x)] for x in first.y))
 
 
+@runtime_checkable
 class Pieces(Protocol):
     """Where activations come from."""
 

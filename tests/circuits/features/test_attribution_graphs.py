@@ -17,7 +17,7 @@ import interp
 from circuits.features import influence as flow
 from circuits.features.attribute import attribution_graph
 from circuits.features.edge_check import check_edges
-from circuits.features.feature_graph import AttributionGraph
+from circuits.features.graph_files import AttributionGraph
 from circuits.features.influence import Edges
 from circuits.features.local import LocalModel
 from circuits.features.own_neurons import neurons
