@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import pandas as pd
 import torch
@@ -14,6 +14,7 @@ from circuits.features import influence as flow
 from circuits.features.influence import Edges
 from interp.errors import SchemaError
 
+G = TypeVar("G", bound="FeatureGraph")
 KINDS = ("embedding", "error", "feature", "logit")
 
 
@@ -89,7 +90,7 @@ class FeatureGraph:
         """Influence of each node on the logits."""
         return flow.influence(self.edges, self.start)
 
-    def pruned(self, *, node: float = 0.8, edge: float = 0.98) -> Self:
+    def pruned(self: G, *, node: float = 0.8, edge: float = 0.98) -> G:
         """The fewest nodes and edges that carry these shares of influence; see `circuits.features.influence.prune`.
 
         Raises:
@@ -109,7 +110,7 @@ class FeatureGraph:
         settings = {**self.provenance, "node_threshold": node, "edge_threshold": edge}
         return replace(self.subgraph(nodes, edges), provenance=settings)
 
-    def subgraph(self, nodes: Tensor, edges: Tensor) -> Self:
+    def subgraph(self: G, nodes: Tensor, edges: Tensor) -> G:
         """Some nodes and edges, given as masks; edges must lie between the nodes."""
         number = torch.cumsum(nodes.long(), 0) - 1
         e = self.edges.where(edges)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from html import escape
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
+@runtime_checkable
 class Drawable(Protocol):
     """What a page is made of: a circuit, an attribution graph."""
 
