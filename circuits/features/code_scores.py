@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 
 from interp.errors import SchemaError, nearest
 
@@ -53,7 +53,7 @@ class CodeTable:
         present = active.any(0)
         return cls(active[:, present].astype(np.float32), np.nonzero(present)[0], active.shape[1])
 
-    def per_head(self, values: Float[np.ndarray, "*draw code"]) -> Float[np.ndarray, "*draw head"]:
+    def per_head(self, values: Num[np.ndarray, "*draw code"]) -> Float[np.ndarray, "*draw head"]:
         """Sums over each head's codes."""
         edges = np.searchsorted(self.owner, np.arange(self.n_heads + 1))
         cumulated = np.concatenate([np.zeros((*values.shape[:-1], 1)), np.cumsum(values, -1, dtype=np.float64)], -1)

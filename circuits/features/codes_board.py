@@ -126,7 +126,7 @@ def best_thresholds(values: Float[np.ndarray, " head"], true: Bool[np.ndarray, "
 
 def f1(kept: Bool[np.ndarray, "*draw head"], true: Bool[np.ndarray, " head"]) -> Float[np.ndarray, "*draw"]:
     """2 TP / (heads kept + true heads): the usual F1 of sets of heads."""
-    return 2 * (kept & true).sum(-1) / np.maximum(kept.sum(-1) + true.sum(), 1)
+    return np.asarray(2 * (kept & true).sum(-1) / np.maximum(kept.sum(-1) + true.sum(), 1))
 
 
 def f1_published(kept: Bool[np.ndarray, "*draw head"], true: Bool[np.ndarray, " head"]) -> Float[np.ndarray, "*draw"]:
@@ -136,4 +136,4 @@ def f1_published(kept: Bool[np.ndarray, "*draw head"], true: Bool[np.ndarray, " 
 
 
 def _share(kept: Bool[np.ndarray, "*draw head"], of: Bool[np.ndarray, " head"]) -> Float[np.ndarray, "*draw"]:
-    return (kept & of).sum(-1) / max(int(of.sum()), 1)
+    return np.asarray((kept & of).sum(-1) / max(int(of.sum()), 1))
