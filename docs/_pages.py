@@ -193,7 +193,7 @@ INTERNAL = {
     "interp.numerics": "how backends call modules",
     "interp.patching": "behind the functions that circuits hands out",
     "interp.results": "behind Result",
-    "interp.rows": "what plots and reports read of a table",
+    "interp.plots.rows": "what plots and reports read of a table",
     "interp.several": "arguments that are one thing or several",
     "interp.tokens": "behind the methods of a model",
     "interp.texts": "the text that probes read where the user gives none",

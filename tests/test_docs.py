@@ -25,6 +25,7 @@ NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 sys.path.insert(0, str(DOCS))
 import _generate  # noqa: E402  (docs is no package: the line above makes it importable)
 import _pages  # noqa: E402
+import _reference  # noqa: E402
 
 MADE = {DOCS / "reference" / "datasets.md", *(DOCS / "reference" / "api" / f"{p}.md" for p in ("index", *_pages.PAGES))}
 """Pages that `make docs` makes and git ignores."""
@@ -88,7 +89,7 @@ def test_commands_that_pages_show_exist(path):
 
 
 def test_every_public_name_is_documented():
-    written = "\n".join(_generate.api().values())
+    written = "\n".join(_reference.api().values())
     described = set(re.findall(r"^\.\. (?:auto\w+|py:data):: (\S+)$", written, flags=re.MULTILINE))
     at_home = {id(_attribute(name)) for name in described}
     lacking = []
@@ -137,7 +138,7 @@ def test_every_label_has_its_rule():
 
     for spec in analyses().values():
         if spec.run.__module__.startswith("probes."):
-            assert (_generate.label_rule(spec) != "none") == ("label" in spec.columns), spec.name
+            assert (_reference.label_rule(spec) != "none") == ("label" in spec.columns), spec.name
 
 
 @pytest.mark.parametrize("path", pages(), ids=name_of)

@@ -20,7 +20,7 @@ from plotly.subplots import make_subplots
 
 from interp.errors import SchemaError
 from interp.plots.numbers import head_table
-from interp.rows import Score, largest, scores
+from interp.plots.rows import Score, largest, scores
 
 BOUNDED = ("probability", "fraction")
 FLOOR = 0.5  # a bounded scale reaches at least this far, so that noise never fills it

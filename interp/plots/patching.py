@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 
 from interp.errors import SchemaError
 from interp.plots.heads import ACCENT, as_text, colour_scale, head_map, template, tick_step
-from interp.rows import missing
+from interp.plots.rows import missing
 
 KINDS = {
     "resid_pre": "stream entering the layer",

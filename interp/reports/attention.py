@@ -8,11 +8,11 @@ from interp import tasks
 from interp.errors import TaskError
 from interp.measurement.registry import analyses, find
 from interp.model import Model
+from interp.plots.rows import largest, scores
 from interp.reports.rows import Head, choose
 from interp.reports.sections import headline, title_of
 from interp.reports.viewer import View, view_of
 from interp.results.results import Result
-from interp.rows import largest, scores
 
 BLOCK = 12  # tokens of the random block that is repeated: two copies fit on a phone
 MOST = 6  # heads to switch between

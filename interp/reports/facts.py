@@ -8,9 +8,9 @@ from typing import Any
 
 from interp.errors import SchemaError
 from interp.model import Model
+from interp.plots.rows import scores
 from interp.reports.cells import DASH
 from interp.results.results import Result
-from interp.rows import scores
 
 IDENTITY = ("n_layers", "n_heads", "d_model", "d_vocab", "commit", "weights_sha256")
 

@@ -15,10 +15,10 @@ from interp.errors import SchemaError, nearest
 from interp.measurement.declaration import singular
 from interp.measurement.registry import analyses, find
 from interp.plots.heads import top_heads
+from interp.plots.rows import Score, largest, scores
 from interp.reports.cells import DASH, Cell, cell, interval, number
 from interp.results.figures import Draw, dots, figure_of, head_map
 from interp.results.results import Result
-from interp.rows import Score, largest, scores
 from interp.several import several
 
 TOP = 10

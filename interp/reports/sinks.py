@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import pandas as pd
 
 from interp.measurement.registry import analyses
+from interp.plots.rows import largest, scores
 from interp.reports.cells import Cell, cell, percent
 from interp.results.results import Result
-from interp.rows import largest, scores
 
 HEADS = 12
 LEVEL = "rate_0.3"  # the paper's epsilon

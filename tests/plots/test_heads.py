@@ -7,8 +7,8 @@ import pytest
 
 from interp.errors import SchemaError
 from interp.plots.heads import FLOOR, head_map, template, top_heads
+from interp.plots.rows import largest, scores
 from interp.results.results import Result, frame
-from interp.rows import largest, scores
 
 
 def table(n_layers=3, n_heads=8, *, unit="probability", sign=1.0, **columns):
