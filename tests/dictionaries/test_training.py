@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -247,12 +248,14 @@ def test_planted_frequencies(case):
 def test_hygiene_by_hand():
     model = tiny("llama")
     one = train(model, "L1.resid_post", IDS, **{**SMALL, "steps": 30})
+    one = replace(one, b_enc=one.b_enc.index_fill(0, torch.arange(one.n_features // 2), -1e6))  # half of it is dead
     other = train(model, "L1.resid_post", IDS, **{**SMALL, "steps": 30, "seed": 1})
     result = hygiene(model, one, IDS, twins=[other, one])
     values = result.table.set_index("variant")["value"]
     f = one.encode(model.run(IDS, capture=["L1.resid_post"])["L1.resid_post"][:, 1:].flatten(0, 1))
     rate = (f > 0).double().mean(0)
     assert values["l0"] == pytest.approx(float(rate.sum()))
+    assert (rate == 0).double().mean() >= 0.5
     assert values["dead"] == pytest.approx(float((rate == 0).double().mean()))
     assert values["dense"] == pytest.approx(float((rate > 0.1).double().mean()))
     assert values["density"] == pytest.approx(float(rate[rate > 0].median()))
