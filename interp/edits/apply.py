@@ -137,6 +137,22 @@ def _of_layer(value: Tensor, site: Site, layer: int | None, by: str | None) -> T
     return value[layer] if site.head is None else value[layer, ..., site.head, :]
 
 
+def _check_heads(edit: Ablate, n_heads: int) -> None:
+    """Refuse a value of each token where a mean over all layers and heads would be read: both have as many axes.
+
+    Raises:
+        SiteError: names the shape, and the edit that takes a value of each token.
+    """
+    value = edit.value
+    if edit.how != "mean" or value is None or value.ndim != 3 + (edit.by is not None) or value.shape[-2] == n_heads:
+        return
+    form = "[layer position head d_head]" if edit.by else "[layer head d_head]"
+    raise SiteError(
+        f"{edit.site}: a mean of shape {tuple(value.shape)} is no {form} of {n_heads} heads; for a value of each token "
+        "use Replace"
+    )
+
+
 def broadcast(value: Tensor, shape: Sequence[int], edit: Edit) -> Tensor:
     """The value expanded to a shape, or an error that names both."""
     try:
@@ -155,6 +171,8 @@ def _write(x: Tensor, edit: Edit, layer: int | None, mask: Tensor, offset: int) 
     tail = x.shape[2:] if edit.site.head is None else x.shape[3:]
     full, narrow = (len(rows), x.shape[1], *tail), (len(rows), *tail)
     one = single(edit.positions, edit.site)
+    if isinstance(edit, Ablate) and edit.site.head is not None:
+        _check_heads(edit, x.shape[2])
     verb, value = change(edit, narrow if one else full, layer, offset)
     value = value.to(x) if isinstance(value, Tensor) else value
     if isinstance(edit, Ablate) and edit.by is not None and isinstance(value, Tensor):

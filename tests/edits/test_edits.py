@@ -364,3 +364,14 @@ def test_a_mean_by_position_is_that_of_the_token_at_its_place():
     ):
         with pytest.raises(SiteError, match=why):
             wrong()
+
+
+def test_a_value_of_each_token_is_no_mean_of_each_layer():
+    z = torch.randn(2, 5, 4, 3)
+    per_token = torch.randn(2, 5, 3)  # [batch pos d_head]: as many axes as [layer head d_head]
+    mask = torch.ones(2, 5, dtype=torch.bool)
+    with pytest.raises(SiteError, match=r"is no \[layer head d_head\] of 4 heads; .* use Replace"):
+        apply_edits(z, [Ablate("L1H2.z", "mean", per_token)], layer=1, mask=mask)
+    means = torch.randn(2, 4, 3)
+    after = apply_edits(z, [Ablate("L1H2.z", "mean", means)], layer=1, mask=mask)
+    assert torch.equal(after[:, :, 2], means[1, 2].expand(2, 5, 3))
