@@ -7,7 +7,6 @@ is ever held. Which features become targets is decided by influence on the logit
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +27,7 @@ from interp.dictionaries import Dictionaries, Dictionary
 from interp.errors import SchemaError, TaskError
 from interp.model import Model
 from interp.sites import Site
+from interp.tokens.texts import token_texts
 
 ROUND = 4  # batches between two decisions about what comes next
 
@@ -241,12 +241,11 @@ class _Search:
         small = Edges(number[edges.source], number[edges.target], edges.weight, edges.total[keep])
         small = Edges(*(x.cpu() for x in (small.source, small.target, small.weight, small.total)))
         tokenizer = self.local.model.tokenizer
-        text: Callable[[int], str] = str if tokenizer is None else lambda i: str(tokenizer.decode([i]))
         ids = self.local.batch.ids[0].tolist()
         return AttributionGraph(
-            nodes=tuple(self._node(i, text) for i in keep.nonzero()[:, 0].tolist()),
+            nodes=tuple(self._node(i) for i in keep.nonzero()[:, 0].tolist()),
             edges=small,
-            tokens=tuple(text(i) for i in ids),
+            tokens=tuple(token_texts(ids, tokenizer)),
             prompt=" ".join(map(str, ids)) if tokenizer is None else str(tokenizer.decode(ids)),
             kept=flow.kept_share(edges, start),
             replacement=replacement,
@@ -256,7 +255,10 @@ class _Search:
             provenance=settings,
         )
 
-    def _node(self, i: int, text: Callable[[int], str]) -> Node:
+    def _text(self, token: int) -> str:
+        return token_texts([token], self.local.model.tokenizer)[0]
+
+    def _node(self, i: int) -> Node:
         local, n = self.local, len(self.local.active)
         if i < n:
             member, pos, feature = (int(x[i]) for x in (local.active.member, local.active.pos, local.active.feature))
@@ -266,10 +268,12 @@ class _Search:
         if i >= self.n_sources:
             j = i - self.n_sources
             token = int(self.ids[j])
-            return Node("logit", local.n_layers, self.at, "logits", token, float(self.probability[j]), text(token))
+            return Node(
+                "logit", local.n_layers, self.at, "logits", token, float(self.probability[j]), self._text(token)
+            )
         site, pos = self.sources.place(i)
         if site == EMBED:
             token = int(local.batch.ids[0, pos])
-            return Node("embedding", -1, pos, "embed", token, float(local.clean[EMBED][pos].norm()), text(token))
+            return Node("embedding", -1, pos, "embed", token, float(local.clean[EMBED][pos].norm()), self._text(token))
         assert site.first is not None  # cuts but embeddings are of a layer
         return Node("error", site.first, pos, str(site), 0, float(local.errors[site][pos].norm()))

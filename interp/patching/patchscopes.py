@@ -15,6 +15,7 @@ from interp.errors import SiteError, TaskError
 from interp.model import Model
 from interp.results.provenance import recorded
 from interp.sites import PER_HEAD, UNLAYERED, Site
+from interp.tokens.texts import token_texts
 
 
 @recorded
@@ -92,7 +93,7 @@ def patchscope(
         kl = float((log_p.exp() * (log_p - plain)).sum())
         words = {"text": text, "control_text": said} if new_tokens else {}
         for rank, token in enumerate(log_p.topk(min(top, len(log_p))).indices.tolist()):
-            name = None if model.tokenizer is None else str(model.tokenizer.decode([token]))
+            name = None if model.tokenizer is None else token_texts([token], model.tokenizer)[0]
             where = {"layer": i, "target_layer": j, "rank": rank, "token": token, "token_text": name}
             chances = {"p": float(log_p[token].exp()), "control_p": float(plain[token].exp()), "kl": kl}
             rows.append({**where, **chances, **words})

@@ -13,6 +13,7 @@ from interp.decompose.answers import token_id
 from interp.errors import TaskError
 from interp.model import Model
 from interp.tasks.metrics import AnyMetric
+from interp.tokens.texts import token_texts
 
 OneOrMore = int | str | Sequence[Any] | Tensor
 """An answer for all prompts, one for each, or several for each (a list in the list, or ids [batch k]; -1 fills up)."""
@@ -82,8 +83,8 @@ def _side_by_side(model: Model, number: int, clean: list[int], corrupt: list[int
 
 
 def _texts(model: Model, ids: Sequence[int]) -> list[str]:
-    tokenizer: Any = model.tokenizer
-    return [str(i) if tokenizer is None else repr(tokenizer.decode([i])) for i in ids]
+    texts = token_texts(ids, model.tokenizer)
+    return texts if model.tokenizer is None else [repr(text) for text in texts]
 
 
 def _answers(model: Model, answers: OneOrMore, size: int, what: str) -> list[list[int]]:
@@ -119,10 +120,9 @@ def _positions(model: Model, role: str, place: Place, rows: Sequence[Sequence[in
 
 def _of_word(model: Model, role: str, word: str, number: int, row: Sequence[int]) -> int:
     """The one place of a token, spaces around it left aside."""
-    tokenizer: Any = model.tokenizer
-    if tokenizer is None:
+    if model.tokenizer is None:
         raise TaskError(f"role {role!r}: this checkpoint has no tokenizer; give a position instead of {word!r}")
-    at = [i for i, token in enumerate(row) if tokenizer.decode([token]).strip() == word.strip()]
+    at = [i for i, text in enumerate(token_texts(row, model.tokenizer)) if text.strip() == word.strip()]
     if len(at) != 1:
         where = f"at positions {', '.join(map(str, at))}" if at else f"not among {', '.join(_texts(model, row))}"
         raise TaskError(f"role {role!r}: the token {word!r} stands {where} in prompt {number}; give its position")

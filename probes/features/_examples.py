@@ -21,6 +21,7 @@ from interp.errors import SchemaError, SiteError
 from interp.model import Model
 from interp.results.provenance import recorded
 from interp.sites import PER_HEAD, Site
+from interp.tokens.texts import token_texts
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -144,7 +145,7 @@ def top_examples(
         above / count,
         count,
         {i: trace.values for i, trace in prompts_shown.items()},
-        {i: [_text(model, t) for t in trace.tokens] for i, trace in prompts_shown.items()},
+        {i: token_texts(trace.tokens, model.tokenizer) for i, trace in prompts_shown.items()},
         {"data": {"task": "corpus of the caller's", "n_prompts": number, "n_tokens": count}, "method": "top-examples"},
     )
 
@@ -246,10 +247,6 @@ def _values(model: Model, batch: Batch, site: Site, unit: Unit) -> Float[Tensor,
     return next(iter(run.acts.values()))
 
 
-def _text(model: Model, token: int) -> str:
-    return str(token) if model.tokenizer is None else str(model.tokenizer.decode([token]))
-
-
 def _row(
     model: Model,
     sample: str,
@@ -271,7 +268,7 @@ def _row(
         "prompt": trace.number,
         "position": at,
         "token": trace.tokens[at],
-        "text": _text(model, trace.tokens[at]),
+        "text": token_texts([trace.tokens[at]], model.tokenizer)[0],
         "before": str(join(trace.tokens[max(0, at - context[0]) : at])),
         "after": str(join(trace.tokens[at + 1 : at + 1 + context[1]])),
     }

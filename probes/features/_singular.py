@@ -15,6 +15,7 @@ from interp.errors import NotApplicable
 from interp.model import Model
 from interp.results.stats import benjamini_hochberg
 from interp.sites import Site
+from interp.tokens.texts import token_texts
 
 
 def singular_tokens(
@@ -85,7 +86,7 @@ def singular_tokens(
                     "side": side,
                     "sign": (1, -1)[end],
                     "tokens": tokens,
-                    "texts": [str(t) if model.tokenizer is None else str(model.tokenizer.decode([t])) for t in tokens],
+                    "texts": token_texts(tokens, model.tokenizer),
                     "value": value,
                     "null": float(null.mean()),
                     "p": float((1 + (null >= value).sum()) / (1 + len(null))),

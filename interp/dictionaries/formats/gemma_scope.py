@@ -41,17 +41,13 @@ def read_first(folder: Folder) -> Dictionary:
         raise ModelLoadError(f"{folder} has a scaling_factor other than 1, for which no convention is known here")
     _check_width(folder, state["w_enc"])
     claim = L0.search(folder.name)
-    site_in, sites_out = _sites(folder)
-    return Dictionary(
-        w_enc=state["w_enc"],
-        w_dec=state["w_dec"],
-        b_enc=state["b_enc"],
-        b_dec=state["b_dec"],
-        activation=JumpReLU(state["threshold"]),
-        site_in=site_in,
-        sites_out=sites_out,
-        claims={} if claim is None else {"l0": float(claim[1])},
-    )
+    return Dictionary(**_parts(state, _sites(folder)), claims={} if claim is None else {"l0": float(claim[1])})
+
+
+def _parts(state: Mapping[str, Tensor], sites: tuple[Site | None, tuple[Site, ...]]) -> dict[str, Any]:
+    """What both releases call alike."""
+    tensors = {name: state[name] for name in ("w_enc", "w_dec", "b_enc", "b_dec")}
+    return {**tensors, "activation": JumpReLU(state["threshold"]), "site_in": sites[0], "sites_out": sites[1]}
 
 
 def read_second(folder: Folder) -> Dictionary:
@@ -68,15 +64,8 @@ def read_second(folder: Folder) -> Dictionary:
     state = pick(folder, state, *NAMES, optional=(affine,))
     if bool(config.get("affine_connection")) is not (affine in state) and "affine_connection" in config:
         raise ModelLoadError(f"{folder}: {CONFIG} says affine_connection {config['affine_connection']}, the file not")
-    site_in, sites_out = _configured(folder, config)
     return Dictionary(
-        w_enc=state["w_enc"],
-        w_dec=state["w_dec"],
-        b_enc=state["b_enc"],
-        b_dec=state["b_dec"],
-        activation=JumpReLU(state["threshold"]),
-        site_in=site_in,
-        sites_out=sites_out,
+        **_parts(state, _configured(folder, config)),
         skip=state.get(affine),
         claims={"l0": float(config["l0"])} if isinstance(config.get("l0"), int | float) else {},
         metadata={"model_name": config["model_name"]} if "model_name" in config else {},
