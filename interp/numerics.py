@@ -1,15 +1,30 @@
-"""Calling modules without rounding or side effects: in float32, in eval mode, on the device where they compute."""
+"""Calling modules without rounding or side effects: in float32, in eval mode, where they compute, by one thread."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from interp.errors import BackendError
+
+Alone = Callable[[], contextlib.AbstractContextManager[None]]
+_alone: weakref.WeakKeyDictionary[nn.Module, Alone] = weakref.WeakKeyDictionary()
+
+
+def share(whole: nn.Module, alone: Alone) -> None:
+    """Have parts of a module that are called by themselves enter `alone` meanwhile: the turn of their model."""
+    for part in whole.modules():
+        _alone[part] = alone
+
+
+def alone(part: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Context in which no other thread runs the model that a part belongs to: its hooks would see this call too."""
+    return _alone.get(part, contextlib.nullcontext)()
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -26,7 +41,7 @@ def exactly(module: nn.Module, *args: object, **kwargs: object):
 
     A module that holds anything but floating-point parameters (quantised, or offloaded) is called as it is.
     """
-    with torch.no_grad():
+    with alone(module), torch.no_grad():
         if not upcasts(module):
             return module(*args, **kwargs)
         state = {**dict(module.named_parameters()), **dict(module.named_buffers())}

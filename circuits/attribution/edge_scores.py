@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from circuits.graph.graph import Graph
 from circuits.graph.layout import Layout
 from interp.components import EMBED
 from interp.errors import SchemaError, nearest
+from interp.parallel import cached_property
 from interp.results.stats import bootstrap_mean, resample
 from interp.shapes import brief
 

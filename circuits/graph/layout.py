@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,7 @@ from interp.components import (
 )
 from interp.errors import SchemaError
 from interp.model import ModelInfo
+from interp.parallel import cached_property
 
 
 @dataclass(frozen=True)

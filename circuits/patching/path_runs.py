@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from circuits.wiring.edges import Sent, run_edges, sent
 from interp.batch import Batch
 from interp.components import Kind, kind
 from interp.edits import Edit, Replace
+from interp.parallel import cached_property
 from interp.patching.readout import Exit
 from interp.sites import Site
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 
 from circuits.graph.layout import Layout
 from circuits.wiring.edges import Sent, sent
 from circuits.wiring.edited import check_edits
 from circuits.wiring.ports import Ports, ports
 from interp.model import Model
+from interp.parallel import cached_property
 from interp.patching import case
 from interp.tasks import PromptTask, metrics
 from interp.weights.weights import Weights

@@ -11,7 +11,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Literal
 from weakref import WeakKeyDictionary
 
@@ -22,6 +21,7 @@ from torch import Tensor
 from circuits.graph.layout import Layout
 from interp.errors import BackendError
 from interp.model import Model
+from interp.parallel import cached_property
 from interp.weights.norms import HeadNorm, Norm
 from interp.weights.stream import Reads
 from interp.weights.weights import LayerWeights, Weights

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
 from html import escape
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from interp.backends.plan.decoding import Decoding
 from interp.backends.plan.validate import check_batch
-from interp.backends.turn import State, taken
+from interp.backends.turn import State, taken, turn_of
 from interp.batch import Batch, Prompts
 from interp.edits import Edit
 from interp.edits.values import check_by
@@ -124,9 +125,14 @@ class ModuleModel(TokenMethods, ABC):
                     parameter.requires_grad = True
 
     @property
-    @abstractmethod
     def edits(self) -> tuple[Edit, ...]:
-        """Edits in force: those of every `editing` context that is open, outer ones first."""
+        """Edits in force: those of every `editing` context that this thread has open, outer ones first."""
+        owner = turn_of(self.torch_module).owner
+        return self._in_force() if owner in (None, threading.get_ident()) else ()
+
+    @abstractmethod
+    def _in_force(self) -> tuple[Edit, ...]:
+        """Edits of every open context, whichever thread opened it."""
 
     def state(self) -> State:
         """What a run may change of the model, as it is now."""

@@ -24,6 +24,7 @@ from torch import nn
 from interp.attention import current_recorder, set_recorder
 from interp.errors import BackendError
 from interp.model import STACKS, ModelInfo
+from interp.numerics import share
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -109,7 +110,8 @@ class Turn:
     """Which thread runs a module, and since when: the outermost `Hold`."""
 
     def __init__(self) -> None:
-        self.holder: dict[str, Hold] = {}  # at most one, under "hold": taking it is one step, with nothing to give back
+        # At most one, under "hold": taking it is one step, with nothing to give back.
+        self.holder: dict[str, Hold | Part] = {}
 
     @property
     def owner(self) -> int | None:
@@ -117,7 +119,17 @@ class Turn:
         hold = self.holder.get("hold")
         return None if hold is None else hold.thread
 
-    def take(self, hold: Hold) -> None:
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Context in which this thread has the turn, for parts of the module that are called by themselves."""
+        part = Part()
+        try:
+            self.take(part)
+            yield
+        finally:
+            self.give(part)
+
+    def take(self, hold: Hold | Part) -> None:
         """Wait until no other thread has the turn, and take it.
 
         Raises:
@@ -127,12 +139,12 @@ class Turn:
         while self.holder.setdefault("hold", hold).thread != hold.thread:
             if time.monotonic() > until:
                 raise BackendError(
-                    f"{hold.model.info.name}: another thread has been running this model for {WAIT:g} s; wait for it, "
+                    f"{hold.name}: another thread has been running this model for {WAIT:g} s; wait for it, "
                     "or load the model a second time for this thread"
                 )
             time.sleep(0.0005)
 
-    def give(self, hold: Hold) -> None:
+    def give(self, hold: Hold | Part) -> None:
         """Give the turn back, if it was this one that took it."""
         if self.holder.get("hold") is hold:
             self.holder.pop("hold", None)
@@ -146,6 +158,15 @@ class Turn:
             )
 
 
+class Part:
+    """A taking of a turn for a part of the module, which changes nothing that would have to be put back."""
+
+    name = "reading weights"
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+
+
 class Hold:
     """One taking of a turn: entered twice, one inside the other, so that an interrupt of one exit leaves the other."""
 
@@ -155,6 +176,11 @@ class Hold:
         self.entered, self.thread = 0, threading.get_ident()
         self.state: State | None = None
         self.handle: Any = None
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self.model.info.name
 
     def __enter__(self) -> Hold:
         self.entered += 1
@@ -178,7 +204,10 @@ _turns: weakref.WeakKeyDictionary[nn.Module, Turn] = weakref.WeakKeyDictionary()
 
 def turn_of(module: nn.Module) -> Turn:
     """The turn of a module, the same for every `Model` around it, or around a stack of it."""
-    return _turns.setdefault(whole(module), Turn())
+    module = whole(module)
+    if module not in _turns:
+        share(module, _turns.setdefault(module, Turn()).alone)
+    return _turns[module]
 
 
 def whole(module: Any) -> nn.Module:

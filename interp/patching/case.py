@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -15,6 +14,7 @@ from interp.batch import Batch
 from interp.edits import refuse_rows
 from interp.errors import TaskError
 from interp.model import Model
+from interp.parallel import cached_property
 from interp.shapes import brief
 from interp.tasks import PromptTask, metrics
 from interp.weights.weights import Weights

@@ -5,12 +5,12 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from interp.errors import SchemaError, TaskError
 from interp.model import Model
+from interp.parallel import cached_property
 from interp.plots.numbers import array_of
 from interp.reports.facts import short_name
 from interp.reports.rows import KEYS, Head, HeadRows, Heads, choose, kept_rows, measure, parse_heads, parse_queries

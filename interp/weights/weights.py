@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -20,6 +19,7 @@ from torch.nn.functional import pad
 from interp.components import head_name
 from interp.errors import BackendError, SiteError
 from interp.numerics import refuse_autocast
+from interp.parallel import cached_property
 from interp.shapes import brief
 from interp.weights.factored import FactoredMatrix
 from interp.weights.mlp import MLPWeights

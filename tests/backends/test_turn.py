@@ -7,6 +7,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tiny_models import build, ragged
 import interp
 from interp.attention import Entropy, current_recorder
 from interp.backends import turn
-from interp.edits import KnockOut
+from interp.edits import KnockOut, Scale
 from interp.errors import BackendError, ModelLoadError
 from interp.gradients import gradients
 
@@ -251,3 +252,53 @@ def test_models_that_torch_compiled():
         assert set(run.acts) == set(expected.acts)
         for site, value in expected.acts.items():
             torch.testing.assert_close(run[site], value)
+
+
+READINGS: dict[str, Callable[[Any], torch.Tensor]] = {
+    "writes": lambda m: m.writes(0).attn.matrix(m.info.d_model),
+    "weights": lambda m: m.weights()[0].w_q,
+    "rotations": lambda m: m.weights().rotation(0, 3),
+    "mlp": lambda m: m.weights().mlp(1).w_in,
+    "embedding": lambda m: m.weights().w_e,
+    "unembedding": lambda m: m.weights().unembed(torch.eye(m.info.d_model)[:2]),
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_weights_are_read_when_no_other_thread_runs_the_model(backend):
+    """Its hooks would take what is fed to a part for an activation of the run, and change it."""
+    model = on(backend, "llama")
+    expected = {name: read(on("hf", "llama")) for name, read in READINGS.items()}
+    inside, go_on, answers = threading.Event(), threading.Event(), {}
+
+    def wait(x: torch.Tensor) -> torch.Tensor:
+        inside.set()
+        assert go_on.wait(60)
+        return x.mean()
+
+    def reading(name: str) -> None:
+        answers[name] = READINGS[name](model)
+
+    edits = [Scale("z", 0.0), Scale("mlp_post", 0.0)]
+    runner = threading.Thread(target=lambda: model.run(IDS, capture={"L0.resid_pre": wait}, edits=edits))
+    runner.start()
+    assert inside.wait(60)
+    readers = [threading.Thread(target=reading, args=(name,)) for name in READINGS]
+    for thread in readers:
+        thread.start()
+    threading.Event().wait(0.05)
+    assert not answers
+    go_on.set()
+    for thread in [runner, *readers]:
+        thread.join(60)
+    for name, value in expected.items():
+        torch.testing.assert_close(answers[name], value, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_edits_in_force_are_those_of_the_thread_that_asks(backend):
+    model = on(backend, "llama")
+    with model.editing([Scale("z", 0.5)]), ThreadPoolExecutor(1) as others:
+        assert len(model.edits) == 1
+        assert others.submit(lambda: model.edits).result() == ()
+    assert model.edits == ()

@@ -64,9 +64,7 @@ class EditContexts(ModuleModel):
                 for other in outer:
                     other.on = True
 
-    @property
-    def edits(self) -> tuple[Edit, ...]:
-        """Edits in force: those of every `editing` context that is open, outer ones first."""
+    def _in_force(self) -> tuple[Edit, ...]:
         return self._standing[-1].standing if self._standing else ()
 
     def _close(self, plan: Pass, before: State) -> None:

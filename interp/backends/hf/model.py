@@ -6,7 +6,6 @@ import contextlib
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -34,12 +33,13 @@ from interp.backends.plan.capture import Pass, refuse
 from interp.backends.plan.checks import check_reached, check_sites, check_span, check_visited, unreached
 from interp.backends.plan.decoding import Decoding
 from interp.backends.plan.places import Place, captures, changes, reached, unplaced
-from interp.backends.turn import exclusive
+from interp.backends.turn import exclusive, turn_of
 from interp.batch import Batch, Prompts
 from interp.edits import Edit
 from interp.errors import BackendError, SiteError
 from interp.model import Capture, ModelInfo, Start, Steps
 from interp.numerics import evaluating
+from interp.parallel import cached_property
 from interp.run import AttentionRun, MuteRun, Run
 from interp.sites import SQUARE
 from interp.weights.stream import Reads, Writes
@@ -61,6 +61,7 @@ class HFModel(EditContexts):
             BackendError: the model is not a stack of layers that follow the attention interface.
         """
         self.torch_module = checkpoint.model
+        turn_of(self.torch_module)
         self.tokenizer = checkpoint.tokenizer
         self._standing = []
         # Activations of inference mode have no version counter, by which writes in place are seen.

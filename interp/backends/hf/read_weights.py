@@ -9,9 +9,10 @@ way. Half-precision weights are read in float32.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -28,12 +29,15 @@ from interp.backends.hf.read_reads import read_reads
 from interp.backends.hf.read_writes import read_writes
 from interp.backends.hf.shards import MATRICES
 from interp.errors import BackendError, NotApplicable
-from interp.numerics import device_of, evaluating, exactly, input_dtype, wide
+from interp.numerics import alone, device_of, evaluating, exactly, input_dtype, wide
+from interp.parallel import cached_property
 from interp.weights.mlp import MLPWeights
 from interp.weights.norms import Norm
 from interp.weights.stream import Reads, Writes
 from interp.weights.weights import LayerWeights, Weights
 
+P = ParamSpec("P")
+R = TypeVar("R")
 PROBE = 5  # tokens of a pass that tells projections of an MLP apart
 VOCABULARY = 8192  # rows of the unembedding that are widened to float32 at one time
 
@@ -136,6 +140,17 @@ def _turns(x: Float[Tensor, "row position head d"], at: Sequence[int], where: st
     return turns
 
 
+def _in_turn(reading: Callable[Concatenate[ModuleSource, P], R]) -> Callable[Concatenate[ModuleSource, P], R]:
+    """A reading during which no other thread runs the model."""
+
+    @functools.wraps(reading)
+    def read(self: ModuleSource, *args: P.args, **kwargs: P.kwargs) -> R:
+        with alone(self.model):
+            return reading(self, *args, **kwargs)
+
+    return read
+
+
 class ModuleSource:
     """Source of `Weights` in a transformers model; implements `interp.weights.weights.Source`."""
 
@@ -150,6 +165,7 @@ class ModuleSource:
         self.d_vocab = len(next(model.get_input_embeddings().parameters()))
         self.half = next(model.parameters()).itemsize < 4
 
+    @_in_turn
     def layer(self, layer: int) -> LayerWeights:
         """Everything one layer's attention is made of.
 
@@ -188,6 +204,7 @@ class ModuleSource:
             softcap=part.softcap,
         )
 
+    @_in_turn
     def mlp(self, layer: int) -> MLPWeights:
         """W_in, W_gate and W_out of a layer, with the norms around them."""
         writes, reads = self.around(layer)
@@ -203,6 +220,7 @@ class ModuleSource:
         """Whether a module is none of the model's own."""
         return False
 
+    @_in_turn
     def positions(self) -> Float[Tensor, "position d_model"]:
         """Input of the first layer less the token's row of W_E, which must be the same whatever the tokens are."""
         if self.context is None:
@@ -237,17 +255,20 @@ class ModuleSource:
         finally:
             handle.remove()
 
+    @_in_turn
     def _short_pass(self, ids: Tensor | None = None) -> None:
         ids = torch.arange(PROBE)[None] % self.d_vocab if ids is None else ids
         with self.unedited(), evaluating(self.model), torch.no_grad(), contextlib.suppress(StopForward):
             self.model(input_ids=ids.to(input_device(self.model)), use_cache=False)
 
+    @_in_turn
     def turns(
         self, layer: int, positions: Sequence[int]
     ) -> tuple[Float[Tensor, "position d_head d_head"], Float[Tensor, "position d_head d_head"]]:
         """Rotations of q and k at each position."""
         return self.reader.turns(self.parts[layer], positions)
 
+    @_in_turn
     def embed(self, ids: Int[Tensor, " token"]) -> Float[Tensor, "token d_embed"]:
         """Rows of W_E.
 
@@ -310,6 +331,7 @@ class ModuleSource:
                     return parameter
         return None
 
+    @_in_turn
     def _logits(self, x: Tensor) -> Tensor:
         """Output of the unembedding module, in its own precision."""
         module = self.anatomy.unembed

@@ -7,7 +7,6 @@ holds for any input, and a checkpoint's own embeddings may be zero just where it
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from interp.attention import Call, Recorder, intercept
 from interp.backends.hf.read_norms import forgets_scale
 from interp.errors import BackendError, InterpError
 from interp.numerics import device_of
+from interp.parallel import cached_property
 
 PROBE = 2  # tokens; one would hide the difference between causal and not
 AMPLITUDE = 0.1  # of the noise: small beside what normed attention and MLP add, so that their sum is seen exactly

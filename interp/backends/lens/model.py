@@ -33,12 +33,12 @@ from interp.backends.plan.arguments import check_mode, edit_list, layer_number, 
 from interp.backends.plan.budget import check_memory
 from interp.backends.plan.checks import check_reached, check_sites, check_span, check_visited, unreached
 from interp.backends.plan.places import Place, changes
-from interp.backends.turn import State, exclusive, taken
+from interp.backends.turn import State, exclusive, taken, turn_of
 from interp.batch import Batch, Prompts
 from interp.edits import Edit
 from interp.errors import BackendError
 from interp.model import Capture, ModelInfo, Start, Steps
-from interp.numerics import evaluating
+from interp.numerics import evaluating, share
 from interp.run import AttentionRun, Run
 from interp.sites import MODULE, Site
 from interp.weights.stream import Reads, Writes
@@ -67,6 +67,7 @@ class LensModel(ModuleModel):
         self.bridge = bridge
         self.tokenizer = bridge.tokenizer
         self.torch_module = bridge.original_model
+        share(bridge, turn_of(self.torch_module).alone)
         self._standing: list[Edit] = []
         with evaluating(self.torch_module), torch.no_grad():
             self.parts = observe(bridge, self._call)
@@ -170,9 +171,7 @@ class LensModel(ModuleModel):
             finally:
                 self._standing[:] = before
 
-    @property
-    def edits(self) -> tuple[Edit, ...]:
-        """Edits in force: those of every `editing` context that is open, outer ones first."""
+    def _in_force(self) -> tuple[Edit, ...]:
         return tuple(self._standing)
 
     def state(self) -> State:

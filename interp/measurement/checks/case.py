@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from interp.loading.load import load
@@ -15,6 +15,7 @@ from interp.measurement.declaration import Analysis
 from interp.measurement.planted import cheap, mechanisms, questions
 from interp.measurement.registry import analyze
 from interp.model import Model
+from interp.parallel import cached_property
 from interp.results.results import Result
 
 if TYPE_CHECKING:
