@@ -74,7 +74,7 @@ def load(
     from interp.loading.hooked.native import is_native, native_decoder
     from interp.loading.stacks import one_stack
 
-    _check_options(remote, strip_prefix)
+    _check_options(remote, strip_prefix, tokenizer)
     if is_native(source):
         tokenizer, source = tokenizer or own_tokenizer(source), native_decoder(source)
     runner = backend_for(source, backend, remote=remote)
@@ -111,7 +111,7 @@ def _adopted(adopt: Adopt, source: Any, remote: bool | str, tokenizer: PreTraine
     return model
 
 
-def _check_options(remote: object, strip_prefix: object) -> None:
+def _check_options(remote: object, strip_prefix: object, tokenizer: object) -> None:
     """Refuse options of another type.
 
     Raises:
@@ -122,4 +122,10 @@ def _check_options(remote: object, strip_prefix: object) -> None:
     if strip_prefix is not None and not isinstance(strip_prefix, str):
         raise ModelLoadError(
             f"strip_prefix is what stands in front of keys, as text; got {type(strip_prefix).__name__}"
+        )
+    if tokenizer is not None and not (callable(tokenizer) and callable(getattr(tokenizer, "decode", None))):
+        raise ModelLoadError(
+            f"tokenizer is one of transformers; got {type(tokenizer).__name__}. From a name or folder: "
+            "transformers.AutoTokenizer.from_pretrained(...); from a tokenizers.Tokenizer: "
+            "transformers.PreTrainedTokenizerFast(tokenizer_object=...)"
         )

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import tokenizers
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -233,6 +234,14 @@ def test_a_hub_id_offline():
 def test_a_broken_tokenizer(copy):
     (copy / "tokenizer.json").write_text("{ not json")
     refused(copy, "cannot read the tokenizer in")
+
+
+@pytest.mark.parametrize(
+    "tokenizer", ["gpt2", 3, {}, torch.tensor([1, 2]), tokenizers.Tokenizer(tokenizers.models.BPE())]
+)
+def test_what_is_no_tokenizer(tokenizer):
+    with pytest.raises(ModelLoadError, match="AutoTokenizer.from_pretrained"):
+        interp.load(build("llama"), tokenizer=tokenizer)
 
 
 def test_a_notebook_sees_the_facts_of_a_model_and_its_name_as_text():
