@@ -83,6 +83,9 @@ class _Spaced:
     def convert_ids_to_tokens(self, ids):
         return [f"t{i}" for i in ids]
 
+    def decode(self, ids):
+        return "".join(self.convert_ids_to_tokens(ids))
+
 
 @pytest.mark.parametrize(
     ("text", "form"), [("Mary", "' Mary' is one"), (" Tom", "'Tom' is one"), ("x", "' x' is not one")]
