@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from circuits.evaluation._faithfulness import LEAST
-from circuits.features.node_graph import ANALYSIS, EXTRA, FeatureCircuit
+from circuits.features.node_graph import ANALYSIS, EXTRA, FeatureCircuit, sites_of
 from circuits.features.node_sets import NodeSetVerdict, judge, masks_of, random_nodes, share
-from circuits.features.node_sites import Given, node_sites
+from circuits.features.node_sites import Given
 from interp.edits import Edit
 from interp.errors import SchemaError, TaskError
 from interp.model import Model
@@ -67,22 +67,16 @@ def judge_features(
         SchemaError: a circuit from a file or of other dictionaries, a size that there is not, no random set.
         TaskError: an unknown option, or a metric that is the same with every node taken out.
     """
-    sites = node_sites(model, dictionaries, elsewhere=_elsewhere(circuit))
-    if circuit.ranking is None:
-        raise SchemaError("a circuit that was read from a file has no ranking to draw from; find it again")
-    if [str(s.site) for s in sites] != list(circuit.sites["site"]):
-        raise SchemaError(
-            f"these dictionaries are of {', '.join(str(s.site) for s in sites)}; the circuit's are others"
-        )
+    sites = sites_of(model, circuit, dictionaries)
     numbers = [len(circuit.nodes)] if sizes is None else list(sizes)
-    if n_random < 1 or any(not 0 < n <= len(circuit.ranking) for n in numbers):
-        raise SchemaError(f"expected n_random of 1 or more, and sizes of 1 to {len(circuit.ranking)}; got {numbers}")
+    if n_random < 1 or not numbers:
+        raise SchemaError("expected n_random of 1 or more, and a size at least")
     case = Case.of(model, task, metric=metric)
-    at = places(model, case.task, _positions(circuit))
+    at = places(model, case.task, circuit.option("positions", None))
     sets = []
     for n in numbers:
-        chosen = circuit.ranking.take(np.arange(n))
-        draws = [random_nodes(chosen, circuit.ranking, seed=seed + i) for i in range(n_random)]
+        chosen, every = circuit.chosen(n), circuit.chosen(circuit.n_changing)
+        draws = [random_nodes(chosen, every, seed=seed + i) for i in range(n_random)]
         sets += [masks_of(sites, len(at), own) for own in (chosen, *draws)]
     verdict = judge(case, sites, at, sets, errors=errors, ablation=ablation, reference=reference, batch_size=batch_size)
     if abs(verdict.full.mean() - verdict.empty.mean()) < LEAST:
@@ -121,16 +115,3 @@ def verdict_rows(verdict: NodeSetVerdict, sizes: Sequence[int], *, seed: int) ->
                 }
             )
     return pd.DataFrame(rows)
-
-
-def _elsewhere(circuit: FeatureCircuit) -> str:
-    return str(_option(circuit, "elsewhere", "error"))
-
-
-def _positions(circuit: FeatureCircuit) -> str | list[str] | None:
-    return _option(circuit, "positions", None)
-
-
-def _option(circuit: FeatureCircuit, name: str, default: object) -> object:
-    call = circuit.provenance.get("call", {})
-    return call.get("passed", {}).get(name, call.get("defaults", {}).get(name, default))

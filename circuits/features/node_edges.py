@@ -49,7 +49,7 @@ class Cut:
     """One forward pass of some clean prompts in which what stands at each node site goes on as a value of its own.
 
     What is read at a site then depends on the values of earlier sites directly, through no other node: gradients stop
-    at every site in between.
+    at every site in between. With `only`, a site by number, the others are as the pass makes them.
     """
 
     def __init__(
@@ -59,11 +59,12 @@ class Cut:
         values: Mapping[Site, Float[Tensor, "batch pos d"]],
         *,
         attached: bool = False,
+        only: int | None = None,
     ) -> None:
         self.case, self.sites = case, sites
         self.leaves = [values[s.site].clone().requires_grad_(attached) for s in sites]
         self.last = Site("resid_post", case.model.info.n_layers - 1)
-        self.passage = Passage(sites, lambda i, _: self.leaves[i], others=[self.last])
+        self.passage = Passage(sites, lambda i, _: self.leaves[i] if only in (None, i) else None, others=[self.last])
         with case.model.frozen(), torch.set_grad_enabled(attached):
             case.model.run(case.task.clean, edits=self.passage.edits, stop=self.last.first, gradients=attached)
 
@@ -96,7 +97,7 @@ def links(portions: Sequence[Portion], sites: Sequence[NodeSite], nodes: Nodes, 
     rows: dict[int, np.ndarray] = {}
     n = sum(len(p.case) for p in portions)
     for portion in portions:
-        sources = _Sources(portion, sites, nodes, places)
+        sources = Sources(portion, sites, nodes, places)
         cut = Cut(portion.case, sites, portion.acts, attached=True)
         _count(rows, METRIC, sources.effects(_grads(cut.metric().sum(), cut.leaves)))
         for i in range(len(sites)):
@@ -105,8 +106,8 @@ def links(portions: Sequence[Portion], sites: Sequence[NodeSite], nodes: Nodes, 
                 continue
             f = cut.features(i)
             for target in targets.tolist():
-                value = _value(cut, portion, i, f, int(nodes.feature[target]), sources.masks[nodes.place[target]])
-                _count(rows, target, sources.effects(_grads(value, cut.leaves[:i])))
+                value = node_value(cut, portion, i, f, int(nodes.feature[target]), sources.masks[nodes.place[target]])
+                _count(rows, target, sources.effects(_grads(value.sum(), cut.leaves[:i])))
     sums = np.stack([rows.get(t, np.zeros((2, len(nodes)))) for t in range(METRIC, len(nodes))])
     target, source = np.nonzero(sums[:, 0])
     weight = sums[target, 0, source] / n
@@ -115,14 +116,14 @@ def links(portions: Sequence[Portion], sites: Sequence[NodeSite], nodes: Nodes, 
     return Links(source, target + METRIC, weight, se)
 
 
-def _value(cut: Cut, portion: Portion, i: int, f: Tensor, feature: int, mask: Tensor) -> Float[Tensor, ""]:
-    """(dm/dd) d summed over tokens and prompts, with a gradient through d alone."""
+def node_value(cut: Cut, portion: Portion, i: int, f: Tensor, feature: int, mask: Tensor) -> Float[Tensor, " batch"]:
+    """(dm/dd) d of each prompt, summed over tokens, with a gradient through d alone."""
     g, own, change = portion.grads[i], cut.sites[i], portion.changes[i]
     if feature == ERROR:
-        return (cut.error(i, f) * g * mask[..., None]).sum()
+        return (cut.error(i, f) * g * mask[..., None]).sum((1, 2))
     w = own.directions(torch.tensor([feature], device=g.device)).to(g)[0]
     slope = (g @ w) * change.factor[..., 0] * mask
-    return (f[..., feature].to(g) * slope).sum()
+    return (f[..., feature].to(g) * slope).sum(1)
 
 
 def _grads(value: Tensor, leaves: Sequence[Tensor]) -> list[Tensor | None]:
@@ -138,7 +139,7 @@ def _count(rows: dict[int, np.ndarray], target: int, effects: Tensor | None) -> 
         rows[target] = rows[target] + sums if target in rows else sums
 
 
-class _Sources:
+class Sources:
     """What each node of a portion changes, for products with gradients."""
 
     def __init__(self, portion: Portion, sites: Sequence[NodeSite], nodes: Nodes, places: list[Place]) -> None:
@@ -168,6 +169,17 @@ class _Sources:
             parts.append((row, pos, w, number[feature]))
         row, pos, w, node = (torch.cat(column) for column in zip(*parts, strict=True))
         return row, pos, w, node
+
+    def moved(self, node: int, nodes: Nodes) -> dict[Site, Float[Tensor, "batch pos d"]]:
+        """Activations at every site, one node put to the baseline."""
+        i = int(nodes.site[node])
+        site, acts = self.sites[i].site, dict(self.portion.acts)
+        if nodes.feature[node] == ERROR:
+            mask = self.masks[nodes.place[node]]
+            return acts | {site: acts[site] + self.portion.changes[i].rest * mask[..., None]}
+        row, pos, w, owner = self.entries[i]
+        own = owner == node
+        return acts | {site: acts[site].index_put((row[own], pos[own]), w[own], accumulate=True)}
 
     def effects(self, grads: Sequence[Tensor | None]) -> Float[Tensor, "batch node"] | None:
         """Of every node on each prompt, where gradients at the sites are given; None where there is none."""

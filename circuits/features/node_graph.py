@@ -16,9 +16,10 @@ from circuits.features.feature_graph import FeatureGraph, Node
 from circuits.features.influence import Edges
 from circuits.features.node_edges import METRIC, Links
 from circuits.features.node_effects import ERROR, Nodes
-from circuits.features.node_sites import ORDER, NodeSite
+from circuits.features.node_sites import ORDER, Given, NodeSite, node_sites
 from circuits.features.picture import draw as draw_graph
 from interp.errors import SchemaError
+from interp.model import Model
 from interp.patching.places import Place
 from interp.results.results import Result, frame
 from interp.sites import Site
@@ -97,6 +98,29 @@ class FeatureCircuit:
         sites["share"] = sites["effect"] / result.provenance["change"]
         return cls(nodes, edges, sites[list(SITE_COLUMNS)], provenance=result.provenance)
 
+    @property
+    def n_changing(self) -> int:
+        """Nodes that change on any prompt, of which these are the strongest."""
+        return int(self.sites["nodes"].sum())
+
+    def option(self, name: str, default: Any) -> Any:
+        """What `feature_circuit` was called with."""
+        call = self.provenance.get("call", {})
+        return call.get("passed", {}).get(name, call.get("defaults", {}).get(name, default))
+
+    def chosen(self, n: int | None = None) -> Nodes:
+        """The n strongest of all nodes; without n the circuit's own, in the order of `nodes`.
+
+        Raises:
+            SchemaError: a circuit from a file, or more nodes than there are.
+        """
+        if self.ranking is None:
+            raise SchemaError("a circuit that was read from a file has no ranking to draw from; find it again")
+        count = len(self.nodes) if n is None else n
+        if not 0 < count <= len(self.ranking):
+            raise SchemaError(f"{count} nodes; expected 1 to {len(self.ranking)}, those that change")
+        return self.ranking.take(np.arange(count))
+
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the tables to `.parquet`, `.json` or `.csv`; `load` reads the first."""
         return self.result().save(path)
@@ -154,6 +178,20 @@ class FeatureCircuit:
     def _repr_html_(self) -> str:
         """Strongest nodes for a notebook."""
         return self.nodes.head(20).to_html(index=False, na_rep="", float_format=lambda x: f"{x:.3g}")
+
+
+def sites_of(model: Model, circuit: FeatureCircuit, dictionaries: Given) -> tuple[NodeSite, ...]:
+    """Where a circuit's nodes stand, with the dictionaries that it was found with.
+
+    Raises:
+        SchemaError: they are of other sites.
+    """
+    sites = node_sites(model, dictionaries, elsewhere=circuit.option("elsewhere", "error"))
+    if [str(s.site) for s in sites] != list(circuit.sites["site"]):
+        raise SchemaError(
+            f"these dictionaries are of {', '.join(str(s.site) for s in sites)}; the circuit's are others"
+        )
+    return sites
 
 
 NODE_COLUMNS = (
