@@ -101,9 +101,7 @@ def feature_circuit(
     table, change = _sites(parts, sites, tally, every.site)
     own = {
         "metric": case.metric,
-        "method": attribution,
-        "baseline": baseline,
-        "sites": [str(s.site) for s in sites],
+        "sites": {str(s.site): s.size for s in sites},
         "n_changing": len(every),
         "change": change,
         "completeness_residual": float(table["residual"].abs().max()),

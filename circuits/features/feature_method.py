@@ -8,7 +8,7 @@ import pandas as pd
 
 from circuits.features._feature_circuit import feature_circuit
 from circuits.features.feature_judge import judge_features
-from circuits.features.node_sites import Given
+from circuits.features.node_sites import Given, dictionaries_of
 from circuits.methods import circuit_method
 from interp.errors import SchemaError
 from interp.model import Model
@@ -70,7 +70,7 @@ def features(
     found, judged = (
         (task, task) if not n_judged else (task.select(slice(0, -n_judged)), task.select(slice(-n_judged, None)))
     )
-    own = {"dictionaries": dictionaries, "metric": metric, "batch_size": batch_size}
+    own = {"dictionaries": dictionaries_of(model, dictionaries), "metric": metric, "batch_size": batch_size}
     circuit = feature_circuit(
         model,
         found,

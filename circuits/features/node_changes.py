@@ -25,7 +25,7 @@ class Change:
 
     Attributes:
         row, pos, feature, delta, value: of each entry: prompt, column, feature, f' - f, and f on the clean prompt; those
-            of real tokens at which f or f' is not 0.
+            of real tokens at which f' is not f.
         rest: of the error node: all of x' - x that features do not carry (skip connections and constants included).
         factor: of the directions, where the dictionary undoes a normalisation of the clean input; else 1.
     """
@@ -119,7 +119,7 @@ def change(place: NodeSite, own: Mapping[Site, Tensor], other: Mapping[Site, Ten
     new = torch.zeros_like(f) if other is None else place.encode(other[place.reads])
     written, after = place.decode(f, x_in).to(x), place.decode(new, x_in).to(x)
     total = (after if other is None else other[place.site]) - x
-    row, pos, feature = (((f != 0) | (new != 0)) & mask.to(f.device)[..., None]).nonzero().T
+    row, pos, feature = ((f != new) & mask.to(f.device)[..., None]).nonzero().T
     value = f[row, pos, feature].to(x)
     return Change(
         row=row,

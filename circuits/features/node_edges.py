@@ -72,11 +72,13 @@ class Cut:
         """What the dictionary of a site makes of what comes to it."""
         return self.sites[i].encode(self.passage.read(i))
 
-    def error(self, i: int, f: Float[Tensor, "batch pos feature"]) -> Float[Tensor, "batch pos d"]:
-        """What comes to a site and is not in its features; divisors and skips of the dictionary are held."""
+    def error(
+        self, i: int, f: Float[Tensor, "batch pos feature"], clean: Float[Tensor, "batch pos d"]
+    ) -> Float[Tensor, "batch pos d2"]:
+        """What comes to a site and is not in its features; `clean` is what divisors and skips are held at."""
         own = self.sites[i]
         x = self.passage.pre[own.site]
-        return x if own.dictionary is None else x - own.decode(f, self.passage.read(i).detach())
+        return x if own.dictionary is None else x - own.decode(f, clean)
 
     def metric(self) -> Float[Tensor, " batch"]:
         """The metric of each prompt, from what goes on behind the last layer."""
@@ -120,7 +122,7 @@ def node_value(cut: Cut, portion: Portion, i: int, f: Tensor, feature: int, mask
     """(dm/dd) d of each prompt, summed over tokens, with a gradient through d alone."""
     g, own, change = portion.grads[i], cut.sites[i], portion.changes[i]
     if feature == ERROR:
-        return (cut.error(i, f) * g * mask[..., None]).sum((1, 2))
+        return (cut.error(i, f, portion.acts[own.reads]) * g * mask[..., None]).sum((1, 2))
     w = own.directions(torch.tensor([feature], device=g.device)).to(g)[0]
     slope = (g @ w) * change.factor[..., 0] * mask
     return (f[..., feature].to(g) * slope).sum(1)

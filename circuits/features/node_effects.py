@@ -36,8 +36,8 @@ class Nodes:
     Attributes:
         site, place, feature: numbers of each; `ERROR` for an error node.
         effect, se: mean over prompts of the effect and its standard error, prompts without the node counted as 0.
-        value: mean over prompts of the sum of activations on the clean prompt; of an error, of the length of what
-            changes.
+        value: mean over prompts of the sum of clean activations at tokens where it changes; of an error, of the
+            lengths of its changes.
         active: prompts on which it changes.
     """
 

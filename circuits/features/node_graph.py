@@ -50,7 +50,7 @@ class FeatureCircuit:
 
     Attributes:
         nodes: a row for each node chosen, the largest |effect| first: name, site, layer, feature (-1: the error node),
-            position, role, token, effect, se, activation (mean over prompts, summed over tokens), active (prompts).
+            position, role, token, effect, se, activation (on clean prompts, at tokens where it changes), active (prompts).
         edges: a row for each edge chosen, the largest |weight| first: source, target ("metric" at the end), weight, se.
         sites: a row for each site: site, nodes (that change), effect (sum over them), measured (change of the metric
             with the whole site put to the baseline), residual (the difference), share (of the metric's change).
@@ -89,14 +89,15 @@ class FeatureCircuit:
             SchemaError: a result of something else.
         """
         table = result.table
+        facts = result.provenance.get("scores", result.provenance)  # those of the method, where it was run by its name
         if set(table["analysis"]) != {ANALYSIS}:
             raise SchemaError(f"no feature circuit: a result of {', '.join(sorted(set(table['analysis'])))}")
         by = {name: table[table["variant"] == name].reset_index(drop=True) for name in ("node", "edge", "site")}
         nodes = by["node"].rename(columns={"component": "name", "value": "effect", "n": "active"})[list(NODE_COLUMNS)]
         edges = by["edge"].rename(columns={"value": "weight"})[["source", "target", "weight", "se"]]
         sites = by["site"].rename(columns={"value": "effect", "n": "nodes"})
-        sites["share"] = sites["effect"] / result.provenance["change"]
-        return cls(nodes, edges, sites[list(SITE_COLUMNS)], provenance=result.provenance)
+        sites["share"] = sites["effect"] / facts["change"]
+        return cls(nodes, edges, sites[list(SITE_COLUMNS)], provenance=facts)
 
     @property
     def n_changing(self) -> int:
@@ -184,13 +185,12 @@ def sites_of(model: Model, circuit: FeatureCircuit, dictionaries: Given) -> tupl
     """Where a circuit's nodes stand, with the dictionaries that it was found with.
 
     Raises:
-        SchemaError: they are of other sites.
+        SchemaError: they are others.
     """
     sites = node_sites(model, dictionaries, elsewhere=circuit.option("elsewhere", "error"))
-    if [str(s.site) for s in sites] != list(circuit.sites["site"]):
-        raise SchemaError(
-            f"these dictionaries are of {', '.join(str(s.site) for s in sites)}; the circuit's are others"
-        )
+    own, known = {str(s.site): s.size for s in sites}, circuit.provenance.get("sites", {})
+    if own.keys() != known.keys() or not np.allclose([*own.values()], [*known.values()], rtol=1e-4):
+        raise SchemaError(f"these dictionaries are of {', '.join(own)}; the circuit's are others, of {', '.join(known)}")
     return sites
 
 
@@ -210,7 +210,8 @@ def node_table(nodes: Nodes, sites: Sequence[NodeSite], places: Sequence[Place])
     table = pd.DataFrame(rows, columns=["site", "layer", "feature", "role", "position", "token"])
     table["name"] = [_name(row) for _, row in table.iterrows()]
     numbers = {"effect": nodes.effect, "se": nodes.se, "activation": nodes.value, "active": nodes.active}
-    return table.assign(**numbers)[list(NODE_COLUMNS)]
+    types = {"site": "str", "name": "str", "role": "str", "token": "str", "layer": "Int64", "position": "Int64"}
+    return table.assign(**numbers)[list(NODE_COLUMNS)].astype(types)
 
 
 def edge_table(links: Links, names: Sequence[str]) -> pd.DataFrame:

@@ -52,6 +52,12 @@ class NodeSite:
         return 0 if self.dictionary is None else self.dictionary.n_features
 
     @property
+    def size(self) -> list[float]:
+        """Features and the length of the decoder: one dictionary from another."""
+        d = self.dictionary
+        return [0, 0.0] if d is None else [d.n_features, float(d.w_dec.double().norm())]
+
+    @property
     def depth(self) -> tuple[int, int]:
         """Place in the forward pass."""
         return (-1 if self.site.first is None else self.site.first, ORDER.index(self.site.kind))
@@ -98,15 +104,15 @@ def node_sites(model: Model, dictionaries: Given, *, elsewhere: str = "error") -
     """
     if elsewhere not in ELSEWHERE:
         raise SchemaError(f"unknown elsewhere {elsewhere!r}; {nearest(elsewhere, ELSEWHERE)}")
-    members = coordinates(model).members if dictionaries is None else _members(model, dictionaries)
+    members = dictionaries_of(model, dictionaries).members
     sites: dict[Site, NodeSite] = {}
     for d in members:
-        if d.site_in is None or len(d.sites_out) != 1:
-            _refuse(d)
+        if len(d.sites_out) != 1:
+            raise NotApplicable(
+                f"{d!r} writes at {len(d.sites_out)} sites; nodes of a feature circuit have one: take `attribution_graph`"
+            )
         site = d.sites_out[0]
-        if site in sites:
-            raise SchemaError(f"two dictionaries write at {site}; a feature circuit has one for each site")
-        for place in (d.site_in, site):
+        for place in (d.site_in or site, site):
             if place.kind not in ORDER or place.head is not None or (place.first != place.last):
                 raise NotApplicable(f"{place}: nodes stand at a whole activation, one of {', '.join(ORDER)}")
         model.info.layers_of(site)  # refuses a layer that there is not
@@ -119,26 +125,35 @@ def node_sites(model: Model, dictionaries: Given, *, elsewhere: str = "error") -
     return tuple(s.to(model.device) for s in sorted(sites.values(), key=lambda s: s.depth))
 
 
-def _members(model: Model, dictionaries: Given) -> list[Dictionary]:
-    parts = [dictionaries] if isinstance(dictionaries, Dictionary | Dictionaries) else dictionaries
+def dictionaries_of(model: Model, dictionaries: Given) -> Dictionaries:
+    """The dictionaries meant, loaded and checked against the model where they are named.
+
+    Raises:
+        SchemaError: something that is none, or nothing.
+        ModelLoadError: files that are missing, or of another model.
+    """
+    if dictionaries is None:
+        return coordinates(model)
+    if isinstance(dictionaries, Dictionaries):
+        return dictionaries
+    parts = [dictionaries] if isinstance(dictionaries, Dictionary) else dictionaries
     if isinstance(parts, str):
         parts = [part.strip() for part in parts.split(",")]
     members: list[Dictionary] = []
-    for part in parts or ():
+    for part in parts:
         if not isinstance(part, str | Dictionary | Dictionaries):
             raise SchemaError(f"dictionaries: expected Dictionary, Dictionaries or where they lie; got {part!r:.40}")
         members += (load(part, model) if isinstance(part, str) else part).members
     if not members:
         raise SchemaError("no dictionaries; leave the argument out for coordinates as features")
-    return members
-
-
-def _refuse(d: Dictionary) -> None:
-    if d.site_in is None or not d.sites_out:
-        raise SchemaError(f"{d!r} does not say where it belongs; give its sites: dictionary.at('L3.resid_post')")
-    raise NotApplicable(
-        f"{d!r} writes at {len(d.sites_out)} sites; nodes of a feature circuit have one: take `attribution_graph`"
-    )
+    for d in members:
+        if d.site_in is None or not d.sites_out:
+            raise SchemaError(f"{d!r} does not say where it belongs; give its sites: dictionary.at('L3.resid_post')")
+    outs = [d.sites_out[0] for d in members]
+    for site in outs:
+        if outs.count(site) > 1:
+            raise SchemaError(f"two dictionaries write at {site}; a feature circuit has one for each site")
+    return Dictionaries(tuple(members))
 
 
 def flat(x: Tensor) -> Float[Tensor, "batch pos d"]:
