@@ -85,8 +85,8 @@ if TYPE_CHECKING:
     from circuits.evaluation.truth import judge_nodes as judge_nodes
     from circuits.evaluation.truth import planted as planted
     from circuits.evaluation.truth import published as published
-    from circuits.features._sae_codes import sae_codes as sae_codes
     from circuits.features._feature_circuit import feature_circuit as feature_circuit
+    from circuits.features._sae_codes import sae_codes as sae_codes
     from circuits.features.attribute import attribution_graph as attribution_graph
     from circuits.features.edge_check import check_edges as check_edges
     from circuits.features.feature_edge_check import check_feature_edges as check_feature_edges

@@ -1,9 +1,8 @@
-"""`feature_circuit`: which features of dictionaries a metric depends on, and through which others (Marks et al. 2024)."""
+"""`feature_circuit`: which features of dictionaries a metric depends on, and through which others."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd

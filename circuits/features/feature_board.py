@@ -68,9 +68,9 @@ def feature_board(
 ) -> pd.DataFrame:
     """One row for each planted model and attribution: how edges are ranked, and what interventions say of them.
 
-    Columns: auroc, average_precision, planted edges and pairs (`judge_planted_edges`); residual, the largest of the sums
-    at sites over the metric's change; held, model, random: rank correlations of `check_feature_edges`; seconds of the
-    circuit.
+    Columns: auroc, average_precision, planted edges and pairs (`judge_planted_edges`); residual, the largest of the
+    sums at sites over the metric's change; held, model, random: rank correlations of `check_feature_edges`;
+    seconds of the circuit.
     """
     rows = []
     for seed in seeds:

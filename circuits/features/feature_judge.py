@@ -34,7 +34,7 @@ def judge_features(
     errors: str = "nodes",
     ablation: str = "mean",
     reference: PromptTask | None = None,
-    n_random: int = 10,
+    n_random: int = 20,
     metric: AnyMetric | None = None,
     batch_size: int = 16,
     seed: int = 0,

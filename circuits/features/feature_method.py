@@ -53,7 +53,7 @@ def features(
     edge_threshold: float | None = None,
     errors: str = "nodes",
     removal: str = "mean",
-    n_sets: int = 10,
+    n_sets: int = 20,
     judge_share: float = 0.5,
 ) -> Result:
     """`feature_circuit` on the first prompts and `judge_features` on the last, a share `judge_share` of them.

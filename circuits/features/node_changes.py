@@ -24,8 +24,8 @@ class Change:
     """x' - x = sum over entries of delta w + rest, w what one unit of the entry's feature writes at its token.
 
     Attributes:
-        row, pos, feature, delta, value: of each entry: prompt, column, feature, f' - f, and f on the clean prompt; those
-            of real tokens at which f' is not f.
+        row, pos, feature, delta, value: of each entry: prompt, column, feature, f' - f, and f on the clean prompt;
+            those of real tokens at which f' is not f.
         rest: of the error node: all of x' - x that features do not carry (skip connections and constants included).
         factor: of the directions, where the dictionary undoes a normalisation of the clean input; else 1.
     """

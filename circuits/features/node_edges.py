@@ -88,7 +88,7 @@ class Cut:
 
 
 def links(portions: Sequence[Portion], sites: Sequence[NodeSite], nodes: Nodes, places: list[Place]) -> Links:
-    """Weights of all edges between nodes, and from nodes to the metric:
+    """Weights of all edges between nodes, and from nodes to the metric.
 
         w(u -> d) = sum over tokens of (dm/dd) (dd/du) (u' - u),
 

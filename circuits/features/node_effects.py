@@ -15,7 +15,6 @@ from circuits.features.node_sites import NodeSite, flat
 from interp.edits import Edit, Replace
 from interp.errors import TaskError, nearest
 from interp.model import Start
-from interp.patching.case import Case
 from interp.patching.metric_gradients import metric_gradients
 from interp.patching.places import Place
 from interp.patching.quadrature import points
@@ -165,8 +164,8 @@ class Tally:
         """Means over all prompts counted."""
         n = sum(len(x) for x in self.totals[0])
         if not self.parts:
-            empty = np.zeros(0)
-            return Nodes(*(empty.astype(int),) * 3, *(empty,) * 3, empty.astype(int))
+            empty, none = np.zeros(0), np.zeros(0, dtype=int)
+            return Nodes(none, none, none, empty, empty, empty, none)
         names = np.concatenate([np.concatenate(part[:3], 1) for part in self.parts])
         sums = np.concatenate([part[3] for part in self.parts])
         keys, number = np.unique(names, axis=0, return_inverse=True)
@@ -175,7 +174,8 @@ class Tally:
         mean = total[:, 0] / n
         spread = np.maximum(total[:, 1] / n - mean**2, 0)
         se = np.sqrt(spread / (n - 1)) if n > 1 else np.full(len(keys), np.nan)
-        return Nodes(*keys.T, mean, se, total[:, 2] / n, total[:, 3].astype(int))
+        site, place, feature = keys.T
+        return Nodes(site, place, feature, mean, se, total[:, 2] / n, total[:, 3].astype(int))
 
     def sums(self) -> Float[np.ndarray, "site prompt"]:
         """Of each prompt, the effects of all nodes of a site, whatever their place."""

@@ -50,7 +50,8 @@ class FeatureCircuit:
 
     Attributes:
         nodes: a row for each node chosen, the largest |effect| first: name, site, layer, feature (-1: the error node),
-            position, role, token, effect, se, activation (on clean prompts, at tokens where it changes), active (prompts).
+            position, role, token, effect, se, activation (on clean prompts, at tokens where it changes), active (on how
+            many prompts).
         edges: a row for each edge chosen, the largest |weight| first: source, target ("metric" at the end), weight, se.
         sites: a row for each site: site, nodes (that change), effect (sum over them), measured (change of the metric
             with the whole site put to the baseline), residual (the difference), share (of the metric's change).
@@ -66,7 +67,7 @@ class FeatureCircuit:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def result(self) -> Result:
-        """Everything in the columns of every result, by variant:
+        """Everything in the columns of every result, by variant.
 
         node   value: effect of the node `component`, with se, activation; n: prompts on which it changes;
         edge   value: weight from `source` to `target`;
@@ -190,7 +191,7 @@ def sites_of(model: Model, circuit: FeatureCircuit, dictionaries: Given) -> tupl
     sites = node_sites(model, dictionaries, elsewhere=circuit.option("elsewhere", "error"))
     own, known = {str(s.site): s.size for s in sites}, circuit.provenance.get("sites", {})
     if own.keys() != known.keys() or not np.allclose([*own.values()], [*known.values()], rtol=1e-4):
-        raise SchemaError(f"these dictionaries are of {', '.join(own)}; the circuit's are others, of {', '.join(known)}")
+        raise SchemaError(f"these dictionaries are of {', '.join(own)}; the circuit's are others: {', '.join(known)}")
     return sites
 
 

@@ -50,7 +50,7 @@ class NodeSetVerdict:
 
     @property
     def completeness(self) -> Float[np.ndarray, " set"]:
-        """1 less the faithfulness of the complement: 1 where the model without these features is as without any node."""
+        """1 - faithfulness of the complement: 1 where the model without these features is as without any node."""
         return 1 - share(self.complements.mean(1), self.full.mean(), self.empty.mean())
 
 
@@ -110,7 +110,7 @@ def judge(
     dictionary are nodes like others ("nodes"), all stay in every run ("kept"), or in none ("removed").
 
     Raises:
-        TaskError: an unknown ablation or way with errors, or prompts of a template or length that the reference does not have.
+        TaskError: an unknown ablation or way with errors, or prompts of a template or length that the reference lacks.
     """
     if ablation not in ABLATIONS:
         raise TaskError(f"unknown ablation {ablation!r}; {nearest(ablation, ABLATIONS)}")

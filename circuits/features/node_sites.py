@@ -1,4 +1,4 @@
-"""`NodeSite`: a place where a feature circuit has nodes: features of a dictionary, and what the dictionary leaves out."""
+"""`NodeSite`: a place where a feature circuit has nodes: features of a dictionary, and what it leaves out."""
 
 from __future__ import annotations
 
@@ -95,8 +95,8 @@ def node_sites(model: Model, dictionaries: Given, *, elsewhere: str = "error") -
     """Where the nodes of a feature circuit stand, in the order of the forward pass.
 
     One for each dictionary. With `elsewhere="error"` also the embedding and the output of every attention and MLP that
-    no dictionary stands for, as a single error node each; the stream between layers, all of which would be one node, has
-    none there. Without dictionaries: the coordinates of attention, MLP and stream of every layer as features.
+    no dictionary stands for, as a single error node each; the stream between layers, all of which would be one node,
+    has none there. Without dictionaries: the coordinates of attention, MLP and stream of every layer as features.
 
     Raises:
         SchemaError: two dictionaries that write at one site, one without sites, or an unknown `elsewhere`.
@@ -109,7 +109,7 @@ def node_sites(model: Model, dictionaries: Given, *, elsewhere: str = "error") -
     for d in members:
         if len(d.sites_out) != 1:
             raise NotApplicable(
-                f"{d!r} writes at {len(d.sites_out)} sites; nodes of a feature circuit have one: take `attribution_graph`"
+                f"{d!r} writes at {len(d.sites_out)} sites, and a node stands at one: take `attribution_graph`"
             )
         site = d.sites_out[0]
         for place in (d.site_in or site, site):

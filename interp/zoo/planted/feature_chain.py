@@ -50,12 +50,16 @@ class FeatureChain:
 
 @torch.no_grad()
 def feature_chain(*, seed: int = 0, noise: float = 0.02) -> FeatureChain:
-    """Tokens are two features each; a ReLU neuron of the first MLP fires on one or two of them and writes another one;
-    a head with uniform attention moves half of these; neurons of the second MLP fire on moved ones and on ones of their
-    own token, and what they write raises the answer's logit.
+    """A model drawn from a seed, in four steps.
 
-    Directions are random, so that every feature is a little of every other one; `noise` is the standard deviation of
-    what is added to each entry of the MLPs' and the head's weights, in units of 1 / sqrt(d_model) times their length.
+    A token is two features. A ReLU neuron of the first MLP fires on one or two of these and writes another one. A head
+    of uniform attention moves half of them. A neuron of the second MLP fires on moved ones, or on ones of its own
+    token, and what it writes raises the answer's logit. Directions are random: every feature is a little of
+    every other.
+
+    Args:
+        seed: of everything.
+        noise: standard deviation of what is added to each entry of the matrices that write, in units of their own.
     """
     random = torch.Generator().manual_seed(seed)
     config = GPT2Config(
@@ -71,41 +75,18 @@ def feature_chain(*, seed: int = 0, noise: float = 0.02) -> FeatureChain:
         eos_token_id=None,
     )
     model = GPT2LMHeadModel(config).eval()
-    for name, parameter in model.named_parameters():
+    weights: dict[str, Tensor] = dict(model.named_parameters())
+    for name, parameter in weights.items():
         parameter.fill_(1.0 if name.endswith(("ln_1.weight", "ln_2.weight", "ln_f.weight")) else 0.0)
     directions = {site: _directions(n, random) for site, n in SIZES.items()}
-    tokens, first, moved, last = directions.values()
-    strength = 1 + 0.5 * torch.rand(N_TOKENS, 2, generator=random)
-    chosen = torch.stack([torch.randperm(len(tokens), generator=random)[:2] for _ in range(N_TOKENS)])
-    model.transformer.wte.weight.copy_((tokens[chosen] * strength[..., None]).sum(1))
-    model.transformer.wte.weight[BLANK] = _directions(1, random)[0]
-
-    def parents_of(n_children: int, n: int) -> list[list[int]]:
-        """Every one of n is read, so that each leads to the answer; some children read two."""
-        order = torch.cat([torch.randperm(n, generator=random) for _ in range(-(-n_children // n))])
-        return [order[i::n_children].tolist() for i in range(n_children)]
-
-    names, blocks = list(SIZES), model.transformer.h
-    edges: list[tuple[Feature, Feature]] = []
-    for j, parents in enumerate(parents_of(len(first), len(tokens))):
-        _neuron(blocks[0].mlp, j, tokens[parents].sum(0), first[j])
-        edges += [((names[0], i), (names[1], j)) for i in parents]
-    sources = torch.randperm(len(first), generator=random)[: len(moved)].tolist()
-    values = slice(2 * D_MODEL, 2 * D_MODEL + len(moved))  # of the first head
-    blocks[1].attn.c_attn.weight[:, values] = first[sources].mT
-    blocks[1].attn.c_proj.weight[: len(moved)] = 0.5 * moved
-    edges += [((names[1], i), (names[2], j)) for j, i in enumerate(sources)]
-    pool = [*((names[1], i) for i in range(len(first))), *((names[2], i) for i in range(len(moved)))]
-    for j, some in enumerate(parents_of(len(last), len(pool))):
-        parents = [pool[i] for i in some]
-        _neuron(blocks[1].mlp, j, torch.stack([directions[site][i] for site, i in parents]).sum(0), last[j])
-        edges += [(parent, (names[3], j)) for parent in parents]
-    for matrix in (
-        *(w for b in blocks for w in (b.mlp.c_fc.weight, b.mlp.c_proj.weight)),
-        blocks[1].attn.c_proj.weight,
-    ):
-        matrix += noise * float(matrix.norm()) / matrix.numel() ** 0.5 * torch.randn(matrix.shape, generator=random)
-    model.lm_head.weight[ANSWER] = ((0.5 + torch.rand(len(last), 1, generator=random)) * last).sum(0)
+    _write_tokens(weights["transformer.wte.weight"], directions["L0.resid_pre"], random)
+    edges = _write_layers(weights, directions, random)
+    for name in ("h.0.mlp.c_fc", "h.0.mlp.c_proj", "h.1.mlp.c_fc", "h.1.mlp.c_proj", "h.1.attn.c_proj"):
+        matrix = weights[f"transformer.{name}.weight"]
+        size = float(matrix.norm()) / matrix.numel() ** 0.5
+        matrix.add_(noise * size * torch.randn(matrix.shape, generator=random))
+    last = directions["L1.mlp_out"]
+    weights["lm_head.weight"][ANSWER] = ((0.5 + torch.rand(len(last), 1, generator=random)) * last).sum(0)
     return FeatureChain(model, directions, tuple(edges), seed)
 
 
@@ -115,7 +96,46 @@ def _directions(n: int, random: torch.Generator) -> Float[Tensor, "feature d_mod
     return torch.nn.functional.normalize(x - x.mean(1, keepdim=True), dim=1)
 
 
-def _neuron(mlp: torch.nn.Module, j: int, read: Tensor, write: Tensor) -> None:
+def _write_tokens(embedding: Tensor, features: Tensor, random: torch.Generator) -> None:
+    """Two features a token, and a blank of a direction of its own."""
+    strength = 1 + 0.5 * torch.rand(N_TOKENS, 2, generator=random)
+    chosen = torch.stack([torch.randperm(len(features), generator=random)[:2] for _ in range(N_TOKENS)])
+    embedding.copy_((features[chosen] * strength[..., None]).sum(1))
+    embedding[BLANK] = _directions(1, random)[0]
+
+
+def _write_layers(
+    weights: dict[str, Tensor], directions: dict[str, Tensor], random: torch.Generator
+) -> list[tuple[Feature, Feature]]:
+    """Neurons of both MLPs and the head between; the edges that this makes."""
+    names = list(directions)
+    tokens, first, moved, last = directions.values()
+    edges: list[tuple[Feature, Feature]] = []
+    for j, parents in enumerate(_parents(len(first), len(tokens), random)):
+        _write_neuron(weights, 0, j, tokens[parents].sum(0), first[j])
+        edges += [((names[0], i), (names[1], j)) for i in parents]
+    sources = torch.randperm(len(first), generator=random)[: len(moved)].tolist()
+    values = slice(2 * D_MODEL, 2 * D_MODEL + len(moved))  # of the first head
+    weights["transformer.h.1.attn.c_attn.weight"][:, values] = first[sources].mT
+    weights["transformer.h.1.attn.c_proj.weight"][: len(moved)] = 0.5 * moved
+    edges += [((names[1], i), (names[2], j)) for j, i in enumerate(sources)]
+    pool = [*((names[1], i) for i in range(len(first))), *((names[2], i) for i in range(len(moved)))]
+    for j, chosen in enumerate(_parents(len(last), len(pool), random)):
+        parents = [pool[i] for i in chosen]
+        _write_neuron(weights, 1, j, torch.stack([directions[site][i] for site, i in parents]).sum(0), last[j])
+        edges += [(parent, (names[3], j)) for parent in parents]
+    return edges
+
+
+def _parents(n_children: int, n: int, random: torch.Generator) -> list[list[int]]:
+    """Every one of n is read, so that each leads to the answer; some children read two."""
+    order = torch.cat([torch.randperm(n, generator=random) for _ in range(-(-n_children // n))])
+    return [order[i::n_children].tolist() for i in range(n_children)]
+
+
+def _write_neuron(weights: dict[str, Tensor], layer: int, j: int, read: Tensor, write: Tensor) -> None:
     """Neuron j fires where `read` is above the threshold, and writes about one unit."""
-    mlp.c_fc.weight[:, j], mlp.c_fc.bias[j] = read, -THRESHOLD
-    mlp.c_proj.weight[j] = 0.3 * write
+    mlp = f"transformer.h.{layer}.mlp"
+    weights[f"{mlp}.c_fc.weight"][:, j] = read
+    weights[f"{mlp}.c_fc.bias"][j] = -THRESHOLD
+    weights[f"{mlp}.c_proj.weight"][j] = 0.3 * write

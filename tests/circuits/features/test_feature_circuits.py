@@ -17,7 +17,7 @@ import interp
 from circuits.features import feature_edge_check
 from circuits.features.feature_board import feature_board
 from circuits.features.node_changes import portions
-from circuits.features.node_effects import ERROR, Nodes, gradients, measured
+from circuits.features.node_effects import ERROR, Nodes
 from circuits.features.node_graph import METRIC_NAME, FeatureCircuit
 from circuits.features.node_sets import judge, masks_of, random_nodes
 from circuits.features.node_sites import node_sites
