@@ -98,13 +98,8 @@ def feature_circuit(
     between = links(parts, sites, chosen, at)
     between = between.take(strongest(between.weight, n=n_edges, threshold=edge_threshold))
     table, change = _sites(parts, sites, tally, every.site)
-    own = {
-        "metric": case.metric,
-        "sites": {str(s.site): s.size for s in sites},
-        "n_changing": len(every),
-        "change": change,
-        "completeness_residual": float(table["residual"].abs().max()),
-    }
+    own = {"metric": case.metric, "sites": {str(s.site): s.size for s in sites}, "change": change}
+    own["completeness_residual"] = float(table["residual"].abs().max())
     return FeatureCircuit(nodes, edge_table(between, list(nodes["name"])), table, ranking, tuple(at), own)
 
 

@@ -21,8 +21,8 @@ from interp.patching.readout import at_end, value_at_end
 from interp.sites import Site
 from interp.tasks import PromptTask
 
-Keep = list[Bool[np.ndarray, "place feature_and_error"]]
-"""For each site, which features are kept at each place; error nodes in the last column."""
+Keep = list[Bool[np.ndarray, "_ _"]]
+"""For each site [place feature]: which are kept at each place; error nodes in the last column."""
 ERRORS = ("nodes", "kept", "removed")
 Removed = Callable[[int], tuple[Tensor, Tensor]]
 """What stands in the place of features [batch pos feature] and errors [batch pos d] of a site."""

@@ -55,7 +55,7 @@ class NodeSite:
     def size(self) -> list[float]:
         """Features and the length of the decoder: one dictionary from another."""
         d = self.dictionary
-        return [0, 0.0] if d is None else [d.n_features, float(d.w_dec.double().norm())]
+        return [0.0, 0.0] if d is None else [float(d.n_features), float(d.w_dec.double().norm())]
 
     @property
     def depth(self) -> tuple[int, int]:

@@ -16,10 +16,11 @@ import circuits
 import interp
 from circuits.features import feature_edge_check
 from circuits.features.feature_board import feature_board
+from circuits.features.feature_judge import verdict_rows
 from circuits.features.node_changes import portions
 from circuits.features.node_effects import ERROR, Nodes
 from circuits.features.node_graph import METRIC_NAME, FeatureCircuit
-from circuits.features.node_sets import judge, masks_of, random_nodes
+from circuits.features.node_sets import NodeSetVerdict, judge, masks_of, random_nodes
 from circuits.features.node_sites import node_sites
 from interp.dictionaries import Clamp, Dictionaries, JumpReLU, Normalisation, Scaled, Splice, TopK
 from interp.errors import ModelLoadError, NotApplicable, SchemaError, TaskError
@@ -178,6 +179,19 @@ def test_random_sets_have_as_many_features_at_each_site():
         errors = drawn.feature == ERROR
         assert set(zip(drawn.site[errors], drawn.place[errors], strict=True)) == {(0, 0)}
     assert len({tuple(sorted(d.feature)) for d in draws}) > 1
+
+
+def test_a_verdict_is_between_nothing_and_the_model():
+    """Two sizes, each beside two random sets: shares of the change from every node out to none, by hand."""
+    full, empty = np.array([5.0, 7.0]), np.array([1.0, 1.0])
+    values = np.array([[4.0, 6.0], [1.0, 1.0], [3.0, 4.0], [6.0, 6.0], [5.0, 7.0], [1.0, 1.0]])
+    verdict = NodeSetVerdict(full, empty, values, values[::-1])
+    rows = verdict_rows(verdict, [10, 20], seed=0).set_index(["variant", "size"])
+    assert_allclose(rows.loc["faithfulness", "value"], [0.8, 1.0])
+    assert_allclose(rows.loc["faithfulness", "null"], [0.25, 0.5])
+    assert_allclose(rows.loc["completeness", "value"], [1.0, 0.5])
+    assert_allclose(rows.loc["faithfulness", "p"], [1 / 3, 2 / 3])
+    assert (rows["ci_low"] <= rows["value"]).all() and (rows["value"] <= rows["ci_high"]).all()
 
 
 def test_a_small_move_of_the_source_changes_the_target_by_the_weight(monkeypatch):
