@@ -142,6 +142,7 @@ class FeatureCircuit:
         figure = draw_graph(graph, title=title or f"Feature circuit of {self.provenance.get('metric', 'a metric')}")
         labels = [rows.get(str(text), str(text)) for text in figure.layout.yaxis.ticktext]  # type: ignore[attr-defined]
         figure.update_yaxes(ticktext=labels)
+        figure.for_each_trace(lambda trace: trace.update(name=METRIC_NAME) if trace.name == "logit" else None)
         figure.update_xaxes(title="position or role; all tokens together where nothing is said")
         return figure
 

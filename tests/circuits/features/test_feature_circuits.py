@@ -256,6 +256,7 @@ def test_without_dictionaries_nodes_are_coordinates_and_nothing_is_left_over(tmp
     assert back.provenance["run_id"] == circuit.provenance["run_id"]
     figure = circuit.draw()
     assert figure.layout.yaxis.ticktext[-1] == METRIC_NAME
+    assert {t.name for t in figure.data if t.mode == "markers"} <= {"feature", "error", METRIC_NAME}
     assert set(figure.layout.yaxis.ticktext) <= {*circuit.sites["site"], METRIC_NAME}
     assert len(circuit.result().plot(variant="edge").data)
     with pytest.raises(SchemaError, match="from a file"):
