@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 _HOME = {
     "AttributionGraph": "circuits.features.graph_files",
     "Case": "circuits.wiring.case",
+    "FeatureCircuit": "circuits.features.node_graph",
     "Graph": "circuits.graph.graph",
     "Layout": "circuits.graph.layout",
     "acdc": "circuits.search._acdc",
@@ -29,6 +30,7 @@ _HOME = {
     "causal_tracing": "interp.patching.causal_trace",
     "attribution_graph": "circuits.features.attribute",
     "check_edges": "circuits.features.edge_check",
+    "check_feature_edges": "circuits.features.feature_edge_check",
     "circuit": "circuits.find",
     "circuit_method": "circuits.methods",
     "circuit_methods": "circuits.methods",
@@ -40,8 +42,10 @@ _HOME = {
     "edge_attribution": "circuits.attribution.edge_gradients",
     "edge_pruning": "circuits.search.pruning",
     "faithfulness": "circuits.evaluation._faithfulness",
+    "feature_circuit": "circuits.features._feature_circuit",
     "hypotheses": "circuits.evaluation._hypotheses",
     "judge_edges": "circuits.evaluation.truth",
+    "judge_features": "circuits.features.feature_judge",
     "judge_nodes": "circuits.evaluation.truth",
     "minimality": "circuits.evaluation._minimality",
     "neurons": "circuits.features.own_neurons",
@@ -81,10 +85,14 @@ if TYPE_CHECKING:
     from circuits.evaluation.truth import judge_nodes as judge_nodes
     from circuits.evaluation.truth import planted as planted
     from circuits.evaluation.truth import published as published
+    from circuits.features._feature_circuit import feature_circuit as feature_circuit
     from circuits.features._sae_codes import sae_codes as sae_codes
     from circuits.features.attribute import attribution_graph as attribution_graph
     from circuits.features.edge_check import check_edges as check_edges
+    from circuits.features.feature_edge_check import check_feature_edges as check_feature_edges
+    from circuits.features.feature_judge import judge_features as judge_features
     from circuits.features.graph_files import AttributionGraph as AttributionGraph
+    from circuits.features.node_graph import FeatureCircuit as FeatureCircuit
     from circuits.features.own_neurons import neurons as neurons
     from circuits.find import circuit as circuit
     from circuits.graph.controls import random_circuits as random_circuits
@@ -112,6 +120,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AttributionGraph",
     "Case",
+    "FeatureCircuit",
     "Graph",
     "Layout",
     "acdc",
@@ -122,6 +131,7 @@ __all__ = [
     "causal_tracing",
     "attribution_graph",
     "check_edges",
+    "check_feature_edges",
     "circuit",
     "circuit_method",
     "circuit_methods",
@@ -133,8 +143,10 @@ __all__ = [
     "edge_attribution",
     "edge_pruning",
     "faithfulness",
+    "feature_circuit",
     "hypotheses",
     "judge_edges",
+    "judge_features",
     "judge_nodes",
     "minimality",
     "neurons",

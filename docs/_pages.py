@@ -156,7 +156,7 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "feature-circuits": (
         "Circuits of features",
-        "Attribution graphs of one prompt: features, errors and tokens, exact in a model whose bends are held.",
+        "Attribution graphs of one prompt, exact in a model whose bends are held; sparse feature circuits of a task.",
         (
             "circuits.features.attribute",
             "circuits.features.feature_graph",
@@ -164,6 +164,14 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "circuits.features.edge_check",
             "circuits.features.local",
             "circuits.features.own_neurons",
+            "circuits.features._feature_circuit",
+            "circuits.features.node_graph",
+            "circuits.features.node_sites",
+            "circuits.features.node_edges",
+            "circuits.features.feature_judge",
+            "circuits.features.feature_edge_check",
+            "circuits.features.feature_method",
+            "circuits.features.feature_board",
         ),
     ),
     "judging-circuits": (
@@ -198,7 +206,7 @@ INTERNAL = {
     "interp.tokens": "behind the methods of a model",
     "interp.texts": "the text that probes read where the user gives none",
     "circuits.attribution": "behind edge_attribution",
-    "circuits.features": "behind attribution_graph and sae_codes",
+    "circuits.features": "behind attribution_graph, feature_circuit and sae_codes",
     "circuits.patching": "behind path_patching",
     "circuits.search": "behind the searches that circuits hands out",
     "circuits.wiring": "behind Case and run_edges",

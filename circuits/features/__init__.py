@@ -1,1 +1,1 @@
-"""Circuits by way of dictionaries: attribution graphs of one prompt, and heads told apart by codes of their outputs."""
+"""Circuits by way of dictionaries: attribution graphs of a prompt, feature circuits of a task, codes of heads."""

@@ -81,7 +81,7 @@ def check_edges(
     chosen = np.sort(rng.permutation(len(graph.edges.weight))[:n])
     e = graph.edges.where(torch.from_numpy(np.isin(np.arange(len(graph.edges.weight)), chosen)))
     predicted = -e.weight.double().numpy()
-    other = _exchanged(np.abs(predicted), e.target.numpy(), rng)
+    other = exchanged(np.abs(predicted), e.target.numpy(), rng)
     numbers = sources.numbers(graph.nodes).cpu()
     ends = {int(t): None for t in e.target}
     places = dict(zip(ends, sources.targets([graph.nodes[t] for t in ends]), strict=True))
@@ -106,7 +106,7 @@ def check_edges(
                     if held:
                         frame.loc[i, "random"] = _change(read, base, row, places[int(other[i])])
     frame.loc[other == e.target.numpy(), "random"] = np.nan
-    ranks = {name: _rank(predicted, frame[name].to_numpy()) for name in ("held", "model", "random")}
+    ranks = {name: rank_correlation(predicted, frame[name].to_numpy()) for name in ("held", "model", "random")}
     return EdgeCheck(frame, **ranks)
 
 
@@ -125,7 +125,7 @@ def _change(read: dict[Site, Tensor], base: dict[Site, Tensor], row: int, target
     return float((read[site][row, pos] - base[site][0, pos]).float() @ r)
 
 
-def _exchanged(size: np.ndarray, target: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def exchanged(size: np.ndarray, target: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Another edge's target for each edge, of the same class of strength; its own where the class has no other."""
     out = target.copy()
     for group in np.array_split(np.argsort(size, kind="stable"), CLASSES):
@@ -136,5 +136,6 @@ def _exchanged(size: np.ndarray, target: np.ndarray, rng: np.random.Generator) -
     return out
 
 
-def _rank(a: np.ndarray, b: np.ndarray) -> float:
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's, of the pairs in which b is a number."""
     return spearman(a[np.isfinite(b)], b[np.isfinite(b)], least=3).rho

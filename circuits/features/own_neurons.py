@@ -1,4 +1,4 @@
-"""Neurons as a dictionary: what a model has of its own, complete, so that nothing is left over."""
+"""Neurons and coordinates as dictionaries: what a model has of its own, complete, so that nothing is left over."""
 
 from __future__ import annotations
 
@@ -33,3 +33,18 @@ def neurons(model: Model) -> Dictionaries:
         activation = JumpReLU(zero + NO_THRESHOLD, rectify=False)
         members.append(Dictionary(identity, matrix, zero, bias, activation).at(Site("mlp_post", i), Site("mlp_out", i)))
     return Dictionaries(tuple(members))
+
+
+def coordinates(model: Model) -> Dictionaries:
+    """Coordinates as features, f = x, at the output of each attention and MLP and the stream behind each layer.
+
+    What a feature circuit is made of where no dictionary is at hand (Marks et al. call them neurons). The error is 0.
+    """
+    info = model.info
+    sites = [Site("attn_out", i) for i in info.attention_layers]
+    sites += [Site("mlp_out", i) for i in range(info.n_layers) if "mlp_out" not in model.reads(i).missing]
+    sites += [Site("resid_post", i) for i in range(info.n_layers)]
+    identity = torch.eye(info.d_model, device=model.device)
+    zero = torch.zeros(info.d_model, device=model.device)
+    one = Dictionary(identity, identity, zero, zero, JumpReLU(zero + NO_THRESHOLD, rectify=False))
+    return Dictionaries(tuple(one.at(site) for site in sites))

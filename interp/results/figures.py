@@ -60,6 +60,7 @@ _figures: dict[str, tuple[Draw, Mapping[str, Draw]]] = {
     "causal_tracing": (effects, {}),
     "role_faithfulness": (dots, {}),
     "sae_codes": (first_setting, {"pair": dots}),
+    "features": (dots, {}),
 }
 
 

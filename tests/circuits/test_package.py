@@ -13,7 +13,7 @@ import pytest
 import circuits
 
 ROOT = Path(__file__).parents[2]
-CLASSES = {"AttributionGraph", "Case", "Graph", "Layout"}
+CLASSES = {"FeatureCircuit", "AttributionGraph", "Case", "Graph", "Layout"}
 
 
 @pytest.mark.parametrize("name", circuits.__all__)
