@@ -52,7 +52,10 @@ SOURCES = [
     *("zoo:nope", "zoo:planted-induction", "zoo:", "org/none", "a/b/c", "/", Path("nowhere")),
     *(torch.nn.Linear(2, 2), transformers.LlamaForCausalLM, transformers.LlamaConfig()),
 ]
-OPTIONS = ("dtype", "device", "backend", "revision", "strip_prefix", "remote", "device_map", "tensor_parallel")
+OPTIONS = (
+    *("dtype", "device", "backend", "revision", "strip_prefix", "remote", "device_map", "tensor_parallel"),
+    *("tokenizer", "stack", "source_text"),
+)
 FIELDS = {
     "names": (
         *("quantization_config", "_attn_implementation", "auto_map", "num_hidden_layers", "num_attention_heads"),

@@ -7,8 +7,10 @@ import inspect
 import math
 import numbers
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from interp.errors import SchemaError
 
@@ -108,7 +110,7 @@ def _strings(value: Any) -> bool:
 
 def _expected_lengths(value: Any, *, pair: bool) -> str | None:
     what = "two integers, the lowest and the highest, from 1 on" if pair else "integers of at least 1"
-    if isinstance(value, str) or not hasattr(value, "__len__") or len(value) == 0:
+    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray) or len(value) == 0:
         return what
     if not all(_integer(item) and item >= 1 for item in value):
         return what

@@ -122,6 +122,7 @@ def test_the_run_id_follows_model_and_options():
     [
         ("inducton", {}, "unknown analysis 'inducton'; did you mean 'induction'"),
         ("xyzzy", {}, "unknown analysis 'xyzzy'; valid choices: .*previous_token"),
+        ("induction", {"lengths": {8, 4}}, "two integers, the lowest and the highest"),
         ("induction", {"length": (4, 8)}, "'induction' has no option 'length'; did you mean 'lengths'"),
         ("sink", {"sed": 1}, "'sink' has no option 'sed'; did you mean 'seed'"),
     ],
