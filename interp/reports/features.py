@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from interp.batch import Prompts
-from interp.dictionaries import Dictionaries, Dictionary, Record, pushed_logits, top_examples
-from interp.errors import NotApplicable
+from interp.dictionaries import Dictionaries, Dictionary, Record, pushed_logits, random_pushes, top_examples
+from interp.errors import NotApplicable, SchemaError
 from interp.model import Model
 from interp.reports.facts import short_name
 from interp.reports.tokens import Piece, pieces
@@ -20,6 +20,8 @@ from interp.tokens.texts import token_texts
 
 LOGITS = 8
 """Tokens listed on either side."""
+DRAWS = 100
+"""Random directions that the logits are held against."""
 
 
 class Chip(NamedTuple):
@@ -31,6 +33,27 @@ class Chip(NamedTuple):
     place: bool
 
 
+class Control(NamedTuple):
+    """What random directions of the feature's length push furthest in one direction: over draws, mean and range.
+
+    `reached` are the draws that push some token as far as the feature pushes any.
+    """
+
+    n: int
+    mean: float
+    low: float
+    high: float
+    reached: int
+
+
+class Side(NamedTuple):
+    """Tokens whose logits a feature pushes furthest up, or down, and the control of the first of them."""
+
+    title: str
+    tokens: list[tuple[list[Piece], float]]
+    control: Control
+
+
 @dataclass(frozen=True, eq=False)
 class FeatureView:
     """A feature, ready to be looked at: `_repr_html_` in a notebook, `save` for a file, `feature.html` in a report.
@@ -39,16 +62,15 @@ class FeatureView:
         model: name of the model. about: the dictionary, in a line.
         record: what a stream of text says of the feature.
         examples: tokens of the record's examples.
-        up, down: (token, change of its logit for one unit of the feature), strongest first; why not, where they are
-            empty, is said in `without`.
+        sides: up and down: (token, change of its logit for one unit of the feature), strongest first, and what random
+            directions of its length push; why there are none is said in `without`.
     """
 
     model: str
     about: str
     record: Record
     examples: tuple[tuple[Chip, ...], ...]
-    up: tuple[tuple[list[Piece], float], ...] = ()
-    down: tuple[tuple[list[Piece], float], ...] = ()
+    sides: tuple[Side, ...] = ()
     without: str = ""
 
     @property
@@ -99,11 +121,13 @@ def feature_view(
     member: int = 0,
     k: int = 10,
     length: int = 128,
+    seed: int = 0,
 ) -> FeatureView:
     """Dashboard of a feature: how its values are spread over a corpus, where they are largest, which logits it pushes.
 
     Shades are of one scale for all examples. What a feature is active on is not what it does: the logits are what it
-    adds to directly, and ablating it (`ablate_features`) says what is lost without it.
+    adds to directly, beside what random directions of its length add, and ablating it (`ablate_features`) says what is
+    lost without it.
 
     Args:
         model: that the dictionary is of.
@@ -113,6 +137,7 @@ def feature_view(
         member: of a set of dictionaries, by number.
         k: examples shown.
         length: tokens of a stretch of text.
+        seed: of the random directions.
 
     Raises:
         SchemaError: a feature or a member out of range, or text without a tokenizer.
@@ -126,22 +151,41 @@ def feature_view(
         )
         for e in record.examples
     )
-    up, down, without = _logits(model, dictionary, feature, member)
     about = repr(dictionary.members[member])[1:-1]
-    return FeatureView(short_name(model.info.name), about, record, examples, up, down, without)
+    sides, without = _sides(model, dictionary, feature, member, seed)
+    return FeatureView(short_name(model.info.name), about, record, examples, sides, without)
 
 
-def _logits(
-    model: Model, dictionary: Dictionary | Dictionaries, feature: int, member: int
-) -> tuple[tuple[tuple[list[Piece], float], ...], tuple[tuple[list[Piece], float], ...], str]:
+def views_of(model: Model, views: FeatureView | Iterable[FeatureView]) -> list[FeatureView]:
+    """Views for a report of a model.
+
+    Raises:
+        SchemaError: something that is no view, or a view of another model.
+    """
+    own, name = [views] if isinstance(views, FeatureView) else list(views), short_name(model.info.name)
+    for view in own:
+        if not isinstance(view, FeatureView):
+            raise SchemaError(f"features are what feature_view returns; got {type(view).__name__}")
+        if view.model != name:
+            raise SchemaError(f"feature {view.record.feature} is of {view.model}, and the report of {name}")
+    return own
+
+
+def _sides(
+    model: Model, dictionary: Dictionary | Dictionaries, feature: int, member: int, seed: int
+) -> tuple[tuple[Side, ...], str]:
     try:
-        logits = pushed_logits(model, dictionary, feature, member=member)
+        logits = pushed_logits(model, dictionary, feature, member=member).float().cpu()
+        random = random_pushes(model, dictionary, feature, member=member, n=DRAWS, seed=seed)
     except NotApplicable as error:
-        return (), (), str(error)
+        return (), str(error)
     k = min(LOGITS, len(logits))
-
-    def named(ids: Sequence[int]) -> tuple[tuple[list[Piece], float], ...]:
+    sides = []
+    for title, sign, ends in (("Up", 1, random[:, 1]), ("Down", -1, random[:, 0])):
+        ids = (sign * logits).topk(k).indices.tolist()
         words = token_texts(ids, model.tokenizer)
-        return tuple((pieces(word), float(logits[i])) for word, i in zip(words, ids, strict=True))
-
-    return named(logits.topk(k).indices.tolist()), named((-logits).topk(k).indices.tolist()), ""
+        tokens = [(pieces(word), float(logits[i])) for word, i in zip(words, ids, strict=True)]
+        reached = int((sign * ends >= sign * logits[ids[0]]).sum())
+        control = Control(len(ends), float(ends.mean()), float(ends.min()), float(ends.max()), reached)
+        sides.append(Side(title, tokens, control))
+    return tuple(sides), ""
