@@ -59,6 +59,18 @@ class Features:
         """The k largest entries of the table."""
         return self.table().nlargest(k, "value").reset_index(drop=True)
 
+    def by_feature(self, k: int = 10) -> pd.DataFrame:
+        """The k features of the largest values: site, feature, value, where it is (prompt, position, token), tokens.
+
+        `tokens` is at how many tokens the feature is active, `mean` its mean over these.
+        """
+        table = self.table()
+        own = table.groupby(["site", "feature"], sort=False)["value"]
+        best = table.loc[own.idxmax()].set_index(["site", "feature"])
+        best["tokens"], best["mean"] = own.size(), own.mean()
+        order = ["site", "feature", "value", "prompt", "position", "token", "tokens", "mean"]
+        return best.reset_index().nlargest(k, "value").reset_index(drop=True)[order]
+
     def __repr__(self) -> str:
         """One line: entries and tokens."""
         return f"<Features: {len(self.value)} active at {int(self.batch.mask.sum())} tokens>"

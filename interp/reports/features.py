@@ -5,9 +5,9 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from interp.batch import Prompts
 from interp.dictionaries import Dictionaries, Dictionary, Record, pushed_logits, random_pushes, top_examples
@@ -94,6 +94,41 @@ class FeatureView:
         atomic_write(target, lambda p: p.write_text(page, encoding="utf-8", errors="backslashreplace"))
         return target
 
+    def summary(self) -> str:
+        """The same as plain text: how often, largest values with their place in brackets, logits beside the control."""
+        r = self.record
+        lines = [f"{self.about}. Feature {r.feature} is active at {r.n_active} of {r.n_tokens} tokens"]
+        lines[0] += f" ({100 * r.density:.3g} %)"
+        if self.bars:
+            lines[0] += f", with values from {self.bars[0][0]:.3g} to {self.bars[-1][0] * 2**0.25:.3g}"
+        for example, chips in zip(r.examples, self.examples, strict=True):
+            words = [f"[{word(chip.pieces)}]" if chip.place else word(chip.pieces) for chip in chips]
+            lines.append(f"{example.value:8.3g}  {' '.join(words)}")
+        for side in self.sides:
+            tokens, c = ", ".join(f"{word(parts)} {x:+.3g}" for parts, x in side.tokens), side.control
+            lines.append(f"{side.title.lower():>8}  {tokens}")
+            lines.append(
+                f"{'':8}  random directions of its length: {c.mean:+.3g} ({c.low:+.3g} to {c.high:+.3g}); {c.reached} "
+                f"of {c.n} push any token as far"
+            )
+        return "\n".join([*lines, *([self.without] if self.without else [])])
+
+    def document(self) -> dict[str, Any]:
+        """The same as plain data for JSON."""
+        sides = {
+            side.title.lower(): {
+                "tokens": [{"token": word(parts), "logit": x} for parts, x in side.tokens],
+                "random": side.control._asdict(),
+            }
+            for side in self.sides
+        }
+        record = asdict(self.record)
+        record["histogram"] = [{"from": low, "tokens": n} for low, n in self.record.histogram.items()]
+        for example, chips in zip(record["examples"], self.examples, strict=True):
+            example["tokens"] = [word(chip.pieces) for chip in chips]
+        own = {"model": self.model, "dictionary": self.about, **record, "density": self.record.density}
+        return own | {"logits": sides, "without": self.without}
+
     def _page(self) -> str:
         from interp.reports.templates import environment
 
@@ -154,6 +189,11 @@ def feature_view(
     about = repr(dictionary.members[member])[1:-1]
     sides, without = _sides(model, dictionary, feature, member, seed)
     return FeatureView(short_name(model.info.name), about, record, examples, sides, without)
+
+
+def word(parts: list[Piece]) -> str:
+    """Text of a token, signs in it."""
+    return "".join(piece.text for piece in parts)
 
 
 def views_of(model: Model, views: FeatureView | Iterable[FeatureView]) -> list[FeatureView]:
