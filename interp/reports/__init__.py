@@ -50,8 +50,7 @@ def report(
         prompts: whose answers are attributed: (text or token ids, answer) or (..., answer, wrong answer), or a
             `report.questions.Question`. Without an answer the model's likeliest token is explained; without a wrong one
             the logit is compared with the mean over the vocabulary.
-        prompt: text or token ids on which one head's attention is shown; the first of `prompts` if not given, or else
-            a repeated random block.
+        prompt: text or ids on which one head's attention is shown; else the first of `prompts`, or a repeated block.
         features: of dictionaries, as `interp.reports.features.feature_view` returns them.
         seed: of analyses, tasks and the sample prompt.
         path: file to write.
@@ -95,7 +94,7 @@ def report(
     if left_out is not None:
         left_out(result.provenance.get("left_out") or {})
     outcomes = circuits.find(model, pairs, seed=seed, method=method, told=told)
-    shown = {"analyses": analyses, "prompt": prompt, "questions": questions, "circuits": outcomes, "features": views}
-    page = render(model, result, **shown, seed=seed, command=command)
+    shown = {"analyses": analyses, "prompt": prompt, "questions": questions, "circuits": outcomes}
+    page = render(model, result, **shown, features=views, seed=seed, command=command)
     atomic_write(target, lambda p: p.write_text(page, encoding="utf-8", errors="backslashreplace"))
     return target

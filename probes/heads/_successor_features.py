@@ -80,9 +80,8 @@ def successor_features(
                   writes.
     With a dictionary, also:
       feature     the same, one row per feature of the dictionary: those labelled are features of the residue;
-      dictionary  as `arithmetic`, with f_r = sum_i (a_i(r) - mean a_i) d_i over the labelled features i: a_i(r) is the
-                  mean of what i writes for numbers of residue r in the other decades, d_i its direction. Beside
-                  `arithmetic` it says how much of what class means do is done by these features;
+      dictionary  as `arithmetic`, f_r = sum_i (a_i(r) - mean a_i) d_i over the labelled features i: a_i(r) is the mean
+                  of what i writes for numbers of residue r in the other decades, d_i its direction;
       dictionary_one  with one feature a residue, that with the largest (a_i(r) - mean a_i) |d_i|, as published.
 
     The null of the arithmetic is its mean over `n_draws` exchanges of names in which no f is called by its own, so what
@@ -119,19 +118,9 @@ def successor_features(
     case = _case(model, numbers, embedding, base)
     logits = case.logits()
     parts = [*_heads(case, logits, n_draws=n_draws, seed=seed), _probes(case, n_permutations, seed)]
-    provenance: dict[str, object] = {
-        "task": "numbers",
-        "sha256": tasks.fingerprint([Batch.of(case.numbers.ids[None])]),
-        "numbers": [len(case.numbers.ids), case.numbers.size],
-        "blocks": len(case.grid.at),
-        "base": base,
-        "embedding": embedding,
-    }
-    effects: list[dict[str, object]] = []
-    if embedding == "ov_embed":
-        provenance["neurons"] = "not asked about: W_E is not behind MLP 0"
-    elif model.writes(0).mlp is None:
-        provenance["neurons"] = f"layer 0 has none that can be told apart: {dict(model.writes(0).missing)}"
+    provenance, effects = _provenance(case, base, dictionary), []
+    if obstacle := _no_neurons(case):
+        provenance["neurons"] = obstacle
     else:
         units = _units.neurons(case)
         parts.append(units.rows(n_permutations=n_permutations, seed=seed))
@@ -140,8 +129,27 @@ def successor_features(
     if dictionary is not None:
         rows, more = _features(case, logits, dictionary, n_permutations, n_draws, n_random, seed)
         parts, effects = [*parts, *rows], [*effects, *more]
-        provenance["dictionary"] = repr(dictionary)[1:-1]
     return Findings(pd.concat(parts, ignore_index=True), provenance, effects)
+
+
+def _provenance(case: Case, base: int, dictionary: Dictionary | None) -> dict[str, object]:
+    return {
+        "task": "numbers",
+        "sha256": tasks.fingerprint([Batch.of(case.numbers.ids[None])]),
+        "numbers": [len(case.numbers.ids), case.numbers.size],
+        "blocks": len(case.grid.at),
+        "base": base,
+        "embedding": case.name,
+    } | ({} if dictionary is None else {"dictionary": repr(dictionary)[1:-1]})
+
+
+def _no_neurons(case: Case) -> str:
+    """Why neurons of MLP 0 are not asked about; empty where they are."""
+    if case.name == "ov_embed":
+        return "not asked about: W_E is not behind MLP 0"
+    if case.model.writes(0).mlp is None:
+        return f"layer 0 has none that can be told apart: {dict(case.model.writes(0).missing)}"
+    return ""
 
 
 def _case(model: Model, numbers: Sequence[str] | None, name: str, base: int) -> Case:
