@@ -133,14 +133,17 @@ def successor_features(
 
 
 def _provenance(case: Case, base: int, dictionary: Dictionary | None) -> dict[str, object]:
-    return {
+    own: dict[str, object] = {
         "task": "numbers",
         "sha256": tasks.fingerprint([Batch.of(case.numbers.ids[None])]),
         "numbers": [len(case.numbers.ids), case.numbers.size],
         "blocks": len(case.grid.at),
         "base": base,
         "embedding": case.name,
-    } | ({} if dictionary is None else {"dictionary": repr(dictionary)[1:-1]})
+    }
+    if dictionary is not None:
+        own["dictionary"] = repr(dictionary)[1:-1]
+    return own
 
 
 def _no_neurons(case: Case) -> str:
