@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -98,7 +98,7 @@ def detect(
     from interp.measurement.registry import find
     from interp.results.files import writable
 
-    with _usage():
+    with cli_options.usage():
         cli_options.check_bos(bos)
         for name in analysis or ():
             find(name)
@@ -229,15 +229,6 @@ def _table_path(path: Path) -> Path:
     if path.suffix not in SUFFIXES:
         raise SchemaError(f"cannot tell the format of {str(path)!r}; end it in {', '.join(SUFFIXES)}")
     return path
-
-
-@contextmanager
-def _usage() -> Iterator[None]:
-    """What goes wrong in here is a matter of how the command was typed: exit code 2."""
-    try:
-        yield
-    except InterpError as error:
-        raise typer.BadParameter(str(error)) from error
 
 
 def _say(text: str) -> None:

@@ -1,9 +1,11 @@
-"""What several commands share: the BOS policy, and on stderr progress and what was left out."""
+"""What several commands share: the BOS policy, texts, errors of usage; on stderr progress and what was left out."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -40,3 +42,28 @@ def progress(analyses: Sequence[Analysis]) -> Iterator[Analysis]:
         for spec in bar:
             bar.set_description(spec.name)
             yield spec
+
+
+@contextmanager
+def usage() -> Iterator[None]:
+    """What goes wrong in here is a matter of how the command was typed: exit code 2."""
+    from interp.errors import InterpError
+
+    try:
+        yield
+    except InterpError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def read_text(path: Path) -> str:
+    """Text of a file.
+
+    Raises:
+        InterpError: it cannot be read, or is no UTF-8.
+    """
+    from interp.errors import InterpError
+
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InterpError(f"cannot read {str(path)!r}: {error}") from error

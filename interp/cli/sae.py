@@ -9,7 +9,14 @@ from typing import Annotated
 
 import typer
 
+from interp.cli import dictionaries as cli_dictionaries
+from interp.cli import options as cli_options
+
 app = typer.Typer(help="Sparse autoencoders and transcoders: what their features do.", no_args_is_help=True)
+
+
+app.command()(cli_dictionaries.load)
+app.command()(cli_dictionaries.features)
 
 
 @app.callback()
@@ -150,7 +157,7 @@ def train(
         raise typer.BadParameter(str(error)) from error
     if out.is_file():
         raise typer.BadParameter(f"{str(out)!r} is a file; name a folder")
-    prompts = [_read(path) for path in text] if text else list(sources("train").values())
+    prompts = [cli_options.read_text(path) for path in text] if text else list(sources("train").values())
     target = load(model, revision=revision, device=device)
     dictionary = run(target, site, prompts, site_out=site_out, folder=out, save_every=save_every, **settings)
     write(dictionary, out)
@@ -159,12 +166,3 @@ def train(
         where = row["component"] if isinstance(row["component"], str) else ""
         sys.stdout.write(f"{row['variant']:16} {where:16} {row['value']:.4f}\n")
     sys.stderr.write(f"wrote {out}\n")
-
-
-def _read(path: Path) -> str:
-    from interp.errors import InterpError
-
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise InterpError(f"cannot read {str(path)!r}: {error}") from error

@@ -1,4 +1,4 @@
-"""Features of prompts as a sparse table; where in a text a feature is most active, streamed; what it pushes."""
+"""Features of prompts as a sparse table; where in a text a feature is most active, streamed."""
 
 from __future__ import annotations
 
@@ -15,14 +15,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.batch import Batch, Prompts
-from interp.dictionaries.dictionary import Dictionaries, Dictionary
+from interp.dictionaries.dictionary import Dictionaries, Dictionary, member_of
 from interp.dictionaries.fit import FIRST
-from interp.errors import NotApplicable, SchemaError
+from interp.errors import SchemaError
 from interp.model import Model
-from interp.sites import PER_HEAD, Site
+from interp.sites import Site
 
-STREAM = ("embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "head_out")
-"""Kinds whose vectors are of the residual stream."""
 BINS = 4  # of a histogram, for each doubling
 
 
@@ -60,6 +58,18 @@ class Features:
     def top(self, k: int = 10) -> pd.DataFrame:
         """The k largest entries of the table."""
         return self.table().nlargest(k, "value").reset_index(drop=True)
+
+    def by_feature(self, k: int = 10) -> pd.DataFrame:
+        """The k features of the largest values: site, feature, value, where it is (prompt, position, token), tokens.
+
+        `tokens` is at how many tokens the feature is active, `mean` its mean over these.
+        """
+        table = self.table()
+        own = table.groupby(["site", "feature"], sort=False)["value"]
+        best = table.loc[own.idxmax()].set_index(["site", "feature"])
+        best["tokens"], best["mean"] = own.size(), own.mean()
+        order = ["site", "feature", "value", "prompt", "position", "token", "tokens", "mean"]
+        return best.reset_index().nlargest(k, "value").reset_index(drop=True)[order]
 
     def __repr__(self) -> str:
         """One line: entries and tokens."""
@@ -187,7 +197,7 @@ def top_examples(
     Raises:
         SchemaError: a feature or a member out of range, or text without a tokenizer.
     """
-    d = _member(dictionary, member)
+    d = member_of(dictionary, member)
     wanted = torch.as_tensor(feature).reshape(-1).tolist()
     for number in wanted:
         if not 0 <= number < d.n_features:
@@ -226,44 +236,6 @@ def top_examples(
         )
         for number in wanted
     }
-
-
-def pushed_logits(
-    model: Model, dictionary: Dictionary | Dictionaries, feature: int, *, member: int = 0
-) -> Float[Tensor, " d_vocab"]:
-    """d W_U for the feature's decoder direction d, with the final norm's gain, less the mean over the vocabulary.
-
-    What one unit of the feature adds to each logit directly, but for the divisors of norms on the way. Directions of
-    heads' outputs and of neurons are taken to the stream by W_O and W_out.
-
-    Raises:
-        NotApplicable: the dictionary writes where nothing goes to the stream by a matrix, or the model has no logits.
-    """
-    d = _member(dictionary, member)
-    direction, site = d.directions(feature), d.site_out
-    if site is None or site.first is None and site.kind not in STREAM:
-        raise NotApplicable(f"{d!r} does not say where it writes")
-    if model.info.n_logits == 0:
-        raise NotApplicable(f"{model.info.name} gives no logits")
-    if site.kind not in STREAM:
-        assert site.first is not None
-        writes = model.writes(site.first)
-        write = {"z": writes.attn, "mlp_post": writes.mlp}.get(site.kind)
-        if write is None:
-            raise NotApplicable(f"{site}: what is written there comes to the residual stream by no matrix")
-        if site.kind in PER_HEAD and site.head is not None:
-            width, wide = len(direction), torch.zeros(model.info.n_heads * len(direction))
-            wide[site.head * width : (site.head + 1) * width] = direction
-            direction = wide
-        direction = direction.to(model.device) @ write.matrix(len(direction))
-    logits = model.weights().unembed(direction.to(model.device)[None].float(), fold_norm=True)[0]
-    return (logits - logits.mean()).detach()
-
-
-def _member(dictionary: Dictionary | Dictionaries, member: int) -> Dictionary:
-    if not 0 <= member < len(dictionary.members):
-        raise SchemaError(f"member {member} is out of range; there are {len(dictionary.members)}")
-    return dictionary.members[member]
 
 
 def _stretches(model: Model, texts: Iterable[Prompts], length: int) -> Iterator[tuple[int, int, list[int]]]:

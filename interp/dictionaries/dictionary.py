@@ -289,6 +289,17 @@ class Dictionaries:
         return f"<Dictionaries: {kind}, {features} features, {self.members[0].site_in} ... {self.members[-1].site_in}>"
 
 
+def member_of(dictionary: Dictionary | Dictionaries, member: int) -> Dictionary:
+    """One dictionary of a set, by number.
+
+    Raises:
+        SchemaError: out of range.
+    """
+    if not 0 <= member < len(dictionary.members):
+        raise SchemaError(f"member {member} is out of range; there are {len(dictionary.members)}")
+    return dictionary.members[member]
+
+
 def _check_shapes(d: Dictionary) -> None:
     for name, ndims in (("w_enc", (2,)), ("w_dec", (2, 3)), ("b_enc", (1,)), ("b_dec", (1,))):
         x = getattr(d, name)

@@ -121,7 +121,7 @@ def check(
         _check_places(model, d)
     if not measure:
         return None
-    claims = _claims(dictionary)
+    claims = claims_of(dictionary)
     try:
         found = quality(model, dictionary, prompts, loss="loss_recovered" in claims)
     except SiteError as error:
@@ -196,8 +196,8 @@ def _check_places(model: Model, d: Dictionary) -> None:
             )
 
 
-def _claims(dictionary: Dictionary | Dictionaries) -> dict[str, float]:
-    """What the files say; features of a BatchTopK dictionary are k on average."""
+def claims_of(dictionary: Dictionary | Dictionaries) -> dict[str, float]:
+    """What the files say: "l0", "fve", "loss_recovered"; features of a BatchTopK dictionary are k on average."""
     d = dictionary.members[0]
     if len(dictionary.members) > 1:
         return {}

@@ -13,6 +13,7 @@ from interp.several import several
 if TYPE_CHECKING:
     from interp.measurement.registry import Analysis
     from interp.model import Model
+    from interp.reports.features import FeatureView
 
 __all__ = ["report"]
 
@@ -26,6 +27,7 @@ def report(
     method: str = "eap-ig",
     prompts: Any = (),
     prompt: Any = None,
+    features: FeatureView | Sequence[FeatureView] = (),
     seed: int = 0,
     path: str | Path = "report.html",
     command: str | None = None,
@@ -48,8 +50,8 @@ def report(
         prompts: whose answers are attributed: (text or token ids, answer) or (..., answer, wrong answer), or a
             `report.questions.Question`. Without an answer the model's likeliest token is explained; without a wrong one
             the logit is compared with the mean over the vocabulary.
-        prompt: text or token ids on which one head's attention is shown; the first of `prompts` if not given, or else
-            a repeated random block.
+        prompt: text or ids on which one head's attention is shown; else the first of `prompts`, or a repeated block.
+        features: of dictionaries, as `interp.reports.features.feature_view` returns them.
         seed: of analyses, tasks and the sample prompt.
         path: file to write.
         command: shell command that made the report, shown for copying.
@@ -60,7 +62,7 @@ def report(
 
     Raises:
         InterpError: the path cannot be written, or the parts of a logit do not sum to it.
-        SchemaError: an unknown analysis, or results of another model.
+        SchemaError: an unknown analysis, or results or features of another model.
         TaskError: a task or prompt that the model cannot be run on, or an answer that is not one token.
 
     >>> import interp, tempfile, pathlib
@@ -73,10 +75,12 @@ def report(
     target = writable_file(Path(path).expanduser())
     from interp.measurement.registry import detect, find
     from interp.reports import circuits
+    from interp.reports.features import views_of
     from interp.reports.page import render
     from interp.reports.questions import token_questions
 
     analyses = several(analyses, "names of analyses") or None
+    views = views_of(model, features)
     tasks = [tasks] if hasattr(tasks, "provenance") else several(tasks, "tasks")  # one result of a search
     for name in analyses or () if results is None else ():
         find(name)
@@ -91,6 +95,6 @@ def report(
         left_out(result.provenance.get("left_out") or {})
     outcomes = circuits.find(model, pairs, seed=seed, method=method, told=told)
     shown = {"analyses": analyses, "prompt": prompt, "questions": questions, "circuits": outcomes}
-    page = render(model, result, **shown, seed=seed, command=command)
+    page = render(model, result, **shown, features=views, seed=seed, command=command)
     atomic_write(target, lambda p: p.write_text(page, encoding="utf-8", errors="backslashreplace"))
     return target

@@ -16,6 +16,7 @@ from interp.reports.attention import attention
 from interp.reports.circuits import run_line, task_circuit
 from interp.reports.direct import direct
 from interp.reports.effects import task_effects
+from interp.reports.features import FeatureView
 from interp.reports.questions import TokenQuestion, question_line
 from interp.reports.roles import roles
 from interp.reports.sections import Section, sections
@@ -35,6 +36,7 @@ def render(
     prompt: Any = None,
     questions: Sequence[TokenQuestion] = (),
     circuits: Sequence[Any] = (),
+    features: Sequence[FeatureView] = (),
     seed: int = 0,
     command: str | None = None,
 ) -> str:
@@ -62,6 +64,7 @@ def render(
             circuits=tasks,
             effects=effects,
             atlas=atlas,
+            features=features,
             sinks=sinks(result),
             figures=_figures(parts, answers, tasks, [] if atlas is None else [atlas]),
             view=view,

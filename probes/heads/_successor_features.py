@@ -3,68 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float, Int
-from torch import Tensor
 
 from interp import data, tasks
 from interp.batch import Batch
-from interp.components import head_name, head_names, neuron_name
-from interp.decompose.embeddings import effective_embedding
-from interp.edits import Ablate, Apply, Edit
+from interp.components import head_name, head_names
+from interp.dictionaries import Dictionary
 from interp.errors import NotApplicable, SchemaError, nearest
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, MARGIN, THRESHOLD, head_rows, interval_columns
 from interp.model import Model
 from interp.results import stats
 from interp.results.figures import dots
-from interp.results.stats import Head
-from interp.sites import Site
 from probes.heads import ordinals as _ordinals
+from probes.heads import residue_units as _units
 from probes.heads import residues as _residues
 from probes.heads._successor import BASE, EMBEDDINGS
-from probes.heads.ordinals import Ordinal
+from probes.heads.residue_units import Case, Units
 from probes.heads.residues import Grid
 
 BLOCKS = 2
 """Fewer whole decades than this leave none to learn from once one is held out."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Case:
-    """Numbers of a model, as a grid, and where they are read."""
-
-    model: Model
-    numbers: Ordinal
-    grid: Grid
-    name: str
-    bos: int | None
-
-    def embedding(self, name: str, edits: Sequence[Edit] = ()) -> Float[Tensor, "member d_model"]:
-        with self.model.editing(edits):
-            return effective_embedding(
-                self.model, tokens=self.numbers.ids, variant=EMBEDDINGS[name], bos=self.bos
-            ).double()
-
-    def heads(self, layer: int) -> tuple[Float[Tensor, "head d_model d_head"], Float[Tensor, "head d_head member"]]:
-        """Two factors of what each head of a layer makes of a vector: logits of all numbers."""
-        w = self.model.weights()
-        ov = w.ov(layer, fold_norm=True)
-        right = ov.right if w.final_norm is None else w.final_norm.linear(ov.right)
-        return ov.left.double(), (right @ w.source.columns(self.numbers.ids).T).double()
-
-    def logits(self) -> list[Float[np.ndarray, "head block residue member"]]:
-        """Per layer, what each head writes for each number of the grid, as logits of all numbers."""
-        raw, deep = self.embedding("ov_embed"), self.embedding(self.name)
-        layer_logits = []
-        for layer in self.model.weights().layers:
-            left, right = self.heads(layer)
-            layer_logits.append(((raw if layer == 0 else deep) @ left @ right).numpy()[:, self.grid.at])
-        return layer_logits
 
 
 @analysis(
@@ -93,6 +55,7 @@ def successor_features(
     *,
     numbers: Sequence[str] | None = None,
     embedding: str = "full",
+    dictionary: Dictionary | None = None,
     base: int = BASE,
     n_permutations: int = 199,
     n_draws: int = 8,
@@ -115,6 +78,11 @@ def successor_features(
                   over the decades, p by the same permutations, q the share of them in which any neuron reaches it,
                   label q < 0.01; `written`: sd between residues of its mean activation, times the norm of what it
                   writes.
+    With a dictionary, also:
+      feature     the same, one row per feature of the dictionary: those labelled are features of the residue;
+      dictionary  as `arithmetic`, f_r = sum_i (a_i(r) - mean a_i) d_i over the labelled features i: a_i(r) is the mean
+                  of what i writes for numbers of residue r in the other decades, d_i its direction;
+      dictionary_one  with one feature a residue, that with the largest (a_i(r) - mean a_i) |d_i|, as published.
 
     The null of the arithmetic is its mean over `n_draws` exchanges of names in which no f is called by its own, so what
     is added is as large; p is Student's prediction interval of these draws, for an excess of at most 0.05; q is
@@ -122,13 +90,14 @@ def successor_features(
 
     Interventions: the labelled neurons with the most `written`, 1, 2, 4, ... of them, held at their mean over numbers,
     beside `n_random` sets of others that write about as much: accuracy of the probe, and for the head that counts best,
-    the share of numbers x with arg-max x + 1 and of those with its last digit.
+    the share of numbers x with arg-max x + 1 and of those with its last digit. The labelled features likewise.
 
     Args:
         model: any loaded model with a tokenizer.
         numbers: words in counting order from 0, in place of "0" to "199".
         embedding: behind which heads and neurons are read: "full", "ov_mlp0" (attention 0 left out) or "ov_embed" (no
             neurons then).
+        dictionary: an autoencoder or transcoder that writes at L0.mlp_out or L0.resid_post (at `embed` for "ov_embed").
         base: of the residues; another base than the numerals' own is a control.
         n_permutations: of labels, for probe and neurons; with fewer than 100 no neuron can be labelled.
         n_draws: exchanges of names, at least five.
@@ -137,37 +106,56 @@ def successor_features(
 
     Raises:
         NotApplicable: no tokenizer, or fewer than two whole decades (20 numbers) that are one token each.
-        SchemaError: an unknown embedding.
+        SchemaError: an unknown embedding, or a dictionary that is none of it.
 
     Reference: Gould et al. 2023 (arXiv 2312.09230). Their features are those of a sparse autoencoder on
     `ov_mlp0`; class means, held-out decades and all nulls are ours.
     """
     if embedding not in EMBEDDINGS:
         raise SchemaError(f"unknown embedding {embedding!r}; {nearest(embedding, EMBEDDINGS)}")
+    if dictionary is not None:
+        _units.check_place(dictionary, embedding)
     case = _case(model, numbers, embedding, base)
     logits = case.logits()
     parts = [*_heads(case, logits, n_draws=n_draws, seed=seed), _probes(case, n_permutations, seed)]
-    provenance: dict[str, object] = {
+    provenance, effects = _provenance(case, base, dictionary), []
+    if obstacle := _no_neurons(case):
+        provenance["neurons"] = obstacle
+    else:
+        units = _units.neurons(case)
+        parts.append(units.rows(n_permutations=n_permutations, seed=seed))
+        effects += _ablations(case, logits, units, _units.tuned(parts[-1]), n_random=n_random, seed=seed)
+        provenance["counts_best"] = head_name(*_best(case, logits)[1:])
+    if dictionary is not None:
+        rows, more = _features(case, logits, dictionary, n_permutations, n_draws, n_random, seed)
+        parts, effects = [*parts, *rows], [*effects, *more]
+    return Findings(pd.concat(parts, ignore_index=True), provenance, effects)
+
+
+def _provenance(case: Case, base: int, dictionary: Dictionary | None) -> dict[str, object]:
+    own: dict[str, object] = {
         "task": "numbers",
         "sha256": tasks.fingerprint([Batch.of(case.numbers.ids[None])]),
         "numbers": [len(case.numbers.ids), case.numbers.size],
         "blocks": len(case.grid.at),
         "base": base,
-        "embedding": embedding,
+        "embedding": case.name,
     }
-    effects: list[dict[str, object]] = []
-    if embedding == "ov_embed":
-        provenance["neurons"] = "not asked about: W_E is not behind MLP 0"
-    elif model.writes(0).mlp is None:
-        provenance["neurons"] = f"layer 0 has none that can be told apart: {dict(model.writes(0).missing)}"
-    else:
-        rows, effects, best = _neurons(case, logits, n_permutations=n_permutations, n_random=n_random, seed=seed)
-        parts.append(rows)
-        provenance["counts_best"] = head_name(*best)
-    return Findings(pd.concat(parts, ignore_index=True), provenance, effects)
+    if dictionary is not None:
+        own["dictionary"] = repr(dictionary)[1:-1]
+    return own
 
 
-def _case(model: Model, numbers: Sequence[str] | None, name: str, base: int) -> _Case:
+def _no_neurons(case: Case) -> str:
+    """Why neurons of MLP 0 are not asked about; empty where they are."""
+    if case.name == "ov_embed":
+        return "not asked about: W_E is not behind MLP 0"
+    if case.model.writes(0).mlp is None:
+        return f"layer 0 has none that can be told apart: {dict(case.model.writes(0).missing)}"
+    return ""
+
+
+def _case(model: Model, numbers: Sequence[str] | None, name: str, base: int) -> Case:
     default_numbers = data.read_json(data.path("ordinals", "classes.json"))["classes"]["numbers"]["members"]
     (ordinal,), _ = _ordinals.find(model, {"numbers": list(default_numbers if numbers is None else numbers)})
     grid = Grid.of(ordinal.rank, base)
@@ -179,44 +167,77 @@ def _case(model: Model, numbers: Sequence[str] | None, name: str, base: int) -> 
     first = tasks.bos_id(model, "default")
     if first is None and getattr(model.tokenizer, "bos_token_id", None) is not None:
         first = tasks.bos_id(model, "forced")
-    return _Case(model, ordinal, grid, name, first)
+    return Case(model, ordinal, grid, name, first)
 
 
 def _heads(
-    case: _Case, logits: Sequence[Float[np.ndarray, "head block residue member"]], *, n_draws: int, seed: int
+    case: Case, logits: Sequence[Float[np.ndarray, "head block residue member"]], *, n_draws: int, seed: int
 ) -> list[pd.DataFrame]:
     """Rows of arithmetic, carry, digit and successor."""
     base = case.grid.at.shape[1]
     own = _arithmetic(case, logits, np.arange(base))
     nulls = [_arithmetic(case, logits, names) for names in _residues.derangements(base, n=n_draws, seed=seed)]
     successor_shares = np.stack([_counts(case, layer).mean(-1).T for layer in logits], 1)  # block layer head
+    parts = [_row(case, "successor", successor_shares, seed=seed)]
+    return [*_scored(case, own, nulls, "arithmetic", seed=seed), *parts]
+
+
+def _scored(
+    case: Case,
+    own: dict[str, Float[np.ndarray, "block layer head"]],
+    nulls: Sequence[dict[str, Float[np.ndarray, "block layer head"]]],
+    judged: str,
+    *,
+    seed: int,
+) -> list[pd.DataFrame]:
+    """Rows of each share with the mean of its nulls; p, q and label of the one that is judged."""
     parts = []
-    for name, every in (*own.items(), ("successor", successor_shares)):
-        value = every[~np.isnan(every).any((1, 2))]  # the last decade has nothing to carry to
-        if not len(value):
+    for name, every in own.items():
+        if np.isnan(every).any((1, 2)).all():
             continue
-        more: dict[str, object] = {"null": 1 / len(case.numbers.ids)}
-        interval = stats.bootstrap_mean(value, seed=seed)
-        if name in own:
-            null = np.stack([np.nanmean(d[name], 0) for d in nulls])
-            more["null"] = null.mean(0)
-            if name == "arithmetic":
-                p = stats.p_against_nulls(interval.mean, null, margin=MARGIN)
-                q = stats.benjamini_hochberg(p)
-                more |= {"p": p, "q": q, "label": (q < LEVEL) & (interval.mean >= THRESHOLD)}
-        parts.append(head_rows(case.model, name, "fraction", **interval_columns(interval), **more))
-        parts[-1]["component"] = head_names(zip(parts[-1]["layer"], parts[-1]["head"], strict=True))
+        null = np.stack([np.nanmean(d[name], 0) for d in nulls])
+        parts.append(_row(case, name, every, null, judged=name == judged, seed=seed))
     return parts
 
 
+def _row(
+    case: Case,
+    name: str,
+    every: Float[np.ndarray, "block layer head"],
+    null: Float[np.ndarray, "draw layer head"] | None = None,
+    *,
+    judged: bool = False,
+    seed: int,
+) -> pd.DataFrame:
+    """A row for each head. Without draws the null is one over the numbers."""
+    value = every[~np.isnan(every).any((1, 2))]  # the last decade has nothing to carry to
+    interval = stats.bootstrap_mean(value, seed=seed)
+    more: dict[str, object] = {"null": 1 / len(case.numbers.ids) if null is None else null.mean(0)}
+    if judged and null is not None:
+        p = stats.p_against_nulls(interval.mean, null, margin=MARGIN)
+        q = stats.benjamini_hochberg(p)
+        more |= {"p": p, "q": q, "label": (q < LEVEL) & (interval.mean >= THRESHOLD)}
+    rows = head_rows(case.model, name, "fraction", **interval_columns(interval), **more)
+    rows["component"] = head_names(zip(rows["layer"], rows["head"], strict=True))
+    return rows
+
+
 def _arithmetic(
-    case: _Case, logits: Sequence[Float[np.ndarray, "head block residue member"]], names: Int[np.ndarray, " residue"]
+    case: Case,
+    logits: Sequence[Float[np.ndarray, "head block residue member"]],
+    names: Int[np.ndarray, " residue"],
+    features: Sequence[Float[np.ndarray, "head block residue member"]] | None = None,
 ) -> dict[str, Float[np.ndarray, "block layer head"]]:
-    layers = [_residues.arithmetic(_residues.shifted(layer, names), case.grid) for layer in logits]
+    """Shares by name, with features of the numbers' own logits, or with logits of others, layer by layer."""
+    own = [None] * len(logits) if features is None else features
+    layers = [
+        _residues.arithmetic(_residues.shifted(layer, names, f), case.grid)
+        for layer, f in zip(logits, own, strict=True)
+    ]
     return {name: np.stack([layer[name] for layer in layers], 1) for name in layers[0]}
 
 
-def _counts(case: _Case, logits: Float[np.ndarray, "head block residue member"], *, digit: bool = False) -> np.ndarray:
+def _counts(case: Case, logits: Float[np.ndarray, "head block residue member"], *, digit: bool = False) -> np.ndarray:
     """[head block residue]: whether the arg-max for a number is the next one, or ends like it."""
     argmax, base = logits.argmax(-1), case.grid.at.shape[1]
     if digit:
@@ -224,7 +245,7 @@ def _counts(case: _Case, logits: Float[np.ndarray, "head block residue member"],
     return argmax == case.grid.after
 
 
-def _probes(case: _Case, n: int, seed: int) -> pd.DataFrame:
+def _probes(case: Case, n: int, seed: int) -> pd.DataFrame:
     rows = []
     for name in EMBEDDINGS:
         x = case.embedding(name).numpy()[case.grid.at]
@@ -237,45 +258,51 @@ def _probes(case: _Case, n: int, seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _neurons(
-    case: _Case,
+def _features(
+    case: Case,
     logits: Sequence[Float[np.ndarray, "head block residue member"]],
-    *,
+    dictionary: Dictionary,
     n_permutations: int,
+    n_draws: int,
     n_random: int,
     seed: int,
-) -> tuple[pd.DataFrame, list[dict[str, object]], Head]:
-    """Rows of the neurons of MLP 0, of their ablation, and the head these are judged by: the one that counts best."""
+) -> tuple[list[pd.DataFrame], list[dict[str, object]]]:
+    """Rows of a dictionary's features and of the arithmetic with them, and of their ablation."""
+    units = _units.features(case, dictionary)
+    parts = [units.rows(n_permutations=n_permutations, seed=seed)]
+    chosen = _units.tuned(parts[0])
+    base = case.grid.at.shape[1]
+    for name, x in _units.directions(units, dictionary, chosen).items():
+        f = case.direction_logits(x)
+        orders = [np.arange(base), *_residues.derangements(base, n=n_draws, seed=seed)]
+        own, *nulls = ({name: _arithmetic(case, logits, order, f)["arithmetic"]} for order in orders)
+        parts += _scored(case, own, nulls, name, seed=seed)
+    return parts, _ablations(case, logits, units, chosen, n_random=n_random, seed=seed)
+
+
+def _best(case: Case, logits: Sequence[Float[np.ndarray, "head block residue member"]]) -> tuple[int, int, int]:
+    """The head that counts best: place of its layer among those with heads, layer, head."""
     counts = np.stack([_counts(case, layer).mean((1, 2)) for layer in logits])
     row, head = (int(i) for i in np.unravel_index(counts.argmax(), counts.shape))
-    acts, write = _activations(case), case.model.writes(0).mlp
-    if write is None:
-        raise RuntimeError("neurons of a layer that has none")
-    norm = write.matrix(acts.shape[-1]).double().norm(dim=-1).cpu().numpy()
-    share, p, q = _residues.tuning(acts, n_permutations=n_permutations, seed=seed)
-    residue_spread, spread = acts.mean(0).std(0) * norm, acts.std((0, 1)) * norm
-    rows = pd.DataFrame(
-        {
-            "variant": "neuron",
-            "unit": "fraction of variance",
-            "layer": 0,
-            "component": [neuron_name(0, i) for i in range(len(share))],
-            "value": share,
-            "null": 1 / len(acts),
-            "p": p,
-            "q": q,
-            "n": len(acts),
-            "label": q < LEVEL,
-            "written": residue_spread,
-        }
-    )
-    tuned = np.flatnonzero(q < LEVEL)
-    tuned = tuned[np.argsort(-residue_spread[tuned], kind="stable")]
-    left, right = (factor[head : head + 1] for factor in case.heads(case.model.info.attention_layers[row]))
-    layer0_embedding = case.embedding("ov_embed") if case.model.info.attention_layers[row] == 0 else None
+    return row, case.model.info.attention_layers[row], head
 
-    def measure(neurons: Int[np.ndarray, " k"]) -> dict[str, float]:
-        deep = case.embedding(case.name, [_mean_neurons(neurons, acts.mean((0, 1)))] if len(neurons) else [])
+
+def _ablations(
+    case: Case,
+    logits: Sequence[Float[np.ndarray, "head block residue member"]],
+    units: Units,
+    tuned: Int[np.ndarray, " k"],
+    *,
+    n_random: int,
+    seed: int,
+) -> list[dict[str, object]]:
+    """What is left with 1, 2, 4, ... of the tuned units at their mean, beside others that write about as much."""
+    _, layer, head = _best(case, logits)
+    left, right = (factor[head : head + 1] for factor in case.heads(layer))
+    layer0_embedding = case.embedding("ov_embed") if layer == 0 else None
+
+    def measure(chosen: Int[np.ndarray, " k"]) -> dict[str, float]:
+        deep = case.embedding(case.name, [units.at_mean(chosen)] if len(chosen) else [])
         own = ((deep if layer0_embedding is None else layer0_embedding) @ left @ right).numpy()[:, case.grid.at]
         x = deep.numpy()[case.grid.at]
         return {
@@ -284,15 +311,15 @@ def _neurons(
             "probe_accuracy": float(_residues.probe(x, n_permutations=0, seed=seed)[0].mean()),
         }
 
-    clean, effects = measure(np.array([], dtype=np.int64)), []
+    clean, effects = measure(np.array([], dtype=np.int64)) if len(tuned) else {}, []
     for k in sorted({2**i for i in range(len(tuned).bit_length())} | ({len(tuned)} if len(tuned) else set())):
         edited = measure(tuned[:k])
-        random = [measure(s) for s in _residues.matched_sets(spread, tuned[:k], n=n_random, seed=seed)]
+        random = [measure(s) for s in _residues.matched_sets(units.spread, tuned[:k], n=n_random, seed=seed)]
         effects += [
             {
-                "set_id": f"mean: {k} most tuned neurons of M0",
+                "set_id": f"mean: {k} most tuned {units.kind}s of {units.place}",
                 "k": k,
-                "control": "others of M0 that write as much" if random else "none",
+                "control": f"others of {units.place} that write as much" if random else "none",
                 "metric": metric,
                 "clean": value,
                 "edited": edited[metric],
@@ -302,26 +329,4 @@ def _neurons(
             }
             for metric, value in clean.items()
         ]
-    return rows, effects, (case.model.info.attention_layers[row], head)
-
-
-def _activations(case: _Case) -> Float[np.ndarray, "block residue neuron"]:
-    """Neurons of MLP 0 at each number, under the case's embedding."""
-    ids, site = case.numbers.ids, Site("mlp_post", 0)
-    rows = ids[:, None] if case.bos is None else torch.stack([torch.full_like(ids, case.bos), ids], dim=1)
-    silent = 0 in case.model.info.attention_layers and EMBEDDINGS[case.name] == "mlp"
-    edits = [Ablate(Site("attn_out", 0), "zero")] if silent else []
-    run = case.model.run(Batch.of(rows), capture={site: lambda x: x[:, -1].double().cpu()}, edits=edits, stop=0)
-    return run[site].numpy()[case.grid.at]
-
-
-def _mean_neurons(neurons: Int[np.ndarray, " k"], mean: Float[np.ndarray, " neuron"]) -> Edit:
-    """These neurons of MLP 0 at their mean."""
-    at, value = torch.tensor(neurons), torch.tensor(mean[neurons])
-
-    def set_to_mean(x: Tensor) -> Tensor:
-        new = x.clone()
-        new[..., at.to(x.device)] = value.to(x)
-        return new
-
-    return Apply(Site("mlp_post", 0), set_to_mean)
+    return effects

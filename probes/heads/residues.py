@@ -87,13 +87,16 @@ def features(x: Float[np.ndarray, "*any block residue d"]) -> Float[np.ndarray, 
 
 
 def shifted(
-    logits: Float[np.ndarray, "head block residue member"], names: Int[np.ndarray, " residue"]
+    logits: Float[np.ndarray, "head block residue member"],
+    names: Int[np.ndarray, " residue"],
+    own: Float[np.ndarray, "head block residue member"] | None = None,
 ) -> Int[np.ndarray, "head block residue residue"]:
     """Arg-max over members of l(x - f_a + f_b), [.. a b], for x of residue a; `names` says which feature is taken as f.
 
-    Logits are linear in x, so that features of the logits are the logits of the features.
+    Logits are linear in x, so that features of the logits are the logits of the features: those of the class means, or
+    others' where given as `own`.
     """
-    f = features(logits)[..., names, :]
+    f = (features(logits) if own is None else own)[..., names, :]
     return (logits[..., :, None, :] - f[..., :, None, :] + f[..., None, :, :]).argmax(-1)
 
 

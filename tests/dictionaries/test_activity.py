@@ -7,7 +7,7 @@ from tiny_models import D_VOCAB, ragged, tiny
 from torch.testing import assert_close
 
 import interp
-from interp.dictionaries import TopK, features, pushed_logits, top_examples
+from interp.dictionaries import TopK, features, pushed_logits, random_pushes, top_examples
 from interp.edits import Ablate, Apply
 from interp.errors import NotApplicable, SchemaError
 from interp.sites import Site
@@ -84,6 +84,23 @@ def test_logits_pushed_are_those_of_a_small_step(site):
     norm, w_u = model.weights().final_norm, model.weights().w_u
     logits = norm.linear(added) @ w_u
     assert_close(pushed, logits - logits.mean(), atol=1e-4, rtol=1e-3)
+
+
+def test_random_directions_are_as_long_as_the_feature():
+    """Their pushes grow with its length alone, and a feature that points at a token's logit goes beyond them."""
+    model, d = tiny("llama"), random_dictionary("L1.resid_post")
+    pushes = random_pushes(model, d, 3, n=40)
+    assert pushes.shape == (40, 2)
+    assert (pushes[:, 0] < 0).all() and (pushes[:, 1] > 0).all()
+    assert len(pushes.unique(dim=0)) == 40
+    aimed = d.w_dec.clone()
+    token = model.weights().w_u[:, 7]
+    aimed[3] = token * 3 * d.w_dec[3].norm() / token.norm()
+    other = type(d)(d.w_enc, aimed, d.b_enc, d.b_dec).at("L1.resid_post")
+    assert_close(random_pushes(model, other, 3, n=40), 3 * pushes, rtol=1e-4, atol=1e-5)
+    own = pushed_logits(model, other, 3)
+    assert own.argmax() == 7 and own.max() > 3 * pushes[:, 1].max()
+    assert pushed_logits(model, d, 3).max() < 1.5 * pushes[:, 1].max()  # one that points nowhere does not
 
 
 def test_refusals():

@@ -1,4 +1,4 @@
-"""What was trained, as files: SAELens's layout for one dictionary, circuit-tracer's for a cross-layer transcoder."""
+"""Dictionaries as files: SAELens's layout for one, circuit-tracer's for transcoders of all layers."""
 
 from __future__ import annotations
 
@@ -10,22 +10,36 @@ from interp.dictionaries.activations import BatchTopK, JumpReLU
 from interp.dictionaries.dictionary import Dictionaries, Dictionary
 from interp.dictionaries.formats import circuit_tracer, saelens
 from interp.dictionaries.training.settings import Settings
-from interp.errors import SchemaError
+from interp.errors import SchemaError, nearest
 from interp.sites import Site
 
+LAYOUTS = ("saelens", "circuit_tracer")
+"""Layouts that dictionaries are written in."""
 
-def write(dictionary: Dictionary | Dictionaries, folder: str | Path) -> None:
+
+def write(dictionary: Dictionary | Dictionaries, folder: str | Path, layout: str = "auto") -> None:
     """Write a dictionary so that `interp.dictionaries.load` and its layout's own package read it.
 
-    A BatchTopK dictionary becomes JumpReLU with its threshold for every feature, as SAELens has it.
+    A BatchTopK dictionary becomes JumpReLU with its threshold for every feature, as SAELens has it, and a scale of the
+    input goes into the weights. SAELens has one dictionary a folder: those of a set go to folders named by their sites.
+
+    Args:
+        dictionary: one, or several.
+        folder: where to; made if it is not there.
+        layout: one of `LAYOUTS`; "auto" is SAELens's for one dictionary, circuit-tracer's for several.
 
     Raises:
-        SchemaError: what neither layout has a place for.
+        SchemaError: an unknown layout, or what it has no place for.
     """
-    if isinstance(dictionary, Dictionary):
-        saelens.write(_with_thresholds(dictionary), folder)
-    else:
-        circuit_tracer.write(replace(dictionary, members=tuple(map(_with_thresholds, dictionary.members))), folder)
+    if layout not in ("auto", *LAYOUTS):
+        raise SchemaError(f"no dictionary is written as {layout!r}; {nearest(layout, LAYOUTS)}")
+    members, single = tuple(map(_plain, dictionary.members)), isinstance(dictionary, Dictionary)
+    if layout == "circuit_tracer" or layout == "auto" and not single:
+        own = {} if isinstance(dictionary, Dictionary) else dictionary.metadata
+        circuit_tracer.write(Dictionaries(members, own), folder)
+        return
+    for d in members:
+        saelens.write(d, folder if single else Path(folder) / str(d.site_in))
 
 
 def check_writable(settings: Settings, site_in: Sequence[Site], site_out: Sequence[Site]) -> None:
@@ -45,7 +59,9 @@ def check_writable(settings: Settings, site_in: Sequence[Site], site_out: Sequen
             raise SchemaError("circuit-tracer's files hold every layer from 0 on, in order, and no skip")
 
 
-def _with_thresholds(d: Dictionary) -> Dictionary:
+def _plain(d: Dictionary) -> Dictionary:
+    """Without a scale of its own, and with a threshold for every feature where it has one for all."""
+    d = d.folded()
     if not isinstance(d.activation, BatchTopK) or d.activation.threshold is None:
         return d
     return replace(d, activation=JumpReLU(d.activation.threshold.to(d.b_enc).expand(d.n_features).contiguous()))

@@ -12,6 +12,7 @@ import transformers
 from numpy.testing import assert_allclose, assert_array_equal
 
 import interp
+from interp.dictionaries import Dictionary, Normalisation
 from interp.errors import NotApplicable, SchemaError
 from interp.zoo.planted import factory
 from interp.zoo.planted.mechanisms.base import Slot
@@ -156,6 +157,50 @@ def test_the_trained_model_counts_numbers_without_digits():
     assert variant(found, "successor").loc["L2H6", "value"] > 0.1
     assert not variant(found, "arithmetic")["label"].any()
     assert variant(found, "probe")["p"].min() > 0.05
+
+
+def digit_dictionary(made, model, *, turned=False):
+    """Digits and decades as features of what MLP 0 writes, at a quarter of its scale; then some that are never active.
+
+    `turned`: a feature of one digit writes the next one.
+    """
+    index = [i for _, i in made.truth.neurons["successor_table"][: BASE + DECADES]]
+    w = model.writes(0).mlp.matrix(made.model.config.intermediate_size)[index]
+    w = w / w.norm(dim=-1, keepdim=True)
+    other = torch.nn.functional.normalize(torch.randn(24, w.shape[1]), dim=-1)
+    w_enc = torch.cat([torch.linalg.pinv(w), torch.zeros(w.shape[1], 24)], 1)
+    writes = torch.cat([w[:BASE].roll(-1, 0) if turned else w[:BASE], w[BASE:]])
+    w_dec = torch.cat([writes, other])
+    zeros, quarter = (torch.zeros(len(w_dec)), torch.zeros(w.shape[1])), Normalisation("scale", scale=0.25)
+    return Dictionary(4 * w_enc, w_dec / 4, *zeros, normalisation=quarter).at("L0.mlp_out")
+
+
+def test_features_of_a_dictionary_do_what_class_means_do():
+    made, model, name = of(Digits())
+    options = {"numbers": words(made), "embedding": "ov_mlp0", "n_permutations": 100}
+    d = digit_dictionary(made, model)
+    found = successor_features(model, dictionary=d, n_random=2, **options)
+    rows = variant(found, "feature")
+    assert set(rows.index[rows["label"]]) == {f"L0.mlp_out:{r}" for r in range(BASE)}
+    for kind in ("arithmetic", "dictionary", "dictionary_one"):
+        heads = variant(found, kind)
+        assert set(heads.index[heads["label"]]) == {name}
+        assert_allclose(heads.loc[name, "value"], 1)
+        assert heads.loc[name, "null"] < 0.05
+    sets = found.interventions[found.interventions["set_id"].str.contains("features of L0.mlp_out")]
+    gone = sets[sets["k"] == BASE].set_index("metric")
+    assert_allclose(gone["clean"], [0.9, 1.0, 1.0])
+    assert (gone["edited"] < 0.3).all()
+    assert gone.loc["digit_share", "random_mean"] > 0.95 and (gone["n_random"] == 2).all()
+
+    turned = successor_features(model, dictionary=digit_dictionary(made, model, turned=True), n_random=0, **options)
+    for kind in ("dictionary", "dictionary_one"):
+        heads = variant(turned, kind)
+        assert not heads["label"].any() and heads["value"].max() < 0.1  # tuned to digits, and they write others
+    assert variant(turned, "feature")["label"].sum() == BASE
+    for wrong in (d.at("L1.mlp_out"), d.at("L0.mlp_out", "L0.resid_mid"), d.at("L0.mlp_in")):
+        with pytest.raises(SchemaError, match="L0.mlp_out or L0.resid_post, from layer 0"):
+            successor_features(model, dictionary=wrong, **options)
 
 
 def test_what_does_not_apply_is_said():
