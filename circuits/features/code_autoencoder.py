@@ -2,7 +2,7 @@
 
 Head outputs of different heads are rows of one training set. With W_enc of unit columns and W_dec of unit rows,
 
-    f = relu((x - b) W_enc + b_enc)        x_hat = f W_dec + b        loss = mean (x - x_hat)^2 + penalty mean |f|
+    f = relu((x - b) W_enc + b_enc)        x_hat = f W_dec + b        loss = mean (x - x_hat)^2 + penalty E sum f
 
 and the code of an output is its largest feature, or the set of those above 0 (O'Neill and Bui 2024, arXiv 2405.12522).
 """
@@ -33,7 +33,7 @@ class Training:
         n_features: features.
         n_examples: prompts whose head outputs it is trained on, drawn from positives and negatives alike.
         epochs: steps over all of them at once.
-        penalty: weight of mean |f|.
+        penalty: weight of the sum of an output's features, a mean over outputs.
         learning_rate: of Adam.
     """
 
@@ -87,7 +87,7 @@ def train_codes(
         for _ in range(how.epochs):
             f = torch.relu(torch.baddbmm(b_enc - b @ w_enc, data, w_enc))  # no gradient to the data is computed
             error = data - torch.baddbmm(b, f, w_dec)
-            loss = error.square().mean((1, 2)) + how.penalty * f.mean((1, 2))
+            loss = error.square().mean((1, 2)) + how.penalty * f.sum(2).mean(1)
             optimiser.zero_grad(set_to_none=True)
             loss.sum().backward()
             optimiser.step()
