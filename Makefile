@@ -66,6 +66,7 @@ scoreboard: env  ## every analysis on planted models, into docs/ (minutes)
 	@$(VERIFY) --out docs/scoreboard.csv > build/scoreboard.table.md && mv build/scoreboard.table.md docs
 	@$(VERIFY) --behaviour --out docs/behaviour.csv > build/behaviour.table.md && mv build/behaviour.table.md docs
 	@$(VERIFY) --circuits --architecture llama --architecture llama-gqa --out docs/circuits.csv > build/circuits.table.md && mv build/circuits.table.md docs
+	@$(VERIFY) --dictionaries --seeds 3 --out docs/dictionaries.csv > build/dictionaries.table.md && mv build/dictionaries.table.md docs
 
 clean:  ## remove everything that make has made, .venv included
 	@rm -rf .venv build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis

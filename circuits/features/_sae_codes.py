@@ -218,7 +218,7 @@ def sae_codes(
         n_features: of the autoencoder; see `code_autoencoder.Training`.
         n_examples: prompts that it is trained on.
         epochs: of its training.
-        penalty: on its features, mean |f|.
+        penalty: on the sum of an output's features.
         learning_rate: of Adam.
         n_seeds: autoencoders.
         n_permutations: of labels.

@@ -2,7 +2,7 @@
 
 Head outputs of different heads are rows of one training set. With W_enc of unit columns and W_dec of unit rows,
 
-    f = relu((x - b) W_enc + b_enc)        x_hat = f W_dec + b        loss = mean (x - x_hat)^2 + penalty mean |f|
+    f = relu((x - b) W_enc + b_enc)        x_hat = f W_dec + b        loss = mean (x - x_hat)^2 + penalty E sum f
 
 and the code of an output is its largest feature, or the set of those above 0 (O'Neill and Bui 2024, arXiv 2405.12522).
 """
@@ -18,10 +18,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.dictionaries import Dictionary
+from interp.dictionaries.activations import ReLU
 from interp.errors import SchemaError
 
-BLOCK = 1 << 22
-"""Feature activations held at a time while encoding: 16 MiB in float32."""
+BLOCK = 1 << 18
+"""Feature activations held at a time while encoding: 1 MiB in float32, which a cache holds."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Training:
         n_features: features.
         n_examples: prompts whose head outputs it is trained on, drawn from positives and negatives alike.
         epochs: steps over all of them at once.
-        penalty: weight of mean |f|.
+        penalty: weight of the sum of an output's features, a mean over outputs.
         learning_rate: of Adam.
     """
 
@@ -84,9 +85,9 @@ def train_codes(
     optimiser = torch.optim.Adam(parameters, lr=how.learning_rate)
     with torch.enable_grad():
         for _ in range(how.epochs):
-            f = torch.relu(torch.baddbmm(b_enc, data - b, w_enc))
+            f = torch.relu(torch.baddbmm(b_enc - b @ w_enc, data, w_enc))  # no gradient to the data is computed
             error = data - torch.baddbmm(b, f, w_dec)
-            loss = error.square().mean((1, 2)) + how.penalty * f.mean((1, 2))
+            loss = error.square().mean((1, 2)) + how.penalty * f.sum(2).mean(1)
             optimiser.zero_grad(set_to_none=True)
             loss.sum().backward()
             optimiser.step()
@@ -111,9 +112,20 @@ def codes(x: Float[Tensor, "prompt head d"], dictionary: Dictionary) -> Int[np.n
     Raises:
         SchemaError: a dictionary of another width.
     """
-    step = max(1, BLOCK // (x.shape[1] * dictionary.n_features))
-    parts = [dictionary.encode(x[i : i + step]).argmax(-1) for i in range(0, len(x), step)]
-    return torch.cat(parts).cpu().numpy()
+    parts = []
+    for rows in x.flatten(0, 1).split(max(1, BLOCK // dictionary.n_features)):
+        largest, feature = _before_relu(rows, dictionary).max(-1)
+        parts.append(torch.where(largest > 0, feature, 0))
+    return torch.cat(parts).view(x.shape[:2]).cpu().numpy()
+
+
+def _before_relu(x: Float[Tensor, "row d"], dictionary: Dictionary) -> Float[Tensor, "row feature"]:
+    """Features of rows; where a ReLU makes them, without it, since it changes no order above 0: one product a block."""
+    plain = isinstance(dictionary.activation, ReLU) and dictionary.normalisation.kind == "none"
+    if not plain or dictionary.scaled or x.shape[1] != dictionary.d_in:
+        return dictionary.encode(x)
+    w, b = dictionary.w_enc, dictionary.b_enc
+    return torch.addmm(b - dictionary.b_dec @ w if dictionary.centred else b, x.to(w.dtype), w)
 
 
 @torch.no_grad()

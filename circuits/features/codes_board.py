@@ -22,6 +22,8 @@ DIFFERENCES: tuple[Difference, ...] = ("shift", "codes")
 WORDS = 8
 """Vectors of which a planted head writes one on a positive, where the difference is "codes"."""
 CHEAP = Scoring(Training(epochs=100), n_seeds=2, n_permutations=20)
+PUBLISHED = Scoring(n_seeds=1)
+"""Training and scores as published, with one autoencoder."""
 
 
 def planted_outputs(

@@ -80,9 +80,14 @@ def verify(
     circuits: Annotated[
         bool, typer.Option("--circuits", help="Judge the methods that find circuits, on planted circuits.")
     ] = False,
+    dictionaries: Annotated[
+        bool, typer.Option("--dictionaries", help="Judge trained dictionaries, on planted features.")
+    ] = False,
     analysis: Annotated[
         list[str] | None,
-        typer.Option("--analysis", "-a", metavar="NAME", help="Or mechanism, with the last two. Repeatable."),
+        typer.Option(
+            "--analysis", "-a", metavar="NAME", help="Or mechanism, or kind of dictionary, with the last. Repeatable."
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Models per architecture and setting.")] = 10,
     architecture: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Repeatable.")] = None,
@@ -93,56 +98,62 @@ def verify(
 ) -> None:
     """Judge every analysis on models whose mechanisms are known; exit 1 if a planted head is missed or misranked.
 
-    With --behaviour, judge the planted models themselves; with --circuits, how methods rank the planted edges. With
-    NAME, measure a trained model: exit 1 if it does not keep a promise of its card.
+    With --behaviour, judge the planted models themselves; with --circuits, how methods rank the planted edges; with
+    --dictionaries, what share of planted features is recovered. With NAME, measure a trained model: exit 1 if it does
+    not keep a promise of its card.
     """
+    questions = {"--behaviour": behaviour, "--circuits": circuits, "--dictionaries": dictionaries}
+    chosen = [flag for flag, wanted in questions.items() if wanted]
     if name is not None:
-        if behaviour or circuits or analysis or architecture:
+        if chosen or analysis or architecture:
             raise typer.BadParameter(
-                "NAME is measured by itself: leave out --behaviour, --circuits, --analysis and --architecture"
+                f"NAME is measured by itself: leave out {', '.join(questions)}, --analysis and --architecture"
             )
         _verify_skills(name, items=items)
         return
-    from tqdm.auto import tqdm
-
+    if len(chosen) > 1:
+        raise typer.BadParameter(f"{' and '.join(chosen)} are {len(chosen)} questions: ask one")
+    if dictionaries and architecture:
+        raise typer.BadParameter("planted features have no architecture: leave out --architecture")
     from interp.results.files import atomic_write, writable
-    from interp.studies import scoreboard
-    from interp.zoo.planted import behaviour as planted
+    from interp.studies.scoreboard import markdown
 
     target = None if out is None else writable(out)
+    judge, board = _board("".join(chosen), analysis, architecture, seeds=seeds, jobs=jobs)
+    if target is not None:
+        atomic_write(target, lambda path: board.to_csv(path, index=False))
+    table = judge.summary(board)
+    sys.stdout.write((markdown(table) if as_markdown else table.to_string(index=False)) + "\n")
+    if judge.failed(board):
+        raise typer.Exit(1)
+
+
+def _board(
+    question: str, names: list[str] | None, architectures: list[str] | None, *, seeds: int, jobs: int
+) -> tuple[Any, Any]:
+    """The module that answers a question, by the flag it is asked with, and its rows."""
+    from tqdm.auto import tqdm
 
     def progress(cases: Iterable[Any]) -> Iterable[Any]:
         return tqdm(list(cases), disable=None, file=sys.stderr, leave=False)
 
-    if behaviour and circuits:
-        raise typer.BadParameter("--behaviour and --circuits are two questions: ask one")
-    if circuits:
+    common: dict[str, Any] = {"seeds": seeds, "jobs": jobs, "progress": progress}
+    if question == "--circuits":
         from circuits.evaluation import scoreboard as edges
 
-        judge = edges
-        board = edges.scoreboard(
-            mechanisms=analysis or edges.MECHANISMS,
-            architectures=architecture or edges.ARCHITECTURES,
-            seeds=seeds,
-            jobs=jobs,
-            progress=progress,
-        )
-    elif behaviour:
-        judge = planted
-        board = planted.behaviour(
-            seeds=seeds, architectures=architecture, mechanisms=analysis, jobs=jobs, progress=progress
-        )
-    else:
-        judge = scoreboard
-        board = scoreboard.scoreboard(
-            names=analysis, seeds=seeds, architectures=architecture, jobs=jobs, progress=progress
-        )
-    if target is not None:
-        atomic_write(target, lambda path: board.to_csv(path, index=False))
-    table = judge.summary(board)
-    sys.stdout.write((scoreboard.markdown(table) if as_markdown else table.to_string(index=False)) + "\n")
-    if judge.failed(board):
-        raise typer.Exit(1)
+        chosen = {"mechanisms": names or edges.MECHANISMS, "architectures": architectures or edges.ARCHITECTURES}
+        return edges, edges.scoreboard(**chosen, **common)
+    if question == "--behaviour":
+        from interp.zoo.planted import behaviour
+
+        return behaviour, behaviour.behaviour(architectures=architectures, mechanisms=names, **common)
+    if question == "--dictionaries":
+        from interp.dictionaries.training import planted
+
+        return planted, planted.scoreboard(kinds=names, **common)
+    from interp.studies import scoreboard
+
+    return scoreboard, scoreboard.scoreboard(names=names, architectures=architectures, **common)
 
 
 def _verify_skills(name: str, *, items: int) -> None:

@@ -14,7 +14,10 @@ from verdict import CASE, GROWTH, growth, saving, speedup, targets
 
 DOC = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- attention_cpu: made by tests/bench/table.py -->", "<!-- end of attention_cpu -->"
-OTHERS = {"running": ("running.csv",), "circuits": ("circuits.csv", "path_patching.csv", "acdc.csv", "retrieval.csv")}
+OTHERS = {
+    "running": ("running.csv",),
+    "circuits": ("circuits.csv", "path_patching.csv", "acdc.csv", "sae_codes.csv", "retrieval.csv"),
+}
 """Part of the document -> the records it shows."""
 SIZES = {
     "run_overhead": ("tokens", "plain"),
@@ -23,6 +26,7 @@ SIZES = {
     "edge_attribution": ("tokens", "ours"),
     "path_patching": ("tokens", "one forward per head"),
     "acdc": ("edges tried", "naive"),
+    **{f"codes_{case}": ("prompts", "published") for case in ("node", "edges", "outputs", "all", "forward")},
     "retrieval": ("tokens", "plain"),
 }
 """Case -> what its size counts, and what times are compared with."""

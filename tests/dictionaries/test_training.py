@@ -17,13 +17,12 @@ from interp.dictionaries.fit import quality
 from interp.dictionaries.training import losses
 from interp.dictionaries.training.coder import Coders
 from interp.dictionaries.training.files import check_writable, write
-from interp.dictionaries.training.planted import PlantedPieces, recovery
 from interp.dictionaries.training.settings import KINDS, Settings
 from interp.dictionaries.training.streams import Activations, ModelPieces, Stream, passages
 from interp.errors import ModelLoadError, SchemaError
 from interp.sites import Site
 from interp.storage import capture_to
-from interp.zoo.planted.dictionary import CASES, PlantedDictionary
+from interp.zoo.planted.dictionary import PlantedDictionary
 
 IDS = [torch.randint(1, 60, (1, 24), generator=torch.Generator().manual_seed(i)).tolist()[0] for i in range(12)]
 SMALL = dict(n_features=24, k=3, steps=8, batch_size=32)
@@ -107,7 +106,7 @@ def test_losses_are_their_formulas(kind):
     assert_close(parts["error"], error)
     if sparsity is not None:
         assert_close(parts["sparsity"], sparsity)
-        expected = expected + Settings(kind=kind).weight * sparsity
+        expected = expected + coder.settings.weight * sparsity
     if kind == "gated":
         through = gates @ coder.directions[:, 0].detach() + coder.b_dec.detach()
         expected = expected + (passage.y[0] - through).square().sum(1).mean() / 6
@@ -116,6 +115,35 @@ def test_losses_are_their_formulas(kind):
     missed = (left - top @ coder.directions[5:9, 0].detach()).square().sum() / left.square().sum()
     assert_close(parts["aux"], missed)
     assert_close(total.detach(), (expected + missed / 32).detach())
+
+
+@pytest.mark.parametrize("k", [1, 4, 25])
+def test_the_penalty_makes_features_smaller_by_a_quarter(k):
+    """Of k orthogonal features of one size, whatever k is."""
+    m, d = (32 / k) ** 0.5, 32
+    f = torch.full((k,), 0.75 * m, requires_grad=True)
+    ((m - f).square().sum() / d + Settings(kind="standard", k=k).weight * f.sum() / d**0.5).backward()
+    assert_close(f.grad, torch.zeros(k), atol=1e-7, rtol=0)
+    assert Settings(kind="gated", k=k).weight == Settings(kind="standard", k=k).weight
+    assert Settings(kind="gated", k=k, sparsity=0.3).weight == 0.3
+    assert (Settings(kind="topk", k=k).weight, Settings(kind="jumprelu", k=k).weight) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("l0", [1.5, 3.0, 6.0, 24.0])
+def test_the_weight_of_gates_follows_their_l0(l0):
+    batch = drawn((6,), (6,), tied=True)
+    coders = coders_of("gated", batch, ((0,),), revival="none")
+    coder, optimizer = coders.coders[0], torch.optim.AdamW(coders.parameters())
+    assert_close(coder.active, (coders(batch).codes[0].f > 0).sum(1).float().mean())
+    coder.active.fill_(l0)
+    before = float(coder.weight)
+    losses.after(coders, optimizer, 5, batch)
+    moved = torch.log(coder.weight / before) / (losses.STEER * coders.settings.rate(5))
+    assert_close(moved, torch.tensor({1.5: -0.6931, 3.0: 0.0, 6.0: 0.6931, 24.0: 1.0}[l0]), atol=2e-3, rtol=0)
+    for fixed in (coders_of("gated", batch, ((0,),), sparsity=0.1), coders_of("standard", batch, ((0,),))):
+        before = fixed.coders[0].weight.clone()
+        losses.after(fixed, torch.optim.AdamW(fixed.parameters()), 5, batch)
+        assert torch.equal(fixed.coders[0].weight, before)
 
 
 def test_gradients_of_thresholds_are_those_of_the_rectangle():
@@ -215,34 +243,6 @@ def test_an_interrupted_run_ends_with_the_weights_of_a_whole_one(source, tmp_pat
         assert all(torch.equal(t, other.tensors[name]) for name, t in one.tensors.items())
     with pytest.raises(SchemaError, match="another run"):
         train(*data, site_out=TRANSCODERS[1], folder=tmp_path / "run", **{**options, "seed": 1})
-
-
-@pytest.mark.parametrize("kind", ["topk", "batchtopk"])
-def test_planted_features_are_recovered(kind):
-    planted = PlantedDictionary.of("uncorrelated", n_features=24, d=32, l0=2.0)
-    options = dict(kind=kind, n_features=36, k=2, steps=150, batch_size=256, learning_rate=1e-2, dead_after=4000)
-    d = train(PlantedPieces(planted), **options)
-    assert recovery(planted, d) >= 0.95
-    assert recovery(PlantedDictionary.of("uncorrelated", n_features=24, d=32, l0=2.0, seed=1), d) < 0.2
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_planted_frequencies(case):
-    planted = PlantedDictionary.of(case, n_features=40, d=16, l0=4.0)
-    x, f = planted.draw(20_000, seed=0)
-    on = (f > 0).float()
-    assert_close(on.sum(1).mean(), torch.tensor(4.0), atol=0.1, rtol=0)
-    assert_close(x, f @ planted.directions, atol=0.15, rtol=0)
-    correlation = torch.corrcoef(on.mT)
-    pair = float(correlation[4, 5])
-    assert pair > 0.2 if case in ("correlated", "hierarchical") else abs(pair) < 0.03
-    assert abs(float(correlation[4, 8])) < 0.03
-    children, parent = on[:, 5], on[:, 4]
-    if case == "hierarchical":
-        assert float((children * (1 - parent)).sum()) == 0
-        assert_close(children.sum() / parent.sum(), torch.tensor(0.4), atol=0.03, rtol=0)
-    if case == "zipf":
-        assert_close(on[:, 9].mean() / on[:, 19].mean(), torch.tensor(2.0), atol=0.3, rtol=0)
 
 
 def test_hygiene_by_hand():

@@ -40,6 +40,16 @@ def test_behaviour_is_judged_and_written(tmp_path):
     assert pd.read_csv(out)["kept"].tolist() == [True, True]
 
 
+def test_dictionaries_are_judged_and_written(tmp_path):
+    out = tmp_path / "dictionaries.csv"
+    done = invoke("verify", "--dictionaries", "--seeds", 1, "-a", "random", "--markdown", "--out", out)
+    assert done.exit_code == 0, done.output
+    assert "| zipf | random | 1 | 0 |" in done.output
+    assert pd.read_csv(out)["case"].tolist() == ["uncorrelated", "correlated", "hierarchical", "zipf"]
+    for other in (("--circuits",), ("--architecture", "llama")):
+        assert invoke("verify", "--dictionaries", *other).exit_code == 2
+
+
 @pytest.mark.parametrize("name", ["zoo:defalt", "no-such-model"])
 def test_unknown_models_are_refused(name):
     assert invoke("verify", name).exit_code != 0

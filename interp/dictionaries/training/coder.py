@@ -65,6 +65,8 @@ class Coder(Module):
 
     silent: Tensor
     threshold: Tensor
+    weight: Tensor
+    active: Tensor
 
     def __init__(self, d_in: int, outs: int, d_out: int, *, tied: bool, settings: Settings, member: int) -> None:
         super().__init__()
@@ -82,6 +84,8 @@ class Coder(Module):
         self.log_threshold = Parameter(torch.full((n,), settings.threshold).log()) if jump else None
         self.register_buffer("threshold", torch.tensor(-1.0))  # of BatchTopK; below 0 before the first batch
         self.register_buffer("silent", torch.zeros(n, dtype=torch.long))  # tokens since a feature was last active
+        self.register_buffer("weight", torch.tensor(settings.weight))  # of the sparsity loss
+        self.register_buffer("active", torch.tensor(float(settings.k)))  # L0 of the last batch
 
     @torch.no_grad()
     def centre(self, x: Tensor, y: Tensor) -> None:
@@ -144,6 +148,7 @@ class Coder(Module):
     @torch.no_grad()
     def _note(self, f: Tensor) -> None:
         self.silent.add_(len(f)).masked_fill_((f > 0).any(0), 0)
+        self.active.copy_((f > 0).sum(1).float().mean())
         if self.settings.kind == "batchtopk" and bool((f > 0).any()):
             least = f[f > 0].min()
             self.threshold.copy_(least if self.threshold < 0 else MEMORY * self.threshold + (1 - MEMORY) * least)

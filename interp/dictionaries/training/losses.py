@@ -11,6 +11,8 @@ from interp.dictionaries.training.streams import Activations
 
 RAMP = 0.1
 """Fraction of the run over which the weight of the sparsity loss rises from 0."""
+STEER = 2.0
+"""Rate of a steered weight's logarithm, of the learning rate."""
 UNTIL = 0.75
 """Fraction of the run after which no feature is resampled."""
 ENCODER = 0.2
@@ -22,11 +24,11 @@ def loss(coders: Coders, passage: Passage, batch: Activations) -> tuple[Tensor, 
     settings = coders.settings
     parts = {"error": _error(passage.y, passage.y_hat)}
     total = parts["error"]
-    weight = settings.weight * min(1.0, batch.progress / RAMP)
-    if weight:
-        parts["sparsity"] = torch.stack([_sparsity(c, p.before, passage, i) for i, (c, p) in _members(coders, passage)])
-        parts["sparsity"] = parts["sparsity"].sum()
-        total = total + weight * parts["sparsity"]
+    if settings.weight:
+        sparsity = torch.stack([_sparsity(c, p.before, passage, i) for i, (c, p) in _members(coders, passage)])
+        weights = torch.stack([coder.weight for coder in coders.coders])
+        parts["sparsity"] = sparsity.sum()
+        total = total + min(1.0, batch.progress / RAMP) * (weights * sparsity).sum()
     if settings.kind == "gated":
         parts["gate"] = _error(passage.y, _by_gates(coders, passage))
         total = total + parts["gate"]
@@ -38,12 +40,26 @@ def loss(coders: Coders, passage: Passage, batch: Activations) -> tuple[Tensor, 
 
 
 def after(coders: Coders, optimizer: torch.optim.AdamW, step: int, batch: Activations) -> None:
-    """Decoders to unit norm; every so often dead features are resampled."""
+    """Decoders to unit norm; the weight of the sparsity loss is steered; now and then dead features are resampled."""
     settings = coders.settings
     coders.to_unit_norm()
+    if settings.steered:
+        steer(coders, step)
     due = (step + 1) % settings.resample_every == 0 and step + 1 <= UNTIL * settings.steps
     if settings.revives_by == "resample" and due:
         resample(coders, optimizer, batch, generator("resample", settings.seed, step))
+
+
+@torch.no_grad()
+def steer(coders: Coders, step: int) -> None:
+    """ln w += STEER rate clip(ln(L0 / k), -1, 1), for each member's weight w of the sparsity loss.
+
+    At rest L0 is k. It moves with the learning rate, as what it waits for does.
+    """
+    rate = STEER * coders.settings.rate(step)
+    for coder in coders.coders:
+        error = (coder.active.clamp(min=1e-3) / coder.settings.k).log().clamp(-1, 1)
+        coder.weight.mul_((rate * error).exp())
 
 
 @torch.no_grad()

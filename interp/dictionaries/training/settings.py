@@ -11,8 +11,10 @@ from interp.errors import SchemaError, nearest
 
 KINDS = ("topk", "batchtopk", "jumprelu", "standard", "gated")
 REVIVALS = ("aux", "resample", "none")
-SPARSITY = {"topk": 0.0, "batchtopk": 0.0, "jumprelu": 1.0, "standard": 0.05, "gated": 0.05}
-"""Kind -> weight of its sparsity loss unless said."""
+PENALISED = ("standard", "gated")
+"""Kinds that are sparse by a penalty on sum f / sqrt(d)."""
+SHRINKAGE = 0.25
+"""Share by which that penalty makes an active feature smaller, unless its weight is said."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,10 @@ class Settings:
         kind: "topk" (Gao et al. 2024), "batchtopk" (Bussmann et al. 2024), "jumprelu" and "gated" (Rajamanoharan et al.
             2024), "standard" (ReLU with an L1 penalty, Bricken et al. 2023).
         n_features: of each member.
-        k: active features of a token: exactly, on average over a batch, or, of "jumprelu", what its loss aims at.
+        k: active features of a token: exactly ("topk"), on average over a batch ("batchtopk"), or what is aimed at.
         sparsity: weight of the sparsity loss: of sum f / sqrt(d) for "standard" and "gated", of (L0 / k - 1)^2 for
-            "jumprelu"; None: .05, .05 and 1.
+            "jumprelu". None: 1 for "jumprelu", `penalty` for the other two, from where that of "gated" is steered to
+            an L0 of k (`losses.steer`). "standard" cannot be: what makes its features few makes them small.
         steps: updates. batch_size: tokens of each.
         learning_rate: of Adam; it rises over the first 5 % of the steps and falls to 0 over the last 20 %.
         seed: of the parameters and of the order of the data.
@@ -78,9 +81,25 @@ class Settings:
                 raise SchemaError(f"{name} is {getattr(self, name)!r}; it must be above 0")
 
     @property
+    def steered(self) -> bool:
+        """Whether the weight of the sparsity loss follows L0, each member's its own."""
+        return self.sparsity is None and self.kind == "gated"
+
+    @property
+    def penalty(self) -> float:
+        """2 r / sqrt(k), with which a penalty on sum f / sqrt(d) shrinks features by the share r = .25.
+
+        Of k active features, orthogonal and of one size m, sum f^2 = k m^2 = d. What minimises (m - f)^2 / d + w f /
+        sqrt(d) is f = m - w sqrt(d) / 2, smaller by the share w sqrt(k) / 2, whatever the width and the units.
+        """
+        return 2 * SHRINKAGE / self.k**0.5
+
+    @property
     def weight(self) -> float:
-        """Of the sparsity loss."""
-        return SPARSITY[self.kind] if self.sparsity is None else self.sparsity
+        """Of the sparsity loss; where it is steered, at the start."""
+        if self.sparsity is not None:
+            return self.sparsity
+        return {"jumprelu": 1.0, **dict.fromkeys(PENALISED, self.penalty)}.get(self.kind, 0.0)
 
     @property
     def revives_by(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from circuits.features.code_scores import CodeTable, edge_shares, node_scores, s
 from circuits.features.codes_board import best_thresholds, f1, f1_published, judge_codes, planted_board
 from circuits.features.head_baselines import mean_difference, norm_difference, probe_auc, standardised
 from circuits.features.head_outputs import head_outputs
+from interp.dictionaries.activations import JumpReLU
 from interp.errors import SchemaError, TaskError
 from interp.tasks import planted_task
 from interp.tasks.prompt import collate
@@ -121,15 +123,31 @@ def test_the_autoencoder_is_of_unit_features_and_its_own_seed(outputs):
 
     def loss(d, penalty=QUICK.penalty):
         f = torch.relu((drawn - d.b_dec) @ d.w_enc + d.b_enc)
-        return float((drawn - f @ d.w_dec - d.b_dec).square().mean() + penalty * f.mean())
+        return float((drawn - f @ d.w_dec - d.b_dec).square().mean() + penalty * f.sum(-1).mean())
 
     assert loss(train_codes(outputs, Training(12, epochs=200), seeds=(7,))[0]) < 0.9 * loss(alone)
     free = train_codes(outputs, Training(12, epochs=200, penalty=0.0), seeds=(7,))[0]
-    sparse = train_codes(outputs, Training(12, epochs=200, penalty=5.0), seeds=(7,))[0]
-    assert float(sparse.encode(outputs).mean()) < 0.8 * float(free.encode(outputs).mean())
+    sparse = train_codes(outputs, Training(12, epochs=200, penalty=0.4), seeds=(7,))[0]  # of the sum, not the mean
+    assert float(sparse.encode(outputs).mean()) < 0.7 * float(free.encode(outputs).mean())
     f = torch.relu((outputs - alone.b_dec) @ alone.w_enc + alone.b_enc)
     assert (codes(outputs, alone) == f.argmax(-1).numpy()).all()
     assert (active_features(outputs, alone) == (f > 0).numpy()).all()
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_a_code_is_the_largest_feature_and_the_first_where_there_is_none(outputs, centred):
+    (d,) = train_codes(outputs, QUICK)
+    d = replace(d, centred=centred, b_enc=d.b_enc - 0.8, b_dec=d.b_dec + 0.3)
+    f = d.encode(outputs)
+    silent = ~(f > 0).any(-1)
+    assert 0 < int(silent.sum()) < silent.numel()
+    assert (codes(outputs, d) == f.argmax(-1).numpy()).all()
+    assert (codes(outputs, d)[silent.numpy()] == 0).all()
+    jump = replace(d, activation=JumpReLU(torch.linspace(0.0, 1.0, 12)))  # changes the order
+    assert (codes(outputs, jump) == jump.encode(outputs).argmax(-1).numpy()).all()
+    assert (codes(outputs, jump) != codes(outputs, d)).any()
+    with pytest.raises(SchemaError, match="8"):
+        codes(outputs[..., :5], d)
 
 
 def test_baselines(outputs):
