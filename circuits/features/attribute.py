@@ -7,7 +7,7 @@ is ever held. Which features become targets is decided by influence on the logit
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,7 +29,8 @@ from interp.model import Model
 from interp.sites import Site
 from interp.tokens.texts import token_texts
 
-ROUND = 4  # batches between two decisions about what comes next
+ROUND, ROUNDS = 4, 32
+"""Batches between two decisions about what comes next, at least, and such decisions, about at most."""
 
 
 def attribution_graph(
@@ -126,7 +127,7 @@ class _Search:
     at: int
     k: int
     batch: int
-    rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = field(default_factory=list)
+    filled: int = 0
     closure: float = 0.0
 
     def run(self, max_features: int) -> None:
@@ -138,21 +139,29 @@ class _Search:
             zeros = {s: torch.zeros_like(x) for s, x in local.clean_values(1).items()}
             self.constant = {site: x[0].float() for site, x in local.run(zeros).items()}
         self.backward = Backward(local, min(self.batch, max(len(self.ids), min(max_features, n))))
-        numbers = torch.arange(len(self.ids), device=local.active.value.device)
+        device = local.active.value.device
+        numbers = torch.arange(len(self.ids), device=device)
+        # made once: many small parts that stay, between large ones that go, would leave holes in memory
+        shape = (min(max_features, n) + len(self.ids), min(self.k, self.n_sources))
+        self.index, self.value = torch.empty(shape, dtype=torch.int32, device=device), torch.empty(shape, device=device)
+        self.target = torch.empty(shape[0], dtype=torch.long, device=device)
+        self.totals = torch.zeros(self.n_sources + len(self.ids), device=device)
         for part in numbers.split(self.backward.size):
             r = local.logit_reading(self.ids[part], self.at)
             pos = torch.full_like(part, self.at)
             self._take([(local.last, pos, r)], self.n_sources + part)
         done = torch.zeros(n, dtype=torch.bool, device=numbers.device)
         left = min(max_features, n)
+        most = max(ROUND * self.backward.size, left // ROUNDS)
         while left > 0:
             reach = self._influence()[:n].masked_fill(done, 0.0)
-            chosen = reach.topk(min(left, ROUND * self.backward.size, n)).indices
+            chosen = reach.topk(min(left, most)).indices
             chosen = chosen[reach[chosen] > 0]
             if not len(chosen):
                 break
             done[chosen] = True
             left -= len(chosen)
+            chosen = chosen[self.local.active.pos[chosen].argsort(stable=True)]  # neighbours look back at the same
             for part in chosen.split(self.backward.size):
                 self._take_features(part)
         self.done = done
@@ -173,13 +182,13 @@ class _Search:
         grads = dict(zip(self.backward.values, self.backward.gradients(targets), strict=True))
         row = self.sources.effects({site: g[: len(numbers)] for site, g in grads.items()})
         self._check_sum(targets, row)
-        total = row.abs().sum(1)
-        index = row.abs().topk(min(self.k, row.shape[1]), dim=1).indices
-        value = row.gather(1, index)
-        kept = value != 0
-        self.rows.append((index[kept], numbers[:, None].expand_as(index)[kept], value[kept], total))
-        self.totals = getattr(self, "totals", torch.zeros(self.n_sources + len(self.ids), device=row.device))
+        size = row.abs()
+        total = size.sum(1)
+        index = size.topk(self.index.shape[1], dim=1).indices
+        own = slice(self.filled, self.filled + len(numbers))
+        self.target[own], self.index[own], self.value[own] = numbers, index.to(self.index.dtype), row.gather(1, index)
         self.totals[numbers] = total
+        self.filled = own.stop
 
     def _check_sum(self, targets: list[Any], row: Tensor) -> None:
         """Sources and the constant sum to what stands at the target."""
@@ -212,8 +221,9 @@ class _Search:
         return (r * self.offset[site][pos]).sum(-1)
 
     def edges(self) -> Edges:
-        source, target, weight = (torch.cat([row[i] for row in self.rows]) for i in range(3))
-        return Edges(source, target, weight, self.totals)
+        index, value, target = (x[: self.filled] for x in (self.index, self.value, self.target))
+        kept = value != 0
+        return Edges(index[kept].long(), target[:, None].expand_as(index)[kept], value[kept], self.totals)
 
     def _influence(self) -> Tensor:
         return flow.influence(self.edges(), self._start())
