@@ -7,6 +7,7 @@ is ever held. Which features become targets is decided by influence on the logit
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +21,13 @@ from circuits.features.feature_graph import Node
 from circuits.features.graph_files import AttributionGraph
 from circuits.features.head_parts import with_heads
 from circuits.features.influence import Edges
-from circuits.features.local import EMBED, LocalModel, check_affine
+from circuits.features.local import AFFINE, EMBED, LocalModel, check_affine
 from circuits.features.sources import Sources
 from interp.batch import Prompts
 from interp.dictionaries import Dictionaries, Dictionary
-from interp.errors import SchemaError, TaskError
-from interp.model import Model
+from interp.edits import Edit
+from interp.errors import NotApplicable, SchemaError, TaskError
+from interp.model import Model, with_edits
 from interp.sites import Site
 from interp.tokens.texts import token_texts
 
@@ -33,6 +35,7 @@ ROUND, ROUNDS = 4, 32
 """Batches between two decisions about what comes next, at least, and such decisions, about at most."""
 
 
+@with_edits
 def attribution_graph(
     model: Model,
     prompt: Prompts,
@@ -47,6 +50,7 @@ def attribution_graph(
     heads: bool = False,
     node: float | None = 0.8,
     edge: float | None = 0.98,
+    edits: Sequence[Edit] = (),
 ) -> AttributionGraph:
     """The attribution graph of one prompt (Ameisen et al. 2025), exact for it: an affine model, and error nodes.
 
@@ -69,9 +73,11 @@ def attribution_graph(
             enters first.
         node: share of influence of the nodes kept, as in `AttributionGraph.pruned`; None for no pruning.
         edge: that of the edges kept.
+        edits: changes under which the model runs: the graph is of the edited model, as inside `model.editing`. They
+            are affine, token by token, and not where features write (`circuits.features.edits`).
 
     Raises:
-        NotApplicable: what cannot be held, or is not affine when it is.
+        NotApplicable: what cannot be held, or is not affine when it is; an edit of which there is no graph.
         TaskError: several prompts, or a position out of range.
         SchemaError: a dictionary without sites, numbers out of range.
     """
@@ -102,7 +108,13 @@ def attribution_graph(
         "max_n_logits": logits,
         "desired_logit_prob": logit_mass,
         "batch_size": batch,
+        "edits": [repr(edit) for edit in model.edits],
     }
+    if model.edits and not search.closure <= AFFINE:
+        raise NotApplicable(
+            f"under the edits in force sources miss what they should sum to by {search.closure:.1e}: the gradient of "
+            "an edit is not what it does; use Add, Scale, Replace or Ablate"
+        )
     graph = search.graph(affine_error, settings)
     if node is not None and edge is not None:
         graph = graph.pruned(node=node, edge=edge)

@@ -28,7 +28,7 @@ LENGTHS = (256, 512, 1024, 2048, 4096, 6000)
 TARGET = Path(__file__).parent / "results" / "graph_memory.csv"
 D, WIDTH, LAYERS = 32, 256, 3
 THRESHOLD = -1.15  # bias of neurons: an eighth of them is active
-QUERIES = 1.5
+QUERIES = 3.0
 
 
 def sparse_model() -> tuple[object, object]:
@@ -95,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--lengths", type=int, nargs="*", default=LENGTHS)
     parser.add_argument("--nodes", type=int, default=7500)
-    parser.add_argument("--k", type=int, default=768)
+    parser.add_argument("--k", type=int, default=1024)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--out", type=Path, default=TARGET)
     parser.add_argument("--one", type=int, help="measure this length here, and print it")
