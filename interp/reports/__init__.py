@@ -26,6 +26,7 @@ def report(
     method: str = "eap-ig",
     prompts: Any = (),
     prompt: Any = None,
+    dictionary: Any = None,
     seed: int = 0,
     path: str | Path = "report.html",
     command: str | None = None,
@@ -50,6 +51,8 @@ def report(
             the logit is compared with the mean over the vocabulary.
         prompt: text or token ids on which one head's attention is shown; the first of `prompts` if not given, or else
             a repeated random block.
+        dictionary: transcoders or autoencoders, a folder or hub id that holds some, or "neurons": each of `prompts`
+            gets its attribution graph, and the edges are checked by interventions.
         seed: of analyses, tasks and the sample prompt.
         path: file to write.
         command: shell command that made the report, shown for copying.
@@ -62,6 +65,7 @@ def report(
         InterpError: the path cannot be written, or the parts of a logit do not sum to it.
         SchemaError: an unknown analysis, or results of another model.
         TaskError: a task or prompt that the model cannot be run on, or an answer that is not one token.
+        NotApplicable: a model or a dictionary of which there is no attribution graph.
 
     >>> import interp, tempfile, pathlib
     >>> model = interp.load("zoo:planted-induction")
@@ -73,6 +77,7 @@ def report(
     target = writable_file(Path(path).expanduser())
     from interp.measurement.registry import detect, find
     from interp.reports import circuits
+    from interp.reports.graphs import dictionary_of, prompt_graph
     from interp.reports.page import render
     from interp.reports.questions import token_questions
 
@@ -85,12 +90,14 @@ def report(
         model.batch(prompt)
     elif questions:
         prompt = list(questions[0].ids)
+    features = dictionary_of(model, dictionary, questions)
     pairs = circuits.prompts(model, tasks, seed=seed, method=method)
+    graphs = [] if features is None else [prompt_graph(model, q, features, seed=seed) for q in questions]
     result = detect(model, analyses, seed=seed, bos=bos, progress=progress) if results is None else results
     if left_out is not None:
         left_out(result.provenance.get("left_out") or {})
     outcomes = circuits.find(model, pairs, seed=seed, method=method, told=told)
-    shown = {"analyses": analyses, "prompt": prompt, "questions": questions, "circuits": outcomes}
+    shown = {"analyses": analyses, "prompt": prompt, "questions": questions, "circuits": outcomes, "graphs": graphs}
     page = render(model, result, **shown, seed=seed, command=command)
     atomic_write(target, lambda p: p.write_text(page, encoding="utf-8", errors="backslashreplace"))
     return target

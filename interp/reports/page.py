@@ -16,6 +16,7 @@ from interp.reports.attention import attention
 from interp.reports.circuits import run_line, task_circuit
 from interp.reports.direct import direct
 from interp.reports.effects import task_effects
+from interp.reports.graphs import PromptGraph
 from interp.reports.questions import TokenQuestion, question_line
 from interp.reports.roles import roles
 from interp.reports.sections import Section, sections
@@ -35,6 +36,7 @@ def render(
     prompt: Any = None,
     questions: Sequence[TokenQuestion] = (),
     circuits: Sequence[Any] = (),
+    graphs: Sequence[PromptGraph] = (),
     seed: int = 0,
     command: str | None = None,
 ) -> str:
@@ -61,9 +63,10 @@ def render(
             answers=answers,
             circuits=tasks,
             effects=effects,
+            graphs=graphs,
             atlas=atlas,
             sinks=sinks(result),
-            figures=_figures(parts, answers, tasks, [] if atlas is None else [atlas]),
+            figures=_figures(parts, answers, tasks, graphs, [] if atlas is None else [atlas]),
             view=view,
             p_str=p_str,
             refusal=refusal,
