@@ -97,19 +97,8 @@ def attribution_graph(
     ids, weight = _top(probabilities, logits, logit_mass)
     search = _Search(local, ids, weight, at, k, batch)
     search.run(max_features)
-    settings = {
-        "model": model.info.as_dict(),
-        "dictionary": repr(dictionary),
-        "ids": local.batch.ids[0].tolist(),
-        "position": at,
-        "k": k,
-        "max_features": max_features,
-        "n_active": len(local.active),
-        "max_n_logits": logits,
-        "desired_logit_prob": logit_mass,
-        "batch_size": batch,
-        "edits": [repr(edit) for edit in model.edits],
-    }
+    settings = {"k": k, "max_features": max_features, "max_n_logits": logits, "desired_logit_prob": logit_mass}
+    settings |= {"dictionary": repr(dictionary), "position": at, "batch_size": batch, **_circumstances(local)}
     if model.edits and not search.closure <= AFFINE:
         raise NotApplicable(
             f"under the edits in force sources miss what they should sum to by {search.closure:.1e}: the gradient of "
@@ -121,6 +110,17 @@ def attribution_graph(
     if heads:
         graph = with_heads(graph, local, batch=batch)
     return graph
+
+
+def _circumstances(local: LocalModel) -> dict[str, Any]:
+    """The model, the prompt, and edits in force."""
+    model = local.model
+    return {
+        "model": model.info.as_dict(),
+        "ids": local.batch.ids[0].tolist(),
+        "n_active": len(local.active),
+        "edits": [repr(edit) for edit in model.edits],
+    }
 
 
 def _top(probabilities: Tensor, most: int, mass: float) -> tuple[Int[Tensor, " token"], Float[Tensor, " token"]]:

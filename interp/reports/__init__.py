@@ -49,10 +49,8 @@ def report(
         prompts: whose answers are attributed: (text or token ids, answer) or (..., answer, wrong answer), or a
             `report.questions.Question`. Without an answer the model's likeliest token is explained; without a wrong one
             the logit is compared with the mean over the vocabulary.
-        prompt: text or token ids on which one head's attention is shown; the first of `prompts` if not given, or else
-            a repeated random block.
-        dictionary: transcoders or autoencoders, a folder or hub id that holds some, or "neurons": each of `prompts`
-            gets its attribution graph, and the edges are checked by interventions.
+        prompt: on which one head's attention is shown; the first of `prompts` unless given, or a repeated random block.
+        dictionary: with which each of `prompts` gets its attribution graph: one, a folder, a hub id, or "neurons".
         seed: of analyses, tasks and the sample prompt.
         path: file to write.
         command: shell command that made the report, shown for copying.
@@ -76,8 +74,7 @@ def report(
     """
     target = writable_file(Path(path).expanduser())
     from interp.measurement.registry import detect, find
-    from interp.reports import circuits
-    from interp.reports.graphs import dictionary_of, prompt_graph
+    from interp.reports import circuits, graphs
     from interp.reports.page import render
     from interp.reports.questions import token_questions
 
@@ -90,14 +87,13 @@ def report(
         model.batch(prompt)
     elif questions:
         prompt = list(questions[0].ids)
-    features = dictionary_of(model, dictionary, questions)
     pairs = circuits.prompts(model, tasks, seed=seed, method=method)
-    graphs = [] if features is None else [prompt_graph(model, q, features, seed=seed) for q in questions]
+    made = graphs.prompt_graphs(model, questions, dictionary, seed=seed)
     result = detect(model, analyses, seed=seed, bos=bos, progress=progress) if results is None else results
     if left_out is not None:
         left_out(result.provenance.get("left_out") or {})
     outcomes = circuits.find(model, pairs, seed=seed, method=method, told=told)
-    shown = {"analyses": analyses, "prompt": prompt, "questions": questions, "circuits": outcomes, "graphs": graphs}
+    shown = {"analyses": analyses, "prompt": prompt, "questions": questions, "circuits": outcomes, "graphs": made}
     page = render(model, result, **shown, seed=seed, command=command)
     atomic_write(target, lambda p: p.write_text(page, encoding="utf-8", errors="backslashreplace"))
     return target

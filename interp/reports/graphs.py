@@ -82,22 +82,27 @@ class PromptGraph:
 Source = Dictionary | Dictionaries | str | PathLike[str] | None
 
 
-def dictionary_of(model: Model, source: Source, questions: Sequence[TokenQuestion]) -> Dictionary | Dictionaries | None:
-    """The dictionary that graphs are made with; None for no graphs.
+def prompt_graphs(
+    model: Model, questions: Sequence[TokenQuestion], dictionary: Source, *, seed: int = 0
+) -> list[PromptGraph]:
+    """The graph of each prompt; none without a dictionary.
 
     Raises:
         SchemaError: a dictionary and no prompt to make a graph of.
         ModelLoadError: files that hold none for this model.
+        NotApplicable: a model or a dictionary of which there is no graph.
     """
-    if source is None:
-        return None
+    if dictionary is None:
+        return []
     if not questions:
         raise SchemaError("a dictionary, and no prompt whose attribution graph is to be made; give prompts")
-    if source == NEURONS:
+    if dictionary == NEURONS:
         from circuits.features.own_neurons import neurons
 
-        return neurons(model)
-    return source if isinstance(source, Dictionary | Dictionaries) else load_dictionary(source, model, measure=False)
+        dictionary = neurons(model)
+    elif not isinstance(dictionary, Dictionary | Dictionaries):
+        dictionary = load_dictionary(dictionary, model, measure=False)
+    return [prompt_graph(model, question, dictionary, seed=seed) for question in questions]
 
 
 def prompt_graph(
