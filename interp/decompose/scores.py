@@ -145,10 +145,13 @@ def sides(
     model: Model,
     batch: Batch,
     head: tuple[int, int],
-    parts: Sequence[Float[Tensor, "term batch pos d_model"]],
-    columns: Sequence[Int[Tensor, "batch pos"]],
-) -> tuple[Float[Tensor, "query_term batch query d_head"], Float[Tensor, "key_term batch key d_head"]]:
-    """Queries and keys of a head by part of the stream at each one's columns; the last takes what no part gives."""
+    parts: Sequence[Tensor],
+    columns: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Queries and keys of a head [term batch pos d_head] by part of the stream; the last takes what no part gives.
+
+    `parts` are those at the queries and at the keys [term batch pos d_model], `columns` where these stand [batch pos].
+    """
     (layer, index), weights = head, model.weights()
     w = weights[layer]
     turns = [_turns(weights, layer, batch.positions.cpu().gather(1, at))[i] for i, at in enumerate(columns)]
@@ -158,7 +161,7 @@ def sides(
 
 
 def own_scores(
-    model: Model, batch: Batch, head: tuple[int, int], columns: Sequence[Int[Tensor, "batch at"]]
+    model: Model, batch: Batch, head: tuple[int, int], columns: Sequence[Tensor]
 ) -> Float[Tensor, "batch key"]:
     """The model's own scale q . k of the first query and of each key, in float64."""
     (layer, index), w = head, model.weights()[head[0]]
