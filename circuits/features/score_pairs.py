@@ -140,7 +140,7 @@ def score_pairs(
     rows = [(names[0][i // len(names[1])], names[1][i % len(names[1])]) for i in best.tolist()]
     table = pd.DataFrame(rows, columns=["query_source", "key_source"]).assign(value=values.flatten()[best].numpy())
     share = float(values.flatten()[best].abs().sum()) / size if size else 1.0
-    return ScorePairs(head, at[0], at[1], *names, values.float(), score, table, share, error)
+    return ScorePairs(head, at[0], at[1], names[0], names[1], values.float(), score, table, share, error)
 
 
 def _position(local: LocalModel, name: str, position: int) -> int:
@@ -166,7 +166,7 @@ def _sources(
     sources = Sources(local)
     numbers = torch.arange(sources.n, device=local.active.pos.device)
     numbers = numbers[sources.positions(numbers) == pos]
-    vectors = sum(sources.vectors(numbers, site).double().cpu() for site in below)
+    vectors = torch.stack([sources.vectors(numbers, site).double().cpu() for site in below]).sum(0)
     written = vectors.abs().amax(1) > 0
     names = [sources.name(i) for i in numbers[written.to(numbers.device)].tolist()]
     parts = torch.cat([vectors[written], *(x[pos][None] for x in heads.values())])
