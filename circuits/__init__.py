@@ -62,6 +62,7 @@ _HOME = {
     "role_faithfulness": "circuits.evaluation._roles",
     "run_edges": "circuits.wiring.edges",
     "sae_codes": "circuits.features._sae_codes",
+    "score_pairs": "circuits.features.score_pairs",
     "subnetwork_probing": "circuits.search.pruning",
     "trace": "circuits.patching.tracing",
     "trace_attention": "circuits.search.sparse_attention",
@@ -94,6 +95,7 @@ if TYPE_CHECKING:
     from circuits.features.graph_files import AttributionGraph as AttributionGraph
     from circuits.features.node_graph import FeatureCircuit as FeatureCircuit
     from circuits.features.own_neurons import neurons as neurons
+    from circuits.features.score_pairs import score_pairs as score_pairs
     from circuits.find import circuit as circuit
     from circuits.graph.controls import random_circuits as random_circuits
     from circuits.graph.graph import Graph as Graph
@@ -163,6 +165,7 @@ __all__ = [
     "role_faithfulness",
     "run_edges",
     "sae_codes",
+    "score_pairs",
     "subnetwork_probing",
     "trace",
     "trace_attention",

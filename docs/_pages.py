@@ -162,6 +162,8 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "circuits.features.feature_graph",
             "circuits.features.influence",
             "circuits.features.edge_check",
+            "circuits.features.score_pairs",
+            "circuits.features.edits",
             "circuits.features.local",
             "circuits.features.own_neurons",
             "circuits.features._feature_circuit",

@@ -7,7 +7,8 @@ is ever held. Which features become targets is decided by influence on the logit
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,18 +21,21 @@ from circuits.features.feature_graph import Node
 from circuits.features.graph_files import AttributionGraph
 from circuits.features.head_parts import with_heads
 from circuits.features.influence import Edges
-from circuits.features.local import EMBED, LocalModel, check_affine
+from circuits.features.local import AFFINE, EMBED, LocalModel, check_affine
 from circuits.features.sources import Sources
 from interp.batch import Prompts
 from interp.dictionaries import Dictionaries, Dictionary
-from interp.errors import SchemaError, TaskError
-from interp.model import Model
+from interp.edits import Edit
+from interp.errors import NotApplicable, SchemaError, TaskError
+from interp.model import Model, with_edits
 from interp.sites import Site
 from interp.tokens.texts import token_texts
 
-ROUND = 4  # batches between two decisions about what comes next
+ROUND, ROUNDS = 4, 32
+"""Batches between two decisions about what comes next, at least, and such decisions, about at most."""
 
 
+@with_edits
 def attribution_graph(
     model: Model,
     prompt: Prompts,
@@ -46,6 +50,7 @@ def attribution_graph(
     heads: bool = False,
     node: float | None = 0.8,
     edge: float | None = 0.98,
+    edits: Sequence[Edit] = (),
 ) -> AttributionGraph:
     """The attribution graph of one prompt (Ameisen et al. 2025), exact for it: an affine model, and error nodes.
 
@@ -68,9 +73,11 @@ def attribution_graph(
             enters first.
         node: share of influence of the nodes kept, as in `AttributionGraph.pruned`; None for no pruning.
         edge: that of the edges kept.
+        edits: changes under which the model runs: the graph is of the edited model, as inside `model.editing`. They
+            are affine, token by token, and not where features write (`circuits.features.edits`).
 
     Raises:
-        NotApplicable: what cannot be held, or is not affine when it is.
+        NotApplicable: what cannot be held, or is not affine when it is; an edit of which there is no graph.
         TaskError: several prompts, or a position out of range.
         SchemaError: a dictionary without sites, numbers out of range.
     """
@@ -90,24 +97,30 @@ def attribution_graph(
     ids, weight = _top(probabilities, logits, logit_mass)
     search = _Search(local, ids, weight, at, k, batch)
     search.run(max_features)
-    settings = {
-        "model": model.info.as_dict(),
-        "dictionary": repr(dictionary),
-        "ids": local.batch.ids[0].tolist(),
-        "position": at,
-        "k": k,
-        "max_features": max_features,
-        "n_active": len(local.active),
-        "max_n_logits": logits,
-        "desired_logit_prob": logit_mass,
-        "batch_size": batch,
-    }
+    settings = {"k": k, "max_features": max_features, "max_n_logits": logits, "desired_logit_prob": logit_mass}
+    settings |= {"dictionary": repr(dictionary), "position": at, "batch_size": batch, **_circumstances(local)}
+    if model.edits and not search.closure <= AFFINE:
+        raise NotApplicable(
+            f"under the edits in force sources miss what they should sum to by {search.closure:.1e}: the gradient of "
+            "an edit is not what it does; use Add, Scale, Replace or Ablate"
+        )
     graph = search.graph(affine_error, settings)
     if node is not None and edge is not None:
         graph = graph.pruned(node=node, edge=edge)
     if heads:
         graph = with_heads(graph, local, batch=batch)
     return graph
+
+
+def _circumstances(local: LocalModel) -> dict[str, Any]:
+    """The model, the prompt, and edits in force."""
+    model = local.model
+    return {
+        "model": model.info.as_dict(),
+        "ids": local.batch.ids[0].tolist(),
+        "n_active": len(local.active),
+        "edits": [repr(edit) for edit in model.edits],
+    }
 
 
 def _top(probabilities: Tensor, most: int, mass: float) -> tuple[Int[Tensor, " token"], Float[Tensor, " token"]]:
@@ -126,7 +139,7 @@ class _Search:
     at: int
     k: int
     batch: int
-    rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = field(default_factory=list)
+    filled: int = 0
     closure: float = 0.0
 
     def run(self, max_features: int) -> None:
@@ -138,21 +151,29 @@ class _Search:
             zeros = {s: torch.zeros_like(x) for s, x in local.clean_values(1).items()}
             self.constant = {site: x[0].float() for site, x in local.run(zeros).items()}
         self.backward = Backward(local, min(self.batch, max(len(self.ids), min(max_features, n))))
-        numbers = torch.arange(len(self.ids), device=local.active.value.device)
+        device = local.active.value.device
+        numbers = torch.arange(len(self.ids), device=device)
+        # made once: many small parts that stay, between large ones that go, would leave holes in memory
+        shape = (min(max_features, n) + len(self.ids), min(self.k, self.n_sources))
+        self.index, self.value = torch.empty(shape, dtype=torch.int32, device=device), torch.empty(shape, device=device)
+        self.target = torch.empty(shape[0], dtype=torch.long, device=device)
+        self.totals = torch.zeros(self.n_sources + len(self.ids), device=device)
         for part in numbers.split(self.backward.size):
             r = local.logit_reading(self.ids[part], self.at)
             pos = torch.full_like(part, self.at)
             self._take([(local.last, pos, r)], self.n_sources + part)
         done = torch.zeros(n, dtype=torch.bool, device=numbers.device)
         left = min(max_features, n)
+        most = max(ROUND * self.backward.size, left // ROUNDS)
         while left > 0:
             reach = self._influence()[:n].masked_fill(done, 0.0)
-            chosen = reach.topk(min(left, ROUND * self.backward.size, n)).indices
+            chosen = reach.topk(min(left, most)).indices
             chosen = chosen[reach[chosen] > 0]
             if not len(chosen):
                 break
             done[chosen] = True
             left -= len(chosen)
+            chosen = chosen[self.local.active.pos[chosen].argsort(stable=True)]  # neighbours look back at the same
             for part in chosen.split(self.backward.size):
                 self._take_features(part)
         self.done = done
@@ -173,13 +194,13 @@ class _Search:
         grads = dict(zip(self.backward.values, self.backward.gradients(targets), strict=True))
         row = self.sources.effects({site: g[: len(numbers)] for site, g in grads.items()})
         self._check_sum(targets, row)
-        total = row.abs().sum(1)
-        index = row.abs().topk(min(self.k, row.shape[1]), dim=1).indices
-        value = row.gather(1, index)
-        kept = value != 0
-        self.rows.append((index[kept], numbers[:, None].expand_as(index)[kept], value[kept], total))
-        self.totals = getattr(self, "totals", torch.zeros(self.n_sources + len(self.ids), device=row.device))
+        size = row.abs()
+        total = size.sum(1)
+        index = size.topk(self.index.shape[1], dim=1).indices
+        own = slice(self.filled, self.filled + len(numbers))
+        self.target[own], self.index[own], self.value[own] = numbers, index.to(self.index.dtype), row.gather(1, index)
         self.totals[numbers] = total
+        self.filled = own.stop
 
     def _check_sum(self, targets: list[Any], row: Tensor) -> None:
         """Sources and the constant sum to what stands at the target."""
@@ -212,8 +233,9 @@ class _Search:
         return (r * self.offset[site][pos]).sum(-1)
 
     def edges(self) -> Edges:
-        source, target, weight = (torch.cat([row[i] for row in self.rows]) for i in range(3))
-        return Edges(source, target, weight, self.totals)
+        index, value, target = (x[: self.filled] for x in (self.index, self.value, self.target))
+        kept = value != 0
+        return Edges(index[kept].long(), target[:, None].expand_as(index)[kept], value[kept], self.totals)
 
     def _influence(self) -> Tensor:
         return flow.influence(self.edges(), self._start())

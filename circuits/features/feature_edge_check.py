@@ -87,7 +87,7 @@ def check_feature_edges(
     frame[["held", "model", "random"]] = changes / len(case)
     frame.loc[other == target, "random"] = np.nan
     ranks = {c: rank_correlation(weight, frame[c].to_numpy(dtype=float)) for c in ("held", "model", "random")}
-    return EdgeCheck(pd.DataFrame(frame), **ranks)
+    return EdgeCheck(pd.DataFrame(frame), pd.DataFrame([{"size": 1.0, "sources": "all", "n": len(frame), **ranks}]))
 
 
 @torch.no_grad()

@@ -42,7 +42,12 @@ class Node:
     @property
     def name(self) -> str:
         """Feature 7 at position 3 read at L2.mlp_in: L2.mlp_in:7@3; each node of a graph has its own."""
-        return f"{self.kind}:{self.site}:{self.number}@{self.position}"
+        return node_name(self.kind, self.site, self.number, self.position)
+
+
+def node_name(kind: str, site: str, number: int, position: int) -> str:
+    """Name of a node with these attributes."""
+    return f"{kind}:{site}:{number}@{position}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,8 +33,11 @@ def with_heads(graph: AttributionGraph, local: LocalModel, *, batch: int = 32) -
     "direct" is what reaches the target by no head, or enters its first head changed by a skip connection.
 
     Raises:
-        NotApplicable: a dictionary stands in the stream itself, which then does not go on as it is.
+        NotApplicable: a dictionary or an edit in force stands in the stream itself, which then does not go on as it is.
     """
+    for edit in local.model.edits:
+        if edit.site.kind in STREAM:
+            raise NotApplicable(f"{edit.site} is edited, so nothing goes past it in the stream by itself; heads=False")
     for site in local.cuts:
         if site.kind in STREAM:
             raise NotApplicable(f"{site} is replaced by a dictionary, so nothing goes past it in the stream by itself")

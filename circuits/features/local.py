@@ -7,17 +7,18 @@ pattern is formed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuits.features.edits import EMBED, check_edits, edits_at
 from interp.batch import Batch, Prompts
 from interp.dictionaries import Dictionaries, Dictionary, Gated
 from interp.dictionaries.activations import EPS
-from interp.edits import Apply, Edit, Replace
+from interp.edits import Apply, Edit, Replace, apply_edits
 from interp.errors import NotApplicable, SchemaError, TaskError
 from interp.model import Model
 from interp.sites import Site
@@ -27,9 +28,10 @@ STREAM = ("resid_pre", "resid_mid", "resid_post")
 READABLE = (*STREAM, "attn_in", "mlp_in", "mlp_post", "attn_out", "mlp_out")
 """Kinds that are affine in the stream once patterns, divisors and gates are held."""
 WRITABLE = (*STREAM, "attn_out", "mlp_out")
-EMBED = Site("embed")
 AFFINE = 1e-3
 """Relative error to which the held model must be affine."""
+HOLDS = ("patterns", "norms", "gates")
+"""What bends and is held: attention patterns, divisors of norms, gates of MLPs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,14 +62,13 @@ class LocalModel:
         cuts: sites in whose place values are written, embeddings first.
 
     Raises:
-        NotApplicable: a layer that adds something beside attention and MLP, values behind a norm, edits in force, a
-            dictionary at a site that does not become affine.
+        NotApplicable: a layer that adds something beside attention and MLP, values behind a norm, an edit in force
+            that has no place in a graph (`circuits.features.edits`), a dictionary at a site that does not become
+            affine.
         TaskError: several prompts.
     """
 
     def __init__(self, model: Model, dictionary: Dictionary | Dictionaries, prompt: Prompts) -> None:
-        if model.edits:
-            raise NotApplicable("edits are in force; an attribution graph is of the model as it is")
         self.model, self.batch = model, model.batch(prompt)
         if len(self.batch.ids) != 1 or self.batch.padded:
             raise TaskError(f"an attribution graph is of one prompt without padding; got {len(self.batch.ids)} rows")
@@ -80,6 +81,7 @@ class LocalModel:
         outs = [Site("mlp_out", i) for i in range(self.n_layers) if "mlp_out" not in self.writes[i].missing]
         outs += [site for d in self.members for site in d.sites_out]
         self.cuts: tuple[Site, ...] = (EMBED, *sorted(dict.fromkeys(outs), key=lambda s: (s.first, s.kind)))
+        check_edits(model, self.cuts, {d.site_in for d in self.members})
         with torch.no_grad():
             self._run_clean()
 
@@ -100,12 +102,16 @@ class LocalModel:
         return 2 * site.first + (site.kind not in ("resid_pre", "attn_in"))
 
     def run(
-        self, values: Mapping[Site, Float[Tensor, "batch pos d"]], *, held: bool = True, heads: bool = False
+        self,
+        values: Mapping[Site, Float[Tensor, "batch pos d"]],
+        *,
+        held: Collection[str] = HOLDS,
+        heads: bool = False,
     ) -> dict[Site, Float[Tensor, "batch pos d_in"]]:
         """What stands at each place that is read, where `values` stand at the cuts; gradients go back to these.
 
-        Not `held`: patterns, divisors and gates are what the model itself makes of the values. With `heads`, values of
-        attention (v) are among what is kept, and gradients go back to these and to resid_pre as well.
+        What is not `held`, of `HOLDS`, is what the model itself makes of the values. With `heads`, values of attention
+        (v) are among what is kept, and gradients go back to these and to resid_pre as well.
         """
         size = len(next(iter(values.values())))
         holder: dict[Site, Tensor] = {}
@@ -233,13 +239,15 @@ class LocalModel:
         self.errors = {site: x for site, x in left.items() if site != EMBED}
         self.active = Active(*(torch.cat(column) for column in zip(*entries, strict=True)))
 
-    def _edits(self, values: Mapping[Site, Tensor], holder: dict[Site, Tensor], held: bool) -> list[Edit]:
+    def _edits(self, values: Mapping[Site, Tensor], holder: dict[Site, Tensor], held: Collection[str]) -> list[Edit]:
         edits: list[Edit] = [Apply(EMBED, values[EMBED].to)]
         for i in range(self.n_layers):
             edits += self._layer_edits(i, values, holder, held)
         return edits
 
-    def _layer_edits(self, i: int, values: Mapping[Site, Tensor], holder: dict[Site, Tensor], held: bool) -> list[Edit]:
+    def _layer_edits(
+        self, i: int, values: Mapping[Site, Tensor], holder: dict[Site, Tensor], held: Collection[str]
+    ) -> list[Edit]:
         """What is replaced in one layer, in the order in which a pass comes by."""
         reads, write, own = self.reads[i], self.writes[i].attn, [d.site_in for d in self.members]
         at = {kind: Site(kind, i) for kind in READABLE}
@@ -254,7 +262,7 @@ class LocalModel:
                 return
 
             def change(x: Tensor) -> Tensor:
-                x = x if value is None else value(x).to(x.dtype)
+                x = x if value is None else self._edited(site, value(x).to(x.dtype))
                 if site in need and not (site.kind == "resid_pre" and site in holder):
                     holder[site] = x
                 return (values[site] + self._skips(site, holder)).to(x.dtype) if cut else x
@@ -263,18 +271,18 @@ class LocalModel:
 
         def norm(kind: str, scale: str, source: Site) -> Callable[[Tensor], Tensor] | None:
             n = reads.attn if kind == "attn_in" else reads.mlp
-            if not held or n is None:
+            if "norms" not in held or n is None:
                 return None
             here, divisor = n.to(self.model.device), self.held[Site(scale, i)]
             return lambda x: here.linear(holder[source]) / divisor + here.bias
 
         place(at["resid_pre"])
         place(at["attn_in"], norm("attn_in", "norm_scale", at["resid_pre"]))
-        if held and i in self.model.info.attention_layers:
+        if "patterns" in held and i in self.model.info.attention_layers:
             edits += [Replace(Site(kind, i), self.held[Site(kind, i)]) for kind in "qk"]
         assert write is not None  # checked when this was made
         after = None
-        if held and write.norm is not None:
+        if "norms" in held and write.norm is not None:
             z, divisor = Site("z", i), self.held[Site("attn_out_norm_scale", i)]
             edits.append(Apply(z, _keeper(holder, z)))
             width = self.model.info.n_heads * self.model.info.d_head
@@ -287,11 +295,17 @@ class LocalModel:
         if i in self.gates:
             part, ratio = self.gates[i], self.ratio[i]
             edits.append(Apply(part, _keeper(holder, part)))
-            gate = (lambda x: holder[part] * ratio) if held else None
+            gate = (lambda x: holder[part] * ratio) if "gates" in held else None
         place(at["mlp_post"], gate)
         place(at["mlp_out"])
         place(at["resid_post"])
         return edits
+
+    def _edited(self, site: Site, x: Tensor) -> Tensor:
+        """What edits in force make of a value that stands in place of the one they were applied to."""
+        if site.kind == "mlp_post":
+            return x  # among what the gate is held at
+        return apply_edits(x, edits_at(self.model, site), layer=site.first)
 
     def _skips(self, site: Site, holder: Mapping[Site, Tensor]) -> Tensor | float:
         """What skip connections add at a site beyond what they add on the prompt."""
@@ -313,27 +327,33 @@ def _keeper(holder: dict[Site, Tensor], site: Site) -> Callable[[Tensor], Tensor
 
 
 def check_affine(local: LocalModel) -> float:
-    """Largest relative departure of the held model from the clean run and from a straight line to all zero.
+    """Largest relative departure of the held model from the clean run and from two straight lines, one to all zero.
 
     Raises:
         NotApplicable: it is more than `AFFINE`: something bends that is not held.
     """
     clean = local.clean_values(1)
     factor = torch.tensor([1.0, 0.5, 0.0], device=local.model.device)[:, None, None]
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        read = local.run({site: x * factor for site, x in clean.items()})
-    worst = 0.0
+        values = {}
+        for site, x in clean.items():
+            one, other = (torch.randn(x.shape, generator=generator).to(x) * x.std() for _ in range(2))
+            values[site] = torch.cat([x * factor, one, (one + other) / 2, other])
+        read = local.run(values)
     pairs = [(d.site_in, x) for d, x in zip(local.members, local.inputs, strict=True)]
+    worst = 0.0
     for site, x in pairs:
         assert site is not None
-        y = read[site].float()
-        size = float(x.abs().max()) or 1.0
-        worst = max(worst, float((y[0] - x).abs().max()) / size, float((y[1] - (y[0] + y[2]) / 2).abs().max()) / size)
-    y = read[local.last].float()
-    worst = max(worst, float((y[1] - (y[0] + y[2]) / 2).abs().max() / y[0].abs().max()))
+        worst = max(worst, float((read[site][0].float() - x).abs().max()) / (float(x.abs().max()) or 1.0))
+    for site in {local.last, *(site for site, _ in pairs if site is not None)}:
+        for first, middle, end in read[site].float().split(3):
+            size = float(torch.stack([first, end]).abs().max()) or 1.0
+            worst = max(worst, float((middle - (first + end) / 2).abs().max()) / size)
     if worst > AFFINE:
+        what = "an edit in force" if local.model.edits else "something else in it"
         raise NotApplicable(
             f"{local.model.info.name} is not affine with patterns, divisors and gates held (relative error "
-            f"{worst:.1e}, at most {AFFINE:.0e}): something else in it bends, and edges would not add up"
+            f"{worst:.1e}, at most {AFFINE:.0e}): {what} bends, and edges would not add up"
         )
     return worst

@@ -26,7 +26,8 @@ def neurons(model: Model) -> Dictionaries:
         if write is None or write.norm is not None:
             why = model.writes(i).missing.get("mlp_post", "a norm stands behind its MLP")
             raise NotApplicable(f"layer {i} has no neurons that write linearly: {why}; give a dictionary")
-        width = model.run([0], capture=[Site("mlp_post", i)], stop=i)[Site("mlp_post", i)].shape[-1]
+        with model.resting():  # edits may be of later tokens than this one
+            width = model.run([0], capture=[Site("mlp_post", i)], stop=i)[Site("mlp_post", i)].shape[-1]
         matrix = write.matrix(width).detach()
         bias = write.bias(width, torch.ones(1, device=matrix.device)).detach().reshape(-1)
         identity, zero = torch.eye(width, device=matrix.device), torch.zeros(width, device=matrix.device)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuits.features.feature_graph import Node
+from circuits.features.feature_graph import Node, node_name
 from circuits.features.local import EMBED, LocalModel
 from interp.errors import SchemaError
 from interp.sites import Site
@@ -80,6 +80,17 @@ class Sources:
         """Site and position of an error or an embedding."""
         block, pos = divmod(source - self.n_features, self.local.n_pos)
         return (EMBED if block == len(self.sites) else self.sites[block]), pos
+
+    def name(self, source: int) -> str:
+        """Name of its node in a graph."""
+        a, local = self.local.active, self.local
+        if source < self.n_features:
+            site = local.members[int(a.member[source])].site_in
+            return node_name("feature", str(site), int(a.feature[source]), int(a.pos[source]))
+        site, pos = self.place(source)
+        if site == EMBED:
+            return node_name("embedding", str(site), int(local.batch.ids[0, pos]), pos)
+        return node_name("error", str(site), 0, pos)
 
     def vectors(self, source: Int[Tensor, " n"], site: Site) -> Float[Tensor, "n d_model"]:
         """What each source writes at a cut; 0 where it writes elsewhere."""

@@ -30,6 +30,10 @@ def report(
     wrong: Annotated[
         Texts, typer.Option(help="Token it is compared with, one for each prompt; '' for the mean of all.")
     ] = None,
+    dictionary: Annotated[
+        str | None,
+        typer.Option("--dictionary", "-d", metavar="D", help="Attribution graphs: folder, hub id, or neurons."),
+    ] = None,
     analysis: Annotated[
         Texts, typer.Option("--analysis", "-a", metavar="NAME", help="Run this one, not all that suit; repeatable.")
     ] = None,
@@ -46,6 +50,8 @@ def report(
     """
     check_bos(bos)
     questions = _questions(prompt or [], answer or [], wrong or [])
+    if dictionary is not None and not questions:
+        raise typer.BadParameter("--dictionary makes attribution graphs of prompts; give --prompt")
     from circuits.methods import find as find_method
     from interp.loading.load import load
     from interp.measurement.registry import find
@@ -63,6 +69,7 @@ def report(
         tasks=task or (),
         method=method,
         prompts=questions,
+        dictionary=dictionary,
         seed=seed,
         path=target,
         command=shlex.join(["interp", *sys.argv[1:]]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -71,11 +72,12 @@ def graph(
     )
     lines = [found.summary()]
     if check and len(found.edges.weight):
-        outcome = check_edges(checkpoint, found, features_of, n=check, seed=seed)
+        outcome = check_edges(checkpoint, found, features_of, n=check, sizes=(1.0,), seed=seed)
+        features_alone = outcome.ranks.set_index("sources")["model"].get("feature", math.nan)
         lines.append(
             f"{len(outcome.table)} edges checked by taking their source out: rank correlation {outcome.held:.3f} with "
-            f"attention, norms and gates held, {outcome.model:.3f} in the model itself, {outcome.random:.3f} of random "
-            "edges"
+            f"attention, norms and gates held, {outcome.model:.3f} in the model itself ({features_alone:.3f} of "
+            f"features), {outcome.random:.3f} of random edges"
         )
     summary = "\n".join(lines)
     if out is not None:

@@ -102,33 +102,76 @@ def score_parts(
         SiteError: no such head, or a position out of range.
         BackendError: a sum that misses the score, or scores that are no product of turned queries and keys.
     """
-    layer, index = parse_head(head)
-    if layer not in model.info.attention_layers or index >= model.info.n_heads:
-        shape = f"heads are 0 to {model.info.n_heads - 1} in layers {model.info.attention_layers}"
-        raise SiteError(f"{head} is out of range; {shape}")
-    batch, weights = model.batch(tokens), model.weights()
-    w = weights[layer]
+    layer, index = head_place(model, head)
+    batch = model.batch(tokens)
     columns = [position_columns(batch, p).cpu() for p in (query, key)]
-    terms, stream = _stream(model, batch, layer, heads=heads)
-    turns = [_turns(weights, layer, batch.positions.cpu().gather(1, at))[i] for i, at in enumerate(columns)]
-    q = _side(_at(stream, columns[0]), w.norm, w.w_q, w.b_q, w.q_norm, turns[0])[:, :, 0, index]
-    k = _side(_at(stream, columns[1]), w.norm, w.w_k, w.b_k, w.k_norm, turns[1])[:, :, :, index // w.group]
-    values = w.scale * torch.einsum("abd,cbjd->acbj", q, k)
-    run = model.run(batch, capture=[Site("q", layer), Site("k", layer)], stop=layer)
-    own = [_at(run.acts[Site(kind, layer)].cpu()[None], at)[0] for kind, at in zip("qk", columns, strict=True)]
-    own_q, own_k = own[0][:, 0, index].double(), own[1][:, :, index // w.group].double()
-    scores = w.scale * torch.einsum("bd,bjd->bj", own_q, own_k)
+    terms, stream = entering_stream(model, batch, layer, heads=heads)
+    q, k = sides(model, batch, (layer, index), [_at(stream, at) for at in columns], columns)
+    values = model.weights()[layer].scale * torch.einsum("abd,cbjd->acbj", q[:, :, 0], k)
+    scores = own_scores(model, batch, (layer, index), columns)
     mask = batch.mask.cpu().gather(1, columns[1])
     mask = mask & (columns[1] <= columns[0]) if model.info.causal else mask
     size = (scores.abs() * mask).amax(1).clamp(min=torch.finfo(torch.float32).tiny)
     error = float((((values.sum((0, 1)) - scores).abs() * mask).amax(1) / size).max())
-    limit = allowed(model) if tolerance is None else tolerance
-    if not error <= limit:
-        raise BackendError(f"{head}: parts miss the scores by {error:.1e} of the largest, over {limit:.0e}")
+    check_sum(model, head, error, tolerance)
     return ScoreParts(head, tuple(terms), values.float(), scores.float(), columns[1], mask, error)
 
 
-def _stream(
+def head_place(model: Model, head: str) -> tuple[int, int]:
+    """Layer and index of a head that the model has.
+
+    Raises:
+        SiteError: no such head.
+    """
+    layer, index = parse_head(head)
+    if layer not in model.info.attention_layers or index >= model.info.n_heads:
+        shape = f"heads are 0 to {model.info.n_heads - 1} in layers {model.info.attention_layers}"
+        raise SiteError(f"{head} is out of range; {shape}")
+    return layer, index
+
+
+def check_sum(model: Model, head: str, error: float, tolerance: float | None) -> None:
+    """Refuse parts of scores that miss them.
+
+    Raises:
+        BackendError: by how much.
+    """
+    limit = allowed(model) if tolerance is None else tolerance
+    if not error <= limit:
+        raise BackendError(f"{head}: parts miss the scores by {error:.1e} of the largest, over {limit:.0e}")
+
+
+def sides(
+    model: Model,
+    batch: Batch,
+    head: tuple[int, int],
+    parts: Sequence[Tensor],
+    columns: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Queries and keys of a head [term batch pos d_head] by part of the stream; the last takes what no part gives.
+
+    `parts` are those at the queries and at the keys [term batch pos d_model], `columns` where these stand [batch pos].
+    """
+    (layer, index), weights = head, model.weights()
+    w = weights[layer]
+    turns = [_turns(weights, layer, batch.positions.cpu().gather(1, at))[i] for i, at in enumerate(columns)]
+    q = _side(parts[0], w.norm, w.w_q, w.b_q, w.q_norm, turns[0])[:, :, :, index]
+    k = _side(parts[1], w.norm, w.w_k, w.b_k, w.k_norm, turns[1])[:, :, :, index // w.group]
+    return q, k
+
+
+def own_scores(
+    model: Model, batch: Batch, head: tuple[int, int], columns: Sequence[Tensor]
+) -> Float[Tensor, "batch key"]:
+    """The model's own scale q . k of the first query and of each key, in float64."""
+    (layer, index), w = head, model.weights()[head[0]]
+    run = model.run(batch, capture=[Site("q", layer), Site("k", layer)], stop=layer)
+    own = [_at(run.acts[Site(kind, layer)].cpu()[None], at)[0] for kind, at in zip("qk", columns, strict=True)]
+    own_q, own_k = own[0][:, 0, index].double(), own[1][:, :, index // w.group].double()
+    return w.scale * torch.einsum("bd,bjd->bj", own_q, own_k)
+
+
+def entering_stream(
     model: Model, batch: Batch, layer: int, *, heads: bool
 ) -> tuple[list[Term], Float[Tensor, "term batch pos d_model"]]:
     """Components of the stream that enters a layer, at all positions, in float64, and an empty one for biases."""

@@ -28,6 +28,7 @@ def report(
     prompts: Any = (),
     prompt: Any = None,
     features: FeatureView | Sequence[FeatureView] = (),
+    dictionary: Any = None,
     seed: int = 0,
     path: str | Path = "report.html",
     command: str | None = None,
@@ -47,11 +48,11 @@ def report(
         analyses: names of the analyses to run, or to show of `results`; all that suit if not given.
         tasks: names of tasks whose circuit is searched for, or what `circuits.circuit` returned.
         method: how circuits are searched for, or components scored: one of `circuits.methods.names()`.
-        prompts: whose answers are attributed: (text or token ids, answer) or (..., answer, wrong answer), or a
-            `report.questions.Question`. Without an answer the model's likeliest token is explained; without a wrong one
-            the logit is compared with the mean over the vocabulary.
+        prompts: whose answers are attributed: (text or ids, answer) or (..., answer, wrong answer), or a `Question`.
+            Without an answer the likeliest token is explained; without a wrong one its logit less the mean of all.
         prompt: text or ids on which one head's attention is shown; else the first of `prompts`, or a repeated block.
         features: of dictionaries, as `interp.reports.features.feature_view` returns them.
+        dictionary: with which each of `prompts` gets its attribution graph: one, a folder, a hub id, or "neurons".
         seed: of analyses, tasks and the sample prompt.
         path: file to write.
         command: shell command that made the report, shown for copying.
@@ -64,6 +65,7 @@ def report(
         InterpError: the path cannot be written, or the parts of a logit do not sum to it.
         SchemaError: an unknown analysis, or results or features of another model.
         TaskError: a task or prompt that the model cannot be run on, or an answer that is not one token.
+        NotApplicable: a model or a dictionary of which there is no attribution graph.
 
     >>> import interp, tempfile, pathlib
     >>> model = interp.load("zoo:planted-induction")
@@ -74,7 +76,7 @@ def report(
     """
     target = writable_file(Path(path).expanduser())
     from interp.measurement.registry import detect, find
-    from interp.reports import circuits
+    from interp.reports import circuits, graphs
     from interp.reports.features import views_of
     from interp.reports.page import render
     from interp.reports.questions import token_questions
@@ -85,16 +87,22 @@ def report(
     for name in analyses or () if results is None else ():
         find(name)
     questions = token_questions(model, prompts)
-    if prompt is not None:
-        model.batch(prompt)
-    elif questions:
-        prompt = list(questions[0].ids)
+    shown = _shown_prompt(model, prompt, questions)
     pairs = circuits.prompts(model, tasks, seed=seed, method=method)
+    made = graphs.prompt_graphs(model, questions, dictionary, seed=seed)
     result = detect(model, analyses, seed=seed, bos=bos, progress=progress) if results is None else results
     if left_out is not None:
         left_out(result.provenance.get("left_out") or {})
     outcomes = circuits.find(model, pairs, seed=seed, method=method, told=told)
-    shown = {"analyses": analyses, "prompt": prompt, "questions": questions, "circuits": outcomes}
-    page = render(model, result, **shown, features=views, seed=seed, command=command)
+    parts = {"questions": questions, "circuits": outcomes, "graphs": made, "features": views}
+    page = render(model, result, analyses=analyses, prompt=shown, **parts, seed=seed, command=command)
     atomic_write(target, lambda p: p.write_text(page, encoding="utf-8", errors="backslashreplace"))
     return target
+
+
+def _shown_prompt(model: Model, prompt: Any, questions: Sequence[Any]) -> Any:
+    """The prompt that is given, once the model takes it; else that of the first question."""
+    if prompt is None:
+        return list(questions[0].ids) if questions else None
+    model.batch(prompt)
+    return prompt

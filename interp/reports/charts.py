@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from interp.plots.heads import ACCENT, GREY, MARK, SIGNED_DARK, stops, template
 
 if TYPE_CHECKING:
+    from circuits.features.graph_files import AttributionGraph
     from circuits.graph.graph import Graph
 
 SERIES = {"attention": ACCENT, "MLP": MARK, "layer": "#4d9078", "": GREY}
@@ -32,6 +33,13 @@ def circuit_figure(graph: Graph) -> go.Figure:
     figure.update_xaxes(range=[middle - wide, middle + wide])
     margin = {"l": 8, "r": 8, "t": 8, "b": 8}
     figure.update_layout(width=None, title=None, margin=margin, meta={"swapped": SWAPPED})
+    return figure
+
+
+def graph_figure(graph: AttributionGraph) -> go.Figure:
+    """The drawing of an attribution graph, as wide as the page lets it be."""
+    figure = graph.draw(title=" ")
+    figure.update_layout(width=None, title=None, margin={"l": 8, "r": 8, "t": 28, "b": 8}, meta={"swapped": SWAPPED})
     return figure
 
 

@@ -31,6 +31,9 @@
     const { data, layout } = themed(figures[id], isDark);
     Plotly.react(id, data, layout, config);
     // The label of the place says what the drawing shows; its loose numbers would only be noise.
+    // A graph is read from its logits, which stand at the right.
+    const canvas = document.getElementById(id).closest(".graph .canvas");
+    if (canvas && !canvas.scrollLeft) canvas.scrollLeft = canvas.scrollWidth;
     for (const svg of document.getElementById(id).querySelectorAll(".main-svg")) svg.ariaHidden = "true";
   }
 

@@ -17,6 +17,7 @@ from interp.reports.circuits import run_line, task_circuit
 from interp.reports.direct import direct
 from interp.reports.effects import task_effects
 from interp.reports.features import FeatureView
+from interp.reports.graphs import PromptGraph
 from interp.reports.questions import TokenQuestion, question_line
 from interp.reports.roles import roles
 from interp.reports.sections import Section, sections
@@ -37,6 +38,7 @@ def render(
     questions: Sequence[TokenQuestion] = (),
     circuits: Sequence[Any] = (),
     features: Sequence[FeatureView] = (),
+    graphs: Sequence[PromptGraph] = (),
     seed: int = 0,
     command: str | None = None,
 ) -> str:
@@ -63,10 +65,11 @@ def render(
             answers=answers,
             circuits=tasks,
             effects=effects,
+            graphs=graphs,
             atlas=atlas,
             features=features,
             sinks=sinks(result),
-            figures=_figures(parts, answers, tasks, [] if atlas is None else [atlas]),
+            figures=_figures(parts, answers, tasks, graphs, [] if atlas is None else [atlas]),
             view=view,
             p_str=p_str,
             refusal=refusal,

@@ -27,6 +27,7 @@ from interp.attention import (
     Received,
     SumSquares,
     TopKeys,
+    kernels,
     measure,
 )
 from interp.sites import Site
@@ -190,3 +191,23 @@ def test_gradients_through_fused_attention_are_those_of_dense_attention(variant)
         found.append(torch.autograd.grad((output * weight).sum(), inputs))
     for fused, dense in zip(*found, strict=True):
         assert_close(fused, dense, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("rows", ["all", "few"])
+def test_gradients_of_values_alone_are_those_of_dense_attention(variant, rows, monkeypatch):
+    """Patterns held: rows of the pattern in tiles, once for copies of a prompt, those alone that are asked about."""
+    monkeypatch.setattr(kernels, "TILE", 128)
+    call = make_call(**VARIANTS[variant], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(*call.query.shape[:3], call.value.shape[-1], generator=generator).double()
+    if rows == "few":
+        weight[:, :, :-3] = 0.0
+    copies = replace(call, query=call.query[:1].expand_as(call.query), key=call.key[:1].expand_as(call.key))
+    for given in (call, copies):
+        gradients = []
+        for method in METHODS:
+            value = given.value.detach().requires_grad_()
+            output, _ = measure(replace(given, value=value), {}, method=method)
+            gradients.append(torch.autograd.grad((output * weight).sum(), value)[0])
+        assert_close(*gradients, atol=1e-10, rtol=0)

@@ -1,9 +1,11 @@
 """Memory of an attribution graph against the length of its prompt, at a fixed number of feature nodes.
 
-`python tests/bench/graph_memory.py` adds rows to results/graph_memory.csv (`--nodes 256`: minutes on a CPU, where all
-7,500 take hours at the longest). Each length is a process of its own, whose largest
-resident size is taken; that of loading and of the shortest run is in it. Beside it stand the bytes that the graph
-itself keeps, and those of a dense adjacency over the same nodes (features, errors, tokens, logits; float32).
+`python tests/bench/graph_memory.py` adds rows to results/graph_memory.csv. Each length is a process of its own, whose
+largest resident size is taken; that of loading is in it. Beside it stand the bytes that the graph itself keeps, and
+those of a dense adjacency over the same nodes (features, errors, tokens, logits; float32).
+
+The model is random. Its MLPs are ReLUs of which few are active, and these are the features, so that there is no error:
+errors and tokens, one of each for a place, would be the strongest sources of all, and no 7,500 features be reached.
 """
 
 from __future__ import annotations
@@ -24,39 +26,48 @@ import torch
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 6000)
 TARGET = Path(__file__).parent / "results" / "graph_memory.csv"
-D, WIDTH, ACTIVE, LAYERS = 32, 128, 16, 3
+D, WIDTH, LAYERS = 32, 256, 3
+THRESHOLD = -1.15  # bias of neurons: an eighth of them is active
+QUERIES = 3.0
 
 
-def transcoder(layer: int) -> object:
-    """Random, TopK: as many active features at every token."""
-    from interp.dictionaries import Dictionary, TopK
+def sparse_model() -> tuple[object, object]:
+    """A random model (OPT) whose MLPs have few active neurons at a token, and these as transcoders."""
+    import transformers
 
-    g = torch.Generator().manual_seed(layer)
-    w_enc, w_dec = (torch.randn(*shape, generator=g) / D**0.5 for shape in ((D, WIDTH), (WIDTH, D)))
-    d = Dictionary(w_enc, w_dec, torch.zeros(WIDTH), torch.zeros(D), TopK(ACTIVE))
-    return d.at(f"L{layer}.mlp_in", f"L{layer}.mlp_out")
+    import interp
+    from interp.dictionaries import Dictionaries, Dictionary
+
+    g = torch.Generator().manual_seed(0)
+    sizes = {"hidden_size": D, "ffn_dim": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 1}
+    config = transformers.OPTConfig(vocab_size=256, max_position_embeddings=8192, word_embed_proj_dim=D, **sizes)
+    config._attn_implementation = "sdpa"
+    module = transformers.OPTForCausalLM(config).eval()
+    members = []
+    with torch.no_grad():
+        for p in module.parameters():
+            if p.ndim > 1:
+                p.copy_(torch.randn(p.shape, generator=g) * p.shape[1] ** -0.5)
+        for i, layer in enumerate(module.model.decoder.layers):
+            layer.self_attn.q_proj.weight *= QUERIES
+            layer.fc1.bias.fill_(THRESHOLD)
+            w = (layer.fc1.weight.mT, layer.fc2.weight.mT, layer.fc1.bias, layer.fc2.bias)
+            members.append(Dictionary(*(x.detach() for x in w)).at(f"L{i}.mlp_in", f"L{i}.mlp_out"))
+    return interp.load(module), Dictionaries(tuple(members))
 
 
 def measure(n: int, nodes: int, k: int, batch: int) -> dict[str, float]:
     """One graph, in this process."""
-    import transformers
-
-    import interp
     from circuits.features.attribute import attribution_graph
-    from interp.dictionaries import Dictionaries
 
-    torch.manual_seed(0)
-    sizes = {"hidden_size": D, "intermediate_size": 64, "num_hidden_layers": LAYERS, "num_attention_heads": 1}
-    config = transformers.LlamaConfig(vocab_size=256, max_position_embeddings=8192, pad_token_id=None, **sizes)
-    config._attn_implementation = "sdpa"
-    model = interp.load(transformers.LlamaForCausalLM(config).eval())
+    model, dictionaries = sparse_model()
     ids = torch.randint(256, (1, n), generator=torch.Generator().manual_seed(1))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     start = time.perf_counter()
     graph = attribution_graph(
         model,
         ids,
-        Dictionaries(tuple(transcoder(i) for i in range(LAYERS))),
+        dictionaries,
         max_features=nodes,
         k=k,
         batch=batch,
@@ -84,8 +95,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--lengths", type=int, nargs="*", default=LENGTHS)
     parser.add_argument("--nodes", type=int, default=7500)
-    parser.add_argument("--k", type=int, default=512)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--k", type=int, default=1024)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--out", type=Path, default=TARGET)
     parser.add_argument("--one", type=int, help="measure this length here, and print it")
     options = parser.parse_args()

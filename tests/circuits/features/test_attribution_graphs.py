@@ -23,7 +23,7 @@ from circuits.features.local import LocalModel
 from circuits.features.own_neurons import neurons
 from circuits.features.schema import document, pairing
 from interp.dictionaries import Dictionaries, Dictionary, Gated, JumpReLU, Normalisation, TopK
-from interp.edits import Ablate
+from interp.edits import Scale
 from interp.errors import NotApplicable, SchemaError, TaskError
 
 IDS = [5, 6, 7, 8, 9, 5]
@@ -140,7 +140,7 @@ def test_edges_are_what_taking_the_source_out_does(name):
     model, d = tiny(name), transcoders()
     graph = attribution_graph(model, IDS, d, **EVERYTHING)
     assert graph.affine_error < 1e-5 and graph.closure < 1e-4
-    outcome = check_edges(model, graph, d, n=200)
+    outcome = check_edges(model, graph, d, n=200, sizes=(1.0,))
     assert_allclose(outcome.table["held"], outcome.table["predicted"], rtol=1e-2, atol=2e-4)
     assert outcome.held > 0.99 and abs(outcome.random) < 0.3
     assert outcome.model > 0.5
@@ -151,7 +151,7 @@ def test_every_kind_of_dictionary_closes_and_predicts():
     model, d = tiny("llama"), mixed()
     graph = attribution_graph(model, IDS, d, **EVERYTHING)
     assert graph.closure < 1e-4
-    outcome = check_edges(model, graph, d, n=300)
+    outcome = check_edges(model, graph, d, n=300, sizes=(1.0,))
     assert_allclose(outcome.table["held"], outcome.table["predicted"], rtol=1e-2, atol=2e-4)
     assert {n.site for n in graph.nodes if n.kind == "feature"} == {str(m.site_in) for m in d}
     with pytest.raises(NotApplicable, match="stream"):
@@ -196,7 +196,7 @@ def test_neurons_are_a_dictionary_that_leaves_nothing_over():
     """With the gates of a gated MLP held: closed, and errors of 0."""
     graph = attribution_graph(tiny("llama"), IDS, **EVERYTHING)
     assert graph.closure < 1e-4 and graph.replacement == pytest.approx(1, abs=1e-4)
-    outcome = check_edges(tiny("llama"), graph, n=60)
+    outcome = check_edges(tiny("llama"), graph, n=60, sizes=(1.0,))
     assert_allclose(outcome.table["held"], outcome.table["predicted"], rtol=1e-2, atol=2e-4)
     with pytest.raises(NotApplicable, match="experts"):
         neurons(tiny("gpt_oss"))
@@ -332,10 +332,12 @@ def test_refusals():
         attribution_graph(model, IDS, random_dictionary("L0.z"))
     with pytest.raises(SchemaError, match="where it belongs"):
         attribution_graph(model, IDS, Dictionary(*(torch.ones(2, 2), torch.ones(2, 2), torch.ones(2), torch.ones(2))))
-    with model.editing([Ablate("L0H1.z")]), pytest.raises(NotApplicable, match="edits"):
-        attribution_graph(model, IDS, d)
+    with pytest.raises(NotApplicable, match="L1.resid_mid is edited"):
+        attribution_graph(model, IDS, d, heads=True, edits=[Scale("L1.resid_mid", 0.5)])
     graph = attribution_graph(model, IDS, d, max_features=5, k=5)
     with pytest.raises(SchemaError, match="share of influence"):
         graph.pruned(node=1.5)
+    with pytest.raises(SchemaError, match="none of them 0"):
+        check_edges(model, graph, d, sizes=(0.0,))
     with pytest.raises(SchemaError, match="not active"):
         check_edges(model, graph, random_dictionary("L1.mlp_in", "L1.mlp_out", seed=8))
