@@ -23,7 +23,8 @@ from interp.attention.statistics import Statistic
 from interp.errors import BackendError
 
 NAME = "interp"  # under which both functions are registered with transformers
-UNSUPPORTED = ("indices",)  # score terms that a Call cannot express yet
+POSITIONS = ("position_ids", "cache_position", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+"""Tensors handed to an attention function of which no score is made; any other may change the pattern unseen."""
 
 _layers: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 
@@ -140,9 +141,9 @@ def attention(
     """Attention function for `transformers.AttentionInterface`: builds the `Call` and hands it to the recorder."""
     recorder = _active.get()
     recorder = Recorder() if recorder is None else recorder
-    for name in UNSUPPORTED:
-        if extra.get(name) is not None:
-            raise BackendError(f"{type(module).__name__} adds {name!r} to its scores; this cannot be measured")
+    for name, given in extra.items():
+        if isinstance(given, Tensor) and name not in POSITIONS:
+            raise BackendError(f"{type(module).__name__} makes its scores with {name!r} too; this cannot be measured")
     mask = _mask(module, query, key, attention_mask, recorder, extra.get("is_causal"))
     if mask.n_key != key.shape[2]:
         raise BackendError(

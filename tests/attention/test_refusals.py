@@ -108,3 +108,15 @@ def test_other_families_are_refused_by_name(family):
 def test_the_shared_sizes_are_those_of_the_models(model):
     info = model.info
     assert (info.n_layers, info.n_heads, info.d_vocab, info.context) == (N_LAYERS, N_HEADS, D_VOCAB, CONTEXT)
+
+
+@pytest.mark.parametrize(("name", "refused"), [("sinks", True), ("block_indices", True), ("position_ids", False)])
+def test_a_tensor_of_unknown_meaning_is_refused(name, refused):
+    """A score may be made with it: attention would be measured without, and be wrong."""
+    call = make_call(6, batch=1)
+    inputs = (torch.nn.Identity(), call.query, call.key, call.value, None)
+    if refused:
+        with pytest.raises(BackendError, match=f"makes its scores with '{name}' too"):
+            hook.attention(*inputs, is_causal=True, **{name: torch.ones(1, 6)})
+    else:
+        hook.attention(*inputs, is_causal=True, **{name: torch.arange(6)[None]})

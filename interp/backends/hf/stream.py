@@ -230,8 +230,10 @@ def _fits_beside(
 
 
 def _reads(event: Event, x: Tensor, attn: Tensor, a: float) -> bool:
-    """Whether a module takes the stream after attention."""
-    if not event.inputs or event.inputs[0].numel() != x.numel() or event.took[0] == identity(x):
+    """Whether a module takes the stream after attention, of whose width it is."""
+    if x.numel() != attn.numel() or not event.inputs or event.inputs[0].numel() != x.numel():
+        return False
+    if event.took[0] == identity(x):
         return False
     middle = x.double() + a * attn.double()
     error = (event.inputs[0].double().reshape(x.shape) - middle).abs().max()
