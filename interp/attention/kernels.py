@@ -92,7 +92,7 @@ def gradient_of_values(
         query, key, lse = query[:1], key[:1], lse[:1]
         grad = grad.movedim(0, -2).flatten(-2)[None]
     total = grad.new_zeros(len(query), kv, n_key, grad.shape[-1])
-    for some in rows.split(max(1, TILE // (len(query) * heads * n_key))):
+    for some in rows.split(max(1, TILE // (len(query) * heads * n_key))) if len(rows) else ():
         seen = int(some[-1]) + 1 if causal else n_key
         q, g, level = (
             x[:, :, some].unflatten(1, (kv, -1)).flatten(2, 3) for x in (query, grad, lse[..., None].to(query))
