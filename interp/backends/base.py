@@ -21,7 +21,7 @@ from interp.edits import Edit
 from interp.edits.values import check_by
 from interp.errors import SiteError, TaskError
 from interp.model import Capture, ModelInfo, Start
-from interp.numerics import device_of
+from interp.numerics import device_of, modules_of
 from interp.run import Generation, Run
 from interp.sites import SQUARE, Site, difference
 from interp.tokens.methods import TokenMethods
@@ -136,7 +136,7 @@ class ModuleModel(TokenMethods, ABC):
 
     def state(self) -> State:
         """What a run may change of the model, as it is now."""
-        return State(self.torch_module.modules())
+        return State(modules_of(self.torch_module))
 
     def fingerprint(self) -> Hashable:
         """Version and address of every parameter: a change in place counts up the one, another tensor has another."""

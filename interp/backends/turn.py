@@ -51,16 +51,31 @@ class State:
 
     def __init__(self, modules: Iterable[nn.Module], lists: Sequence[list[Any]] = ()) -> None:
         self.modules = list(modules)
-        self.hooks = {m: [tuple(getattr(m, kind)) for kind in _HOOKS] for m in self.modules if _hooked(m)}
-        self.training = [m for m in self.modules if m.training]
-        self.forwards = {m: m.__dict__["forward"] for m in self.modules if "forward" in m.__dict__}
-        self.configs = {id(c): c for m in self.modules if (c := m.__dict__.get("config")) is not None}
+        self.hooks: dict[nn.Module, list[tuple[int, ...]]] = {}
+        self.training: list[nn.Module] = []
+        self.forwards: dict[nn.Module, Any] = {}
+        self.configs: dict[int, Any] = {}
+        self.points: dict[nn.Module, list[Any]] = {}
+        self.trainable: list[nn.Parameter] = []
+        for module in self.modules:
+            self._note(module, module.__dict__)
         self.attention = {i: getattr(c, _IMPLEMENTATION, None) for i, c in self.configs.items()}
-        self.points = {m: list(hooks) for m in self.modules if (hooks := m.__dict__.get(_POINTS))}
         self.lists = [(x, list(x), [getattr(item, "on", None) for item in x]) for x in lists]
-        self.trainable = [p for m in self.modules for p in m._parameters.values() if p is not None and p.requires_grad]
         self.modes = torch._C._len_torch_function_stack()
         self.grad, self.recorder = torch.is_grad_enabled(), current_recorder()
+
+    def _note(self, module: nn.Module, own: dict[str, Any]) -> None:
+        if own["_forward_hooks"] or own["_forward_pre_hooks"]:
+            self.hooks[module] = [tuple(own[kind]) for kind in _HOOKS]
+        if own["training"]:
+            self.training.append(module)
+        if "forward" in own:
+            self.forwards[module] = own["forward"]
+        if (config := own.get("config")) is not None:
+            self.configs[id(config)] = config
+        if hooks := own.get(_POINTS):
+            self.points[module] = list(hooks)
+        self.trainable += [p for p in own["_parameters"].values() if p is not None and p.requires_grad]
 
     def restore(self) -> None:
         """Put everything back; what is as it was stays as it is."""
@@ -100,10 +115,6 @@ class State:
                     getattr(module, about).pop(key, None)
         if module.__dict__.get(_POINTS):
             module.__dict__[_POINTS][:] = self.points.get(module, [])
-
-
-def _hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 class Turn:

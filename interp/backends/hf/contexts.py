@@ -13,7 +13,7 @@ from interp.backends.plan.capture import Pass
 from interp.backends.turn import State, taken
 from interp.edits import Edit
 from interp.errors import BackendError
-from interp.numerics import evaluating
+from interp.numerics import evaluating, modules_of
 
 OUT_OF_ORDER = "contexts of `editing` are closed in the reverse of the order in which they were opened; all are now"
 
@@ -84,7 +84,7 @@ class EditContexts(ModuleModel):
 
     def state(self) -> State:
         """What a run may change of the model, as it is now."""
-        return State(self.torch_module.modules(), [self._standing, *getattr(self.torch_module, "lists", ())])
+        return State(modules_of(self.torch_module), [self._standing, *getattr(self.torch_module, "lists", ())])
 
     def _plan(self, capture: Any, edits: Sequence[Edit]) -> Pass:
         """Plan of a pass with these edits, those that stand included."""

@@ -38,7 +38,7 @@ from interp.batch import Batch, Prompts
 from interp.edits import Edit
 from interp.errors import BackendError
 from interp.model import Capture, ModelInfo, Start, Steps
-from interp.numerics import evaluating, share
+from interp.numerics import evaluating, modules_of, share
 from interp.run import AttentionRun, Run
 from interp.sites import MODULE, Site
 from interp.weights.stream import Reads, Writes
@@ -176,8 +176,7 @@ class LensModel(ModuleModel):
 
     def state(self) -> State:
         """What a run may change of the bridge and of the module inside, as it is now."""
-        modules = dict.fromkeys([*self.bridge.modules(), *self.torch_module.modules()])
-        return State(modules, [self._standing])
+        return State(modules_of(self.bridge, self.torch_module), [self._standing])
 
     @exclusive
     def attention(
