@@ -1,4 +1,4 @@
-"""`expert_units`: the neurons of an MLP that has no single output projection (a mixture of experts), found by gradients.
+"""`expert_units`: neurons of an MLP that has no single output projection (a mixture of experts), found by gradients.
 
 Whatever its code, such an MLP is a sum of a_i W_out[i]: rows of parameters, each times a number of the token. For a
 vector u, the gradient of u . m with respect to these rows is a (x) u, and with respect to no other parameter: so the
@@ -9,19 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from interp.errors import SiteError
+from interp.errors import BackendError, SiteError
 from interp.numerics import wide
 from interp.shapes import brief
 from interp.weights.stream import Reads
 
 SLACK = 1e-3
-"""How far a gradient may be from a (x) u, relative to its largest entry."""
+"""How far a gradient may be from a (x) u, relative to its largest entry; and the sum of neurons from the write."""
+ROUND, PATIENCE = 8, 4
+"""Random tokens at a time that show which parameters are written, and rounds that show nothing new before it ends."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +62,7 @@ class _Rows:
         return (wide(grad).movedim(self.axis, -1).reshape(-1, len(u)) @ u) / u.square().sum()
 
     def experts(self) -> Int[Tensor, " row"]:
-        """Number of each row's expert among those of this parameter: the axis before the neurons', where there is one."""
+        """Each row's expert among those of this parameter: the axis before the neurons', where there is one."""
         sizes = [n for i, n in enumerate(self.parameter.shape) if i != self.axis]
         per_expert = sizes[-1] if sizes else 1
         return torch.arange(max(1, self.parameter.numel() // self.parameter.shape[self.axis])) // per_expert
@@ -68,6 +71,8 @@ class _Rows:
 def expert_units(reads: Reads, mlp_in: Float[Tensor, "*token d_model"], layer: int) -> ExpertUnits:
     """The split of an MLP's write at each token into neurons, by one gradient a token.
 
+    Neurons are numbered parameter by parameter as the module lists them, expert by expert within one.
+
     Args:
         reads: of the layer.
         mlp_in: what the MLP takes.
@@ -75,62 +80,86 @@ def expert_units(reads: Reads, mlp_in: Float[Tensor, "*token d_model"], layer: i
 
     Raises:
         SiteError: the MLP cannot be run by itself, or nothing in it writes rows of a parameter.
+        BackendError: the neurons do not sum to what the MLP writes.
     """
     if not reads.whole:
         raise SiteError(f"neurons of layer {layer}: its MLP cannot be run by itself, so that nothing shows its neurons")
     x = mlp_in.flatten(0, -2).detach()
     u = torch.randn(x.shape[-1], generator=torch.Generator().manual_seed(layer)).to(x)
-    with _wanting_gradients(reads.whole) as parameters, torch.enable_grad():
-        gradients = [_gradients(reads, token, u, parameters) for token in x]
-        rows = _rows(reads, x, u, parameters, gradients)
-    weights = [r for r in rows if not r.bias]
+    rows = _written_rows(reads, x, u)
+    weights, biases = [r for r in rows if not r.bias], [r for r in rows if r.bias]
     if not weights:
         raise SiteError(f"neurons of layer {layer}: no parameter of its MLP is written to the stream row by row")
-    index = {id(p): i for i, p in enumerate(parameters)}
-
-    def numbers(of: list[_Rows]) -> Tensor:
-        per_token = [torch.cat([r.numbers(g[index[id(r.parameter)]], u) for r in of]) for g in gradients]
-        return torch.stack(per_token).unflatten(0, mlp_in.shape[:-1])
-
+    own = [r.parameter for r in (*weights, *biases)]
+    numbers, out = [], []
+    with _wanting_gradients(own), torch.enable_grad():
+        for token in x:
+            m, gradients = _gradients(reads, token, u, own)
+            numbers.append([r.numbers(g, u) for r, g in zip((*weights, *biases), gradients, strict=True)])
+            out.append(m)
+    shape, scale = mlp_in.shape[:-1], reads.scale  # gradients are of the scaled write, rows of the bare one
+    a = torch.stack([torch.cat(n[: len(weights)]) for n in numbers]) / scale
+    matrix = torch.cat([r.matrix() for r in weights]) * scale
+    bias = torch.zeros_like(wide(x))
+    if biases:
+        bias = torch.stack([torch.cat(n[len(weights) :]) for n in numbers]) @ torch.cat([r.matrix() for r in biases])
+    whole = torch.cat(out)
+    error = float((a @ matrix + bias - whole).norm() / whole.norm().clamp(min=torch.finfo(whole.dtype).tiny))
+    if not error <= SLACK:
+        raise BackendError(
+            f"neurons of layer {layer} miss what its MLP writes by {error:.1e} of it: not all were found"
+        )
     expert, first = [], 0
     for r in weights:
         expert.append(r.experts() + first)
         first = int(expert[-1].max()) + 1
-    biases = [r for r in rows if r.bias]
-    bias = numbers(biases) @ torch.cat([r.matrix() for r in biases]) if biases else torch.zeros_like(mlp_in)
-    matrix = torch.cat([r.matrix() for r in weights]) * reads.scale
-    scale = reads.scale  # the gradients are of the scaled write, the rows of the bare one
-    return ExpertUnits(numbers(weights) / scale, matrix, bias, torch.cat(expert))
+    return ExpertUnits(a.unflatten(0, shape), matrix, bias.unflatten(0, shape), torch.cat(expert))
 
 
-def _gradients(reads: Reads, token: Tensor, u: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
-    """d (u . m) / d parameter at one token."""
+_rows_of: WeakKeyDictionary[nn.Module, list[_Rows]] = WeakKeyDictionary()
+
+
+def _written_rows(reads: Reads, x: Tensor, u: Tensor) -> list[_Rows]:
+    """Parameters with a gradient a (x) u at every token; of one module, those with fewer axes are biases.
+
+    Random tokens of the size of those at hand show them, so that it does not depend on the prompts which experts are
+    numbered; until `PATIENCE` rounds of tokens have shown no parameter more.
+    """
+    if reads.whole[0] in _rows_of:
+        return _rows_of[reads.whole[0]]
+    modules = dict.fromkeys(m for top in reads.whole for m in top.modules())
+    pairs = [
+        (m, p) for m in modules for p in m.parameters(recurse=False) if p.is_floating_point() and len(u) in p.shape
+    ]
+    parameters = list(dict.fromkeys(p for _, p in pairs))
+    generator, size = torch.Generator().manual_seed(0), x.float().std()
+    axes: dict[nn.Parameter, set[int]] = {}
+    idle = 0
+    with _wanting_gradients(parameters), torch.enable_grad():
+        while idle < PATIENCE and parameters:
+            before = len(axes)
+            for token in torch.randn(ROUND, len(u), generator=generator):
+                _, gradients = _gradients(reads, (token * float(size)).to(x), u, parameters)
+                for p, g in zip(parameters, gradients, strict=True):
+                    if bool(g.any()):
+                        own = {k for k, n in enumerate(p.shape) if n == len(u) and _direct(wide(g), k, u)}
+                        axes[p] = axes.get(p, own) & own
+            idle = 0 if len(axes) > before else idle + 1
+    found = [(m, _Rows(p, min(axes[p]), False)) for m, p in pairs if axes.get(p)]
+    widest = {id(m): max(r.parameter.ndim for own, r in found if own is m) for m, _ in found}
+    rows = [replace(r, bias=r.parameter.ndim == 1 or r.parameter.ndim < widest[id(m)]) for m, r in found]
+    _rows_of[reads.whole[0]] = rows
+    return rows
+
+
+def _gradients(
+    reads: Reads, token: Float[Tensor, " d_model"], u: Tensor, parameters: list[nn.Parameter]
+) -> tuple[Tensor, list[Tensor]]:
+    """m, and d (u . m) / d parameter, at one token."""
     out = reads.mlp_of(token[None])
     assert out is not None  # `whole` is not empty
-    return list(torch.autograd.grad((wide(out) @ u).sum(), parameters, allow_unused=True, materialize_grads=True))
-
-
-def _rows(
-    reads: Reads, x: Tensor, u: Tensor, parameters: list[nn.Parameter], gradients: list[list[Tensor]]
-) -> list[_Rows]:
-    """Parameters with a gradient a (x) u at every token; of one module, those with fewer axes are biases."""
-    found: list[tuple[nn.Module, _Rows]] = []
-    for module in dict.fromkeys(m for top in reads.whole for m in top.modules()):
-        for parameter in module.parameters(recurse=False):
-            at = next((i for i, p in enumerate(parameters) if p is parameter), None)
-            if at is None:
-                continue
-            own = [wide(g[at]) for g in gradients if bool(g[at].any())]
-            axes = [
-                k for k, n in enumerate(parameter.shape) if n == len(u) and own and all(_direct(g, k, u) for g in own)
-            ]
-            if axes:
-                found.append((module, _Rows(parameter, axes[0], False)))
-    widest = {id(m): max(r.parameter.ndim for own, r in found if own is m) for m, _ in found}
-    return [
-        _Rows(r.parameter, r.axis, r.parameter.ndim == 1 or r.parameter.ndim < widest[id(module)])
-        for module, r in found
-    ]
+    m = wide(out)
+    return m.detach(), list(torch.autograd.grad((m @ u).sum(), parameters, allow_unused=True, materialize_grads=True))
 
 
 def _direct(grad: Tensor, axis: int, u: Tensor) -> bool:
@@ -140,14 +169,13 @@ def _direct(grad: Tensor, axis: int, u: Tensor) -> bool:
 
 
 @contextmanager
-def _wanting_gradients(modules: tuple[nn.Module, ...]) -> Iterator[list[nn.Parameter]]:
-    """Parameters of the modules, all of which take gradients inside; then as before."""
-    parameters = list(dict.fromkeys(p for m in modules for p in m.parameters() if p.is_floating_point()))
+def _wanting_gradients(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Parameters take gradients inside; then as before."""
     before = [p.requires_grad for p in parameters]
     for p in parameters:
         p.requires_grad_(True)
     try:
-        yield parameters
+        yield
     finally:
         for p, wanted in zip(parameters, before, strict=True):
             p.requires_grad_(wanted)

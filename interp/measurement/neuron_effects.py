@@ -9,10 +9,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.components import neuron_name
@@ -30,7 +31,7 @@ from interp.shapes import brief
 from interp.sites import Site
 from interp.weights.stream import Write
 
-ROWS = 128
+ROWS = 64
 """Of a batch: prompts times neurons that are removed in one forward pass."""
 Neuron = tuple[int, int]
 """(layer, neuron)."""
@@ -77,8 +78,14 @@ class LayerNeurons:
         if self.write is None or self.write.norm is None:
             return step if self.write is None else step * self.write.scale
         norm = self.write.norm.to(step.device)
-        raw = self.activations @ self.write.rows(self.width).to(step) + self.write.rest(self.width).to(step)
-        return (norm(raw + step) - norm(raw)) * self.write.scale
+        return (norm(self._raw + step) - norm(self._raw)) * self.write.scale
+
+    @cached_property
+    def _raw(self) -> Float[Tensor, "batch pos d_model"]:
+        """What the projection gives, before the norm behind it."""
+        assert self.write is not None  # asked before
+        rows, rest = self.write.rows(self.width), self.write.rest(self.width)
+        return self.activations @ rows.to(self.activations) + rest.to(self.activations)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +142,7 @@ class NeuronEffects:
         return [(part.layer, i) for part in self.layers for i in range(part.width)]
 
     def values(self, how: str) -> dict[int, Float[Tensor, "batch pos neuron"]]:
-        """What removed neurons are set to, layer by layer: 0, their mean over the clean prompts' tokens, or their twins'.
+        """What removed neurons are set to, by layer: 0, their mean over the clean prompts' tokens, or their twins'.
 
         Raises:
             SiteError: an unknown way.
@@ -167,12 +174,9 @@ class NeuronEffects:
         return found.values[at].T.double().cpu().numpy()
 
     def norms(self) -> Float[np.ndarray, " neuron"]:
-        """Root mean square over tokens of the length of what each neuron writes (before a norm behind the MLP)."""
-        mask, parts = self.case.task.clean.mask, []
-        for part in self.layers:
-            size = part.activations[mask.to(part.activations.device)].square().mean(0).sqrt()
-            parts.append((size * part.rows().norm(dim=1).to(size)).double().cpu().numpy())
-        return np.concatenate(parts)
+        """Root mean square over tokens of |a_i W_out[i]|, the length of what each neuron writes."""
+        acts = {part.layer: part.activations for part in self.layers}
+        return written_norms(self.case.model, acts, self.case.task.clean.mask)[1]
 
     @torch.no_grad()
     def removal(
@@ -255,6 +259,51 @@ def keep_only_edits(model: Model, kept: Sequence[Neuron], values: Mapping[int, F
     return neuron_edits(model, others, values)
 
 
+def experts_apart(model: Model, layer: int) -> Callable[[Tensor], ExpertUnits]:
+    """`expert_units` of what a layer's MLP takes, for use within a run of the model.
+
+    Read off a copy of the MLP: its own modules carry the run's hooks meanwhile.
+    """
+    reads = model.reads(layer)
+    apart = replace(reads, whole=copy.deepcopy(reads.whole))
+    return lambda mlp_in: expert_units(apart, wide(mlp_in), layer)
+
+
+def value_rows(model: Model, layer: int, at: Int[Tensor, " row"] | None = None) -> Float[Tensor, "row d_model"]:
+    """W_out of some neurons of a layer, or of all; with the gain of a norm behind the MLP, its divisor left at 1.
+
+    Raises:
+        SiteError: a layer without neurons that can be told apart, or a neuron that it does not have.
+    """
+    why = _missing(model, layer) if 0 <= layer < model.info.n_layers else f"layer {layer} is out of range"
+    if why:
+        raise SiteError(why)
+    write = model.writes(layer).mlp
+    site = Site("mlp_in" if write is None else "mlp_post", layer)
+    x = wide(model.run([[0]], capture=[site], stop=layer).acts[site])
+    matrix = None if write is not None else expert_units(model.reads(layer), x, layer).matrix
+    width = x.flatten(2).shape[-1] if matrix is None else len(matrix)
+    if at is not None and int(at.max()) >= width:
+        raise SiteError(f"layer {layer} has neurons 0 to {width - 1}; got {int(at.max())}")
+    if matrix is not None:
+        return matrix if at is None else matrix[at.to(matrix.device)]
+    assert write is not None  # one of the two
+    rows = write.rows(width, at)
+    return write.scale * (rows if write.norm is None else write.norm.to(rows.device).linear(rows))
+
+
+def written_norms(
+    model: Model, acts: Mapping[int, Float[Tensor, "batch pos neuron"]], mask: Bool[Tensor, "batch pos"]
+) -> tuple[list[Neuron], Float[np.ndarray, " neuron"]]:
+    """Neurons of some layers, and the root mean square over tokens of the length of what each writes."""
+    names, sizes = [], []
+    for layer, a in acts.items():
+        rms = a[mask.to(a.device)].square().mean(0).sqrt()
+        sizes.append((rms * value_rows(model, layer).norm(dim=1).to(rms)).double().cpu().numpy())
+        names += [(layer, i) for i in range(a.shape[-1])]
+    return names, np.concatenate(sizes)
+
+
 def neuron_names(neurons: Sequence[Neuron]) -> list[str]:
     """`M3N17` of (layer, neuron) pairs."""
     return [neuron_name(*place) for place in neurons]
@@ -274,25 +323,19 @@ def matched_neurons(
     No neuron twice in a set. A layer with too few others gives what it has.
     """
     rng = np.random.default_rng(seed)
-    size = dict(zip(names, norms.tolist(), strict=True))
-    taken = set(chosen)
-    pool: dict[int, list[Neuron]] = {}
-    for place in names:
-        if place not in taken:
-            pool.setdefault(place[0], []).append(place)
+    place, log = {name: i for i, name in enumerate(names)}, np.log(np.maximum(norms, 1e-30))
+    layer_of, taken = np.array([layer for layer, _ in names]), np.zeros(len(names), dtype=bool)
+    taken[[place[c] for c in chosen]] = True
     sets = []
     for _ in range(n_sets):
-        drawn: dict[Neuron, None] = {}
-        for place in rng.permutation(len(chosen)).tolist():
-            layer = chosen[place][0]
-            near = sorted(
-                (abs(np.log(max(size[c], 1e-30)) - np.log(max(size[chosen[place]], 1e-30))), c)
-                for c in pool.get(layer, ())
-                if c not in drawn
-            )[:nearest_of]
-            if near:
-                drawn[near[int(rng.integers(len(near)))][1]] = None
-        sets.append(sorted(drawn))
+        free = ~taken
+        for c in rng.permutation(len(chosen)).tolist():
+            own = place[chosen[c]]
+            pool = np.flatnonzero(free & (layer_of == chosen[c][0]))
+            if len(pool):
+                near = pool[np.argsort(np.abs(log[pool] - log[own]), kind="stable")[:nearest_of]]
+                free[rng.choice(near)] = False
+        sets.append([names[i] for i in np.flatnonzero(~free & ~taken)])
     return sets
 
 
@@ -310,8 +353,8 @@ def _refuse_edits(model: Model) -> None:
     for edit in model.edits:
         if edit.site.kind in ("mlp_out", "mlp_post", "resid_post"):
             raise SiteError(
-                f"an edit in force at {edit.site}: what a removed neuron takes from the stream passes it; measure outside"
-                " of it, or give the edit at another place"
+                f"an edit in force at {edit.site}: what a removed neuron takes from the stream passes it; measure "
+                "outside of it, or give the edit at another place"
             )
 
 
@@ -328,19 +371,15 @@ def _setter(at: Int[Tensor, " chosen"], value: Float[Tensor, " chosen"]) -> Call
 def _expert_edits(
     model: Model, layer: int, at: Int[Tensor, " chosen"], value: Float[Tensor, " chosen"]
 ) -> Iterator[Edit]:
-    """What the MLP takes is kept as it passes, and what these neurons write of it is exchanged.
-
-    Neurons are read off a copy of the MLP: its own modules carry the run's hooks meanwhile.
-    """
-    reads = model.reads(layer)
-    reads, taken = replace(reads, whole=copy.deepcopy(reads.whole)), {}
+    """What the MLP takes is kept as it passes, and what these neurons write of it is exchanged."""
+    units_of, taken = experts_apart(model, layer), {}
 
     def keep(x: Tensor) -> Tensor:
         taken["x"] = x
         return x
 
     def change(out: Tensor) -> Tensor:
-        units = expert_units(reads, wide(taken["x"]), layer)
+        units = units_of(taken["x"])
         step = value.to(units.activations) - units.activations[..., at]
         return out + (step @ units.matrix[at]).to(out)
 
