@@ -2,6 +2,8 @@
 
 from probes.mlp._neurons import neurons
 from probes.mlp._reading import neuron_examples, value_vectors
+from probes.mlp._regression import mlp_regression
 from probes.mlp._skill_table import skill_table
+from probes.mlp.regression import Regression, regress
 
-__all__ = ["neuron_examples", "neurons", "skill_table", "value_vectors"]
+__all__ = ["Regression", "mlp_regression", "neuron_examples", "neurons", "regress", "skill_table", "value_vectors"]
