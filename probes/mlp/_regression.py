@@ -27,7 +27,7 @@ REGRESSORS = ("components", "layer")
 LEAST = 0.1
 """Size of a coefficient from which on a component is said to be amplified or erased."""
 INFLATED, LEAST_SHARE = 10.0, 0.01
-"""Variance inflation up to which that is said of one component alone; and what it has to explain of the MLP's spread."""
+"""Variance inflation up to which that is said of one component; and what it has to explain of the MLP's spread."""
 
 
 @analysis(
@@ -80,7 +80,8 @@ def mlp_regression(
     Nulls of beta and R2 are fits in which MLP writes are given to other prompts (`n_draws` permutations). p (two-sided)
     is Student's prediction interval against them, beyond 0.05; q is Benjamini-Hochberg over all components and MLPs. A
     label needs q < 0.01, |beta| of 0.1 or more, a bootstrap interval over prompts that does not hold 0, a share of 1 %
-    and an inflation of at most 10: beyond, the fit cannot tell whose the coefficient is. Coefficients are NaN for what does not vary over prompts (its part of m is in b) and for what the others give exactly.
+    and an inflation of at most 10: beyond, the fit cannot tell whose the coefficient is. Coefficients
+    are NaN for what does not vary over prompts (its part of m is in b) and for what the others give exactly.
 
     Args:
         model: any loaded model.
