@@ -7,6 +7,7 @@ parameters are told, and the numbers read. An expert's weight in the mixture is 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -85,7 +86,7 @@ def expert_units(reads: Reads, mlp_in: Float[Tensor, "*token d_model"], layer: i
     if not reads.whole:
         raise SiteError(f"neurons of layer {layer}: its MLP cannot be run by itself, so that nothing shows its neurons")
     x = mlp_in.flatten(0, -2).detach()
-    u = torch.randn(x.shape[-1], generator=torch.Generator().manual_seed(layer)).to(x)
+    u = _probe(x, layer)
     rows = _written_rows(reads, x, u)
     weights, biases = [r for r in rows if not r.bias], [r for r in rows if r.bias]
     if not weights:
@@ -116,6 +117,25 @@ def expert_units(reads: Reads, mlp_in: Float[Tensor, "*token d_model"], layer: i
     return ExpertUnits(a.unflatten(0, shape), matrix, bias.unflatten(0, shape), torch.cat(expert))
 
 
+def silenced(reads: Reads, mlp_in: Float[Tensor, "*token d_model"], at: Int[Tensor, " neuron"]) -> Reads:
+    """The MLP without some of its neurons: a copy in which their rows are zero. `mlp_in` is of the size it takes."""
+    x = mlp_in.flatten(0, -2)[:1].detach()
+    rows = [r for r in _written_rows(reads, x.expand(2, -1), _probe(x, 0)) if not r.bias]
+    copies = copy.deepcopy(reads.whole)
+    pairs = zip(
+        (p for m in reads.whole for p in m.parameters()), (p for m in copies for p in m.parameters()), strict=True
+    )
+    twin = {id(p): q for p, q in pairs}
+    first = 0
+    for r in rows:
+        own = twin[id(r.parameter)].data.movedim(r.axis, -1)
+        count = own[..., 0].numel()
+        local = at[(at >= first) & (at < first + count)] - first
+        own[torch.unravel_index(local.to(own.device), own.shape[:-1])] = 0.0
+        first += count
+    return replace(reads, whole=copies)
+
+
 _rows_of: WeakKeyDictionary[nn.Module, list[_Rows]] = WeakKeyDictionary()
 
 
@@ -132,7 +152,7 @@ def _written_rows(reads: Reads, x: Tensor, u: Tensor) -> list[_Rows]:
         (m, p) for m in modules for p in m.parameters(recurse=False) if p.is_floating_point() and len(u) in p.shape
     ]
     parameters = list(dict.fromkeys(p for _, p in pairs))
-    generator, size = torch.Generator().manual_seed(0), x.float().std()
+    generator, size = torch.Generator().manual_seed(0), x.float().square().mean().sqrt()
     axes: dict[nn.Parameter, set[int]] = {}
     idle = 0
     with _wanting_gradients(parameters), torch.enable_grad():
@@ -160,6 +180,10 @@ def _gradients(
     assert out is not None  # `whole` is not empty
     m = wide(out)
     return m.detach(), list(torch.autograd.grad((m @ u).sum(), parameters, allow_unused=True, materialize_grads=True))
+
+
+def _probe(x: Float[Tensor, "token d_model"], seed: int) -> Float[Tensor, " d_model"]:
+    return torch.randn(x.shape[-1], generator=torch.Generator().manual_seed(seed)).to(x)
 
 
 def _direct(grad: Tensor, axis: int, u: Tensor) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from interp.components import neuron_name
 from interp.decompose.attribution import attribute
-from interp.decompose.experts import ExpertUnits, expert_units
+from interp.decompose.experts import ExpertUnits, expert_units, silenced
 from interp.edits import Apply, Edit
 from interp.edits.values import HOW
 from interp.errors import NotApplicable, SiteError, nearest
@@ -371,17 +371,24 @@ def _setter(at: Int[Tensor, " chosen"], value: Float[Tensor, " chosen"]) -> Call
 def _expert_edits(
     model: Model, layer: int, at: Int[Tensor, " chosen"], value: Float[Tensor, " chosen"]
 ) -> Iterator[Edit]:
-    """What the MLP takes is kept as it passes, and what these neurons write of it is exchanged."""
-    units_of, taken = experts_apart(model, layer), {}
+    """What the MLP takes is kept as it passes; what it writes without these neurons, and at their values, is put in.
+
+    Copies of the MLP are run: its own modules carry the run's hooks meanwhile.
+    """
+    x = wide(model.run([[0]], capture=[Site("mlp_in", layer)], stop=layer).acts[Site("mlp_in", layer)])
+    reads = model.reads(layer)
+    whole, without = replace(reads, whole=copy.deepcopy(reads.whole)), silenced(reads, x, at)
+    constant, taken = value.to(x) @ value_rows(model, layer, at).to(x), {}
 
     def keep(x: Tensor) -> Tensor:
         taken["x"] = x
         return x
 
     def change(out: Tensor) -> Tensor:
-        units = units_of(taken["x"])
-        step = value.to(units.activations) - units.activations[..., at]
-        return out + (step @ units.matrix[at]).to(out)
+        before, after = (r.mlp_of(taken["x"]) for r in (whole, without))
+        assert before is not None  # the layer has neurons
+        assert after is not None
+        return out + (after - before) + constant.to(out)
 
     yield Apply(Site("mlp_in", layer), keep)
     yield Apply(Site("mlp_out", layer), change)

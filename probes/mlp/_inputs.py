@@ -78,8 +78,8 @@ def mlp_inputs(
       total      w . (MLP(all) - MLP(base)).
 
     The null is the same of `n_draws` exchanges of answers between prompts. p (two-sided) tests against their spread,
-    for more than 1 % of the sum of all sizes at that MLP; q is Benjamini-Hochberg over components and MLPs. A label needs
-    q < 0.01, 5 % of the sum, and a model that prefers the right answers in three of four prompts. Intervals are
+    for more than 1 % of the sum of all sizes at that MLP; q is Benjamini-Hochberg over components and MLPs. A label
+    needs q < 0.01, 5 % of the sum, and a model that prefers the right answers in three of four prompts. Intervals are
     bootstraps over prompts.
 
     Args:
