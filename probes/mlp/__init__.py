@@ -3,6 +3,7 @@
 from probes.mlp._inputs import mlp_inputs
 from probes.mlp._mixing import mlp_mixing
 from probes.mlp._neurons import neurons
+from probes.mlp._overconfidence import overconfidence
 from probes.mlp._reading import neuron_examples, value_vectors
 from probes.mlp._regression import mlp_regression
 from probes.mlp._skill_table import skill_table
@@ -17,6 +18,7 @@ __all__ = [
     "mlp_sources",
     "neuron_examples",
     "neurons",
+    "overconfidence",
     "regress",
     "skill_table",
     "value_vectors",

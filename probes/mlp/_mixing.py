@@ -165,8 +165,12 @@ class Brought:
         return cls(stream, read, rest, mask & (own.flip(1).cumsum(1).flip(1) > 0))
 
 
-def shares(mlp: LoneMLP, brought: Brought, *, steps: int) -> tuple[Float[Tensor, "batch key d_model"], float]:
+def shares(
+    model: Model, layer: int, brought: Brought, *, steps: int
+) -> tuple[Float[Tensor, "batch key d_model"], float]:
     """c_j of every token by integrated gradients, and the share of MLP(y) - MLP(0) that all of them miss.
+
+    A norm behind the MLP is passed with its divisor held.
 
     Raises:
         BackendError: it is more than `COMPLETE`.
@@ -194,8 +198,8 @@ def shares(mlp: LoneMLP, brought: Brought, *, steps: int) -> tuple[Float[Tensor,
     error = float((found.sum(1) - whole).norm() / whole.norm())
     if not error <= COMPLETE:
         raise BackendError(
-            f"M{layer}: shares of tokens miss its write by {error:.1e} of it; raise `steps` ({steps}), unless it jumps on "
-            "the way from nothing to its input, as a mixture does where it changes experts: then it has no such shares"
+            f"M{layer}: shares of tokens miss its write by {error:.1e} of it; raise `steps` ({steps}), unless it jumps "
+            "on the way from nothing to its input, as a mixture does where experts change: it has no such shares then"
         )
     if behind is not None and write is not None:
         behind = behind.to("cpu")
