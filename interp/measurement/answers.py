@@ -90,15 +90,17 @@ class AnswerDirections:
         """Directions at streams `end` behind the last layer.
 
         Raises:
-            NotApplicable: the logits are no multiple of what norm and unembedding give, or fewer than three prompts.
+            NotApplicable: the logits are no multiple of what norm and unembedding give.
+            TaskError: so few prompts that exchanges between them are too few.
         """
         exit_, task, n = Exit.of(case, end), case.task, len(case)
         if exit_.head is None:
             raise NotApplicable(
                 f"{case.model.info.name}: its logits are not norm, unembedding and at most a multiplier"
             )
-        if draws and n < 3:
-            raise NotApplicable(f"{n} prompts: there are no exchanges of answers between so few; three at least")
+        if draws and n <= stats.LEAST_NULLS:
+            least = stats.LEAST_NULLS + 1
+            raise TaskError(f"{n} prompts: too few exchanges of answers for a null; give {least} at least")
         end, weights, norm = wide(end).cpu(), case.weights, exit_.norm
         columns = mean_over(weights.source.columns, task.answers.cpu())
         bias = mean_over(lambda ids: weights.b_u[ids], task.answers.cpu())

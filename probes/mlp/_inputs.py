@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ def mlp_inputs(
     model: Model,
     *,
     task: PromptTask | str | None = None,
-    layers: tuple[int, ...] = (),
+    layers: Sequence[int] | None = None,
     base: str = "mean",
     n_orders: int = 16,
     n_draws: int = 16,
@@ -106,7 +107,7 @@ def mlp_inputs(
     directions = AnswerDirections.of(Case.of(model, prompts), parts.residual, draws=n_draws, seed=seed)
     able = bool((directions.logit > 0).double().mean() >= ANSWERED)
     own = [t.layer for t in parts.terms if t.kind == "mlp" and t.layer is not None and model.reads(t.layer).whole]
-    own = [layer for layer in own if not layers or layer in layers]
+    own = [layer for layer in own if layers is None or layer in layers]
     if not own:
         raise NotApplicable(f"{model.info.name}: no MLP of the layers asked for can be run by itself")
     rows, errors = [], {}

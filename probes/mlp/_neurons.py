@@ -116,7 +116,7 @@ def neurons(
     index = {name: i for i, name in enumerate(names)}
     removal = effects.removal([*chosen, *controls], how)
     own, other = removal[:, : len(chosen)], removal[:, len(chosen) :]
-    shares = _Shares.of(effects, how)
+    shares = _Shares.of(effects, how, seed=seed)
     able = answered(effects.case, _end(effects))
     test = _test(own.mean(0), other.mean(0), whole=abs(shares.whole), count=len(names), able=able)
     unit = prompts.metric_name
@@ -138,7 +138,7 @@ def neurons(
         rho = stats.spearman(x.mean(0)[tried], removal.mean(0))
         parts.append(pd.DataFrame([_agreement(variant, rho, len(tried))]))
     parts.append(shares.table(first, n_best, norms, n_sets=n_sets, seed=seed))
-    labelled = [name for name, yes in zip(chosen, test["label"], strict=True) if yes]
+    labelled = [name for name, yes in zip(chosen, test["label"], strict=True) if yes is True]
     together = shares.together(labelled, norms, n_sets=n_sets, seed=seed) if labelled else []
     data = {**prompts.provenance(), "how": how, "neurons": len(names), "all_neurons": shares.whole, "able": able}
     data |= {"layers_without": {str(layer): why for layer, why in effects.missing.items()}}
@@ -147,21 +147,32 @@ def neurons(
 
 @dataclass(frozen=True, eq=False)
 class _Shares:
-    """What sets of neurons carry: the metric on each prompt as it is, and with every neuron removed."""
+    """What sets of neurons carry, chosen on half of the prompts and judged on the others.
+
+    Attributes:
+        effects: of all neurons. values: what each is set to when it is removed with others.
+        choose, judge: rows of the prompts. half: the case on those judged.
+        clean, bare: the metric on each prompt as it is, and with every neuron removed.
+    """
 
     effects: NeuronEffects
     values: dict[int, torch.Tensor]
+    choose: np.ndarray
+    judge: np.ndarray
+    half: Case
     clean: Float[np.ndarray, " prompt"]
     bare: Float[np.ndarray, " prompt"]
 
     @classmethod
-    def of(cls, effects: NeuronEffects, how: str) -> _Shares:
+    def of(cls, effects: NeuronEffects, how: str, *, seed: int) -> _Shares:
         """Sets are removed to one value a neuron: zero, or the mean of clean or of corrupt prompts' tokens."""
-        mask = effects.case.task.clean.mask
-        values = {layer: x[mask.to(x.device)].mean(0) for layer, x in effects.values(how).items()}
         case = effects.case
-        bare = _measured(effects, keep_only_edits(case.model, [], values))
-        return cls(effects, values, case.clean.detach().double().cpu().numpy(), bare)
+        mask = case.task.clean.mask
+        values = {layer: x[mask.to(x.device)].mean(0) for layer, x in effects.values(how).items()}
+        choose, judge = np.array_split(np.random.default_rng(seed).permutation(len(case)), 2)
+        bare = _measured(case, keep_only_edits(case.model, [], values))
+        half = case.select(torch.from_numpy(judge))
+        return cls(effects, values, choose, judge, half, case.clean.detach().double().cpu().numpy(), bare)
 
     @property
     def whole(self) -> float:
@@ -169,55 +180,52 @@ class _Shares:
         return float((self.clean - self.bare).mean())
 
     def table(self, first: np.ndarray, n_best: int, norms: np.ndarray, *, n_sets: int, seed: int) -> pd.DataFrame:
-        """Rows of `carried` and `lost`, k = 1, 2, 4, ..., chosen on half of the prompts and judged on the others."""
-        rng = np.random.default_rng(seed)
-        choose, judge = np.array_split(rng.permutation(len(first)), 2)
-        order = np.argsort(-first[choose].mean(0), kind="stable")
+        """Rows of `carried` and `lost`, k = 1, 2, 4, ..."""
+        order = np.argsort(-first[self.choose].mean(0), kind="stable")
         names = self.effects.names
         rows = []
         for k in [2**i for i in range(n_best.bit_length()) if 2**i <= min(n_best, len(names))]:
             chosen = [names[i] for i in order[:k]]
             sets = matched_neurons(chosen, names, norms, n_sets=n_sets, seed=seed)
             for variant, share in (("carried", self.carried), ("lost", self.lost)):
-                interval = self._ratio(share(chosen), judge, seed)
-                null = np.mean([self._ratio(share(s), judge, seed)[0] for s in sets]) if sets else np.nan
+                interval = self._ratio(share(chosen), seed)
+                null = np.mean([self._ratio(share(s), seed)[0] for s in sets]) if sets else np.nan
                 rows.append(
                     {"variant": variant, "unit": "fraction", "component": "neurons", "k": k, "value": interval[0]}
-                    | {"ci_low": interval[1], "ci_high": interval[2], "n": len(judge), "null": null}
+                    | {"ci_low": interval[1], "ci_high": interval[2], "n": len(self.judge), "null": null}
                 )
         return pd.DataFrame(rows)
 
     def carried(self, kept: Sequence[Neuron]) -> np.ndarray:
-        """m(all others removed) - m(all removed), each prompt."""
-        return _measured(self.effects, keep_only_edits(self.effects.case.model, kept, self.values)) - self.bare
+        """m(all others removed) - m(all removed), each prompt judged."""
+        return _measured(self.half, keep_only_edits(self.half.model, kept, self.values)) - self.bare[self.judge]
 
     def lost(self, removed: Sequence[Neuron]) -> np.ndarray:
-        """m(clean) - m(these removed), each prompt."""
-        return self.clean - _measured(self.effects, neuron_edits(self.effects.case.model, removed, self.values))
+        """m(clean) - m(these removed), each prompt judged."""
+        return self.clean[self.judge] - _measured(self.half, neuron_edits(self.half.model, removed, self.values))
 
     def together(
         self, chosen: Sequence[Neuron], norms: np.ndarray, *, n_sets: int, seed: int
     ) -> list[dict[str, object]]:
-        """Intervention rows of the labelled neurons removed together, beside matched sets."""
-        metric = self.effects.case.metric
+        """Intervention rows of the labelled neurons removed together, beside matched sets, on the prompts judged."""
+        metric = self.half.metric
         sets = matched_neurons(chosen, self.effects.names, norms, n_sets=n_sets, seed=seed)
-        clean = {metric: float(self.clean.mean())}
+        clean = {metric: float(self.clean[self.judge].mean())}
         edited, *controls = [{metric: clean[metric] - float(self.lost(s).mean())} for s in (chosen, *sets)]
         name = f"removed: {' '.join(neuron_names(chosen))}"
         return intervention_rows(name, len(chosen), "same layers and norm", clean, edited, controls)
 
-    def _ratio(self, values: np.ndarray, rows: np.ndarray, seed: int) -> tuple[float, float, float]:
-        """Mean over the mean of the whole on some prompts, with its interval over these."""
-        part, whole = values[rows], (self.clean - self.bare)[rows]
+    def _ratio(self, part: np.ndarray, seed: int) -> tuple[float, float, float]:
+        """Mean over the mean of the whole on the prompts judged, with its interval over these."""
+        whole = (self.clean - self.bare)[self.judge]
         with np.errstate(divide="ignore", invalid="ignore"):
             value = part.mean() / whole.mean()
-            drawn = stats.bootstrap(lambda w: (w @ part) / (w @ whole), len(rows), seed=seed, around=value)
+            drawn = stats.bootstrap(lambda w: (w @ part) / (w @ whole), len(part), seed=seed, around=value)
         return float(value), float(drawn.low), float(drawn.high)
 
 
 @torch.no_grad()
-def _measured(effects: NeuronEffects, edits: Sequence[Any]) -> np.ndarray:
-    case = effects.case
+def _measured(case: Case, edits: Sequence[Any]) -> np.ndarray:
     return case.value(case.model.run(case.task.clean, edits=edits).logits).double().cpu().numpy()
 
 
@@ -239,7 +247,7 @@ def _test(
     """Columns null, p, q and label; q over `count` neurons, of which these are the ones tried."""
     if len(null) < stats.LEAST_NULLS:  # so few neurons that hardly any is left to compare with
         p = np.full(len(mean), np.nan)
-        return {"null": float(null.mean()) if len(null) else np.nan, "p": p, "q": p, "label": None}
+        return {"null": float(null.mean()) if len(null) else np.nan, "p": p, "q": p, "label": [None] * len(mean)}
     draws = null[:, None]
     above, below = (
         stats.p_against_nulls(s * mean, np.broadcast_to(s * draws, (len(null), len(mean))), margin=SMALLEST * whole)
@@ -247,7 +255,7 @@ def _test(
     )
     p = np.clip(2 * np.minimum(above, below), 0, 1) if able else np.ones(len(mean))
     q = stats.benjamini_hochberg(np.concatenate([p, np.ones(count - len(p))]))[: len(p)]
-    return {"null": float(null.mean()), "p": p, "q": q, "label": (q < LEVEL) & (mean >= SHARE * whole)}
+    return {"null": float(null.mean()), "p": p, "q": q, "label": ((q < LEVEL) & (mean >= SHARE * whole)).tolist()}
 
 
 def _rows(variant: str, unit: str, values: np.ndarray, columns: dict[str, Any], seed: int) -> pd.DataFrame:

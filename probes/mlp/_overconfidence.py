@@ -31,6 +31,7 @@ from interp.tokens.losses import token_losses
 
 SHARE, SMALLEST = 0.02, 0.005
 """Of the sum of all sizes of late components: below SHARE no label, up to SMALLEST no claim."""
+FACTORS = (0.0, 0.5)
 TEXTS, LENGTH = 8, 128
 """Held-out stretches of text on which the loss is taken, and their tokens."""
 
@@ -53,8 +54,8 @@ TEXTS, LENGTH = 8, 128
     means="Below 0: what this late component writes takes the model's own first choice down against the rest of the "
     "vocabulary. The intervention table says what recall and the loss on text become without all that do.",
     misleads="A direct write: a head may take the first choice down because it moves other words up. That removal "
-    "helps at these prompts does not make it a fault: on other text the same component may keep the model calibrated, which "
-    "is why the loss on held-out text stands beside recall. Components at a few prompts of one task.",
+    "helps at these prompts does not make it a fault: on other text the same component may keep the model calibrated, "
+    "which is why the loss on held-out text stands beside recall. Components at a few prompts of one task.",
     reference="Lv et al. 2024, arXiv 2403.19521 (anti-overconfidence)",
 )
 def overconfidence(
@@ -62,7 +63,7 @@ def overconfidence(
     *,
     task: PromptTask | str | None = None,
     depth: float = 0.34,
-    factors: tuple[float, ...] = (0.0, 0.5),
+    factors: Sequence[float] | None = None,
     n_random: int = 5,
     n_draws: int = 16,
     n_tokens: int = 64,
@@ -90,7 +91,7 @@ def overconfidence(
         model: any loaded model.
         task: prompts with answers, or a task's name; facts, or repeated random tokens, without.
         depth: share of the layers, from the last, that counts as late.
-        factors: what labelled components are multiplied by.
+        factors: what labelled components are multiplied by; 0 and 0.5 without.
         n_random: random sets.
         n_draws: exchanges; at least five.
         n_tokens: random tokens that the first choice is compared with.
@@ -138,7 +139,11 @@ def overconfidence(
     text, source = _text(model, seed)
     outcome = Outcome(model, case.task, top, random, text)
     found = [t for t, yes in zip(terms, label, strict=True) if yes]
-    effects = outcome.rows(found, terms, factors, n_random=n_random, seed=seed) if found else []
+    effects = (
+        outcome.rows(found, terms, FACTORS if factors is None else factors, n_random=n_random, seed=seed)
+        if found
+        else []
+    )
     data = {**prompts.provenance(), "late_from_layer": first, "text": source}
     data["top_is_right"] = float((top == prompts.answers.cpu()).any(1).double().mean())
     return Findings(pd.concat(rows, ignore_index=True), data, effects)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +59,7 @@ def mlp_regression(
     model: Model,
     *,
     task: PromptTask | str | None = None,
-    layers: tuple[int, ...] = (),
+    layers: Sequence[int] | None = None,
     regressors: str = "components",
     scaled: bool = False,
     n_draws: int = 20,
@@ -106,7 +107,7 @@ def mlp_regression(
     prompts = model_task(model, task, (*TASKS, "induction"), n=n_prompts, seed=seed)
     parts = decompose(model, prompts.clean)
     own = [t.layer for t in parts.terms if t.kind == "mlp" and t.layer is not None]
-    own = [layer for layer in own if not layers or layer in layers]
+    own = [layer for layer in own if layers is None or layer in layers]
     if not own:
         raise NotApplicable(f"{model.info.name}: no MLP that is told apart in the layers asked for")
     rows, groups = [], prompts.template.tolist()
