@@ -49,7 +49,7 @@ SHARE, SMALLEST = 0.05, 0.02
     planted=PlantedTask(
         "fact_table", options=lambda planted, seed: {"task": planted_prompts(planted, "fact", seed=seed)}
     ),
-    quick={"n_best": 16, "n_random": 16, "n_sets": 2},
+    quick={"n_best": 8, "n_random": 8, "n_sets": 1},
     columns={"label": "boolean", "neuron": "Int64", "k": "Int64"},
     means="With the neuron set to its mean the model does worse at these prompts by so many units of the metric, all "
     "else run again as it follows.",
@@ -127,12 +127,8 @@ def neurons(
     }
     activation = np.concatenate([_at_end(effects, part.activations) for part in effects.layers], 1)
     parts = [_rows("removal", unit, own, columns | test, seed)]
-    for variant, x, what in (
-        ("first_order", first, unit),
-        ("direct", direct, "logit"),
-        ("activation", activation, "activation"),
-    ):
-        parts.append(_rows(variant, what, x[:, best], columns, seed))
+    beside = (("first_order", first, unit), ("direct", direct, "logit"), ("activation", activation, "activation"))
+    parts += [_rows(variant, what, x[:, best], columns, seed) for variant, x, what in beside]
     tried = [index[name] for name in (*chosen, *controls)]
     for variant, x in (("first_order", first), ("direct", direct)):
         rho = stats.spearman(x.mean(0)[tried], removal.mean(0))

@@ -110,11 +110,7 @@ def overconfidence(
     if not late:
         raise NotApplicable(f"{model.info.name}: no head and no MLP from layer {first} on is told apart")
     case = Case.of(model, prompts)
-    with torch.no_grad():
-        top = metrics.answer_logits(_logits(model, prompts.clean), case.task).argmax(-1, keepdim=True).cpu()
-    generator = torch.Generator().manual_seed(seed)
-    n_logits = model.weights().w_u.shape[1]
-    random = torch.randperm(n_logits, generator=generator)[:n_tokens].expand(len(prompts), -1)
+    top, random = _choices(case, n_tokens, seed)
     chosen = Case.of(model, _contrast(case.task, top, random))
     directions = AnswerDirections.of(chosen, parts.residual, draws=n_draws, seed=seed)
     answer = AnswerDirections.of(case, parts.residual, draws=0, seed=seed)
@@ -125,12 +121,8 @@ def overconfidence(
     test = exchange_columns(interval.mean, [o.mean(0) for o in others], margin=SMALLEST * whole, able=True)
     label = (test["q"] < LEVEL) & (interval.mean <= -SHARE * whole) & (interval.high < 0)
     terms = [parts.terms[i] for i in late]
-    base: dict[str, Any] = {
-        "component": [t.name for t in terms],
-        "layer": [t.layer for t in terms],
-        "head": [t.head for t in terms],
-        "unit": "logit",
-    }
+    base: dict[str, Any] = {"component": [t.name for t in terms], "unit": "logit"}
+    base |= {"layer": [t.layer for t in terms], "head": [t.head for t in terms]}
     right = stats.bootstrap_mean((x * answer.own).sum(-1).T.double().numpy(), seed=seed)
     rows = [
         pd.DataFrame({"variant": "push", **base, **interval_columns(interval), **test, "label": label}),
@@ -139,11 +131,8 @@ def overconfidence(
     text, source = _text(model, seed)
     outcome = Outcome(model, case.task, top, random, text)
     found = [t for t, yes in zip(terms, label, strict=True) if yes]
-    effects = (
-        outcome.rows(found, terms, FACTORS if factors is None else factors, n_random=n_random, seed=seed)
-        if found
-        else []
-    )
+    own_factors = FACTORS if factors is None else factors
+    effects = outcome.rows(found, terms, own_factors, n_random=n_random, seed=seed) if found else []
     data = {**prompts.provenance(), "late_from_layer": first, "text": source}
     data["top_is_right"] = float((top == prompts.answers.cpu()).any(1).double().mean())
     return Findings(pd.concat(rows, ignore_index=True), data, effects)
@@ -215,6 +204,14 @@ def matched_components(found: Sequence[Term], pool: Sequence[Term], *, n_sets: i
         if len(sets) == n_sets:
             break
     return list(sets.values())
+
+
+def _choices(case: Case, n: int, seed: int) -> tuple[Int[Tensor, "batch 1"], Int[Tensor, "batch k"]]:
+    """The model's first choice at each prompt, and n random tokens, the same for all."""
+    with torch.no_grad():
+        logits = metrics.answer_logits(_logits(case.model, case.task.clean), case.task)
+    order = torch.randperm(logits.shape[-1], generator=torch.Generator().manual_seed(seed))
+    return logits.argmax(-1, keepdim=True).cpu(), order[:n].expand(len(case), -1)
 
 
 def _contrast(task: PromptTask, right: Int[Tensor, "batch 1"], wrong: Int[Tensor, "batch k"]) -> PromptTask:
