@@ -293,7 +293,7 @@ def value_rows(model: Model, layer: int, at: Int[Tensor, " row"] | None = None) 
 
 
 def written_norms(
-    model: Model, acts: Mapping[int, Float[Tensor, "batch pos neuron"]], mask: Bool[Tensor, "batch pos"]
+    model: Model, acts: Mapping[int, Float[Tensor, "batch pos width"]], mask: Bool[Tensor, "batch pos"]
 ) -> tuple[list[Neuron], Float[np.ndarray, " neuron"]]:
     """Neurons of some layers, and the root mean square over tokens of the length of what each writes."""
     names, sizes = [], []

@@ -81,11 +81,6 @@ class Write:
         x = torch.zeros(*along.shape[:-1], width, dtype=input_dtype(self.projection), device=self._device)
         return self.scale * float32(transposed(self.projection, x, along))
 
-    def __call__(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch d_model"]:
-        """out for inputs x, in float32 at least."""
-        out = float32(exactly(self.projection, x.to(self._device, input_dtype(self.projection))))
-        return self.scale * (out if self.norm is None else self.norm.to(self._device)(out))
-
     def divisor(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch 1"]:
         """Divisor of the norm behind the projection at inputs x; ones without a norm."""
         if self.norm is None:
