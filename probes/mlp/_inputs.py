@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.components import mlp_name
+from interp.components import ARROW, mlp_name
 from interp.decompose import Decomposition, decompose
 from interp.errors import BackendError, NotApplicable, SchemaError, nearest
 from interp.measurement.answers import ANSWERED, TASKS, AnswerDirections, exchange_columns, model_task
@@ -69,7 +69,7 @@ def mlp_inputs(
 
     w is W_U[right] - W_U[wrong] through the final norm, whose divisor is held. The MLP alone is run again, its own norm
     being that of what it is given; components that are out stand at their base: their mean over the prompts, or zero.
-    Variants, for each MLP (column `mlp`) and each component that enters it:
+    Variants, for each MLP (column `mlp`) and each component that enters it (`L2H6 -> M3`):
       shapley    mean over `n_orders` random orders (each with its reverse) of what c adds to those before it; they sum
                  to w . (MLP(all) - MLP(base)), checked to 1e-4; with null, p, q and label;
       marginal   w . (MLP(all) - MLP(all but c));
@@ -160,7 +160,7 @@ def _of_layer(
     terms = [parts.terms[i] for i in index]
     base: dict[str, Any] = {
         "mlp": mlp_name(layer),
-        "component": [t.name for t in terms],
+        "component": [f"{t.name}{ARROW}{mlp_name(layer)}" for t in terms],
         "layer": [t.layer for t in terms],
         "head": [t.head for t in terms],
     }

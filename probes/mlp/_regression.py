@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.components import mlp_name, stream_name
+from interp.components import ARROW, mlp_name, stream_name
 from interp.decompose import Term, decompose
 from interp.errors import NotApplicable, SchemaError, nearest
 from interp.measurement.answers import TASKS, model_task
@@ -69,8 +69,8 @@ def mlp_regression(
     """Coefficient beta_c of m_n = sum_c beta_c x_nc + b over prompts n: an MLP's write on what entered it, at END.
 
     One number a component and one free vector b, by least squares. Variants, for each MLP (column `mlp`):
-      beta          of each component that the MLP reads: embedding, heads, earlier MLPs; with null, p, q, label and
-                    role ("amplified", "erased"), and `vif`, its variance inflation over the other components;
+      beta          of each component that the MLP reads (`L2H6 -> M3`): embedding, heads, earlier MLPs; with null, p,
+                    q, label and role ("amplified", "erased"), and `vif`, its variance inflation over the others;
       share         beta_c^2 sum |x_c - mean|^2 over sum |m - mean|^2: how much of m's spread it would be alone;
       r2, held_out_r2   share of the spread of m over prompts that is explained, of these prompts and of templates (or
                     fifths of the prompts) that the fit has not seen;
@@ -186,7 +186,7 @@ def _coefficients(entry: Entry, fit: Regression) -> pd.DataFrame:
     above, below = (stats.p_against_nulls(s * fit.beta, s * fit.null, margin=MARGIN) for s in (1, -1))
     base = {
         "mlp": mlp_name(entry.layer),
-        "component": entry.names,
+        "component": [f"{name}{ARROW}{mlp_name(entry.layer)}" for name in entry.names],
         "layer": [None if t is None else t.layer for t in entry.terms],
         "head": [None if t is None else t.head for t in entry.terms],
         "n": len(entry.y),

@@ -67,10 +67,10 @@ def mlp_sources(
 
     w is W_U[right] - W_U[wrong] through the final norm, whose divisor is held. S are the tokens of a role of the task,
     and "others" all that have none (the first token and END's own left out: "start" and "own"). Variants, for each
-    layer with attention and an MLP and each S (column `role`):
-      knockout    of M3, as above, exact: attention and MLP of the layer are run again; with null, p, q and label;
+    layer with attention and an MLP and each S (column `role`; components `M3<role` and `A3<role`):
+      knockout    as above, exact: attention and MLP of the layer are run again; with null, p, q and label;
       change      |MLP_l - MLP_l without| / |MLP_l|;
-      lens        token lens: logits that all heads of A3 bring from S, read through the final norm;
+      lens        token lens: logits that all heads of the layer bring from S, read through the final norm;
       lens_rank   mean rank (0 the first) of the right answer among all tokens in what they bring from S.
 
     The null is the same of `n_draws` exchanges of answers between prompts. p (two-sided) tests against their spread,
@@ -111,7 +111,7 @@ def mlp_sources(
     lens = _lens(model, prompts, masks, layers, draws=n_draws, seed=seed)
     ranks = _ranks(model, prompts, masks, layers)
     base: dict[str, Any] = {"layer": [layer for layer, _ in places], "role": [role for _, role in places]}
-    mlps, attn = ([name(layer) for layer, _ in places] for name in (mlp_name, attn_name))
+    mlps, attn = ([f"{name(layer)}<{role}" for layer, role in places] for name in (mlp_name, attn_name))
     relative = (change.norm(dim=-1) / size).T.double().numpy()
     rows = []
     for variant, unit, values, names, extra in (

@@ -20,7 +20,7 @@ from probes.mlp.inputs import LoneMLP, removals
 
 def values(result, variant):
     rows = result.table[result.table["variant"] == variant]
-    return rows.set_index("component")["value"]
+    return rows.set_index(rows["component"].str.partition(" -> ")[0])["value"]
 
 
 def direction(model, task):
@@ -40,7 +40,7 @@ def test_of_a_linear_mlp_every_way_says_the_same():
     whole = mlp_inputs(model, task=task, n_orders=2, base="zero")
     assert values(whole, "output").sum() < 1  # the constant is no component's
     strong = found.table.set_index("component").query("variant == 'shapley'")["label"].astype(bool)
-    assert not strong[["embed", "L0H2", "L0H3"]].any()
+    assert not strong[["embed -> M0", "L0H2 -> M0", "L0H3 -> M0"]].any()
 
 
 def test_two_inputs_are_shared_out_as_shapley_says():

@@ -77,14 +77,15 @@ def regression():
 
 
 def test_what_an_mlp_amplifies_and_erases(regression):
-    beta = regression.table[regression.table["variant"] == "beta"].set_index("component")
+    table = regression.table.assign(component=regression.table["component"].str.removesuffix(" -> M0"))
+    beta = table[table["variant"] == "beta"].set_index("component")
     np.testing.assert_allclose(beta.loc[["L0H0", "L0H1", "L0H2", "L0H3"], "value"], [2, -1, 0, 0], atol=1e-4)
     roles = beta["role"].dropna().to_dict()
     assert roles == {"L0H0": "amplified", "L0H1": "erased"}
     whole = regression.table.set_index("variant")["value"]
     assert whole["r2"] == pytest.approx(1, abs=1e-6)
     assert whole["held_out_r2"] == pytest.approx(1, abs=1e-6)
-    share = regression.table[regression.table["variant"] == "share"].set_index("component")["value"]
+    share = table[table["variant"] == "share"].set_index("component")["value"]
     assert share["L0H0"] + share["L0H1"] == pytest.approx(1, abs=0.1)  # they hardly go together
 
 
@@ -104,7 +105,7 @@ def test_the_intercept_points_where_the_answers_are():
 def test_the_rest_of_the_stream_as_one():
     table = mlp_regression(amplifier(), task=prompts(amplifier(), 32), regressors="layer", n_draws=5).table
     beta = table[table["variant"] == "beta"].set_index("component")["value"]
-    assert list(beta.index) == ["L0", "L0H0", "L0H1", "L0H2", "L0H3"]
-    np.testing.assert_allclose(beta[["L0H0", "L0H1"]], [2, -1], atol=1e-4)
+    assert list(beta.index) == [f"{name} -> M0" for name in ("L0", "L0H0", "L0H1", "L0H2", "L0H3")]
+    np.testing.assert_allclose(beta[["L0H0 -> M0", "L0H1 -> M0"]], [2, -1], atol=1e-4)
     with pytest.raises(SchemaError, match="components or layer|unknown regressors"):
         mlp_regression(amplifier(), regressors="heads")
