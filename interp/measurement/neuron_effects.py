@@ -335,7 +335,7 @@ def matched_neurons(
             if len(pool):
                 near = pool[np.argsort(np.abs(log[pool] - log[own]), kind="stable")[:nearest_of]]
                 free[rng.choice(near)] = False
-        sets.append([names[i] for i in np.flatnonzero(~free & ~taken)])
+        sets.append([names[i] for i in np.flatnonzero(~free & ~taken).tolist()])
     return sets
 
 

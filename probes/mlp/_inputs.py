@@ -171,7 +171,7 @@ def _of_layer(
         unit = "fraction" if variant == "output" else "logit"
         rows.append(pd.DataFrame({"variant": variant, "unit": unit, **base, **columns, **extra}))
     total = stats.bootstrap_mean(_along(found.whole[None], directions.own), seed=seed)
-    row = {k: np.ravel(v)[0] for k, v in interval_columns(total).items()}
+    row: dict[str, Any] = {k: np.asarray(v).flat[0] for k, v in interval_columns(total).items()}
     name = {"mlp": mlp_name(layer), "component": mlp_name(layer), "layer": layer, "strong": False}
     rows.append(pd.DataFrame([{"variant": "total", "unit": "logit", **name, **row}]))
     return pd.concat(rows, ignore_index=True), error
