@@ -40,6 +40,7 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "interp.weights.stream",
             "interp.decompose.embeddings",
             "interp.decompose",
+            "interp.decompose.experts",
             "interp.lenses",
         ),
     ),
@@ -73,6 +74,9 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "interp.measurement.weight_readings",
             "interp.measurement.rerun",
             "interp.measurement.head_effects",
+            "interp.measurement.neuron_effects",
+            "interp.measurement.answers",
+            "interp.measurement.examples",
             "interp.measurement.planted",
             "interp.tasks.planted_pairs",
             "interp.measurement.checks",
@@ -117,6 +121,7 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "probes.effects",
             "probes.sinks",
             "probes.features",
+            "probes.mlp",
         ),
     ),
     "circuits": (
@@ -263,6 +268,7 @@ FAMILIES = {
     "conflict": "Does it follow the prompt or what the model knows?",
     "factual": "Does it carry the time that a prompt names?",
     "importance": "What is lost without it, alone or with others?",
+    "mlp": "What does an MLP add, from which of its inputs, and which of its neurons decide?",
     "attention": "How sharp, how regular, how easily drawn away is its attention?",
 }
 """Families of analyses, in the order of the README, as questions."""

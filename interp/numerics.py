@@ -53,13 +53,26 @@ def exactly(module: nn.Module, *args: object, **kwargs: object):
     A module that holds anything but floating-point parameters (quantised, or offloaded) is called as it is.
     """
     with alone(module), torch.no_grad():
-        if not upcasts(module):
-            return module(*args, **kwargs)
-        state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        wide = {name: x.float() for name, x in state.items() if x.dtype in (torch.bfloat16, torch.float16)}
+        wide = _in_float32(module)
         if not wide:
             return module(*args, **kwargs)
         return torch.func.functional_call(module, wide, args, kwargs)
+
+
+def _in_float32(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of half precision, wider; none where the module has others, or cannot be called so."""
+    if not upcasts(module):
+        return {}
+    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return {name: x.float() for name, x in state.items() if x.dtype in (torch.bfloat16, torch.float16)}
+
+
+def transposed(module: nn.Module, x: Tensor, along: Tensor) -> Tensor:
+    """J^T along, J the Jacobian of the module at x, in float32 where `exactly` computes in it."""
+    with alone(module), torch.enable_grad():
+        x = x.detach().requires_grad_()
+        out = torch.func.functional_call(module, _in_float32(module), (x,))
+        return torch.autograd.grad(out, x, along.to(out))[0]
 
 
 def upcasts(module: nn.Module) -> bool:

@@ -110,6 +110,7 @@ def pytest_sessionstart():
         ("hub_server", "loading/hub_server.py"),
         ("edited_models", "edits/edited_models.py"),
         ("dictionaries_made", "dictionaries/made.py"),
+        ("mlp_written", "probes/mlp/written.py"),
     ):
         spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / path)
         module = importlib.util.module_from_spec(spec)

@@ -197,7 +197,8 @@ def _print_labelled(console: Any, result: Result, spec: Analysis) -> None:
     rows = result.top(spec.name, variant=spec.headline, k=len(result.table))
     labelled = list(rows.loc[rows["label"].fillna(False).astype(bool), "component"]) if "label" in rows else []
     names = ", ".join(labelled[:12]) + (" ..." if len(labelled) > 12 else "")
-    console.print(f"{len(labelled)} of {len(rows)} heads labelled{': ' + names if names else ''}", soft_wrap=True)
+    kind = "heads" if spec.unit.startswith("head") else "rows"
+    console.print(f"{len(labelled)} of {len(rows)} {kind} labelled{': ' + names if names else ''}", soft_wrap=True)
     effects: Any = result.interventions
     effects = effects[effects["analysis"] == spec.name]
     whole = set(effects["set_id"])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from interp.batch import Batch
 from interp.decompose.edit_maps import EditMap, EditMaps
+from interp.decompose.experts import expert_units
 from interp.decompose.stream_run import StreamRun
 from interp.decompose.terms import (
     Term,
@@ -149,18 +150,31 @@ class LayerTerms:
         whole, edited = self.stream.at("mlp_out", layer), bool(self.stream.edits_at("mlp_out", layer))
         if write is None:
             out = self._unedited("mlp_out", layer) if edited else whole
-            yield [mlp_of(layer)], along(out, direction)[None]
+            if neurons:
+                yield from self._experts(layer, out, direction)
+            else:
+                yield [mlp_of(layer)], along(out, direction)[None]
             return
         a = self.stream.at("mlp_post", layer).reshape(*whole.shape[:2], -1)
         divisor = write.divisor(a)
         bias = write.bias(a.shape[-1], divisor).to(whole)
-        if neurons:
+        if neurons and direction is not None:
+            slopes = write.pull_back(direction, a.shape[-1]).to(a)
+            yield neurons_of(layer, a.shape[-1]), (a / divisor * slopes).movedim(-1, 0)[..., None]
+        elif neurons:
             matrix = write.matrix(a.shape[-1])[:, None]
             yield neurons_of(layer, a.shape[-1]), _projected((a / divisor)[..., None], matrix, direction)
         else:
             out = (a / divisor) @ write.matrix(a.shape[-1]).to(a) + bias if edited else whole
             yield [mlp_of(layer)], along(out - bias, direction)[None]
         yield from _bias(f"b_mlp{layer}", layer, bias, direction)
+
+    def _experts(self, layer: int, out: Tensor, direction: Direction) -> Iterator[Contribution]:
+        """Neurons of a mixture of experts, and what the experts write beside."""
+        units = expert_units(self.stream.model.reads(layer), self.stream.at("mlp_in", layer), layer)
+        a, count = units.activations.to(out), len(units.matrix)
+        yield neurons_of(layer, count), _projected(a[..., None], units.matrix.to(out)[:, None], direction)
+        yield from _bias(f"b_mlp{layer}", layer, units.bias.to(out), direction)
 
     def _attention(self, layer: int, direction: Direction) -> Iterator[Contribution]:
         """Heads, or their sources, and the bias; attention in one piece where heads cannot be told apart."""

@@ -100,13 +100,14 @@ def decompose(
         heads: split attention into heads; without, one component `A3` per layer.
         sources: split each head by the token it brought something from, p_ij v_j W_O (components `L3H5<j`, j a column
             of the batch). Needs one position: only its rows of the patterns are computed.
-        neurons: layers whose MLP is split into neurons, a_i W_out[i].
+        neurons: layers whose MLP is split into neurons, a_i W_out[i]; those of a mixture of experts have their expert's
+            weight in a_i, and cost one gradient of the MLP for each token (`interp.decompose.experts`).
         tolerance: of the relative error; 1e-5 for float32, eight units of rounding below.
         edits: changes under which the model runs, as in `attribute`.
 
     Raises:
         InterpError: the sum misses the residual; says at which layer.
-        SiteError: a layer or position out of range, or neurons of a layer that has no one set of them; an
+        SiteError: a layer or position out of range, or neurons of a layer where they cannot be told apart; an
             edit that is not affine.
     """
     neurons = numbers(neurons, "neurons")

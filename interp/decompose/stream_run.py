@@ -92,7 +92,7 @@ def run_stream(
     last = _layer(model, layer)
     writes = tuple(model.writes(i) for i in range(last + 1))
     for i in neurons:
-        if not 0 <= i <= last or writes[i].mlp is None:
+        if not 0 <= i <= last or (writes[i].mlp is None and not model.reads(i).whole):
             reason = (
                 "out of range" if not 0 <= i <= last else writes[i].missing.get("mlp_post", "no single set of neurons")
             )
@@ -102,7 +102,8 @@ def run_stream(
     changed = {kind: _layers_edited(model, kind) for kind in ("pattern", "head_out")}
     dense = [Site("pattern", i, position=position) for i in split_layers if i in changed["pattern"]]
     whole = [Site("head_out", i, position=position) for i in range(last + 1) if i in changed["head_out"]]
-    streams = [Site("embed", position=position), *_sites(writes, position)]
+    mixtures = [Site("mlp_in", i, position=position) for i in neurons if writes[i].mlp is None]
+    streams = [Site("embed", position=position), *_sites(writes, position), *mixtures]
     capture = [*streams, *(Site("v", i) for i in split_layers), *dense, *whole]
     run = model.run(batch, capture=capture, stop=None if logits else last)
     patterns: dict[int, Tensor] = {i: run.acts[site] for site in dense if (i := site.first) is not None}

@@ -48,7 +48,11 @@ def mechanisms(spec: Analysis) -> list[Mechanism]:
 
     task = planted_task(spec)
     return [
-        m for m in ALL if m.name in task.beside or any(task.recovers in (slot.role, *slot.also) for slot in m.slots)
+        m
+        for m in ALL
+        if m.name in task.beside
+        or task.recovers == m.table
+        or any(task.recovers in (slot.role, *slot.also) for slot in m.slots)
     ]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from interp.components import head_names
 from interp.errors import NotApplicable, TaskError, nearest
 from interp.loading.load import load
 from interp.measurement.planted import cheap, mechanisms, planted_task, questions
@@ -130,16 +131,15 @@ def judge(spec: Analysis, planted: Any, *, seed: int) -> dict[str, float | int]:
 
     model = load(planted.model, tokenizer=planted.tokenizer)
     options = questions(spec, planted, seed=seed)
-    heads = set(planted.truth.heads(planted_task(spec).recovers))
+    parts = set(planted.truth.parts(planted_task(spec).recovers))
     try:
         result = analyze(model, spec.name, seed=seed, **cheap(spec) | options)
     except NotApplicable:
-        if heads:
+        if parts:
             raise
         return {"heads": 0, **dict.fromkeys(SCORES, np.nan), "missed": 0, "false_labels": 0, "false_q": 0}
     rows = result.top(spec.name, variant=spec.headline, k=10**9)
-    places = [(int(layer), int(head)) for layer, head in zip(rows["layer"], rows["head"], strict=True)]
-    true = np.array([place in heads for place in places])
+    true = rows["component"].isin(parts).to_numpy(dtype=bool)
     score = rows["value"].to_numpy(dtype=float)
     if spec.two_sided:
         score = np.abs(score)
@@ -148,7 +148,7 @@ def judge(spec: Analysis, planted: Any, *, seed: int) -> dict[str, float | int]:
     # What the prompts of a task show is known where norms are the identity alone.
     has_ideal = bool(planted.truth.effects) or not options
     unit = str(rows["unit"].iloc[0]) if has_ideal else ""
-    ideal = np.array([_closed_form(planted, place, unit) for place in places])
+    ideal = np.array([_closed_form(planted, name, unit) for name in rows["component"]])
     error = np.abs(score / ideal - 1)[true]
     both = true.any() and not true.all()
     return {
@@ -158,18 +158,18 @@ def judge(spec: Analysis, planted: Any, *, seed: int) -> dict[str, float | int]:
         "lowest": score[true].min() if true.any() else np.nan,
         "highest": score[~true].max() if not true.all() else np.nan,
         "closed_form_error": np.nan if np.isnan(error).all() else float(np.nanmax(error)),
-        "missed": int((true & ~label).sum()),
+        "missed": len(parts.difference(rows.loc[label, "component"])),
         "false_labels": int((label & ~true).sum()),
         "false_q": int(((q < LEVEL) & ~true).sum()),
     }
 
 
-def _closed_form(planted: Any, place: tuple[int, int], unit: str) -> float:
+def _closed_form(planted: Any, name: str, unit: str) -> float:
     """What a planted head scores: its attention, all of a fraction, what it adds to the logits; NaN where unknown."""
     truth = planted.truth
     for mechanism in planted.mechanisms:
         for slot in mechanism.slots:
-            if place in truth.roles[slot.role]:
+            if name in head_names(truth.roles[slot.role]):
                 by_unit = {
                     "probability": truth.expected.get(slot.role),
                     "fraction": 1.0,

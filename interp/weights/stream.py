@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from interp.numerics import device_of, evaluating, exactly, input_dtype
+from interp.numerics import device_of, evaluating, exactly, input_dtype, transposed
 from interp.shapes import brief
 from interp.weights.norms import Norm
 
@@ -61,9 +61,25 @@ class Write:
 
     def matrix(self, width: int) -> Float[Tensor, "width d_model"]:
         """W with gain, centring and multiplier folded in; float32 where the model is in half precision."""
-        basis = torch.eye(width, dtype=input_dtype(self.projection), device=self._device)
-        matrix = float32(exactly(self.projection, basis)) - self._bias(width)
+        matrix = self.rows(width)
         return self.scale * (matrix if self.norm is None else self.norm.to(self._device).linear(matrix))
+
+    def rows(self, width: int, at: Int[Tensor, " row"] | None = None) -> Float[Tensor, "row d_model"]:
+        """Rows of W alone, before norm and multiplier; some of them, or all."""
+        basis = torch.eye(width, dtype=input_dtype(self.projection), device=self._device)
+        basis = basis if at is None else basis[at.to(basis.device)]
+        return float32(exactly(self.projection, basis)) - self._bias(width)
+
+    def rest(self, width: int) -> Float[Tensor, " d_model"]:
+        """b alone, before norm and multiplier."""
+        return self._bias(width)
+
+    def pull_back(self, direction: Float[Tensor, "*batch d_model"], width: int) -> Float[Tensor, "*batch width"]:
+        """`matrix` @ direction, the matrix not being formed: what each input adds along a direction of the stream."""
+        along = float32(direction).to(self._device)
+        along = along if self.norm is None else self.norm.to(self._device).transpose(along)
+        x = torch.zeros(*along.shape[:-1], width, dtype=input_dtype(self.projection), device=self._device)
+        return self.scale * float32(transposed(self.projection, x, along))
 
     def divisor(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch 1"]:
         """Divisor of the norm behind the projection at inputs x; ones without a norm."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from interp.components import Edge
+from interp.components import Edge, head_names, neuron_name
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,10 @@ class Truth:
     def heads(self, name: str) -> tuple[tuple[int, int], ...]:
         """(layer, head) pairs of a role, or of all roles of a kind; none where the model has neither."""
         return (*self.roles.get(name, ()), *self.kinds.get(name, ()))
+
+    def parts(self, name: str) -> tuple[str, ...]:
+        """Names of the components of a role or kind: its heads, and its neurons."""
+        return (*head_names(self.heads(name)), *(neuron_name(*place) for place in self.neurons.get(name, ())))
 
     @property
     def nodes(self) -> tuple[str, ...]:

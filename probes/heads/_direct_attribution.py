@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from interp.errors import TaskError
+from interp.measurement.answers import TASKS, model_task
 from interp.measurement.declaration import RECALL, PlantedTask, Stage
 from interp.measurement.planted import planted_prompts
 from interp.measurement.registry import Findings, analysis
@@ -83,7 +84,7 @@ def direct_attribution(
 
     Reference: Chughtai et al. 2024 (arXiv 2402.07321), section 4; their classes also ask which attributes are raised.
     """
-    prompts = _attributed.model_task(model, task, _attributed.TASKS, n=n_prompts, seed=seed)
+    prompts = model_task(model, task, TASKS, n=n_prompts, seed=seed)
     name = subject or next((s for s in SUBJECTS if s in prompts.roles), None)
     if name is None:
         raise TaskError(f"{prompts.name} has no role for a subject among {', '.join(prompts.roles)}; pass `subject`")

@@ -8,6 +8,7 @@ import torch
 
 from interp.attention import KeyMass, Mean
 from interp.errors import NotApplicable
+from interp.measurement.answers import model_task
 from interp.measurement.declaration import PREPARE, PlantedTask, Stage
 from interp.measurement.planted import planted_prompts
 from interp.measurement.registry import Findings, analysis
@@ -77,7 +78,7 @@ def movers(
     Reference: Wang et al. 2022 (arXiv 2211.00593), name movers: they plot attention against the write and copy scores;
     we multiply them, prompt by prompt. The null and its test are ours.
     """
-    prompts = _attributed.model_task(model, task, ("ioi",), n=n_prompts, seed=seed)
+    prompts = model_task(model, task, ("ioi",), n=n_prompts, seed=seed)
     at, other = (_attributed.where(prompts, ids) for ids in (prompts.answers, prompts.wrong))
     has_answer = at.any(1)
     if not has_answer.any():

@@ -10,18 +10,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp import tasks
 from interp.decompose.attribution import Attribution, attributions
-from interp.errors import NotApplicable, TaskError
+from interp.measurement.answers import ANSWERED, derangements, exchange_columns
 from interp.model import Model
 from interp.results import stats
 from interp.tasks import PromptTask
-from interp.tasks.spell import MUTE
 
-TASKS = ("facts", "fact", "capital_country")
-"""Tasks about facts, the first that a model knows."""
-ANSWERED = 0.75
-"""Share of prompts with the right answer above the wrong one from which a model does the task."""
 SHARE, SMALLEST = 0.05, 0.01
 """Of what all heads write about the answer: below SHARE no label and no role, up to SMALLEST no claim."""
 
@@ -33,27 +27,6 @@ class Sources:
     heads: Float[Tensor, "layer head key batch"]
     mlps: Float[Tensor, "layer batch"]
     logit: Float[Tensor, " batch"]
-
-
-def model_task(model: Model, task: PromptTask | str | None, names: tuple[str, ...], *, n: int, seed: int) -> PromptTask:
-    """A task, by name or the first of `names` that there is for the model and that suits it.
-
-    Raises:
-        NotApplicable: none does.
-    """
-    if isinstance(task, PromptTask):
-        return task
-    if task is not None:
-        return tasks.task(task, model, n=n, seed=seed)
-    if model.tokenizer is None and not set(names) & set(tasks.task_names(model)):
-        raise NotApplicable(MUTE)
-    reasons = []
-    for name in (n for n in names if n in tasks.task_names(model)):  # others are known to other checkpoints alone
-        try:
-            return tasks.task(name, model, n=n, seed=seed)
-        except (NotApplicable, TaskError) as error:
-            reasons.append(str(error))
-    raise NotApplicable("; ".join(dict.fromkeys(reasons)))
 
 
 def sources(
@@ -97,26 +70,12 @@ def null_columns(
     p is for more than `SMALLEST` of the `whole` that heads write: with enough prompts everything that a head writes
     about an answer, however little, differs from what it writes about others.
     """
-    null = np.stack([x.mean(0) for x in exchanges])
-    above, below = (stats.p_against_nulls(s * score.mean, s * null, margin=SMALLEST * whole) for s in (1, -1))
-    p = np.clip(2 * np.minimum(above, below), 0, 1) if able else np.ones_like(above)
-    return {"null": null.mean(0), "p": p, "q": stats.benjamini_hochberg(p)}
+    return exchange_columns(score.mean, [x.mean(0) for x in exchanges], margin=SMALLEST * whole, able=able)
 
 
 def able(effects: Sources) -> bool:
     """Whether the model prefers the right answers in most prompts: if not, heads' effects explain nothing."""
     return bool((effects.logit > 0).double().mean() >= ANSWERED)
-
-
-def derangements(n: int, *, draws: int, seed: int) -> list[Int[Tensor, " batch"]]:
-    """Shifts of a random order: no prompt keeps its own answer."""
-    generator = torch.Generator().manual_seed(seed)
-    shifts = (torch.randperm(n - 1, generator=generator)[:draws] + 1).tolist()
-    order = torch.randperm(n, generator=generator)
-    orders = [torch.empty(n, dtype=torch.long) for _ in shifts]
-    for row, shift in zip(orders, shifts, strict=True):
-        row[order] = order.roll(shift)
-    return orders
 
 
 def where(task: PromptTask, ids: Int[Tensor, "batch k"]) -> Bool[Tensor, "batch key"]:

@@ -13,6 +13,7 @@ CASES = (  # modules beside this one; their main(argv) takes --quick, --out FILE
     "path_patching",
     "acdc",
     "sae_codes",
+    "neuron_effects",
 )
 
 

@@ -296,8 +296,8 @@ def test_what_stands_behind_the_unembedding_is_told():
 
 def test_questions_without_an_answer_are_refused():
     model, batch = tiny("gpt_oss"), ragged(9, "unpadded", lengths=(9, 9))
-    with pytest.raises(SiteError, match="mixture of experts"):
-        decompose(model, batch, neurons=[0])
+    with pytest.raises(SiteError, match="neurons of layer 7: out of range"):
+        decompose(model, batch, neurons=[7])
     with pytest.raises(SiteError, match="layer 5 is out of range"):
         decompose(model, batch, layer=5)
     with pytest.raises(SiteError, match="position 30 is out of range"):

@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 from pandas.testing import assert_frame_equal
 
-from interp.components import head_names
 from interp.errors import CheckError, InterpError, NotApplicable, SchemaError, TaskError, nearest
 from interp.measurement.checks.case import Case, state, tiny_model, unshown
 from interp.measurement.planted import CHEAP
@@ -171,11 +170,11 @@ def provenance(case: Case) -> Faults:
 
 
 def planted(case: Case) -> Faults:
-    """Every planted head is labelled and no other; nothing is labelled where nothing is planted."""
+    """Every planted head or neuron is labelled and no other; nothing is labelled where nothing is planted."""
     task = case.spec.planted
     if task is None or case.planted is None:
         return
-    truth, labels = set(case.planted.truth.heads(task.recovers)), _labelled_heads(case.result, case.spec.headline)
+    truth, labels = set(case.planted.truth.parts(task.recovers)), _labelled(case.result, case.spec.headline)
     if not truth:
         yield f"no mechanism of the zoo has the role {task.recovers!r}"
     if truth - labels:
@@ -183,7 +182,7 @@ def planted(case: Case) -> Faults:
     if labels - truth:
         yield f"labelled without the role {task.recovers!r}: {_names(labels - truth)}"
     try:
-        noise = _labelled_heads(case.inert, case.spec.headline)
+        noise = _labelled(case.inert, case.spec.headline)
     except NotApplicable:
         return
     if noise:
@@ -281,10 +280,9 @@ def _hashes(data: Mapping[str, Any]) -> list[str]:
     return [str(data["sha256"]), *inner] if data.get("sha256") else inner
 
 
-def _labelled_heads(result: Result, variant: str) -> set[tuple[int, int]]:
+def _labelled(result: Result, variant: str) -> set[str]:
     rows = _headline(result, variant)
-    rows = rows[rows["label"].fillna(False).astype(bool)]
-    return {(int(layer), int(head)) for layer, head in zip(rows["layer"], rows["head"], strict=True)}
+    return set(rows.loc[rows["label"].fillna(False).astype(bool), "component"])
 
 
 def _reach(result: Result, variant: str) -> float:
@@ -296,5 +294,5 @@ def _tasks(case: Case) -> bool:
     return any(isinstance(value, PromptTask | Conflict) for value in case.run_options(case.planted).values())
 
 
-def _names(heads: set[tuple[int, int]]) -> str:
-    return ", ".join(head_names(sorted(heads)))
+def _names(components: set[str]) -> str:
+    return ", ".join(sorted(components, key=lambda name: (len(name), name)))

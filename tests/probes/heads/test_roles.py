@@ -14,6 +14,7 @@ from interp import data, tasks, zoo
 from interp.decompose import attribute
 from interp.edits import ForcePattern
 from interp.errors import NotApplicable, TaskError
+from interp.measurement.answers import derangements
 from interp.results import stats
 from interp.sites import Site
 from interp.zoo.planted import factory
@@ -271,7 +272,7 @@ def test_the_test_against_exchanges_is_two_sided():
 
 
 def test_exchanges_leave_no_prompt_its_own_answer():
-    for order in _attributed.derangements(9, draws=8, seed=0):
+    for order in derangements(9, draws=8, seed=0):
         assert (order != torch.arange(9)).all()
         assert order.sort().values.tolist() == list(range(9))
 

@@ -1,0 +1,25 @@
+"""What an MLP adds to the stream, from which inputs, and which of it decides. Importing this registers the analyses."""
+
+from probes.mlp._inputs import mlp_inputs
+from probes.mlp._mixing import mlp_mixing
+from probes.mlp._neurons import neurons
+from probes.mlp._overconfidence import overconfidence
+from probes.mlp._reading import neuron_examples, value_vectors
+from probes.mlp._regression import mlp_regression
+from probes.mlp._skill_table import skill_table
+from probes.mlp._sources import mlp_sources
+from probes.mlp.regression import Regression, regress
+
+__all__ = [
+    "Regression",
+    "mlp_inputs",
+    "mlp_mixing",
+    "mlp_regression",
+    "mlp_sources",
+    "neuron_examples",
+    "neurons",
+    "overconfidence",
+    "regress",
+    "skill_table",
+    "value_vectors",
+]
