@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # as interp.cli.main does where stderr is no terminal
 
+import gc
 import importlib.util
 import logging
 import random
@@ -20,6 +21,9 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+
+# Until all is imported and collected: none of it is garbage, and looking through it takes nine seconds.
+gc.disable()
 
 # One, unless asked: more would share the cores with the other workers of pytest-xdist.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -116,6 +120,12 @@ def pytest_sessionstart():
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         spec.loader.exec_module(module)
+
+
+def pytest_collection_finish():
+    """Garbage is collected from here on, but for what stays to the end."""
+    gc.enable()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):

@@ -24,8 +24,8 @@ def checked_options(
     """Options by name; refuses those of another kind than the defaults of `body`, whose first parameter is the model.
 
     An integer stands for an integer of at least 1 (0 for those of `MAY_BE_ZERO`), a float for a finite number, a pair
-    of integers for a lowest and a highest. Where None is the
-    default the annotation says what else it may be.
+    of integers for a lowest and a highest, strings for one string too. Where None is the default the annotation says
+    what else it may be.
 
     Args:
         name: of the analysis, for the message.
@@ -54,7 +54,14 @@ def checked_options(
         if expected:
             raise SchemaError(f"{name!r}: {option} is {value!r:.60}; expected {expected}")
     _, *rest = bound.items()  # the model
-    return {option: int(value) if _integer(value) else value for option, value in rest}
+    return {option: _taken(value, parameters[option].default) for option, value in rest}
+
+
+def _taken(value: Any, default: Any) -> Any:
+    """The value as the body takes it: integers of any library as `int`, one name as a list of one."""
+    if _integer(value):
+        return int(value)
+    return (value,) if isinstance(value, str) and isinstance(default, tuple) else value
 
 
 def why_no_prompts(body: Callable[..., Any]) -> str:

@@ -47,7 +47,7 @@ def test_masking_the_top_retrieval_heads_breaks_recall_and_random_heads_do_not(f
     assert (matched["clean"] - matched["random_mean"]).abs().max() < 0.1
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in (1, 2))])
 def test_teacher_forcing_ranks_heads_as_decoding_does(default, seed):
     hidden = needles.hide(default, n=24, n_needles=1, seed=seed)
     forced = measured.teacher_forced(default, hidden).hits.mean(0)

@@ -23,7 +23,11 @@ def planted(architecture, mechanism, seed=0):
 
 @pytest.mark.parametrize(
     ("architecture", "seed"),
-    [("llama", 0), ("llama-gqa", 1), ("gpt2", 0), pytest.param("llama-gqa", 2, marks=pytest.mark.slow)],
+    [
+        ("llama", 0),
+        ("llama-gqa", 1),
+        *(pytest.param(*c, marks=pytest.mark.slow) for c in (("gpt2", 0), ("llama-gqa", 2))),
+    ],
 )
 def test_the_planted_edges_score_highest(architecture, seed):
     made, model, task = planted(architecture, factory.Induction(), seed)
@@ -48,7 +52,7 @@ def test_the_fix_is_exact_where_only_the_softmax_bends(port):
     assert abs(plain - fixed) > 0.1 * abs(fixed)
 
 
-@pytest.mark.parametrize("task", ["ioi", "greater_than", "induction"])
+@pytest.mark.parametrize("task", ["ioi", "greater_than", pytest.param("induction", marks=pytest.mark.slow)])
 def test_five_points_sum_to_the_change_on_the_shipped_model(task):
     model = interp.load("zoo:default")
     assert edge_attribution(model, interp.task(task, model, n=64), tolerance=None, keep_prompts=False).residual < 0.02

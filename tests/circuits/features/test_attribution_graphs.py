@@ -115,7 +115,7 @@ def test_parts_by_head_are_the_products_through_each_and_sum_to_the_weight():
     nodes, weights = graph.nodes, model.weights()
     run = model.run([IDS], capture=["L1.norm_scale", "L1.mlp_norm_scale", "L1.pattern"])
     s_attn, s_mlp, pattern = (run[k][0] for k in ("L1.norm_scale", "L1.mlp_norm_scale", "L1.pattern"))
-    layer, seen = weights[1], 0
+    layer, reads, seen = weights[1], model.reads(1), 0
     e = graph.edges
     w = dict(zip(zip(e.source.tolist(), e.target.tolist(), strict=True), e.weight.tolist(), strict=True))
     for (s, t), parts in graph.heads.items():
@@ -123,11 +123,11 @@ def test_parts_by_head_are_the_products_through_each_and_sum_to_the_weight():
         source, target = nodes[s], nodes[t]
         if source.kind == target.kind == "feature" and source.layer == 0 and target.layer == 1:
             written = source.value * d[0].w_dec[source.number]
-            value = model.reads(1).attn.linear(written) / s_attn[source.position]
+            value = reads.attn.linear(written) / s_attn[source.position]
             for name in parts.keys() & {"L1H0", "L1H5"}:
                 head = int(name[3:])
                 moved = pattern[head, target.position, source.position] * (value @ layer.w_v[head] @ layer.w_o[head])
-                read = model.reads(1).mlp.linear(moved) / s_mlp[target.position] @ d[1].w_enc[:, target.number]
+                read = reads.mlp.linear(moved) / s_mlp[target.position] @ d[1].w_enc[:, target.number]
                 assert parts[name] == pytest.approx(float(read), rel=1e-3, abs=1e-4)
                 seen += 1
     assert seen > 20

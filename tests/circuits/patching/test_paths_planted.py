@@ -27,7 +27,8 @@ def load(mechanisms, name, *, architecture="llama", seed=0, n=16, corruption="ra
 
 
 @pytest.mark.parametrize(
-    ("architecture", "seed"), [("llama-gqa", 1), ("gpt2", 3), pytest.param("llama", 0, marks=pytest.mark.slow)]
+    ("architecture", "seed"),
+    [("llama-gqa", 1), *(pytest.param(*c, marks=pytest.mark.slow) for c in (("gpt2", 3), ("llama", 0)))],
 )
 def test_exact_edges_are_the_planted_ones(architecture, seed):
     made, model, task = load([factory.Induction()], "induction", architecture=architecture, seed=seed, n=8)

@@ -55,7 +55,7 @@ def five_classes():
     return tuple(tuple(range(a, a + n)) for a, n in zip(starts, SIZES, strict=False))
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "llama-gqa"])
+@pytest.mark.parametrize("architecture", ["llama", pytest.param("gpt2", marks=pytest.mark.slow), "llama-gqa"])
 def test_the_planted_successor_head_scores_one_and_all_others_chance(architecture):
     planted = factory.plant(
         [factory.Successor(classes=five_classes())], architecture=architecture, n_words=sum(SIZES) + 5, n_layers=4

@@ -27,8 +27,14 @@ def labelled(result: interp.Result) -> set[tuple[int, int]]:
     return {(int(layer), int(head)) for layer, head in zip(rows["layer"], rows["head"], strict=True)}
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-@pytest.mark.parametrize(("words", "context"), [*CASES, *(pytest.param(*c, marks=pytest.mark.slow) for c in SLOW)])
+@pytest.mark.parametrize(
+    ("words", "context", "architecture"),
+    [
+        *((*c, ("llama", "gpt2")[i % 2]) for i, c in enumerate(CASES)),
+        *(pytest.param(*c, ("gpt2", "llama")[i % 2], marks=pytest.mark.slow) for i, c in enumerate(CASES)),
+        *(pytest.param(*c, name, marks=pytest.mark.slow) for c in SLOW for name in ("llama", "gpt2")),
+    ],
+)
 def test_planted_heads_of_toys_are_found_and_no_other(words, context, architecture):
     planted, model = toy(words, context, architecture=architecture)
     for name in ("induction", "previous_token", "duplicate_token"):

@@ -84,7 +84,7 @@ def test_together_each_does_its_task_and_needs_its_heads():
         check_task(planted, model, mechanism.name, seed=3, n=10)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("architecture", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_head_analyses_find_the_planted_heads_and_label_no_other(architecture):
     planted, model = built(ALL, architecture, 0)
     for name in HEAD_ANALYSES:
