@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from interp.errors import BackendError
-from interp.parallel import cached_property
 from interp.shapes import Bool, Int
 
 Predicate = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
