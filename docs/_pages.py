@@ -117,6 +117,8 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "probes.effects",
             "probes.sinks",
             "probes.features",
+            "probes.arithmetic",
+            "interp.measurement.fourier",
         ),
     ),
     "circuits": (
@@ -226,6 +228,7 @@ FOLDERS = {
     "docs/tutorial": "one path from nothing to a first finding",
     "interp/zoo/models/default": "the shipped checkpoint with ten skills, and its card",
     "interp/zoo/models/default/dictionaries/**": "sparse dictionaries of it, and their card",
+    "interp/zoo/models/modular-addition": "a small model that adds modulo 37 by waves, and its card",
     "interp/zoo/models/positional-shortcut": "a false positive of a naive induction test, and its card",
     "interp/zoo/models/sibling": "a smaller checkpoint with the same skills, and its card",
     "interp/zoo/models/sibling/step-*": "training checkpoints of it, in which copying emerges",
@@ -252,6 +255,7 @@ FAMILIES = {
     "retrieval": "Does it fetch facts hidden in a long prompt?",
     "conflict": "Does it follow the prompt or what the model knows?",
     "factual": "Does it carry the time that a prompt names?",
+    "arithmetic": "How does the model add: by which waves of numbers, where, and by which algorithm?",
     "importance": "What is lost without it, alone or with others?",
     "attention": "How sharp, how regular, how easily drawn away is its attention?",
 }
