@@ -167,7 +167,7 @@ def _id_forms(
         words = [t.strip("{}") if t in ("{a}", "{b}") else t for t in template.split()]
         if any(t not in ("a", "b") and not (t.isdecimal() and int(t) < d_vocab) for t in words):
             raise TaskError(
-                f"template {template!r}: without a tokenizer all but {{a}} and {{b}} are ids below {d_vocab}"
+                f"template {template!r}: but for {{a}} and {{b}} write ids below {d_vocab}; it has no tokenizer"
             )
         yield tuple(t if t in ("a", "b") else int(t) for t in words)
         return

@@ -100,10 +100,10 @@ class Fit:
         "planted": "numbers, of which planted models have none; tests plant a helix in an embedding",
         "scale": "R2 in the sample falls towards its own value as prompts are added",
     },
-    means="The stream at a number is a sum of a few waves of it (and a line), and moving along the fit moves the answer: "
-    "the model computes with these waves.",
-    misleads="Any few numbers are fitted by as many features: compare the null, which has as many. A good fit alone says "
-    "that the number is there, not that it is used; the fit may be patched into a place that is not read further.",
+    means="The stream at a number is a sum of a few waves of it (and a line), and moving along the fit moves the "
+    "answer: the model computes with these waves.",
+    misleads="Any few numbers are fitted by as many features, and that much of the answer comes back by chance: about "
+    "features / (numbers - 1), which the null shows. A good fit says that the number is there, not that it is used.",
     reference="Kantamneni & Tegmark 2025, arXiv 2502.00873",
 )
 def helix(
@@ -119,16 +119,16 @@ def helix(
 ) -> Findings:
     """R2 of x ~ C B(v), B(v) = [v, cos(2 pi v / T), sin(2 pi v / T) for each period T], over prompts; a fraction.
 
-    x is the stream entering a layer, at the two operands (v the number that stands there; the R2 is the mean of both) and
-    at END (v the right answer), and the stream behind the last layer at END; of its first `n_components` principal
-    components, x less its mean. Variants, a row per place:
+    x is the stream entering a layer, at the two operands (v the number that stands there; the R2 is the mean of both)
+    and at END (v the right answer), and the stream behind the last layer at END; C is fitted to its first
+    `n_components` principal components. Variants, a row per place:
       r2        in the sample, with an interval over prompts; null: the numbers exchanged at random, all prompts of a
                 number alike, which has the same number of features; p Student's prediction interval of these draws, q
                 Benjamini-Hochberg, label q < 0.01;
       held_out  on half of the prompts, fitted on the other half, and the other way round;
-      restored  (m_patched - m_corrupt) / (m_clean - m_corrupt), m the task's metric, where the corrupted run has at the
-                place x + f(v_clean) - f(v_corrupt), f the fit of the other half of prompts; interval over prompts; null,
-                p, q and label by the exchanged numbers.
+      restored  (m_patched - m_corrupt) / (m_clean - m_corrupt), m the task's metric, where the corrupted run has at
+                the place x + f(v_clean) - f(v_corrupt), f the fit of the other half of prompts; interval over prompts;
+                null, p, q and label by the exchanged numbers.
 
     Args:
         model: any model to which numbers are one token each.

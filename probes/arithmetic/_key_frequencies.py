@@ -57,8 +57,8 @@ def spectrum_figure(rows: pd.DataFrame) -> go.Figure:
         "sample": "every pair of residues is read: the seed is of nulls and intervals",
         "planted": "a model that adds, of which planted models have none; tests write the frequencies into logits",
     },
-    means="The answer is read off waves of these frequencies: the logit of c rises and falls with cos(2 pi k (a + b - c) "
-    "/ p), and numbers and neurons turn with the same k.",
+    means="The answer is read off waves of these frequencies: the logit of c rises and falls with "
+    "cos(2 pi k (a + b - c) / p), and numbers and neurons turn with the same k.",
     misleads="Clock and pizza have the same spectrum: ask `addition_mechanism`. Where a norm or W_U leaves a direction "
     "out, a frequency of the embedding need not be used; k and p - k are one frequency.",
     reference="Nanda et al. 2023, arXiv 2301.05217; Zhou et al. 2024, arXiv 2406.03445",
@@ -68,7 +68,7 @@ def key_frequencies(
 ) -> Findings:
     """Share of the variance of all logits l(a, b, c) that waves cos, sin of 2 pi k (a + b - c) / p explain.
 
-    The logits are less their mean over c for each pair a, b; the share is p^3 (|g_k|^2 / 2) / sum l^2 with the amplitude
+    The logits are less their mean over c for each pair a, b; the share is p^3 (|g_k|^2 / 2) / sum l^2 with amplitudes
     g_k = 2 / p^3 sum l e^(2 pi i k (a + b - c) / p). Variants, a row per frequency k = 1 to p // 2:
       logits     the above, with its interval over a;
       embedding  share of squared norm of W_E's rows of the numbers, `fourier_spectrum`, interval over channels;
@@ -77,12 +77,13 @@ def key_frequencies(
       total      one row: what all frequencies together explain of the logits.
 
     The null is the same with the numbers in a random order (in a, b and c alike), mean over `n_shuffles`; p is
-    Student's prediction interval of these draws, q Benjamini-Hochberg over frequencies. Label, a key frequency: q < 0.01,
-    and at least 1 % of the logits' variance, or for vectors 1.5 times an even spread over the frequencies.
+    Student's prediction interval of these draws, q Benjamini-Hochberg over frequencies. Label, a key frequency:
+    q < 0.01, and at least 1 % of the logits' variance, or for vectors 1.5 times an even spread over the frequencies.
 
     Args:
         model: any model of modular addition.
-        modulus, template: p, and how a sum is asked for, where it is not found out (`interp.tasks.addition`).
+        modulus: p; found out by trying where it is not given (`interp.tasks.addition`).
+        template: how a sum is asked for, likewise: "{a} {b} 113" in ids, "{a} + {b} =" in words.
         n_shuffles: random orders.
         seed: of orders, bootstrap, and the pairs on which a layout is tried.
 

@@ -48,11 +48,11 @@ RIGHT = 0.9
     presumes=(),
     quick={"n_triples": 40, "n_shuffles": 10},
     exemptions={
-        "planted": "a model that adds, of which planted models have none; tests make logits and embeddings of either kind"
+        "planted": "a model that adds, of which planted models have none; tests make logits and embeddings of each"
     },
-    means="Clock: angles of both operands are multiplied, so that the logits depend on a + b alone and the two gradients "
-    "differ. Pizza: the embeddings are averaged, so that the right logit falls where a - b is near half a turn, and the "
-    "gradients agree. The column `algorithm` is the verdict, the same in every row.",
+    means="Clock: angles of both operands are multiplied, so that the logits depend on a + b alone and the two "
+    "gradients differ. Pizza: the embeddings are averaged, so that the right logit falls where a - b is near half a "
+    "turn, and the gradients agree. The column `algorithm` is the verdict, the same in every row.",
     misleads="The thresholds lie between the two models of the paper; a model may be in between, or have both at "
     "different frequencies, and is then neither. Circularity is that of principal components: where two frequencies "
     "are as strong as each other they mix, and it is low although both are circles.",
@@ -70,9 +70,9 @@ def addition_mechanism(
     """Distance irrelevance mean_d sd_a l(a, a + d) / sd l, l(a, b) the logit of a + b mod p; and what stands beside it.
 
     One row per variant, all without units from -1 or 0 to 1:
-      distance_irrelevance    the above (population sd): 0 where the right logit depends on a - b alone; interval over d;
-      gradient_symmetricity   mean over `n_triples` random (a, b, c) of cos(d l_c / d e_a, d l_c / d e_b), gradients of a
-                              logit in the two operands' embeddings;
+      distance_irrelevance    the above (population sd): 0 where the right logit depends on a - b; interval over d;
+      gradient_symmetricity   mean over `n_triples` random (a, b, c) of cos(d l_c / d e_a, d l_c / d e_b), gradients of
+                              a logit in the two operands' embeddings;
       circularity             mean over the first four principal components v of the numbers' embeddings of
                               max_k 2 / (p |v|^2) |sum_j v_j e^(2 pi i j k / p)|^2: 1 where each is a wave; over these;
       clock_fit, pizza_fit    share of the variance of logits (less their mean over c) that alpha cos(w (a + b - c)), or
@@ -81,9 +81,9 @@ def addition_mechanism(
                               frequencies of the logits, and "clock_fit 17" for each; interval over a;
       accuracy                share of all pairs that are right; interval over a.
 
-    `algorithm`, the verdict: "pizza" where symmetricity >= 0.8, irrelevance <= 0.4 and pizza_fit > clock_fit, by the ends
-    of their intervals; "clock" where symmetricity <= 0.6, irrelevance >= 0.6 and clock_fit > pizza_fit; in both
-    circularity with q < 0.01 and an accuracy of 0.9; else "neither". The data in the provenance say which of these hold.
+    `algorithm`, the verdict: "pizza" where symmetricity >= 0.8, irrelevance <= 0.4 and pizza_fit > clock_fit, by the
+    ends of their intervals; "clock" where symmetricity <= 0.6, irrelevance >= 0.6 and clock_fit > pizza_fit; in both
+    circularity with q < 0.01 and an accuracy of 0.9; else "neither". The provenance's data say which of these hold.
 
     Nulls are means over `n_shuffles`: pairs in random order, gradients of different triples, numbers in random order in
     embedding and in logits; p is Student's prediction interval of the draws, for a smaller irrelevance and a larger
@@ -91,7 +91,8 @@ def addition_mechanism(
 
     Args:
         model: any model of modular addition.
-        modulus, template: p, and how a sum is asked for, where it is not found out (`interp.tasks.addition`).
+        modulus: p; found out by trying where it is not given (`interp.tasks.addition`).
+        template: how a sum is asked for, likewise: "{a} {b} 113" in ids, "{a} + {b} =" in words.
         n_triples: of which gradients are taken.
         n_shuffles: draws of each null, 5 at least.
         seed: of triples, draws, bootstrap, and the pairs on which a layout is tried.

@@ -79,16 +79,17 @@ def arithmetic_mediation(
 ) -> Findings:
     """Effect = 1/2 [log P*(r') - log P(r')] + 1/2 [log P(r) - log P*(r)] of one output taken from the twin's run, nats.
 
-    P is the clean run, whose answer is r, P* the same with one component's output at one role as in the run of the twin,
-    whose answer is r'. Variants:
-      effect    a row for attention and MLP of each layer at each of the roles x, y and END (y is left out where it is END);
-                null: the output is that of
-                another prompt's twin, of the same template and length, mean over `n_draws`; p Student's prediction
-                interval of these draws, q Benjamini-Hochberg, label q < 0.01 and an effect above zero;
+    P is the clean run, whose answer is r, P* the same with one component's output at one role as in the run of the
+    twin, whose answer is r'. Variants:
+      effect    a row for attention and MLP of each layer at each of the roles x, y and END (y is left out where it is
+                END); null: the output is that of another prompt's twin, of the same template and length, mean over
+                `n_draws`; p Student's prediction interval of these draws, q Benjamini-Hochberg, label q < 0.01 and an
+                effect above zero;
       relative  the paper's form of the same, 1/2 [(P*(r') - P(r')) / P(r') + (P(r) - P*(r)) / P*(r)], of which `effect`
                 is the first order, interval over prompts;
       head      effect of each head's output at END, with null, p and q over heads;
-      share     a row for each kind and role: its part of the sum of |effect| over all of "effect", interval over prompts.
+      share     a row for each kind and role: its part of the sum of |effect| over all of "effect", interval over
+                prompts; null: an even spread.
 
     Interventions: the strongest 1, 2 and 4 of "effect" together, and as many drawn at random of the others (`n_random`
     sets): log P(r), log P(r').

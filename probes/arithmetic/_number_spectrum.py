@@ -38,11 +38,11 @@ from probes.arithmetic.numbers import LEAST, number_ids
         "sample": "every number is read: the seed is of nulls and intervals",
         "planted": "numbers, of which planted models have none; tests write waves into an embedding",
     },
-    means="Numbers that differ by the period are alike there: a spike at period 10 is the last digit, at 2 the parity, and "
-    "at low frequencies the size.",
-    misleads="A line that is no cycle has its share at the lowest frequencies whatever it is (`detrend` takes a straight "
-    "one out), and a period that does not divide the number of tokens leaks into the next. A wave that is there need not "
-    "be used: patch it (`helix`).",
+    means="Numbers that differ by the period are alike there: a spike at period 10 is the last digit, at 2 the parity, "
+    "and at low frequencies the size.",
+    misleads="A line that is no cycle has its share at the lowest frequencies whatever it is (`detrend` takes a "
+    "straight one out), and a period that does not divide the number of tokens leaks into the next. A wave that is "
+    "there need not be used: patch it (`helix`).",
     reference="Zhou et al. 2024, arXiv 2406.03445",
 )
 def number_spectrum(
@@ -59,11 +59,11 @@ def number_spectrum(
 
     The numbers are those of the vocabulary that are one token each, from 0 on without a gap; without a tokenizer, the
     residues of a modular adder. Vectors are their rows of W_E, the stream behind each layer (the number alone, behind a
-    beginning of text where the tokenizer puts one), their columns of W_U, and with a `task` the logits of the numbers at
-    its END, a column per prompt. Variants:
-      frequency  a row per place (`site`: "W_E", "L0.resid_post", "W_U", "logits") and frequency, `period` N / k; interval
-                 over channels or prompts; null: random orders of the numbers; p Student's prediction interval of these
-                 draws; q Benjamini-Hochberg over the frequencies of a place; label q < 0.01;
+    beginning of text where the tokenizer puts one), their columns of W_U, and with a `task` the logits of the numbers
+    at its END, a column per prompt. Variants:
+      frequency  a row per place (`site`: "W_E", "L0.resid_post", "W_U", "logits") and frequency, `period` N / k;
+                 interval over channels or prompts; null: random orders of the numbers; p Student's prediction interval
+                 of these draws; q Benjamini-Hochberg over the frequencies of a place; label q < 0.01;
       top        a row per place: the `top` strongest frequencies together, null that of the strongest of random orders.
 
     Args:

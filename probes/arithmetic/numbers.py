@@ -1,4 +1,4 @@
-"""Numbers of a model: the task that asks for sums of them, the value of a token, and the numbers from 0 on that it has."""
+"""Numbers of a model: the task that asks for sums of them, the value of a token, and the ids of 0, 1, 2, ..."""
 
 from __future__ import annotations
 

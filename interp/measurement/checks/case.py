@@ -84,7 +84,7 @@ class Case:
 
     @cached_property
     def model(self) -> Model:
-        """That model, loaded; else the declared one, the shipped one where text is needed, and a planted one where not."""
+        """That model, loaded; else the declared one, the shipped one where text is needed, a planted one where not."""
         if self.planted is None and self.spec.subject is not None:
             return declared_model(self.spec.subject)
         if self.planted is None and self.spec.needs == "text":

@@ -221,10 +221,7 @@ def card_text(model: LlamaForCausalLM, *, name: str, seed: int, steps: int, minu
         for split, (right, loss) in scores.items()
     )
     power = embedding_power(model, plan)
-    best = power.topk(N_SHOWN)
-    frequencies = ", ".join(
-        f"{k + 1} {x:.3f}" for x, k in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-    )
+    frequencies = ", ".join(f"{k + 1} {power[k]:.3f}" for k in power.topk(N_SHOWN).indices.tolist())
     parameters = sum(p.numel() for p in model.parameters())
     return f"""---
 library_name: transformers

@@ -2,8 +2,8 @@
 
 What a model learns, from what and at which rate is a `Recipe`: `interp.zoo.trained.curriculum` makes those of `default`
 and `sibling`, which are taught many skills, `interp.zoo.trained.copying` those of models that learn to copy,
-`interp.zoo.trained.modular` those of models that add modulo a number; `interp.zoo.trained.loop` runs them. An interrupted run goes on where it was: the same command continues from
-`DIR/training.pt`, and ends with the same weights.
+`interp.zoo.trained.modular` those of models that add modulo a number; `interp.zoo.trained.loop` runs them. An
+interrupted run goes on where it was: the same command continues from `DIR/training.pt`, and ends with the same weights.
 """
 
 from __future__ import annotations

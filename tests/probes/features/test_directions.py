@@ -9,8 +9,8 @@ from torch.testing import assert_close
 
 import interp
 from interp.errors import NotApplicable, SchemaError, SiteError
-from probes.features import fourier_spectrum, singular_tokens, top_examples
 from interp.measurement.fourier import fourier_basis
+from probes.features import fourier_spectrum, singular_tokens, top_examples
 
 
 @pytest.mark.parametrize("n", [9, 10])
