@@ -39,11 +39,11 @@ TRIES = 40
 class Family:
     """Generator of the prompts of one family of documents."""
 
-    draw: Callable[[Random, Document, str], Example]
+    draw: Callable[[Random, Document, str], Example | None]
     corruptions: tuple[str, ...]
     """The first is the default."""
     metric: str
-    fit: Callable[[Document, Speller, str], tuple[Callable[..., Example], str]] | None = None
+    fit: Callable[[Document, Speller, str], tuple[Callable[..., Example | None], str]] | None = None
     """Where the question itself depends on the tokenizer: (document, speller, corruption) -> `draw`, and its kind."""
 
     @classmethod

@@ -93,7 +93,7 @@ class Fit:
     order=63,
     figure=dots,
     subject="zoo:modular-addition",
-    columns={"site": "str", "role": "str", "label": "boolean"},
+    columns={"site": "str", "role": "str", "chance": "float64", "label": "boolean"},
     presumes=(),
     quick={"n_prompts": 64, "n_shuffles": 6},
     exemptions={
@@ -129,6 +129,7 @@ def helix(
       restored  (m_patched - m_corrupt) / (m_clean - m_corrupt), m the task's metric, where the corrupted run has at
                 the place x + f(v_clean) - f(v_corrupt), f the fit of the other half of prompts; interval over prompts;
                 null, p, q and label by the exchanged numbers.
+    `chance` is features / (numbers - 1), what as many features explain of that many numbers whatever they are.
 
     Args:
         model: any model to which numbers are one token each.
@@ -170,6 +171,7 @@ def helix(
         table.loc[mask, "q"] = stats.benjamini_hochberg(table.loc[mask, "p"].to_numpy(dtype=float))
         table.loc[mask, "label"] = table.loc[mask, "q"] < LEVEL
     table = table.assign(component=table["site"] + " at " + table["role"])
+    table["chance"] = design.features(np.zeros(1, dtype=int)).shape[1] / (len(exchanges[0]) - 1)
     return Findings(table, {**task.provenance(), "periods": [float(t) for t in periods], "linear": linear})
 
 
