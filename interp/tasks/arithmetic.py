@@ -37,18 +37,27 @@ def fit(document: Document, speller: Speller, corruption: str) -> tuple[Callable
     largest = _operator(document)(highest, 1 if document.operator == "-" else highest)
     rng = Random(document.name)
     numbers = sorted({0, largest, *(rng.randint(0, largest) for _ in range(TRIES))})
-    template = document.templates[0]
+    template = max(document.templates, key=lambda t: len(t.joint))
     tails = speller.tails(template.text, [template.joint + str(n) for n in numbers])
-    plain = speller.tails("(", [str(n) for n in numbers])
-    if all(tail is not None and len(tail) == 1 for tail in tails):
-        return draw, FORMS[0]
-    if all(tail is not None and len(tail) == len(str(n)) for n, tail in zip(numbers, plain, strict=True)):
-        return partial(draw, form=FORMS[1]), FORMS[1]
-    return draw, FORMS[2]
+    space = speller.tails(template.text, [template.joint])[0] if template.joint else None
+    apart = space is not None and all(tail is not None and tail[: len(space)] == space for tail in tails)
+    lengths = [0 if tail is None else len(tail) - (len(space) if apart and space else 0) for tail in tails]
+    if all(length == 1 for length in lengths):
+        form = FORMS[0]
+    elif all(length == len(str(n)) for n, length in zip(numbers, lengths, strict=True)):
+        form = FORMS[1]
+    else:
+        form = FORMS[2]
+    return partial(draw, form=form, apart=apart), form
 
 
-def draw(rng: Random, document: Document, corruption: str, *, form: str = FORMS[2]) -> Example | None:
-    """Slots {x} and {y}; right is their result, wrong that of the corrupted operands; None where no digit differs."""
+def draw(
+    rng: Random, document: Document, corruption: str, *, form: str = FORMS[2], apart: bool = False
+) -> Example | None:
+    """Slots {x} and {y}; right is their result, wrong that of the corrupted operands; None where no digit differs.
+
+    With `apart` the space before a number is a token of its own, and part of the prompt.
+    """
     template = rng.choice(document.templates)
     lowest, highest = 10 ** (document.digits - 1) if document.digits > 1 else 0, 10**document.digits - 1
     apply = _operator(document)
@@ -65,13 +74,13 @@ def draw(rng: Random, document: Document, corruption: str, *, form: str = FORMS[
         if x < y or x2 < y2:
             return None
     right, wrong = str(apply(x, y)), str(apply(x2, y2))
+    shared = os.path.commonprefix([right, wrong]) if form == FORMS[1] else ""
     if form == FORMS[1]:
-        shared = os.path.commonprefix([right, wrong])
         if len(shared) in (len(right), len(wrong)):
             return None
-        if shared:
-            template = replace(template, text=template.text + template.joint + shared, joint="")
         right, wrong = right[len(shared)], wrong[len(shared)]
+    if shared or apart:
+        template = replace(template, text=template.text + template.joint + shared, joint="")
     return Example(
         template,
         clean={"x": str(x), "y": str(y)},

@@ -132,7 +132,7 @@ def arithmetic_mediation(
     strong = sorted(nodes, key=lambda n: -float(np.mean(values[n])))
     effects = _together(case, strong, n_random=n_random, rng=rng)
     order = {"effect": 0, "relative": 1, "head": 2, "share": 3}
-    table = table.sort_values("variant", key=lambda v: v.map(order), kind="stable")
+    table = table.sort_values("variant", key=lambda v: v.map(order), kind="stable", ignore_index=True)
     return Findings(table, task.provenance(), effects)
 
 

@@ -88,7 +88,7 @@ def number_spectrum(
     parts = []
     for site, x in _vectors(model, ids, task).items():
         parts.append(_rows(site, _detrended(x) if detrend else x, top, n_shuffles, seed))
-    rows = pd.concat(parts, ignore_index=True).sort_values("variant", kind="stable")
+    rows = pd.concat(parts, ignore_index=True).sort_values("variant", kind="stable", ignore_index=True)
     facts: dict[str, object] = {"task": "numbers", "n_numbers": len(ids), "sha256": fingerprint([Batch.of(ids[None])])}
     return Findings(rows, facts | ({} if task is None else {"prompts": task.provenance()}))
 
