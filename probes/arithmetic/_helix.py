@@ -124,7 +124,7 @@ def helix(
     `n_components` principal components. Variants, a row per place:
       r2        in the sample, with an interval over prompts; null: the numbers exchanged at random, all prompts of a
                 number alike, which has the same number of features; p Student's prediction interval of these draws, q
-                Benjamini-Hochberg, label q < 0.01;
+                Benjamini-Hochberg; a label needs q < 0.01;
       held_out  on half of the prompts, fitted on the other half, and the other way round;
       restored  (m_patched - m_corrupt) / (m_clean - m_corrupt), m the task's metric, where the corrupted run has at
                 the place x + f(v_clean) - f(v_corrupt), f the fit of the other half of prompts; interval over prompts;

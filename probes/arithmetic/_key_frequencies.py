@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Complex, Float, Int
 from numpy import ndarray
 from torch import Tensor
 
@@ -77,8 +77,9 @@ def key_frequencies(
       total      one row: what all frequencies together explain of the logits.
 
     The null is the same with the numbers in a random order (in a, b and c alike), mean over `n_shuffles`; p is
-    Student's prediction interval of these draws, q Benjamini-Hochberg over frequencies. Label, a key frequency:
-    q < 0.01, and at least 1 % of the logits' variance, or for vectors 1.5 times an even spread over the frequencies.
+    Student's prediction interval of these draws, q Benjamini-Hochberg over frequencies. A key frequency's
+    label needs q < 0.01, and at least 1 % of the logits' variance, or for vectors 1.5 times an even spread over the
+    frequencies.
 
     Args:
         model: any model of modular addition.
@@ -121,7 +122,7 @@ def strong_frequencies(logits: Float[Tensor, "a b c"]) -> list[int]:
     return [int(k) + 1 for k in np.argsort(-share) if share[k] >= min(LEAST_SHARE, share.max())]
 
 
-def wave_amplitudes(logits: Float[Tensor, "a b c"]) -> Float[Tensor, "a frequency"]:
+def wave_amplitudes(logits: Float[Tensor, "a b c"]) -> Complex[Tensor, "a frequency"]:
     """2 / p^2 sum over b, c of l(a, b, c) e^(2 pi i k (a + b - c) / p) for every a and k = 1 to p // 2; complex."""
     p = len(logits)
     by_distance = logits.gather(2, _answers(p)).sum(1).double()  # a d: over b, of c = a + b - d

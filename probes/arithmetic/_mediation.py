@@ -83,8 +83,8 @@ def arithmetic_mediation(
     twin, whose answer is r'. Variants:
       effect    a row for attention and MLP of each layer at each of the roles x, y and END (y is left out where it is
                 END); null: the output is that of another prompt's twin, of the same template and length, mean over
-                `n_draws`; p Student's prediction interval of these draws, q Benjamini-Hochberg, label q < 0.01 and an
-                effect above zero;
+                `n_draws`; p Student's prediction interval of these draws, q Benjamini-Hochberg; a label needs q < 0.01
+                and an effect above zero;
       relative  the paper's form of the same, 1/2 [(P*(r') - P(r')) / P(r') + (P(r) - P*(r)) / P*(r)], of which `effect`
                 is the first order, interval over prompts;
       head      effect of each head's output at END, with null, p and q over heads;

@@ -63,7 +63,7 @@ def number_spectrum(
     at its END, a column per prompt. Variants:
       frequency  a row per place (`site`: "W_E", "L0.resid_post", "W_U", "logits") and frequency, `period` N / k;
                  interval over channels or prompts; null: random orders of the numbers; p Student's prediction interval
-                 of these draws; q Benjamini-Hochberg over the frequencies of a place; label q < 0.01;
+                 of these draws; q Benjamini-Hochberg over the frequencies of a place; a label needs q < 0.01;
       top        a row per place: the `top` strongest frequencies together, null that of the strongest of random orders.
 
     Args:

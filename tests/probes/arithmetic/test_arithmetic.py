@@ -207,6 +207,28 @@ def test_the_trained_adder_has_the_frequencies_of_its_card():
     assert float(rows(found.table, "total")["value"].iloc[0]) > 0.95
 
 
+def test_the_verdict_of_the_trained_adder_and_the_gradients_behind_it():
+    found = result("addition_mechanism", n_triples=50, n_shuffles=6)
+    table = found.table.set_index("variant")
+    assert found.provenance["data"]["algorithm"] == "neither" == table["algorithm"].iloc[0]
+    assert set(found.provenance["data"]["circles"]) == {1, 5, 8, 10, 12}
+    layout = tasks.addition(adder())
+    right = layout.table(adder()).double().numpy()
+    every = np.arange(37)
+    right = right[every[:, None], every[None, :], (every[:, None] + every) % 37]
+    by_distance = np.stack([np.diagonal(np.roll(right, -d, 1)) for d in every])
+    assert_allclose(table["value"]["distance_irrelevance"], by_distance.std(1).mean() / right.std(), rtol=1e-5)
+    a, b, c = mechanism._triples(37, 50, 0)
+    ids, module = layout.prompts(a, b), adder().torch_module
+    embeddings = module.get_input_embeddings()(ids).detach().requires_grad_()
+    module(inputs_embeds=embeddings).logits[:, -1].gather(1, layout.answers[c][:, None]).sum().backward()
+    cosines = torch.nn.functional.cosine_similarity(embeddings.grad[:, 1], embeddings.grad[:, 3], dim=-1)
+    module.zero_grad()
+    assert_allclose(table["value"]["gradient_symmetricity"], float(cosines.mean()), rtol=1e-4)
+    assert table["value"]["gradient_symmetricity"] > table["null"]["gradient_symmetricity"] + 0.5
+    assert table["value"]["clock_fit"] > table["value"]["pizza_fit"] > 0.7 > table["null"]["clock_fit"]
+
+
 def test_spectra_over_numbers_of_a_vocabulary():
     task = tasks.task("modular_addition", adder(), n=32)
     table = interp.analyze(adder(), "number_spectrum", task=task, n_shuffles=30).table
