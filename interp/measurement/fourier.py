@@ -31,12 +31,14 @@ class Spectrum:
         coefficients: of each wave of `basis`, constant first, then cosine and sine of each frequency.
         basis: the waves, orthonormal; rows = basis^T coefficients.
         orders: the shares in random orders.
+        draws: the shares of resampled columns, behind the intervals.
     """
 
     rows: pd.DataFrame
     coefficients: Float[Tensor, "wave d"]
     basis: Float[Tensor, "wave token"]
     orders: Float[ndarray, "order frequency"]
+    draws: Float[ndarray, "draw frequency"]
 
     def __repr__(self) -> str:
         """One line."""
@@ -57,10 +59,11 @@ class Spectrum:
             raise SchemaError(f"frequency {frequency}: there are 1 to {int(self.rows['frequency'].max())}")
         return self.coefficients[2 * frequency - 1 : 2 * frequency + 1]
 
-    def top(self, k: int) -> tuple[float, Float[ndarray, " order"]]:
-        """Share of the k strongest frequencies together, and that of each random order's own strongest."""
-        share = self.rows["value"].to_numpy(dtype=float)
-        return float(np.sort(share)[-k:].sum()), np.sort(self.orders, axis=1)[:, -k:].sum(1)
+    def top(self, k: int) -> tuple[float, Float[ndarray, " draw"], Float[ndarray, " order"]]:
+        """Share of the k strongest frequencies, its resamples, and that of each random order's own strongest."""
+        best = np.argsort(-self.rows["value"].to_numpy(dtype=float))[:k]
+        value = float(self.rows["value"].to_numpy(dtype=float)[best].sum())
+        return value, self.draws[:, best].sum(1), np.sort(self.orders, axis=1)[:, -k:].sum(1)
 
     def plot(self) -> go.Figure:
         """Share of each frequency, and its mean in random orders (dashed)."""
@@ -160,7 +163,7 @@ def fourier_spectrum(
             "unit": "fraction",
         }
     )
-    return Spectrum(table, (basis @ x).float(), basis.float(), orders)
+    return Spectrum(table, (basis @ x).float(), basis.float(), orders, drawn.draws)
 
 
 def _power(coefficients: Float[Tensor, "wave d"]) -> Float[Tensor, "frequency d"]:

@@ -289,13 +289,13 @@ def modular_task(
     clean, corrupt = torch.tensor(chosen), torch.tensor([_twin(rng, p, *pair, kind) for pair in chosen])
     rows = [layout.prompts(*side.T).tolist() for side in (clean, corrupt)]
     right, wrong = (layout.answers[side.sum(1) % p, None].tolist() for side in (clean, corrupt))
-    at = dict(zip(("x", "y"), layout.places, strict=True))
+    x_place, y_place = layout.places
     return collate(
         FAMILY,
         list(zip(*rows, strict=True)),
         answers=right,
         wrong=wrong,
-        roles=[at] * n,
+        roles=[{"x": x_place, "y": y_place}] * n,
         templates=["sum"] * n,
         corruption=kind,
         metric=METRIC,

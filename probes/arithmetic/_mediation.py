@@ -177,7 +177,7 @@ def _log_probs(case: Case, nodes: Sequence[Node], task: PromptTask) -> dict[str,
     outcome = {}
     for name, metric in (("right", answer_log_prob), ("other", other_log_prob)):
         own = Case.of(case.model, task, metric=metric)
-        patched = np.empty((len(nodes), len(task)))
+        patched, base = np.empty((len(nodes), len(task))), np.empty(len(task))
         for role in dict.fromkeys(n.role for n in nodes):
             members = [i for i, n in enumerate(nodes) if n.role == role]
             at: list[Place] = places(case.model, own.task, role)

@@ -64,7 +64,8 @@ def number_spectrum(
       frequency  a row per place (`site`: "W_E", "L0.resid_post", "W_U", "logits") and frequency, `period` N / k;
                  interval over channels or prompts; null: random orders of the numbers; p Student's prediction interval
                  of these draws; q Benjamini-Hochberg over the frequencies of a place; a label needs q < 0.01;
-      top        a row per place: the `top` strongest frequencies together, null that of the strongest of random orders.
+      top        a row per place: the `top` strongest frequencies together, null that of the strongest of random orders;
+                 interval over channels or prompts.
 
     Args:
         model: any model.
@@ -132,8 +133,18 @@ def _rows(site: str, x: Float[Tensor, "number d"], top: int, n_shuffles: int, se
     rows = rows.assign(variant="frequency", site=site, period=len(x) / rows["frequency"], label=rows["q"] < LEVEL)
     rows["se"] = (rows["ci_high"] - rows["ci_low"]) / (2 * 1.96)
     rows["component"] = [f"{site} frequency {k}" for k in rows["frequency"]]
-    value, null = spectrum.top(top)
+    value, draws, null = spectrum.top(top)
+    low, high = np.quantile(draws, [0.025, 0.975])
     p = float(stats.p_against_nulls(np.array([value]), null[:, None])[0])
     whole = {"variant": "top", "site": site, "component": f"{site} top {top}", "value": value, "null": null.mean()}
-    whole |= {"p": p, "q": p, "n": int(rows["n"].iloc[0]), "unit": "fraction", "label": p < LEVEL}
+    whole |= {
+        "se": draws.std(ddof=1),
+        "ci_low": min(low, value),
+        "ci_high": max(high, value),
+        "p": p,
+        "q": p,
+        "n": int(rows["n"].iloc[0]),
+        "unit": "fraction",
+        "label": p < LEVEL,
+    }
     return pd.concat([rows, pd.DataFrame([whole])], ignore_index=True)

@@ -154,7 +154,8 @@ def accuracy(model: LlamaForCausalLM, batch: Sums) -> tuple[float, float]:
 
 def embedding_power(model: LlamaForCausalLM, plan: Modular) -> Float[Tensor, " frequency"]:
     """Share of the squared norm of the numbers' embeddings, less their mean, at frequencies 1 to p // 2."""
-    rows = model.get_input_embeddings().weight.detach().double()[len(SPECIALS) :][: plan.modulus]
+    table: Any = model.get_input_embeddings().weight
+    rows = table.detach().double()[len(SPECIALS) :][: plan.modulus]
     power = torch.fft.rfft(rows - rows.mean(0), dim=0).abs().square().sum(1)[1:]
     return power / power.sum()
 
