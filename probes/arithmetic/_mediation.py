@@ -88,6 +88,8 @@ def arithmetic_mediation(
       relative  the paper's form of the same, 1/2 [(P*(r') - P(r')) / P(r') + (P(r) - P*(r)) / P*(r)], of which `effect`
                 is the first order, interval over prompts;
       head      effect of each head's output at END, with null, p and q over heads;
+      operands  attention of each head at END on the tokens x and y together, a probability, interval over prompts;
+                null: an even spread over the keys that END sees;
       share     a row for each kind and role: its part of the sum of |effect| over all of "effect", interval over
                 prompts; null: an even spread.
 
@@ -128,10 +130,11 @@ def arithmetic_mediation(
         table.loc[mask, "q"] = stats.benjamini_hochberg(table.loc[mask, "p"].to_numpy(dtype=float))
         table.loc[mask, "label"] = (table.loc[mask, "q"] < LEVEL) & (table.loc[mask, "value"] > 0)
     values = {n: row["values"] for n, row in zip(nodes, rows, strict=False)}
-    table = pd.concat([table, pd.DataFrame(_share_rows(values, seed))], ignore_index=True)
+    more = _operand_rows(case, seed) + _share_rows(values, seed)
+    table = pd.concat([table, pd.DataFrame(more)], ignore_index=True)
     strong = sorted(nodes, key=lambda n: -float(np.mean(values[n])))
     effects = _together(case, strong, n_random=n_random, rng=rng)
-    order = {"effect": 0, "relative": 1, "head": 2, "share": 3}
+    order = {"effect": 0, "relative": 1, "head": 2, "operands": 3, "share": 4}
     table = table.sort_values("variant", key=lambda v: v.map(order), kind="stable", ignore_index=True)
     return Findings(table, task.provenance(), effects)
 
@@ -224,6 +227,32 @@ def _mean(x: Float[ndarray, " prompt"], seed: int) -> dict[str, object]:
     interval = stats.bootstrap_mean(x, seed=seed)
     low, high = min(float(interval.low), float(interval.mean)), max(float(interval.high), float(interval.mean))
     return {"value": float(interval.mean), "se": float(interval.se), "ci_low": low, "ci_high": high, "n": interval.n}
+
+
+@torch.no_grad()
+def _operand_rows(case: Case, seed: int) -> list[dict[str, object]]:
+    """Attention of each head at END on both operands."""
+    model, task, index = case.model, case.task, torch.arange(len(case))
+    at = torch.zeros_like(task.clean.mask)
+    for role in ("x", "y"):
+        at[index, task.role(role)] = True
+    keys = task.lengths.double().cpu()  # END is the last token, so it sees every one
+    null = float((at.sum(1).double().cpu() / keys).mean())
+
+    def mass(pattern: Float[Tensor, "batch head query key"]) -> Float[Tensor, "batch head"]:
+        here = pattern[index, :, task.end.to(pattern.device)].float()
+        return (here * at.to(pattern.device)[:, None]).sum(-1).double().cpu()
+
+    sites = {Site("pattern", layer): mass for layer in model.info.attention_layers}
+    run = model.run(task.clean, capture=sites)
+    rows = []
+    for layer in model.info.attention_layers:
+        values = run.acts[Site("pattern", layer)].numpy()
+        for head in range(model.info.n_heads):
+            labels = {"component": f"{head_name(layer, head)} at END", "layer": layer, "head": head, "role": "END"}
+            own = _mean(values[:, head], seed)
+            rows.append({"variant": "operands", **labels, **own, "null": null, "unit": "probability", "kind": "head"})
+    return rows
 
 
 def _share_rows(values: Mapping[Node, Float[ndarray, " prompt"]], seed: int) -> list[dict[str, object]]:

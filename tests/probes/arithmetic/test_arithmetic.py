@@ -266,6 +266,10 @@ def test_mediation_is_the_change_of_both_log_probabilities():
     assert_allclose(
         rows(table, "relative").set_index("component").loc["M0 at END", "value"], float(relative.mean()), rtol=1e-3
     )
+    pattern = adder().run(task.clean, capture=["L0.pattern"])["L0.pattern"]
+    operands = rows(table, "operands")
+    assert_allclose(operands["value"], pattern[:, :, -1, [1, 3]].sum(-1).mean(0), rtol=1e-5)
+    assert_allclose(operands["null"], 2 / 5)
     share = rows(table, "share").set_index("component")["value"]
     assert_allclose(share.sum(), 1)
     assert share["attention at END"] + share["mlp at END"] > 0.99  # operands stay where they are: one layer
