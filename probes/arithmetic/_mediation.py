@@ -243,8 +243,7 @@ def _operand_rows(case: Case, seed: int) -> list[dict[str, object]]:
         here = pattern[index, :, task.end.to(pattern.device)].float()
         return (here * at.to(pattern.device)[:, None]).sum(-1).double().cpu()
 
-    sites = {Site("pattern", layer): mass for layer in model.info.attention_layers}
-    run = model.run(task.clean, capture=sites)
+    run = model.run(task.clean, capture={Site("pattern", layer): mass for layer in model.info.attention_layers})
     rows = []
     for layer in model.info.attention_layers:
         values = run.acts[Site("pattern", layer)].numpy()
