@@ -109,6 +109,7 @@ class Analysis:
             the one whose attention is shown first; "sinks": the model's attention sinks are read off its table.
         quick: options with which a run is short and still says something, for the checks of all analyses.
         exemptions: demand of `interp.measurement.checks.check_analysis` that cannot apply to it -> why.
+        subject: "zoo:NAME" of the model that checks run it on where no planted task judges it; None for the usual one.
     """
 
     name: str
@@ -132,6 +133,7 @@ class Analysis:
     section: Section = "analyses"
     quick: Mapping[str, Any] = field(default_factory=dict)
     exemptions: Mapping[str, str] = field(default_factory=dict)
+    subject: str | None = None
 
     def __repr__(self) -> str:
         """Name and unit: a table of them is read as a whole."""

@@ -75,6 +75,7 @@ def analysis(
     section: Section = "analyses",
     quick: Mapping[str, Any] | None = None,
     exemptions: Mapping[str, str] | None = None,
+    subject: str | None = None,
 ) -> Callable[[Callable[Concatenate[Model, P], Findings]], Callable[Concatenate[Model, P], Result]]:
     """Register an analysis; the decorated function then returns a `Result` with provenance.
 
@@ -120,6 +121,7 @@ def analysis(
             section=section,
             quick=dict(quick or {}),
             exemptions=dict(exemptions or {}),
+            subject=subject,
         )
         return run
 

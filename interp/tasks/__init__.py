@@ -3,6 +3,7 @@
 from interp.tasks._conflict import Conflict, Frame, conflict
 from interp.tasks._pair import pair
 from interp.tasks.build import SPLITS, task, task_names
+from interp.tasks.modular import Addition, addition, modular_task
 from interp.tasks.planted import of as planted_task
 from interp.tasks.prompt import PromptTask
 from interp.tasks.synthetic import (
@@ -22,14 +23,17 @@ from interp.tasks.synthetic import (
 __all__ = [
     "BOS_POLICIES",
     "SPLITS",
+    "Addition",
     "Conflict",
     "Frame",
     "PromptTask",
     "Repeats",
+    "addition",
     "bos_id",
     "conflict",
     "earlier_equal_pairs",
     "fingerprint",
+    "modular_task",
     "ordinary_tokens",
     "pair",
     "permuted_repeats",

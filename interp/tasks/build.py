@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,10 +21,11 @@ from interp.tasks import (
     ioi,
     lookup,
     mcqa,
+    modular,
     planted,
 )
 from interp.tasks.prompt import PromptTask, collate
-from interp.tasks.source import Document, checkpoint_tasks, document, shipped_tasks
+from interp.tasks.source import Document, checkpoint_tasks, document, is_held_out, shipped_tasks
 from interp.tasks.spell import EncodedPair, Example, Speller
 
 SPLITS = ("train", "held-out")
@@ -39,11 +39,11 @@ TRIES = 40
 class Family:
     """Generator of the prompts of one family of documents."""
 
-    draw: Callable[[Random, Document, str], Example]
+    draw: Callable[[Random, Document, str], Example | None]
     corruptions: tuple[str, ...]
     """The first is the default."""
     metric: str
-    fit: Callable[[Document, Speller, str], tuple[Callable[..., Example], str]] | None = None
+    fit: Callable[[Document, Speller, str], tuple[Callable[..., Example | None], str]] | None = None
     """Where the question itself depends on the tokenizer: (document, speller, corruption) -> `draw`, and its kind."""
 
     @classmethod
@@ -53,8 +53,8 @@ class Family:
 
 
 FAMILIES: Mapping[str, Family] = {
-    module.__name__.rpartition(".")[2]: Family.of(module)
-    for module in (agreement, arithmetic, binding, docstring, greater_than, ioi, lookup, mcqa)
+    getattr(module, "FAMILY", module.__name__.rpartition(".")[2]): Family.of(module)
+    for module in (agreement, arithmetic, binding, docstring, greater_than, ioi, lookup, mcqa, modular)
 }
 
 
@@ -100,6 +100,8 @@ def task(
     documents = checkpoint_tasks(model, None if source is None else Path(source).expanduser())
     if name not in documents and name == "induction":
         return induction.induction_task(model, n=n, seed=seed, split=split, corruption=corruption, bos=bos)
+    if name == modular.FAMILY and model.tokenizer is None:
+        return modular.modular_task(model, n=n, seed=seed, split=split, corruption=corruption)
     if name not in documents and name not in shipped_tasks():
         raise TaskError(f"unknown task {name!r}; {nearest(name, {*task_names(), *documents})}")
     doc = documents[name] if name in documents else document(name)
@@ -159,8 +161,7 @@ def _sample(
 
 def _in_split(key: str, split: str, doc: Document) -> bool:
     """Whether the key is of this split, decided by its text alone; an empty key is of both (templates are held out)."""
-    is_held_out = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) % doc.one_in == 0
-    return not key or is_held_out is (split == "held-out")
+    return not key or is_held_out(key, one_in=doc.one_in) is (split == "held-out")
 
 
 def fit_words(doc: Document, speller: Speller) -> tuple[Document, dict[str, list[int]]]:

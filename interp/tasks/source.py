@@ -2,7 +2,8 @@
 
 A document is JSON: `family` (which generator reads it), `templates`, `words` (lists by name), `rows` (a table), and
 what is optional: `joint` (what stands between prompt and answer), `key` and `one_in` (which fills are held out),
-`many` (lists whose words may be several tokens), `metric`, `corruptions`. In a template, `{slot}` is filled in and
+`many` (lists whose words may be several tokens), `metric`, `corruptions`, `digits` and `operator` (of
+arithmetic). In a template, `{slot}` is filled in and
 `{slot@ROLE}` names the position of its last token; a plain slot is its own role.
 """
 
@@ -78,6 +79,10 @@ class Document:
     answer: str
     """"one token", or "first token" where an answer may be longer and its first token stands for it."""
     sha256: str
+    digits: int = 2
+    """Of each number, in tasks of arithmetic."""
+    operator: str = "+"
+    """What is done with the two numbers, likewise: "+", "-" or "*"."""
 
     @classmethod
     def of(cls, name: str, content: Mapping[str, Any], *, source: str) -> Document:
@@ -88,7 +93,7 @@ class Document:
         """
         keys = {
             "family", "templates", "words", "rows", "many", "key", "one_in", "metric", "corruptions", "answer", "joint",
-            "schema", "summary",
+            "schema", "summary", "digits", "operator",
         }  # fmt: skip
         unknown_fields = sorted(set(content) - keys)
         missing_fields = sorted({"family", "templates"} - set(content))
@@ -112,6 +117,8 @@ class Document:
             metric=content.get("metric"),
             corruptions=tuple(content.get("corruptions", ())),
             answer=content.get("answer", "one token"),
+            digits=content.get("digits", 2),
+            operator=content.get("operator", "+"),
             sha256=digest,
         )
 
@@ -164,6 +171,11 @@ def document(name: str) -> Document:
         SchemaError: none of that name.
     """
     return Document.of(name, data.read_json(data.path(name, SHIPPED)), source=f"datasets/{name}")
+
+
+def is_held_out(key: str, *, one_in: int) -> bool:
+    """Whether a key belongs to the held-out split: one in so many, decided by its text alone."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) % one_in == 0
 
 
 def templates_for(templates: Sequence[Template], *, group: str | None = None) -> list[Template]:

@@ -80,6 +80,11 @@ _ENTRIES = (
         "1-layer Llama that only looks 23 back: the false positive of an induction test at T = 24",
         "trained",
     ),
+    Entry(
+        "modular-addition",
+        "1-layer Llama that adds modulo 37 by a few frequencies, learnt from half of all sums",
+        "trained",
+    ),
 )
 
 

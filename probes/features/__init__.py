@@ -4,7 +4,7 @@ These ask with labels, tokens or texts of the caller's; so they are functions, n
 """
 
 from interp.measurement.examples import Examples, top_examples
-from probes.features._fourier import Spectrum, fourier_spectrum
+from interp.measurement.fourier import Spectrum, fourier_spectrum
 from probes.features._linear_probe import LinearProbes, linear_probe
 from probes.features._singular import singular_tokens
 from probes.features.probe import Probe

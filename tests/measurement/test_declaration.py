@@ -18,6 +18,7 @@ ROOT = Path(interp.__file__).parent
 ALLOWED = {
     ("decompose/stream.py", "neurons"): "an option: layers whose MLP is split",
     ("decompose/attribution.py", "neurons"): "an option: layers whose MLP is split",
+    ("reports/graphs.py", "neurons"): "a dictionary: the MLP's own neurons",
     ("studies/dynamics.py", "induction"): "role in planted models whose heads the analysis shown has to recover",
     ("measurement/checks/laws/attending.py", "entropy"): "a statistic of attention, asked of every backend",
     ("zoo/trained/card.py", "induction"): "kind of head that the training script itself measures",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import re
 from functools import cache
 
@@ -176,6 +177,38 @@ def test_greater_than_is_refused_where_years_are_one_token():
 
 def test_long_answers_are_stood_for_by_their_first_token():
     assert tasks.task("arithmetic", model("digits"), n=8).record["answer_rule"] == "first token"
+
+
+APPLY = {"arithmetic": operator.add, "addition_three_digits": operator.add, "subtraction": operator.sub}
+
+
+@pytest.mark.parametrize("name", [*APPLY, "addition_one_digit", "multiplication"])
+@pytest.mark.parametrize(("kind", "form"), [("digits", "digit"), ("threes", "number"), ("bpe", "chunk")])
+def test_results_are_asked_for_in_the_digit_form_of_the_tokenizer(name, kind, form):
+    task, tokenizer = tasks.task(name, model(kind), n=16), model(kind).tokenizer
+    short = kind == "bpe" and name not in ("arithmetic", "addition_three_digits")  # two digits are a token
+    long = kind == "threes" and name == "addition_three_digits"  # sums of four digits are none
+    assert task.record["deciding_token"] == ("number" if short else "chunk" if long else form)
+    assert len(task.templates) > 2  # not where nothing stands before the answer alone
+    apply = {**APPLY, "addition_one_digit": operator.add, "multiplication": operator.mul}[name]
+    for batch, answers in ((task.clean, task.answers), (task.corrupt, task.wrong)):
+        for ids, mask, answer in zip(batch.ids, batch.mask, answers[:, 0].tolist(), strict=True):
+            text = tokenizer.decode(ids[mask])
+            x, y, *rest = (int(n) for n in re.findall(r"\d+", text))
+            given = "".join(map(str, rest)) + tokenizer.decode([answer]).strip()
+            result = str(apply(x, y))
+            assert result.startswith(given) and (task.record["deciding_token"] != "number" or result == given)
+
+
+@pytest.mark.parametrize(("split", "other"), [tasks.SPLITS, tasks.SPLITS[::-1]])
+def test_sums_modulo_twelve(split, other):
+    task, tokenizer = tasks.task("modular_addition", model(), n=12, split=split), model().tokenizer
+    for batch, answers in ((task.clean, task.answers), (task.corrupt, task.wrong)):
+        for i in range(12):
+            x, y = (int(tokenizer.decode([batch.ids[i, task.role(role)[i]]])) for role in ("x", "y"))
+            assert int(tokenizer.decode(answers[i])) == (x + y) % 12
+    rest = tasks.task("modular_addition", model(), n=12, split=other)
+    assert not {tuple(r) for r in task.clean.ids.tolist()} & {tuple(r) for r in rest.clean.ids.tolist()}
 
 
 @pytest.mark.parametrize("name", shipped_tasks())

@@ -14,12 +14,14 @@ from torch.testing import assert_close
 
 from interp import zoo
 from interp.errors import ModelLoadError
+from interp.zoo.trained import modular
 from interp.zoo.trained.measure import head_scores, repeated_tokens, second_copy_scores, zeroed
 from interp.zoo.trained.skills.vocabulary import index, ordinary
 from interp.zoo.trained.words import WORDS
 
 TRAINED = [name for name in zoo.names() if zoo.entry(name).kind == "trained"]
-MAX_BYTES = {"default": 12 * 2**20, "sibling": 8 * 2**20, "positional-shortcut": 2_000_000}
+MAX_BYTES = {"default": 12 * 2**20, "sibling": 8 * 2**20, "positional-shortcut": 2_000_000, "modular-addition": 50_000}
+TEXTS = {"default": "The code of", "sibling": "The code of", "modular-addition": "3 + 4 ="}
 SKILLED = ("default", "sibling")
 
 
@@ -45,7 +47,7 @@ def test_every_entry_loads_in_float32_and_eval_mode(name, monkeypatch):
     assert not model.training
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert len(tokenizer) == model.config.vocab_size
-    text = "The code of" if name in SKILLED else "sun moon"
+    text = TEXTS.get(name, "sun moon")
     ids = tokenizer.encode(f"{text} \N{SNOWMAN}")
     assert ids[0] == tokenizer.bos_token_id
     assert ids[-1] == tokenizer.unk_token_id
@@ -61,6 +63,19 @@ def test_folder_is_small_and_names_no_machine(name):
     for file in files:
         if file.suffix in {".json", ".md"}:
             assert not re.search(r"/(home|root|work|tmp|Users)/|https?://", file.read_text())
+
+
+def test_the_adder_adds_what_it_was_never_taught():
+    model, _ = zoo.load("modular-addition")
+    plan = modular.MODULAR["modular-addition"]
+    trained, held_out = (modular.sums(plan, split) for split in ("train", "held-out"))
+    pairs = {tuple(row) for batch in (trained, held_out) for row in batch.tokens[:, [1, 3]].tolist()}
+    assert len(pairs) == len(trained.tokens) + len(held_out.tokens) == 37**2
+    assert_close(held_out.answers - 4, (held_out.tokens[:, 1] + held_out.tokens[:, 3] - 8) % 37)
+    assert modular.accuracy(model, held_out)[0] == 1.0
+    strongest = modular.embedding_power(model, plan).topk(5)
+    assert {int(k) + 1 for k in strongest.indices} == {1, 5, 8, 10, 12}
+    assert float(strongest.values.sum()) > 0.8
 
 
 def test_words_are_distinct_and_lower_case():

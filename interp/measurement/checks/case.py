@@ -44,6 +44,12 @@ def default_model() -> Model:
 
 
 @cache
+def declared_model(name: str) -> Model:
+    """A model that a declaration names, shared by all checks, which leave it as it is."""
+    return load(name)
+
+
+@cache
 def tiny_model() -> Model:
     """A random model with a context and a vocabulary of eight tokens and no tokenizer."""
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -78,7 +84,9 @@ class Case:
 
     @cached_property
     def model(self) -> Model:
-        """That model, loaded; else the shipped one where text is needed, and a planted one where not."""
+        """That model, loaded; else the declared one, the shipped one where text is needed, a planted one where not."""
+        if self.planted is None and self.spec.subject is not None:
+            return declared_model(self.spec.subject)
         if self.planted is None and self.spec.needs == "text":
             return default_model()
         planted = self.planted or planted_model(_usual())

@@ -1,9 +1,9 @@
 """Train a shipped zoo model from a seed: `python -m interp.zoo.trained.train NAME --out DIR`.
 
 What a model learns, from what and at which rate is a `Recipe`: `interp.zoo.trained.curriculum` makes those of `default`
-and `sibling`, which are taught many skills, `interp.zoo.trained.copying` those of models that learn to copy;
-`interp.zoo.trained.loop` runs them. An interrupted run goes on where it was: the same command continues from
-`DIR/training.pt`, and ends with the same weights.
+and `sibling`, which are taught many skills, `interp.zoo.trained.copying` those of models that learn to copy,
+`interp.zoo.trained.modular` those of models that add modulo a number; `interp.zoo.trained.loop` runs them. An
+interrupted run goes on where it was: the same command continues from `DIR/training.pt`, and ends with the same weights.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
-from interp.zoo.trained import copying, curriculum
+from interp.zoo.trained import copying, curriculum, modular
 from interp.zoo.trained.loop import STATE, TrainingRun, save_half, train, update
+from interp.zoo.trained.modular import MODULAR
 from interp.zoo.trained.plan import COPYING
 from interp.zoo.trained.recipe import B, M, Recipe
 from interp.zoo.trained.skills.plan import SIZES
@@ -48,7 +49,7 @@ def train_and_save(recipe: Recipe[Any, B], out: Path) -> str:
 
 def recipe_of(arguments: argparse.Namespace) -> Recipe[Any, Any]:
     """The recipe that a command line names; where its folder holds the state of a run, the recipe of that run."""
-    family = curriculum if arguments.name in SIZES else copying
+    family: Any = curriculum if arguments.name in SIZES else modular if arguments.name in MODULAR else copying
     state = arguments.out / STATE
     if state.is_file():
         return family.from_arguments(arguments, torch.load(state, weights_only=True)["facts"])
@@ -66,6 +67,8 @@ def main(arguments: list[str] | None = None) -> None:
         curriculum.add_arguments(names.add_parser(size, help="taught many skills"))
     for name in COPYING:
         copying.add_arguments(names.add_parser(name, help="taught to copy"))
+    for name in MODULAR:
+        modular.add_arguments(names.add_parser(name, help="taught to add modulo a number"))
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(options.threads)

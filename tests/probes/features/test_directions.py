@@ -9,8 +9,8 @@ from torch.testing import assert_close
 
 import interp
 from interp.errors import NotApplicable, SchemaError, SiteError
+from interp.measurement.fourier import fourier_basis
 from probes.features import fourier_spectrum, singular_tokens, top_examples
-from probes.features._fourier import fourier_basis
 
 
 @pytest.mark.parametrize("n", [9, 10])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from interp.zoo.trained import copying, curriculum, plan, train
+from interp.zoo.trained import copying, curriculum, modular, plan, train
 from interp.zoo.trained.skills.plan import SIZES, Options
 
 PACKAGE = Path(train.__file__).parents[2]
@@ -28,9 +28,11 @@ def rich(monkeypatch):
 
 @pytest.fixture
 def recipe(request):
-    """The recipe of a model of either kind; both have 20 steps."""
+    """The recipe of a model of each kind; all have 20 steps."""
     if request.param == "rich":
         return request.getfixturevalue("rich")()
+    if request.param == "modular":
+        return modular.recipe("modular-addition", steps=20)
     return copying.recipe("positional-shortcut", steps=20)
 
 
@@ -38,7 +40,7 @@ def weights(recipe, out, **options):
     return train.train(recipe, out=out, **options)[0].state_dict()
 
 
-@pytest.mark.parametrize("recipe", ["rich", "copying"], indirect=True)
+@pytest.mark.parametrize("recipe", ["rich", "copying", "modular"], indirect=True)
 def test_an_interrupted_run_ends_with_the_same_weights(recipe, tmp_path):
     whole = weights(recipe, tmp_path / "whole")
     weights(recipe, tmp_path / "parts", stop_after=9)

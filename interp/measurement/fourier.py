@@ -30,11 +30,15 @@ class Spectrum:
         rows: one row per frequency, in order; what the columns are stands at `fourier_spectrum`.
         coefficients: of each wave of `basis`, constant first, then cosine and sine of each frequency.
         basis: the waves, orthonormal; rows = basis^T coefficients.
+        orders: the shares in random orders.
+        draws: the shares of resampled columns, behind the intervals.
     """
 
     rows: pd.DataFrame
     coefficients: Float[Tensor, "wave d"]
     basis: Float[Tensor, "wave token"]
+    orders: Float[ndarray, "order frequency"]
+    draws: Float[ndarray, "draw frequency"]
 
     def __repr__(self) -> str:
         """One line."""
@@ -54,6 +58,12 @@ class Spectrum:
         if frequency not in set(self.rows["frequency"]):
             raise SchemaError(f"frequency {frequency}: there are 1 to {int(self.rows['frequency'].max())}")
         return self.coefficients[2 * frequency - 1 : 2 * frequency + 1]
+
+    def top(self, k: int) -> tuple[float, Float[ndarray, " draw"], Float[ndarray, " order"]]:
+        """Share of the k strongest frequencies, its resamples, and that of each random order's own strongest."""
+        best = np.argsort(-self.rows["value"].to_numpy(dtype=float))[:k]
+        value = float(self.rows["value"].to_numpy(dtype=float)[best].sum())
+        return value, self.draws[:, best].sum(1), np.sort(self.orders, axis=1)[:, -k:].sum(1)
 
     def plot(self) -> go.Figure:
         """Share of each frequency, and its mean in random orders (dashed)."""
@@ -84,7 +94,11 @@ def fourier_basis(n: int) -> Float[Tensor, "wave token"]:
 
 
 def fourier_spectrum(
-    rows: Float[Tensor, "token d"] | ndarray, *, n_shuffles: int = 200, level: float = 0.95, seed: int = 0
+    rows: Float[Tensor, "token d"] | Float[Tensor, "token unit d"] | ndarray,
+    *,
+    n_shuffles: int = 200,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> Spectrum:
     """Share of squared norm at each frequency: |c_k|^2 + |s_k|^2 over the sum for all k > 0, c and s the coefficients.
 
@@ -95,7 +109,8 @@ def fourier_spectrum(
     Nanda et al. 2023 (arXiv 2301.05217); shares by frequency as in Gromov 2023 (arXiv 2301.02679).
 
     Args:
-        rows: one vector per token, in the order of the cycle; numbers alone, [token], are vectors of one.
+        rows: one vector per token, in the order of the cycle; numbers alone, [token], are vectors of one. [token unit
+            d]: the interval is over units, each with all of its columns.
         n_shuffles: random orders.
         level: of the interval.
         seed: of the orders and of the bootstrap over the columns of `rows`.
@@ -114,8 +129,9 @@ def fourier_spectrum(
     """
     x = torch.as_tensor(rows).detach().cpu().double()
     x = x[:, None] if x.ndim == 1 else x
-    if x.ndim != 2 or len(x) < LEAST:
+    if x.ndim not in (2, 3) or len(x) < LEAST:
         raise SchemaError(f"rows of shape {tuple(x.shape)}: expected [token d] with {LEAST} tokens at least")
+    n_units, x = x.shape[1], x.flatten(1)
     varied = x - x.mean(0)
     if not bool(x.isfinite().all()) or float(varied.norm()) <= 1e-9 * float(x.norm()):
         raise SchemaError("rows hold NaN, or are all the same: there is no spectrum")
@@ -124,7 +140,7 @@ def fourier_spectrum(
     share = power.sum(1) / power.sum()
     rng = np.random.default_rng(seed)
     orders = np.stack([_share(basis @ varied[rng.permutation(n)]) for _ in range(n_shuffles)])
-    columns = power.numpy()
+    columns = power.unflatten(1, (n_units, -1)).sum(2).numpy()
     drawn = bootstrap(
         lambda w: (w @ columns.T) / np.maximum((w @ columns.sum(0))[:, None], 1e-300),
         columns.shape[1],
@@ -147,7 +163,7 @@ def fourier_spectrum(
             "unit": "fraction",
         }
     )
-    return Spectrum(table, (basis @ x).float(), basis.float())
+    return Spectrum(table, (basis @ x).float(), basis.float(), orders, drawn.draws)
 
 
 def _power(coefficients: Float[Tensor, "wave d"]) -> Float[Tensor, "frequency d"]:

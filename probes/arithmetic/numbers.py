@@ -1,0 +1,68 @@
+"""Numbers of a model: the task that asks for sums of them, the value of a token, and the ids of 0, 1, 2, ..."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from numpy import ndarray
+from torch import Tensor
+
+from interp import tasks
+from interp.errors import NotApplicable
+from interp.model import Model
+from interp.tasks import PromptTask
+from interp.tasks.modular import FAMILY
+from interp.tasks.source import checkpoint_tasks
+from interp.tasks.spell import Speller
+
+MOST = 1000
+"""Numbers that are looked for."""
+LEAST = 8
+"""Fewer have no spectrum worth the name."""
+
+
+def default_task(model: Model, *, n: int, seed: int) -> PromptTask:
+    """The model's own modular addition, in words or in ids; else sums of two numbers.
+
+    Raises:
+        NotApplicable: the model cannot be asked for either.
+    """
+    own = model.tokenizer is None or FAMILY in checkpoint_tasks(model)
+    return tasks.task(FAMILY if own else "arithmetic", model, n=n, seed=seed)
+
+
+def number_values(model: Model, ids: Int[Tensor, " token"]) -> Int[ndarray, " token"]:
+    """The number that each token is; without a tokenizer, its id.
+
+    Raises:
+        NotApplicable: a token that is no number.
+    """
+    if model.tokenizer is None:
+        return ids.numpy()
+    tokenizer: Any = model.tokenizer
+    texts = {i: str(tokenizer.decode([i])).strip() for i in ids.unique().tolist()}
+    stray = [text for text in texts.values() if not text.isdecimal()]
+    if stray:
+        raise NotApplicable(f"the token {stray[0]!r} is no number: numbers have to be one token each")
+    return np.array([int(texts[i]) for i in ids.tolist()])
+
+
+def number_ids(model: Model) -> Int[Tensor, " number"]:
+    """Ids of 0, 1, 2, ... in running text, up to the first that is not one token; without a tokenizer, of the residues.
+
+    Raises:
+        NotApplicable: fewer than eight.
+    """
+    if model.tokenizer is None:
+        return tasks.addition(model).numbers
+    speller = Speller(model, bos="none")
+    for joint in (" ", ""):
+        tails = speller.tails("a" if joint else "+", [joint + str(i) for i in range(MOST)])
+        singles = [tail[0] if tail is not None and len(tail) == 1 else None for tail in tails]
+        ids = singles[: singles.index(None)] if None in singles else singles
+        if len(set(ids)) == len(ids) >= LEAST:
+            return torch.tensor(ids, dtype=torch.long)
+    raise NotApplicable(f"fewer than {LEAST} of the numbers 0, 1, 2, ... are one token each")
