@@ -39,7 +39,9 @@ def circuit_figure(graph: Graph) -> go.Figure:
 def graph_figure(graph: AttributionGraph) -> go.Figure:
     """The drawing of an attribution graph, as wide as the page lets it be."""
     figure = graph.draw(title=" ")
-    figure.update_layout(width=None, title=None, margin={"l": 8, "r": 8, "t": 28, "b": 8}, meta={"swapped": SWAPPED})
+    legend = {"x": 0, "xanchor": "left"}  # at the right it lies under the button that saves the figure
+    margin = {"l": 8, "r": 8, "t": 28, "b": 8}
+    figure.update_layout(width=None, title=None, margin=margin, legend=legend, meta={"swapped": SWAPPED})
     return figure
 
 
