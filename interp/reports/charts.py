@@ -39,9 +39,8 @@ def circuit_figure(graph: Graph) -> go.Figure:
 def graph_figure(graph: AttributionGraph) -> go.Figure:
     """The drawing of an attribution graph, as wide as the page lets it be."""
     figure = graph.draw(title=" ")
-    legend = {"x": 0, "xanchor": "left"}  # at the right it lies under the button that saves the figure
     margin = {"l": 8, "r": 8, "t": 28, "b": 8}
-    figure.update_layout(width=None, title=None, margin=margin, legend=legend, meta={"swapped": SWAPPED})
+    figure.update_layout(width=None, title=None, margin=margin, meta={"swapped": SWAPPED})
     return figure
 
 

@@ -97,7 +97,8 @@ def title_of(name: str) -> str:
 
 def count_text(n: int, title: str) -> str:
     """The number of things a title names: "3 induction heads", "1 induction head", "no induction heads"."""
-    return f"{n or 'no'} {singular(title) if n == 1 else title[:1].lower() + title[1:]}"
+    several_of = title if title[1:2].isupper() else title[:1].lower() + title[1:]  # "MLPs" stays as it is
+    return f"{n or 'no'} {singular(title) if n == 1 else several_of}"
 
 
 def _section(result: Result, name: str) -> Section:
@@ -162,7 +163,8 @@ def _row(score: Score) -> Row:
 
 def _names(labelled: Sequence[Score]) -> str:
     more = len(labelled) - NAMED
-    return ", ".join(s.component for s in labelled[:NAMED]) + (f" and {more} more" if more > 0 else "")
+    names = [s.component.replace(" -> ", "\u00a0\u2192\u00a0") for s in labelled[:NAMED]]  # never broken at the arrow
+    return ", ".join(names) + (f" and {more} more" if more > 0 else "")
 
 
 def _others(result: Result, row_scores: Sequence[Score], top: Sequence[Score]) -> tuple[list[Row], list[str]]:
