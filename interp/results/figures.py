@@ -17,6 +17,8 @@ Draw: TypeAlias = "Callable[[pd.DataFrame], go.Figure]"
 """From the rows of one variant of one analysis to a figure that is not shown."""
 
 
+SHOWN = 10
+"""Rows that are drawn as dots."""
 INFLATED = 10.0
 """Variance inflation beyond which a regression cannot tell whose a coefficient is."""
 
@@ -50,6 +52,12 @@ def readable(rows: pd.DataFrame) -> pd.DataFrame:
     return own if len(own) else rows
 
 
+def dots_by_size(rows: pd.DataFrame) -> go.Figure:
+    """The largest scores of either sign, with their intervals."""
+    largest = rows["value"].abs().nlargest(SHOWN).index
+    return dots(rows.loc[rows.index.isin(largest)])
+
+
 def effects(rows: pd.DataFrame) -> go.Figure:
     """Effects of nodes, by layer, head and token."""
     from interp.plots.patching import effect_figure
@@ -79,7 +87,7 @@ _figures: dict[str, tuple[Draw, Mapping[str, Draw]]] = {
     "causal_tracing": (effects, {}),
     "role_faithfulness": (dots, {}),
     "sae_codes": (first_setting, {"pair": dots}),
-    "features": (dots, {}),
+    "features": (dots_by_size, {}),
 }
 
 
