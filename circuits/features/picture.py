@@ -59,11 +59,11 @@ def draw(graph: FeatureGraph, *, title: str = "") -> go.Figure:
         template=template(),
         title={"text": head, "x": 0.01, "font": {"size": 14}},
         width=WIDTH,
-        height=ROW * max(len(rows), 3) + 120,
-        margin={"l": 8, "r": 8, "t": 44, "b": 8},
+        height=ROW * max(len(rows), 3) + 148,
+        margin={"l": 8, "r": 8, "t": 72, "b": 8},
         hovermode="closest",
         dragmode="pan",
-        legend={"orientation": "h", "y": 1.02, "x": 1, "xanchor": "right", "yanchor": "bottom"},
+        legend={"orientation": "h", "y": 1, "x": 0, "xanchor": "left", "yanchor": "bottom"},  # not under the buttons
     )
     ticks = [escape(graph.tokens[c]) if c < len(graph.tokens) else str(c) for c in columns]
     figure.update_xaxes(

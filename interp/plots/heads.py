@@ -20,7 +20,7 @@ from plotly.subplots import make_subplots
 
 from interp.errors import SchemaError
 from interp.plots.numbers import head_table
-from interp.plots.rows import Score, largest, scores
+from interp.plots.rows import Score, leading, scores
 
 BOUNDED = ("probability", "fraction")
 FLOOR = 0.5  # a bounded scale reaches at least this far, so that noise never fills it
@@ -105,13 +105,14 @@ def head_map(rows: Any, *, unit: str = "") -> go.Figure:
 def top_heads(rows: Any, k: int = 10, *, unit: str = "") -> go.Figure:
     """Dots of the k largest values, best on top, with their intervals; the null is a dashed line.
 
-    Filled dots carry a true `label`. Where the null differs between heads it is a tick beside each dot. `rows` may be
-    numbers [layer head], as in `head_map`.
+    Filled dots carry a true `label`; these come before others, so that none below 0 is left out.
+    Where the null differs between heads it is a tick beside each dot. `rows` may be numbers [layer head], as in
+    `head_map`.
 
     Raises:
         SchemaError: no rows with a value.
     """
-    best = largest(scores(_as_rows(rows, unit)), k)
+    best = leading(scores(_as_rows(rows, unit)), k)
     if not best:
         raise SchemaError("nothing to plot: no rows with a value")
     figure = go.Figure([*_dots(best), *_null(best)])

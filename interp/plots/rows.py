@@ -64,6 +64,16 @@ def largest(rows: Iterable[Score], k: int) -> list[Score]:
     return sorted((s for s in rows if not math.isnan(s.value)), key=lambda s: -s.value)[:k]
 
 
+def leading(rows: Iterable[Score], k: int) -> list[Score]:
+    """The k rows worth showing, largest first: labelled ones, by size, and after these the largest of the others.
+
+    What is labelled below 0 would be lost among the largest. Rows without a value are left out.
+    """
+    valued = [s for s in rows if not math.isnan(s.value)]
+    labelled = sorted((s for s in valued if s.label), key=lambda s: -abs(s.value))[:k]
+    return largest([*labelled, *largest((s for s in valued if not s.label), k - len(labelled))], k)
+
+
 def missing(value: Any) -> bool:
     """Whether a cell of a frame holds nothing: None, NA or NaN."""
     return value is None or value is pd.NA or value != value  # noqa: PLR0124  (NaN is what differs from itself)

@@ -39,7 +39,8 @@ def circuit_figure(graph: Graph) -> go.Figure:
 def graph_figure(graph: AttributionGraph) -> go.Figure:
     """The drawing of an attribution graph, as wide as the page lets it be."""
     figure = graph.draw(title=" ")
-    figure.update_layout(width=None, title=None, margin={"l": 8, "r": 8, "t": 28, "b": 8}, meta={"swapped": SWAPPED})
+    margin = {"l": 8, "r": 8, "t": 28, "b": 8}
+    figure.update_layout(width=None, title=None, margin=margin, meta={"swapped": SWAPPED})
     return figure
 
 

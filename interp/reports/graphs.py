@@ -131,7 +131,7 @@ def _view(graph: AttributionGraph, check: EdgeCheck | None) -> PromptGraph:
     by_kind = {} if check is None else check.ranks.groupby("sources", sort=False)["model"].first().to_dict()
     return PromptGraph(
         logits=[(pieces(row["label"] or str(row["number"])), number(row["value"])) for _, row in logits.iterrows()],
-        about=str(graph.provenance["dictionary"]).strip("<>"),
+        about=str(graph.provenance["dictionary"]).strip("<>").removeprefix("Dictionary: "),
         counts={kind: int(graph.mask(kind).sum()) for kind in ("feature", "error", "embedding", "logit")},
         n_edges=len(graph.edges.weight),
         kept=percent(graph.kept),

@@ -11,13 +11,14 @@ from typing import Any, cast
 import pandas as pd
 import plotly.graph_objects as go
 
+from interp.components import is_head
 from interp.errors import SchemaError, nearest
 from interp.measurement.declaration import singular
 from interp.measurement.registry import analyses, find
 from interp.plots.heads import top_heads
-from interp.plots.rows import Score, largest, scores
+from interp.plots.rows import Score, largest, leading, scores
 from interp.reports.cells import DASH, Cell, cell, interval, number
-from interp.results.figures import Draw, dots, figure_of, head_map
+from interp.results.figures import INFLATED, Draw, dots, figure_of, head_map, readable, readable_dots
 from interp.results.results import Result
 from interp.several import several
 
@@ -48,7 +49,13 @@ class Section:
     effects: list[Row]
     caption: str = ""
     mapped: bool = False
+    highest: str = "The highest scores"
     figures: dict[str, go.Figure] = field(default_factory=dict)
+
+    @property
+    def noun(self) -> str:
+        """What a row of the tables is: a head, or a component of another kind."""
+        return "head" if all(is_head(str(row["component"])) for row in self.rows) else "component"
 
     @property
     def tall(self) -> bool:
@@ -90,7 +97,8 @@ def title_of(name: str) -> str:
 
 def count_text(n: int, title: str) -> str:
     """The number of things a title names: "3 induction heads", "1 induction head", "no induction heads"."""
-    return f"{n or 'no'} {singular(title) if n == 1 else title[:1].lower() + title[1:]}"
+    several_of = title if title[1:2].isupper() else title[:1].lower() + title[1:]  # "MLPs" stays as it is
+    return f"{n or 'no'} {singular(title) if n == 1 else several_of}"
 
 
 def _section(result: Result, name: str) -> Section:
@@ -98,7 +106,10 @@ def _section(result: Result, name: str) -> Section:
     row_scores = scores(rows)
     spec = find(name) if name in analyses() else None
     title = title_of(name)
-    top = largest(row_scores, TOP)
+    draw = figure_of(name)
+    clear = draw is readable_dots
+    shown = readable(rows) if clear else rows
+    top = leading(scores(shown), TOP)
     labelled = [s for s in largest(row_scores, len(row_scores)) if s.label]
     others, measures = _others(result, row_scores, top)
     return Section(
@@ -112,14 +123,15 @@ def _section(result: Result, name: str) -> Section:
         counted="" if all(s.label is None for s in row_scores) else count_text(len(labelled), title),
         found=_names(labelled),
         scored=len(row_scores),
-        best=_row((top or row_scores)[0]),
+        best=_row(max(labelled, key=lambda s: abs(s.value)) if labelled else (top or row_scores)[0]),
         rows=[_row(score) for score in top],
         others=others,
         measures=measures,
         effects=_effects(result.interventions, name),
-        caption=caption(figure_of(name)),
-        mapped=figure_of(name) is head_map,
-        figures=_figures(rows, row_scores, figure_of(name)),
+        caption=caption(draw),
+        mapped=draw is head_map,
+        highest="The highest scores" + f" of a variance inflation of {INFLATED:g} at most" * clear,
+        figures=_figures(shown, scores(shown), dots if clear else draw),
     )
 
 
@@ -151,7 +163,8 @@ def _row(score: Score) -> Row:
 
 def _names(labelled: Sequence[Score]) -> str:
     more = len(labelled) - NAMED
-    return ", ".join(s.component for s in labelled[:NAMED]) + (f" and {more} more" if more > 0 else "")
+    names = [s.component.replace(" -> ", "\u00a0\u2192\u00a0") for s in labelled[:NAMED]]  # never broken at the arrow
+    return ", ".join(names) + (f" and {more} more" if more > 0 else "")
 
 
 def _others(result: Result, row_scores: Sequence[Score], top: Sequence[Score]) -> tuple[list[Row], list[str]]:

@@ -17,6 +17,12 @@ Draw: TypeAlias = "Callable[[pd.DataFrame], go.Figure]"
 """From the rows of one variant of one analysis to a figure that is not shown."""
 
 
+SHOWN = 10
+"""Rows that are drawn as dots."""
+INFLATED = 10.0
+"""Variance inflation beyond which a regression cannot tell whose a coefficient is."""
+
+
 def head_map(rows: pd.DataFrame) -> go.Figure:
     """Score of every head."""
     from interp.plots.heads import head_map as draw
@@ -29,6 +35,27 @@ def dots(rows: pd.DataFrame) -> go.Figure:
     from interp.plots.heads import top_heads
 
     return top_heads(rows)
+
+
+def readable_dots(rows: pd.DataFrame) -> go.Figure:
+    """The highest coefficients of a variance inflation of 10 at most with their intervals.
+
+    Of collinear regressors coefficients are large and of either sign, and their intervals leave no room for the rest.
+    All rows are drawn where none is left, or where a table has no column `vif`.
+    """
+    return dots(readable(rows))
+
+
+def readable(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows that `readable_dots` draws."""
+    own = rows[rows["vif"] <= INFLATED] if "vif" in rows else rows
+    return own if len(own) else rows
+
+
+def dots_by_size(rows: pd.DataFrame) -> go.Figure:
+    """The largest scores of either sign, with their intervals."""
+    largest = rows["value"].abs().nlargest(SHOWN).index
+    return dots(rows.loc[rows.index.isin(largest)])
 
 
 def effects(rows: pd.DataFrame) -> go.Figure:
@@ -60,7 +87,7 @@ _figures: dict[str, tuple[Draw, Mapping[str, Draw]]] = {
     "causal_tracing": (effects, {}),
     "role_faithfulness": (dots, {}),
     "sae_codes": (first_setting, {"pair": dots}),
-    "features": (dots, {}),
+    "features": (dots_by_size, {}),
 }
 
 

@@ -51,8 +51,9 @@ TEXTS, LENGTH = 8, 128
         "scale": "where nothing is pushed values are noise, which falls with prompts",
     },
     columns={"label": "boolean"},
-    means="Below 0: what this late component writes takes the model's own first choice down against the rest of the "
-    "vocabulary. The intervention table says what recall and the loss on text become without all that do.",
+    means="Above 0 it pushes the first choice up. Below 0, what is looked for: what this late component writes "
+    "takes the model's own first choice down against the rest of the vocabulary. The intervention table says what "
+    "recall and the loss on text become without all that do.",
     misleads="A direct write: a head may take the first choice down because it moves other words up. That removal "
     "helps at these prompts does not make it a fault: on other text the same component may keep the model calibrated, "
     "which is why the loss on held-out text stands beside recall. Components at a few prompts of one task.",

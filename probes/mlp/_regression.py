@@ -20,15 +20,15 @@ from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, MARGIN
 from interp.model import Model
 from interp.results import stats
-from interp.results.figures import dots
+from interp.results.figures import INFLATED, readable_dots
 from interp.tasks import PromptTask
 from probes.mlp.regression import Regression, regress
 
 REGRESSORS = ("components", "layer")
 LEAST = 0.1
 """Size of a coefficient from which on a component is said to be amplified or erased."""
-INFLATED, LEAST_SHARE = 10.0, 0.01
-"""Variance inflation up to which that is said of one component; and what it has to explain of the MLP's spread."""
+LEAST_SHARE = 0.01
+"""What it has to explain of the MLP's spread, at a variance inflation of at most `INFLATED`."""
 
 
 @analysis(
@@ -39,7 +39,7 @@ INFLATED, LEAST_SHARE = 10.0, 0.01
     headline="beta",
     order=152,
     two_sided=True,
-    figure=dots,
+    figure=readable_dots,
     quick={"n_prompts": 24},
     exemptions={
         "planted": "no planted mechanism is an MLP that scales what heads write; its tests write one by hand",

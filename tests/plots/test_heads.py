@@ -7,7 +7,7 @@ import pytest
 
 from interp.errors import SchemaError
 from interp.plots.heads import FLOOR, head_map, template, top_heads
-from interp.plots.rows import largest, scores
+from interp.plots.rows import largest, leading, scores
 from interp.results.results import Result, frame
 
 
@@ -148,6 +148,13 @@ def test_dots_without_values_are_refused():
 def test_largest_keeps_the_order_of_equal_values_and_drops_missing_ones():
     rows = scores(table(1, 4, value=[0.5, None, 0.7, 0.5], ci_low=None, ci_high=None))
     assert [s.component for s in largest(rows, 3)] == ["L0H2", "L0H0", "L0H3"]
+
+
+def test_labelled_rows_are_shown_however_low_they_are_and_the_rest_by_value():
+    values = [0.5, -0.9, 0.7, 0.1, 0.6]
+    rows = scores(table(1, 5, value=values, label=[False, True, False, True, False], ci_low=None, ci_high=None))
+    assert [s.component for s in leading(rows, 3)] == ["L0H2", "L0H3", "L0H1"]
+    assert [s.component for s in leading(rows, 1)] == ["L0H1"]
 
 
 def test_the_template_is_registered_but_not_the_default():

@@ -38,7 +38,7 @@ def test_the_page_shows_examples_histogram_and_logits(model, tmp_path):
     ):
         assert (side.control.reached, side.control.n) == (int(reached.sum()), 100)
         assert side.control.mean == pytest.approx(float(mean))
-        assert f"{side.control.mean:+#.3g} at the most pushed token" in page
+        assert f"{side.control.mean:+#.3g} at the most pushed token".replace("-", "−") in page
     assert "sandbox" in view._repr_html_()
     shares = [chip.share for example in view.examples for chip in example]
     assert max(shares) == 1.0
