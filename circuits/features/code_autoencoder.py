@@ -127,14 +127,14 @@ def codes(
         return np.concatenate(parts).reshape(x.shape[:2])
     if w_o.shape[:2] != x.shape[1:]:
         raise SchemaError(f"w_o of shape {tuple(w_o.shape)}; expected (heads, d_head, d_model) for z {tuple(x.shape)}")
-    plain = _affine(dictionary, w_o.shape[2])
+    plain, b = _affine(dictionary, w_o.shape[2]), None
     if plain is not None:
         w, b = plain
         w_o = (w_o.to(w.dtype).flatten(0, 1) @ w).view(*w_o.shape[:2], -1)
     heads = []
     for z, weights in zip(x.to(w_o.dtype).unbind(1), w_o, strict=True):
         blocks = z.split(step)
-        features = (dictionary.encode(r @ weights) if plain is None else torch.addmm(b, r, weights) for r in blocks)
+        features = (dictionary.encode(r @ weights) if b is None else torch.addmm(b, r, weights) for r in blocks)
         heads.append(np.concatenate([_largest(f) for f in features]))
     return np.stack(heads, 1)
 
