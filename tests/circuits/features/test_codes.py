@@ -150,6 +150,26 @@ def test_a_code_is_the_largest_feature_and_the_first_where_there_is_none(outputs
         codes(outputs[..., :5], d)
 
 
+@pytest.mark.parametrize("n", [40, 3])
+def test_codes_of_z_are_those_of_what_heads_write(outputs, n):
+    """W_O folded into the encoder; standardised outputs are products too; no fold where the order is not the ReLU's."""
+    z, w_o = outputs[:n, :, :5], torch.randn(6, 5, 8, generator=torch.Generator().manual_seed(2))
+    x = torch.einsum("phd,hdm->phm", z, w_o)
+    (d,) = train_codes(x, QUICK)
+    d = replace(d, b_enc=d.b_enc - 0.5, b_dec=d.b_dec + 0.3)
+    scaled, centred = standardised(x), z - z.mean(0)
+    scale = torch.einsum("phd,hdm->phm", centred, w_o).square().mean((0, 2)).sqrt()
+    jump = replace(d, activation=JumpReLU(torch.linspace(0.0, 1.0, 12)))
+    for encoder in (d, replace(d, centred=False), jump):
+        assert len(np.unique(codes(x, encoder))) > 3
+        assert (codes(z, encoder, w_o=w_o) == codes(x, encoder)).all()
+        assert (codes(centred, encoder, w_o=w_o / scale[:, None, None]) == codes(scaled, encoder)).all()
+    with pytest.raises(SchemaError, match=r"w_o of shape \(5, 5, 8\)"):
+        codes(z, d, w_o=w_o[1:])
+    with pytest.raises(SchemaError, match="7"):
+        codes(z, d, w_o=w_o[..., :7])
+
+
 def test_baselines(outputs):
     labels, pair = np.arange(40) < 20, np.tile(np.arange(20), 2)
     x = outputs.clone()
