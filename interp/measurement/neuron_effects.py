@@ -19,7 +19,7 @@ from torch import Tensor
 from interp.components import neuron_name
 from interp.decompose.attribution import attribute
 from interp.decompose.experts import ExpertUnits, expert_units, silenced
-from interp.edits import Apply, Edit
+from interp.edits import Add, Apply, Edit
 from interp.edits.values import HOW
 from interp.errors import NotApplicable, SiteError, nearest
 from interp.model import Model
@@ -350,8 +350,10 @@ def _missing(model: Model, layer: int) -> str:
 
 
 def _refuse_edits(model: Model) -> None:
+    """What is added to the stream leaves a difference as it is; other edits there would change it."""
     for edit in model.edits:
-        if edit.site.kind in ("mlp_out", "mlp_post", "resid_post"):
+        passed = ("mlp_post",) if isinstance(edit, Add) else ("mlp_out", "mlp_post", "resid_post")
+        if edit.site.kind in passed:
             raise SiteError(
                 f"an edit in force at {edit.site}: what a removed neuron takes from the stream passes it; measure "
                 "outside of it, or give the edit at another place"

@@ -11,6 +11,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from interp.batch import Batch
+from interp.components import mlp_name
 from interp.measurement.fourier import Spectrum, fourier_spectrum
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL
@@ -102,7 +103,7 @@ def key_frequencies(
     parts.append(_spectrum_rows("embedding", "W_E", embedding))
     for layer, acts in _neurons(model, layout, a, b).items():
         spectrum = fourier_spectrum(acts, n_shuffles=n_shuffles, seed=seed)
-        parts.append(_spectrum_rows("neurons", f"M{layer}", spectrum))
+        parts.append(_spectrum_rows("neurons", mlp_name(layer), spectrum))
     table = pd.concat(parts, ignore_index=True)
     facts = {"task": "modular addition", "sha256": fingerprint([Batch.of(layout.prompts(a, b))]), **layout.facts()}
     facts["key_frequencies"] = key_list(table, "logits")
