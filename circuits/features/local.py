@@ -151,9 +151,7 @@ class LocalModel:
     ) -> Float[Tensor, "n d_out"]:
         """What one unit of a feature adds at its member's site of number `out`."""
         d = self.members[member]
-        w = d.w_dec[feature] if d.w_dec.ndim == 2 else d.w_dec[feature, out]
-        if d.scaled:
-            w = w / d.w_dec[feature].norm(dim=-1, keepdim=True)
+        w = d.directions(feature, out=out)
         if d.normalisation.undo and d.normalisation.kind != "none":
             _, _, factor = d.normalisation.apply(self.inputs[member])
             w = w * (factor[pos] if isinstance(factor, Tensor) else factor)

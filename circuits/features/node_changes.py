@@ -27,6 +27,7 @@ class Change:
         row, pos, feature, delta, value: of each entry: prompt, column, feature, f' - f, and f on the clean prompt;
             those of real tokens at which f' is not f.
         rest: of the error node: all of x' - x that features do not carry (skip connections and constants included).
+        total: x' - x at real tokens, 0 elsewhere.
         factor: of the directions, where the dictionary undoes a normalisation of the clean input; else 1.
     """
 
@@ -36,18 +37,19 @@ class Change:
     delta: Float[Tensor, " entry"]
     value: Float[Tensor, " entry"]
     rest: Float[Tensor, "batch pos d"]
+    total: Float[Tensor, "batch pos d"]
     factor: Float[Tensor, "batch pos 1"]
+
+    def written(self, place: NodeSite, entry: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
+        """w of some entries, by number: what one unit of the feature writes at the entry's token."""
+        if not len(entry):  # of a site without a dictionary too
+            return self.rest.new_zeros(0, self.rest.shape[-1])
+        return place.directions(self.feature[entry]).to(self.rest) * self.factor[self.row[entry], self.pos[entry]]
 
     def slopes(self, place: NodeSite, g: Float[Tensor, "batch pos d"]) -> Float[Tensor, " entry"]:
         """w . g at each entry: what one unit of the feature does, where g is the gradient at the site."""
-        if not len(self.row):
-            return self.delta
-        out = []
-        for part in torch.arange(len(self.row), device=g.device).split(max(1, CHUNK // g.shape[-1])):
-            row, pos = self.row[part], self.pos[part]
-            w = place.directions(self.feature[part]).to(g) * self.factor[row, pos]
-            out.append((w * g[row, pos]).sum(-1))
-        return torch.cat(out)
+        entries = torch.arange(len(self.row), device=g.device).split(max(1, CHUNK // g.shape[-1]))
+        return torch.cat([(self.written(place, e) * g[self.row[e], self.pos[e]]).sum(-1) for e in entries])
 
     def error(self, g: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch pos"]:
         """rest . g at each token."""
@@ -73,9 +75,14 @@ class Portion:
 
     def masks(self, places: list[Place]) -> list[Tensor]:
         """Real tokens of each place, [batch pos]."""
-        mask, rows = self.case.task.clean.mask, slice(self.first, self.first + len(self.case))
-        cut = [place.part(rows, mask.shape[1]).mask for place in places]
-        return [mask if own is None else mask & own.to(mask.device) for own in cut]
+        return masks_at(self.case, self.first, places)
+
+
+def masks_at(case: Case, first: int, places: list[Place]) -> list[Tensor]:
+    """Real tokens of each place, [batch pos], where the case is of a task's prompts from number `first` on."""
+    mask, rows = case.task.clean.mask, slice(first, first + len(case))
+    cut = [place.part(rows, mask.shape[1]).mask for place in places]
+    return [mask if own is None else mask & own.to(mask.device) for own in cut]
 
 
 @torch.no_grad()
@@ -118,8 +125,9 @@ def change(place: NodeSite, own: Mapping[Site, Tensor], other: Mapping[Site, Ten
     f = place.encode(x_in)
     new = torch.zeros_like(f) if other is None else place.encode(other[place.reads])
     written, after = place.decode(f, x_in).to(x), place.decode(new, x_in).to(x)
+    real = mask.to(x.device)[..., None]
     total = (after if other is None else other[place.site]) - x
-    row, pos, feature = ((f != new) & mask.to(f.device)[..., None]).nonzero().T
+    row, pos, feature = ((f != new) & real).nonzero().T
     value = f[row, pos, feature].to(x)
     return Change(
         row=row,
@@ -127,6 +135,7 @@ def change(place: NodeSite, own: Mapping[Site, Tensor], other: Mapping[Site, Ten
         feature=feature,
         delta=new[row, pos, feature].to(x) - value,
         value=value,
-        rest=(total - (after - written)) * mask.to(x.device)[..., None],
+        rest=(total - (after - written)) * real,
+        total=total * real,
         factor=place.factor(x_in).to(x),
     )

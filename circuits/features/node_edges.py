@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.features.node_changes import Portion
-from circuits.features.node_effects import ERROR, Nodes
+from circuits.features.node_effects import ERROR, Nodes, mean_and_se
 from circuits.features.node_sites import NodeSite, Passage
 from interp.patching.case import Case
 from interp.patching.places import Place
@@ -112,10 +112,7 @@ def links(portions: Sequence[Portion], sites: Sequence[NodeSite], nodes: Nodes, 
                 _count(rows, target, sources.effects(_grads(value.sum(), cut.leaves[:i])))
     sums = np.stack([rows.get(t, np.zeros((2, len(nodes)))) for t in range(METRIC, len(nodes))])
     target, source = np.nonzero(sums[:, 0])
-    weight = sums[target, 0, source] / n
-    spread = np.maximum(sums[target, 1, source] / n - weight**2, 0)
-    se = np.sqrt(spread / (n - 1)) if n > 1 else np.full(len(weight), np.nan)
-    return Links(source, target + METRIC, weight, se)
+    return Links(source, target + METRIC, *mean_and_se(*sums[target, :, source].T, n))
 
 
 def node_value(cut: Cut, portion: Portion, i: int, f: Tensor, feature: int, mask: Tensor) -> Float[Tensor, " batch"]:
@@ -164,11 +161,9 @@ class Sources:
             number = torch.full((own.n_features + 1,), -1, device=device)
             number[torch.from_numpy(nodes.feature[chosen]).to(device)] = torch.from_numpy(chosen).to(device)
             inside = mask[change.row, change.pos] & (number[change.feature] >= 0)
-            row, pos, feature = change.row[inside], change.pos[inside], change.feature[inside]
-            w = change.rest.new_zeros(0, change.rest.shape[-1])
-            if len(row):
-                w = own.directions(feature).to(change.rest) * change.factor[row, pos] * change.delta[inside][:, None]
-            parts.append((row, pos, w, number[feature]))
+            entry = inside.nonzero()[:, 0]
+            w = change.written(own, entry) * change.delta[entry, None]
+            parts.append((change.row[entry], change.pos[entry], w, number[change.feature[entry]]))
         row, pos, w, node = (torch.cat(column) for column in zip(*parts, strict=True))
         return row, pos, w, node
 

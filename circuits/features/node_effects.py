@@ -106,12 +106,8 @@ def _moved(
     portion: Portion, sites: Sequence[NodeSite], i: int, along: Sequence[float]
 ) -> tuple[Start | None, list[Edit]]:
     """Where a run enters, and what it has at a site: a block of prompts for each part of the way to the baseline."""
-    own, change = sites[i], portion.changes[i]
-    x, row, pos = portion.acts[own.site], change.row, change.pos
-    whole = change.rest
-    if len(row):
-        w = own.directions(change.feature).to(x) * change.factor[row, pos] * change.delta[:, None]
-        whole = whole.index_put((row, pos), w, accumulate=True)
+    own = sites[i]
+    x, whole = portion.acts[own.site], portion.changes[i].total
     moved = torch.cat([x + at * whole for at in along])
     info = portion.case.model.info
     shape = (*moved.shape[:2], info.n_heads, -1) if own.site.kind == "z" else moved.shape
@@ -119,6 +115,13 @@ def _moved(
     value = moved.reshape(shape).to(getattr(torch, info.dtype))
     entry = None if layer is None else (layer, portion.entry[layer].repeat(len(along), 1, 1))
     return entry, [Replace(own.site, value)]
+
+
+def mean_and_se(total: np.ndarray, squares: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of n prompts and its standard error s / sqrt(n), NaN for one, from sums of values and of their squares."""
+    mean = total / n
+    spread = np.maximum(squares / n - mean**2, 0)
+    return mean, np.sqrt(spread / (n - 1)) if n > 1 else np.full(len(mean), np.nan)
 
 
 class Tally:
@@ -171,9 +174,7 @@ class Tally:
         keys, number = np.unique(names, axis=0, return_inverse=True)
         total = np.zeros((len(keys), 4))
         np.add.at(total, number.ravel(), sums)
-        mean = total[:, 0] / n
-        spread = np.maximum(total[:, 1] / n - mean**2, 0)
-        se = np.sqrt(spread / (n - 1)) if n > 1 else np.full(len(keys), np.nan)
+        mean, se = mean_and_se(total[:, 0], total[:, 1], n)
         site, place, feature = keys.T
         return Nodes(site, place, feature, mean, se, total[:, 2] / n, total[:, 3].astype(int))
 

@@ -16,7 +16,7 @@ from circuits.features.feature_graph import FeatureGraph, Node
 from circuits.features.influence import Edges
 from circuits.features.node_edges import METRIC, Links
 from circuits.features.node_effects import ERROR, Nodes
-from circuits.features.node_sites import ORDER, Given, NodeSite, node_sites
+from circuits.features.node_sites import Given, NodeSite, node_sites
 from circuits.features.picture import draw as draw_graph
 from interp.errors import SchemaError
 from interp.model import Model
@@ -151,7 +151,7 @@ class FeatureCircuit:
         names = list(dict.fromkeys([*self.nodes["name"], METRIC_NAME]))
         at = {name: i for i, name in enumerate(names)}
         sites = {str(s): Site.parse(str(s)) for s in self.nodes["site"].unique()}
-        depth = {s: i for i, s in enumerate(sorted(sites, key=lambda s: _depth(sites[s])))}
+        depth = {s: i for i, s in enumerate(sorted(sites, key=lambda s: NodeSite(sites[s]).depth))}
         labels = [_label(row) for _, row in self.nodes.iterrows()]
         columns = list(dict.fromkeys(labels)) or [""]
         drawn = [
@@ -238,10 +238,6 @@ def _label(row: pd.Series) -> str:
     if isinstance(row["role"], str):
         return row["role"]
     return "" if pd.isna(row["position"]) else str(int(row["position"]))
-
-
-def _depth(site: Site) -> tuple[int, int]:
-    return (-1 if site.first is None else site.first, ORDER.index(site.kind))
 
 
 def strongest(values: np.ndarray, *, n: int | None, threshold: float | None) -> np.ndarray:

@@ -11,10 +11,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuits.evaluation._faithfulness import ABLATIONS, Key, group_keys, reference_groups
-from circuits.features.node_changes import activations
+from circuits.features.node_changes import activations, masks_at
 from circuits.features.node_effects import ERROR, Nodes
 from circuits.features.node_sites import NodeSite, Passage, whole
 from interp.errors import TaskError, nearest
+from interp.numerics import wide
 from interp.patching.case import Case
 from interp.patching.places import Place
 from interp.patching.readout import at_end, value_at_end
@@ -121,10 +122,7 @@ def judge(
     every = [*(_treated(sites, own, errors) for own in (nothing, *sets)), *without]
     parts, first = [], 0
     for part, removed in _removals(case, sites, ablation, reference, batch_size):
-        width, rows = part.task.clean.ids.shape[1], slice(first, first + len(part))
-        cut = [place.part(rows, width).mask for place in places]
-        real = part.task.clean.mask
-        at = torch.stack([real if m is None else real & m.to(real.device) for m in cut])
+        at = torch.stack(masks_at(part, first, places))
         parts.append(torch.stack([_value(part, sites, at, keep, removed) for keep in every]))
         first += len(part)
     values = torch.cat(parts, 1).double().cpu().numpy()
@@ -161,9 +159,8 @@ def _removals(
     if ablation == "mean":
         source = reference or case.task
         for key, rows in reference_groups(case.task, source).items():
-            means[key] = _means(
-                Case(case.model, source.select(rows).to(case.task.clean.ids.device), case.metric), sites
-            )
+            own = Case(case.model, source.select(rows).to(case.task.clean.ids.device), case.metric)
+            means[key] = _means(own, sites, batch_size)
     for part in case.batches(batch_size):
         if ablation == "mean":
             yield part, _of_groups([means[key] for key in group_keys(part.task)], part.task.clean.ids.shape[1])
@@ -171,10 +168,13 @@ def _removals(
             yield part, _of_twins(part, sites, zero=ablation == "zero")
 
 
-def _means(case: Case, sites: tuple[NodeSite, ...]) -> list[tuple[Tensor, Tensor]]:
+def _means(case: Case, sites: tuple[NodeSite, ...], batch_size: int) -> list[tuple[Tensor, Tensor]]:
     """Means over corrupted prompts of one length, [pos feature] and [pos d] for each site."""
-    twin = _of_twins(case, sites)
-    return [(f.mean(0), e.mean(0)) for f, e in map(twin, range(len(sites)))]
+    total: list[list[Tensor]] = []
+    for part in case.batches(batch_size):
+        own = [[wide(x).sum(0) for x in pair] for pair in map(_of_twins(part, sites), range(len(sites)))]
+        total = [[a + b for a, b in zip(*both, strict=True)] for both in zip(total, own, strict=True)] if total else own
+    return [(f / len(case), e / len(case)) for f, e in total]
 
 
 def _of_groups(groups: list[list[tuple[Tensor, Tensor]]], width: int) -> Removed:

@@ -74,10 +74,8 @@ class NodeSite:
 
     def directions(self, feature: Int[Tensor, " n"]) -> Float[Tensor, "n d2"]:
         """What one unit of each feature writes, before a normalisation is undone."""
-        d = self.dictionary
-        assert d is not None  # features are of a dictionary
-        w = d.w_dec[feature] if d.w_dec.ndim == 2 else d.w_dec[feature, 0]
-        return w / d.w_dec[feature].flatten(1).norm(dim=-1, keepdim=True) if d.scaled else w
+        assert self.dictionary is not None  # features are of a dictionary
+        return self.dictionary.directions(feature)
 
     def factor(self, x: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch pos 1"]:
         """By which directions are multiplied where a normalisation of the input x is undone; 1 elsewhere."""

@@ -156,12 +156,13 @@ class Dictionary:
         """As `forward`."""
         return self.forward(x)
 
-    def directions(self, feature: int | Sequence[int]) -> Float[Tensor, "*feature d_out"]:
-        """What one unit of a feature writes at its first site, [d_out], or [feature d_out] for several."""
-        rows = self.w_dec[feature] if self.w_dec.ndim == 2 else self.w_dec[feature, ..., 0, :]
-        if self.w_dec.ndim == 3 and isinstance(feature, int):
-            rows = self.w_dec[feature, 0]
-        return rows / self._lengths[feature][..., None] if self.scaled else rows
+    def directions(self, feature: int | Sequence[int] | Tensor, *, out: int = 0) -> Float[Tensor, "*feature d_out"]:
+        """What one unit of a feature writes at its site of number `out`, [d_out], or [feature d_out] for several.
+
+        A normalisation of the input that is undone on the way out is not: it is another for every input.
+        """
+        rows = self.w_dec[feature] if self.w_dec.ndim == 2 else self.w_dec[feature, out]
+        return rows / rows.norm(dim=-1, keepdim=True) if self.scaled else rows
 
     def at(self, site_in: Site | str, *sites_out: Site | str) -> Dictionary:
         """The same dictionary with its sites said; without `sites_out` it writes where it reads."""
