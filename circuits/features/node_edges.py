@@ -112,7 +112,8 @@ def links(portions: Sequence[Portion], sites: Sequence[NodeSite], nodes: Nodes, 
                 _count(rows, target, sources.effects(_grads(value.sum(), cut.leaves[:i])))
     sums = np.stack([rows.get(t, np.zeros((2, len(nodes)))) for t in range(METRIC, len(nodes))])
     target, source = np.nonzero(sums[:, 0])
-    return Links(source, target + METRIC, *mean_and_se(*sums[target, :, source].T, n))
+    weight, se = mean_and_se(sums[target, 0, source], sums[target, 1, source], n)
+    return Links(source, target + METRIC, weight, se)
 
 
 def node_value(cut: Cut, portion: Portion, i: int, f: Tensor, feature: int, mask: Tensor) -> Float[Tensor, " batch"]:
