@@ -176,3 +176,14 @@ def test_refusals():
         model.run([[1, 2, 3, 4]], edits=[Splice(random_dictionary("L0.z", d_in=63, d_out=63))])
     with pytest.raises(SiteError, match="layer 7 is out of range"):
         model.run([[1, 2, 3, 4]], edits=[Splice(d.at("L7.resid_post"))])
+
+
+@pytest.mark.parametrize(("outs", "scaled"), [(["L0.mlp_out"], True), (["L0.mlp_out", "L1.mlp_out"], False)])
+def test_directions_are_what_one_unit_adds(outs, scaled):
+    d = random_dictionary("L0.mlp_in", *outs, scaled=scaled)
+    unit, x = torch.eye(24), torch.zeros(24, 64)
+    for out in range(len(outs)):
+        added = d.decode(unit, x, out=out) - d.decode(0 * unit, x, out=out)
+        assert_close(d.directions(torch.arange(24), out=out), added, **EXACT)
+        assert_close(d.directions(3, out=out), added[3], **EXACT)
+        assert_close(d.directions([3, 5], out=out), added[[3, 5]], **EXACT)
