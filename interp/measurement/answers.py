@@ -62,8 +62,7 @@ def derangements(n: int, *, draws: int, seed: int) -> list[Int[Tensor, " batch"]
 
 def answered(case: Case, end: Float[Tensor, "batch d_model"]) -> bool:
     """Whether the right answers' logits are above the wrong ones' in most prompts, whose streams end in `end`."""
-    own = AnswerDirections.of(case, end, draws=0, seed=0)
-    return bool((own.logit > 0).double().mean() >= ANSWERED)
+    return AnswerDirections.of(case, end, draws=0, seed=0).answered
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +83,11 @@ class AnswerDirections:
     logit: Float[Tensor, " batch"]
 
     __repr__ = brief
+
+    @property
+    def answered(self) -> bool:
+        """Whether the difference is above 0 in a share of `ANSWERED` of the prompts, or more."""
+        return bool((self.logit > 0).double().mean() >= ANSWERED)
 
     @classmethod
     def of(cls, case: Case, end: Float[Tensor, "batch d_model"], *, draws: int, seed: int) -> AnswerDirections:
@@ -131,6 +135,5 @@ def exchange_columns(
     p is for more than `margin`: with enough prompts all that a component does differs from what it does elsewhere.
     """
     null = np.stack(list(exchanges))
-    above, below = (stats.p_against_nulls(s * mean, s * null, margin=margin) for s in (1, -1))
-    p = np.clip(2 * np.minimum(above, below), 0, 1) if able else np.where(np.isnan(mean), np.nan, 1.0)
+    p = stats.p_two_sided(mean, null, margin=margin) if able else np.where(np.isnan(mean), np.nan, 1.0)
     return {"null": null.mean(0), "p": p, "q": stats.benjamini_hochberg(p)}
