@@ -19,7 +19,7 @@ from interp.patching.case import Case
 from interp.patching.readout import Exit
 from interp.results import stats
 from interp.shapes import brief
-from interp.tasks import PromptTask
+from interp.tasks import PromptTask, metrics
 from interp.tasks.spell import MUTE
 
 TASKS = ("facts", "fact", "capital_country")
@@ -65,6 +65,16 @@ def answered(case: Case, end: Float[Tensor, "batch d_model"]) -> bool:
     return AnswerDirections.of(case, end, draws=0, seed=0).answered
 
 
+def right_share(logits: Float[Tensor, "..."], task: PromptTask) -> float:
+    """Share of prompts whose right answer's logit is above every wrong one's.
+
+    Unless every prompt has a wrong one, it has to be the largest of all tokens'. Logits are [batch pos d_vocab], or
+    [batch d_vocab] at END.
+    """
+    right = metrics.logit_margin(logits, task) > 0 if task.contrasted else metrics.accuracy(logits, task)
+    return float(right.double().mean())
+
+
 @dataclass(frozen=True, eq=False)
 class AnswerDirections:
     """Vectors of the stream before the final norm whose product with what is written there is a difference of logits.
@@ -108,7 +118,7 @@ class AnswerDirections:
         end, weights, norm = wide(end).cpu(), case.weights, exit_.norm
         columns = mean_over(weights.source.columns, task.answers.cpu())
         bias = mean_over(lambda ids: weights.b_u[ids], task.answers.cpu())
-        if bool((task.wrong >= 0).any(1).all()):
+        if task.contrasted:
             columns = columns - mean_over(weights.source.columns, task.wrong.cpu())
             bias = bias - mean_over(lambda ids: weights.b_u[ids], task.wrong.cpu())
         else:

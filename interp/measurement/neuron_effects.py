@@ -172,7 +172,7 @@ class NeuronEffects:
     def direct(self) -> Float[np.ndarray, "prompt neuron"]:
         """a_i W_out[i] . w at END: the logits of right less wrong answers that each neuron writes; see `attribute`."""
         task, layers = self.case.task, [part.layer for part in self.layers]
-        wrong = task.wrong if bool((task.wrong >= 0).any(1).all()) else None
+        wrong = task.wrong if task.contrasted else None
         found = attribute(self.case.model, task.clean, task.answers, wrong, heads=False, neurons=layers)
         at = [i for i, term in enumerate(found.terms) if term.kind == "neuron"]
         return found.values[at].T.double().cpu().numpy()
