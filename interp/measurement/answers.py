@@ -19,7 +19,7 @@ from interp.patching.case import Case
 from interp.patching.readout import Exit
 from interp.results import stats
 from interp.shapes import brief
-from interp.tasks import PromptTask
+from interp.tasks import PromptTask, metrics
 from interp.tasks.spell import MUTE
 
 TASKS = ("facts", "fact", "capital_country")
@@ -62,8 +62,17 @@ def derangements(n: int, *, draws: int, seed: int) -> list[Int[Tensor, " batch"]
 
 def answered(case: Case, end: Float[Tensor, "batch d_model"]) -> bool:
     """Whether the right answers' logits are above the wrong ones' in most prompts, whose streams end in `end`."""
-    own = AnswerDirections.of(case, end, draws=0, seed=0)
-    return bool((own.logit > 0).double().mean() >= ANSWERED)
+    return AnswerDirections.of(case, end, draws=0, seed=0).answered
+
+
+def right_share(logits: Float[Tensor, "..."], task: PromptTask) -> float:
+    """Share of prompts whose right answer's logit is above every wrong one's.
+
+    Unless every prompt has a wrong one, it has to be the largest of all tokens'. Logits are [batch pos d_vocab], or
+    [batch d_vocab] at END.
+    """
+    right = metrics.logit_margin(logits, task) > 0 if task.contrasted else metrics.accuracy(logits, task)
+    return float(right.double().mean())
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +94,11 @@ class AnswerDirections:
 
     __repr__ = brief
 
+    @property
+    def answered(self) -> bool:
+        """Whether the difference is above 0 in a share of `ANSWERED` of the prompts, or more."""
+        return bool((self.logit > 0).double().mean() >= ANSWERED)
+
     @classmethod
     def of(cls, case: Case, end: Float[Tensor, "batch d_model"], *, draws: int, seed: int) -> AnswerDirections:
         """Directions at streams `end` behind the last layer.
@@ -104,7 +118,7 @@ class AnswerDirections:
         end, weights, norm = wide(end).cpu(), case.weights, exit_.norm
         columns = mean_over(weights.source.columns, task.answers.cpu())
         bias = mean_over(lambda ids: weights.b_u[ids], task.answers.cpu())
-        if bool((task.wrong >= 0).any(1).all()):
+        if task.contrasted:
             columns = columns - mean_over(weights.source.columns, task.wrong.cpu())
             bias = bias - mean_over(lambda ids: weights.b_u[ids], task.wrong.cpu())
         else:
@@ -131,6 +145,5 @@ def exchange_columns(
     p is for more than `margin`: with enough prompts all that a component does differs from what it does elsewhere.
     """
     null = np.stack(list(exchanges))
-    above, below = (stats.p_against_nulls(s * mean, s * null, margin=margin) for s in (1, -1))
-    p = np.clip(2 * np.minimum(above, below), 0, 1) if able else np.where(np.isnan(mean), np.nan, 1.0)
+    p = stats.p_two_sided(mean, null, margin=margin) if able else np.where(np.isnan(mean), np.nan, 1.0)
     return {"null": null.mean(0), "p": p, "q": stats.benjamini_hochberg(p)}

@@ -9,13 +9,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from interp.batch import Prompts
 from interp.components import neuron_name
 from interp.decompose.attribution import attribute
 from interp.decompose.experts import ExpertUnits, expert_units, silenced
@@ -24,6 +24,7 @@ from interp.edits.values import HOW
 from interp.errors import NotApplicable, SiteError, nearest
 from interp.model import Model
 from interp.numerics import wide
+from interp.parallel import cached_property
 from interp.patching.case import Case
 from interp.patching.metric_gradients import metric_gradients
 from interp.patching.readout import Exit, at_end
@@ -95,11 +96,13 @@ class NeuronEffects:
     Attributes:
         case: model and task. layers: neurons of each layer that has some that can be told apart.
         missing: layers that have none, and why.
+        end: the clean stream behind the last layer at END.
     """
 
     case: Case
     layers: tuple[LayerNeurons, ...]
     missing: Mapping[int, str]
+    end: Float[Tensor, "batch d_model"]
 
     __repr__ = brief
 
@@ -122,7 +125,8 @@ class NeuronEffects:
             )
         mixed = [i for i in own if model.writes(i).mlp is None]
         sites = [Site("mlp_out" if i in mixed else "mlp_post", i) for i in own]
-        beside = [*(Site("resid_post", i) for i in own), *(Site("mlp_in", i) for i in mixed)]
+        last = Site("resid_post", model.info.n_layers - 1)
+        beside = [last, *(Site("resid_post", i) for i in own), *(Site("mlp_in", i) for i in mixed)]
         run = metric_gradients(case, sites, beside=beside)
         parts = []
         for i, site in zip(own, sites, strict=True):
@@ -134,7 +138,7 @@ class NeuronEffects:
             else:
                 a = wide(run.acts[site]).reshape(*grad.shape[:2], -1)
                 parts.append(LayerNeurons(i, a, grad.reshape(a.shape), behind, model.writes(i).mlp))
-        return cls(case, tuple(parts), missing)
+        return cls(case, tuple(parts), missing, at_end(case, run.acts[last]))
 
     @property
     def names(self) -> list[Neuron]:
@@ -168,7 +172,7 @@ class NeuronEffects:
     def direct(self) -> Float[np.ndarray, "prompt neuron"]:
         """a_i W_out[i] . w at END: the logits of right less wrong answers that each neuron writes; see `attribute`."""
         task, layers = self.case.task, [part.layer for part in self.layers]
-        wrong = task.wrong if bool((task.wrong >= 0).any(1).all()) else None
+        wrong = task.wrong if task.contrasted else None
         found = attribute(self.case.model, task.clean, task.answers, wrong, heads=False, neurons=layers)
         at = [i for i, term in enumerate(found.terms) if term.kind == "neuron"]
         return found.values[at].T.double().cpu().numpy()
@@ -218,11 +222,11 @@ class NeuronEffects:
         return exit_.values(self.case, end.unflatten(0, (k, len(self.case))))
 
 
-def activations(model: Model, batch: object, layers: Sequence[int]) -> dict[int, Float[Tensor, "batch pos neuron"]]:
+def activations(model: Model, batch: Prompts, layers: Sequence[int]) -> dict[int, Float[Tensor, "batch pos neuron"]]:
     """Neurons of some layers on some prompts, those of experts with the experts' weights in them."""
     mixed = [i for i in layers if model.writes(i).mlp is None]
     sites = [Site("mlp_in" if i in mixed else "mlp_post", i) for i in layers]
-    acts = model.run(batch, capture=sites, stop=max(layers)).acts  # type: ignore[arg-type]
+    acts = model.run(batch, capture=sites, stop=max(layers)).acts
     found = {}
     for i, site in zip(layers, sites, strict=True):
         x = wide(acts[site])

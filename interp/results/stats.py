@@ -53,6 +53,18 @@ def p_against_nulls(
     return np.where((finite.sum(axis=0) >= LEAST_NULLS) & np.isfinite(value), p, np.nan)
 
 
+def p_two_sided(
+    value: Float[np.ndarray, "*component"], null: Float[np.ndarray, "draw *component"], *, margin: float = 0.0
+) -> Float[np.ndarray, "*component"]:
+    """`p_against_nulls` in both directions, each shifted outwards by `margin`: twice the smaller p, at most 1.
+
+    Raises:
+        TaskError: fewer than `LEAST_NULLS` draws for every component.
+    """
+    above, below = (p_against_nulls(s * value, s * null, margin=margin) for s in (1, -1))
+    return np.minimum(2 * np.minimum(above, below), 1.0)
+
+
 def p_above(
     difference: Float[np.ndarray, "unit *component"], *, margin: float = 0.0
 ) -> Float[np.ndarray, "*component"]:

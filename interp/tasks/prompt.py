@@ -87,6 +87,11 @@ class PromptTask:
         return self.roles["END"]
 
     @property
+    def contrasted(self) -> bool:
+        """Whether every prompt has a wrong answer."""
+        return bool((self.wrong >= 0).any(1).all())
+
+    @property
     def metric_name(self) -> str:
         """What tables call its metric."""
         return metrics.name_of(self.metric)

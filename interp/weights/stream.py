@@ -66,13 +66,15 @@ class Write:
 
     def rows(self, width: int, at: Int[Tensor, " row"] | None = None) -> Float[Tensor, "row d_model"]:
         """Rows of W alone, before norm and multiplier; some of them, or all."""
-        basis = torch.eye(width, dtype=input_dtype(self.projection), device=self._device)
-        basis = basis if at is None else basis[at.to(basis.device)]
-        return float32(exactly(self.projection, basis)) - self._bias(width)
+        columns = torch.arange(width, device=self._device)
+        at = columns if at is None else at.to(self._device)
+        basis = (at[:, None] == columns).to(input_dtype(self.projection))
+        return float32(exactly(self.projection, basis)) - self.rest(width)
 
     def rest(self, width: int) -> Float[Tensor, " d_model"]:
         """b alone, before norm and multiplier."""
-        return self._bias(width)
+        zero = torch.zeros(1, width, dtype=input_dtype(self.projection), device=self._device)
+        return float32(exactly(self.projection, zero))[0]
 
     def pull_back(self, direction: Float[Tensor, "*batch d_model"], width: int) -> Float[Tensor, "*batch width"]:
         """`matrix` @ direction, the matrix not being formed: what each input adds along a direction of the stream."""
@@ -89,15 +91,11 @@ class Write:
 
     def bias(self, width: int, divisor: Float[Tensor, "*batch 1"]) -> Float[Tensor, "*batch d_model"]:
         """Constant part of the write, b and the norm's own bias, at a divisor."""
-        bias = self._bias(width).expand(*divisor.shape[:-1], -1)
+        bias = self.rest(width).expand(*divisor.shape[:-1], -1)
         if self.norm is None:
             return bias * self.scale
         norm = self.norm.to(self._device)
         return (norm.linear(bias) / divisor.to(bias) + norm.bias) * self.scale
-
-    def _bias(self, width: int) -> Float[Tensor, " d_model"]:
-        zero = torch.zeros(1, width, dtype=input_dtype(self.projection), device=self._device)
-        return float32(exactly(self.projection, zero))[0]
 
     @property
     def _device(self) -> torch.device:

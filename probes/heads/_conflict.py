@@ -116,8 +116,7 @@ def conflict(
     null = np.stack([x.mean(0) for x in others])
     score = stats.bootstrap_mean(direct, seed=seed)
     total = float(np.abs(score.mean).sum())
-    one_sided = [stats.p_against_nulls(s * score.mean, s * null, margin=SMALLEST * total) for s in (1, -1)]
-    p = np.minimum(1.0, 2 * np.minimum(*one_sided))
+    p = stats.p_two_sided(score.mean, null, margin=SMALLEST * total)
     q = stats.benjamini_hochberg(p)
     label = (q < LEVEL) & (np.abs(score.mean) >= SHARE * total)
     role = np.where(score.mean > 0, *ROLES)

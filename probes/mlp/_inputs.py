@@ -14,7 +14,7 @@ from torch import Tensor
 from interp.components import ARROW, mlp_name
 from interp.decompose import Decomposition, decompose
 from interp.errors import BackendError, NotApplicable, SchemaError, nearest
-from interp.measurement.answers import ANSWERED, TASKS, AnswerDirections, exchange_columns, model_task
+from interp.measurement.answers import TASKS, AnswerDirections, exchange_columns, model_task
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, interval_columns
 from interp.model import Model
@@ -22,8 +22,8 @@ from interp.patching.case import Case
 from interp.results import stats
 from interp.results.figures import dots
 from interp.tasks import PromptTask
-from probes.mlp._regression import enters
-from probes.mlp.inputs import LoneMLP, Removals, removals, slopes
+from probes.mlp._regression import enters, leaves
+from probes.mlp.inputs import LoneMLP, Removals, removals, slope
 
 BASES = ("mean", "zero")
 SHARE, SMALLEST = 0.05, 0.01
@@ -105,7 +105,7 @@ def mlp_inputs(
     prompts = model_task(model, task, (*TASKS, "induction"), n=n_prompts, seed=seed)
     parts = decompose(model, prompts.clean)
     directions = AnswerDirections.of(Case.of(model, prompts), parts.residual, draws=n_draws, seed=seed)
-    able = bool((directions.logit > 0).double().mean() >= ANSWERED)
+    able = directions.answered
     own = [t.layer for t in parts.terms if t.kind == "mlp" and t.layer is not None and model.reads(t.layer).whole]
     own = [layer for layer in own if layers is None or layer in layers]
     if not own:
@@ -139,20 +139,15 @@ def _of_layer(
     mlp, parallel = LoneMLP.of(model, layer), model.reads(layer).parallel
     index = [i for i, t in enumerate(parts.terms) if enters(t, layer, parallel=parallel)]
     x = parts.vectors[index]
-    written = [
-        i for i, t in enumerate(parts.terms) if t.layer == layer and (t.kind == "mlp" or t.name == f"b_mlp{layer}")
-    ]
-    mlp.check(model, x.sum(0), parts.vectors[written].sum(0))
+    m = parts.vectors[[i for i, t in enumerate(parts.terms) if leaves(t, layer)]].sum(0)
+    mlp.check(model, x.sum(0), m)
     out = torch.zeros_like(x) if zero else x.mean(1, keepdim=True).expand_as(x)
     found = removals(mlp, x, out, orders=orders, seed=seed)
     error = _sum_error(found)
     effects = {"shapley": found.shapley, "marginal": found.marginal}
     ways = (directions.own, *directions.others)
     values = {k: [_along(v, w) for w in ways] for k, v in effects.items()}
-    values["gradient"] = [
-        ((x - out) * slope).sum(-1).T.double().numpy() for slope in slopes(mlp, x.sum(0), [directions.own])
-    ]
-    m = parts.vectors[written].sum(0)
+    values["gradient"] = [_along(x - out, slope(mlp, x.sum(0), directions.own))]
     values["output"] = [((found.marginal * m).sum(-1) / m.square().sum(-1)).T.double().numpy()]
     mean = values["shapley"][0].mean(0)
     whole = float(np.abs(mean).sum())

@@ -114,8 +114,7 @@ def mlp_mixing(
         nulls.append(np.array([(x - before).mean() for x in shuffled]))
     mean = np.array([x.mean() for x in values["mixing_change"]])
     null = np.stack(nulls, 1)
-    above, below = (stats.p_against_nulls(s * mean, s * null, margin=MARGIN) for s in (1, -1))
-    p = np.clip(2 * np.minimum(above, below), 0, 1)
+    p = stats.p_two_sided(mean, null, margin=MARGIN)
     q = stats.benjamini_hochberg(p)
     test = {"null": null.mean(0), "p": p, "q": q, "label": (q < LEVEL) & (np.abs(mean) >= LEAST)}
     base: dict[str, Any] = {"component": [mlp_name(i) for i in layers], "layer": layers, "unit": "fraction"}

@@ -30,7 +30,6 @@ from interp.patching.case import Case
 from interp.patching.readout import at_end
 from interp.results import stats
 from interp.results.figures import dots
-from interp.sites import Site
 from interp.tasks import PromptTask
 
 SHARE, SMALLEST = 0.05, 0.02
@@ -117,7 +116,7 @@ def neurons(
     removal = effects.removal([*chosen, *controls], how)
     own, other = removal[:, : len(chosen)], removal[:, len(chosen) :]
     shares = _Shares.of(effects, how, seed=seed)
-    able = answered(effects.case, _end(effects))
+    able = answered(effects.case, effects.end)
     test = _test(own.mean(0), other.mean(0), whole=abs(shares.whole), count=len(names), able=able)
     unit = prompts.metric_name
     columns: dict[str, Any] = {
@@ -244,12 +243,8 @@ def _test(
     if len(null) < stats.LEAST_NULLS:  # so few neurons that hardly any is left to compare with
         p = np.full(len(mean), np.nan)
         return {"null": float(null.mean()) if len(null) else np.nan, "p": p, "q": p, "label": [None] * len(mean)}
-    draws = null[:, None]
-    above, below = (
-        stats.p_against_nulls(s * mean, np.broadcast_to(s * draws, (len(null), len(mean))), margin=SMALLEST * whole)
-        for s in (1, -1)
-    )
-    p = np.clip(2 * np.minimum(above, below), 0, 1) if able else np.ones(len(mean))
+    draws = np.broadcast_to(null[:, None], (len(null), len(mean)))
+    p = stats.p_two_sided(mean, draws, margin=SMALLEST * whole) if able else np.ones(len(mean))
     q = stats.benjamini_hochberg(np.concatenate([p, np.ones(count - len(p))]))[: len(p)]
     return {"null": float(null.mean()), "p": p, "q": q, "label": ((q < LEVEL) & (mean >= SHARE * whole)).tolist()}
 
@@ -262,14 +257,6 @@ def _rows(variant: str, unit: str, values: np.ndarray, columns: dict[str, Any], 
 def _agreement(variant: str, rho: stats.RankCorrelation, n: int) -> dict[str, Any]:
     row = {"variant": f"agreement_{variant}", "unit": "rank correlation", "component": "neurons"}
     return row | {"value": rho.rho, "null": 0.0, "p": rho.p, "n": n}
-
-
-def _end(effects: NeuronEffects) -> torch.Tensor:
-    """The stream behind the last layer at END."""
-    model, last = effects.case.model, effects.case.model.info.n_layers - 1
-    site = Site("resid_post", last)
-    with torch.no_grad():
-        return at_end(effects.case, model.run(effects.case.task.clean, capture=[site], stop=last).acts[site])
 
 
 def _at_end(effects: NeuronEffects, x: torch.Tensor) -> np.ndarray:

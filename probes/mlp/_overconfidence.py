@@ -16,7 +16,7 @@ from interp.batch import Batch
 from interp.decompose import Term, decompose
 from interp.edits import Edit, Scale
 from interp.errors import InterpError, NotApplicable
-from interp.measurement.answers import TASKS, AnswerDirections, exchange_columns, model_task
+from interp.measurement.answers import TASKS, AnswerDirections, exchange_columns, model_task, right_share
 from interp.measurement.prompts import prompt_set, text_prompts
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.removal import intervention_rows
@@ -83,7 +83,7 @@ def overconfidence(
 
     The intervention table scales all labelled components by each of `factors` (0: removed), beside `n_random` sets of
     as many other components of the same layers and kinds where there are, else of any late layer:
-      accuracy          share of prompts whose right answer beats every wrong one;
+      accuracy          share of prompts whose right answer beats every wrong one (all others unless each has one);
       answer_log_prob   mean log probability of the right answer, nats;
       top_logit         the first choice of before, less the mean of the random tokens;
       text_loss_nats    mean loss on held-out text (random tokens where the tokenizer cannot read it).
@@ -155,13 +155,10 @@ class Outcome:
         logits = metrics.answer_logits(_logits(self.model, self.task.clean, edits), self.task).float().cpu()
         answers = self.task.answers.cpu()
         log_probs = logits.log_softmax(-1).gather(1, answers.clamp(min=0)).masked_fill(answers < 0, -torch.inf)
-        task = self.task.to("cpu")
-        hits = metrics.logit_margin(logits, task) > 0 if bool((task.wrong >= 0).any(1).all()) else None
-        own = logits.argmax(-1, keepdim=True) == answers
         push = logits.gather(1, self.top)[:, 0] - logits.gather(1, self.random).mean(1)
         loss = token_losses(_logits(self.model, self.text, edits), self.text.ids, self.text.mask)
         return {
-            "accuracy": float((own.any(1) if hits is None else hits).double().mean()),
+            "accuracy": right_share(logits, self.task.to("cpu")),
             "answer_log_prob": float(log_probs.logsumexp(1).mean()),
             "top_logit": float(push.mean()),
             "text_loss_nats": float(loss.nanmean()),

@@ -155,9 +155,7 @@ class Entry:
         """Terms written before the MLP, its own bias with its write; `one`: those below the layer summed."""
         reads = model.reads(layer)
         before = [i for i, t in enumerate(terms) if enters(t, layer, parallel=reads.parallel)]
-        written = [
-            i for i, t in enumerate(terms) if t.layer == layer and (t.kind == "mlp" or t.name == f"b_mlp{layer}")
-        ]
+        written = [i for i, t in enumerate(terms) if leaves(t, layer)]
         names: list[str] = [terms[i].name for i in before]
         own: list[Term | None] = [terms[i] for i in before]
         x = vectors[before].double()
@@ -181,9 +179,13 @@ def enters(term: Term, layer: int, *, parallel: bool) -> bool:
     return term.layer == layer and attention and not parallel
 
 
+def leaves(term: Term, layer: int) -> bool:
+    """Whether a term is of what the MLP of a layer writes: its output, or its bias."""
+    return term.layer == layer and (term.kind == "mlp" or term.name == f"b_mlp{layer}")
+
+
 def _coefficients(entry: Entry, fit: Regression) -> pd.DataFrame:
     """Rows of `beta` and `share`."""
-    above, below = (stats.p_against_nulls(s * fit.beta, s * fit.null, margin=MARGIN) for s in (1, -1))
     base = {
         "mlp": mlp_name(entry.layer),
         "component": [f"{name}{ARROW}{mlp_name(entry.layer)}" for name in entry.names],
@@ -203,7 +205,7 @@ def _coefficients(entry: Entry, fit: Regression) -> pd.DataFrame:
             "ci_low": fit.low,
             "ci_high": fit.high,
             "null": stats.nan_mean(fit.null, axis=0),
-            "p": np.clip(2 * np.minimum(above, below), 0, 1),
+            "p": stats.p_two_sided(fit.beta, fit.null, margin=MARGIN),
             "vif": fit.vif,
         }
     )

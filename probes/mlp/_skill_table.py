@@ -13,9 +13,10 @@ from interp.batch import Prompts
 from interp.components import Component
 from interp.edits import Edit
 from interp.errors import SiteError
+from interp.measurement.answers import right_share
 from interp.measurement.neuron_effects import Neuron, activations, matched_neurons, neuron_edits, written_norms
 from interp.model import Model
-from interp.tasks import PromptTask, metrics
+from interp.tasks import PromptTask
 
 Skill = str | PromptTask | Callable[[Model], float]
 """A task's name, a task, or a function that measures the model as it stands."""
@@ -61,7 +62,7 @@ def skill_table(
         neurons: names such as "M3N17", or (layer, neuron).
         skills: name -> a task, its name, or a function of the model that gives a number and is called under the edits;
             or names of tasks. A task is measured by its accuracy: the share of prompts whose right answer's logit is
-            above every wrong one's.
+            above every wrong one's, or the largest of all unless every prompt has one.
         reference: prompts whose tokens give means and sizes.
         how: "mean" or "zero".
         n_random: random sets.
@@ -112,6 +113,6 @@ def _measure(model: Model, skill: Skill, n: int, seed: int) -> Callable[[Model],
     def accuracy(own: Model) -> float:
         logits = own.run(task.clean).logits
         assert logits is not None  # the run has no `stop`
-        return float((metrics.logit_margin(logits, task) > 0).double().mean())
+        return right_share(logits, task)
 
     return accuracy

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from interp.components import attn_name, mlp_name
 from interp.decompose import decompose
-from interp.decompose.attribution import attributions
 from interp.edits import KnockOut
 from interp.errors import NotApplicable, TaskError
-from interp.measurement.answers import ANSWERED, TASKS, AnswerDirections, derangements, exchange_columns, model_task
+from interp.measurement.answers import TASKS, AnswerDirections, exchange_columns, model_task
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, interval_columns
 from interp.model import Model
@@ -99,17 +98,19 @@ def mlp_sources(
     with torch.no_grad():
         written, without, end = _knock_outs(model, case, layers, masks, renormalise=renormalise)
     directions = AnswerDirections.of(case, end, draws=n_draws, seed=seed)
-    able = bool((directions.logit > 0).double().mean() >= ANSWERED)
+    able = directions.answered
     places = [(layer, role) for layer in layers for role in masks]
     change = torch.stack([written[layer] - without[layer, role] for layer, role in places])
     size = torch.stack([written[layer].norm(dim=-1) for layer, _ in places])
-    knockout = [(change * w.to(change)).sum(-1).T.double().numpy() for w in (directions.own, *directions.others)]
+    ways = (directions.own, *directions.others)
+    knockout = [(change * w.to(change)).sum(-1).T.double().numpy() for w in ways]
     mean = knockout[0].mean(0)
     whole = float(np.abs(mean).sum())
     test = exchange_columns(mean, [x.mean(0) for x in knockout[1:]], margin=SMALLEST * whole, able=able)
     label = (test["q"] < LEVEL) & (np.abs(mean) >= SHARE * whole) if whole else np.zeros(len(mean), dtype=bool)
-    lens = _lens(model, prompts, masks, layers, draws=n_draws, seed=seed)
-    ranks = _ranks(model, prompts, masks, layers)
+    brought = _brought(model, prompts, masks, layers)
+    lens = [(brought * w.to(brought)).sum(-1).T.double().numpy() for w in ways]
+    ranks = np.stack([_rank(model, prompts, x) for x in brought], 1)
     base: dict[str, Any] = {"layer": [layer for layer, _ in places], "role": [role for _, role in places]}
     mlps, attn = ([f"{name(layer)}<{role}" for layer, role in places] for name in (mlp_name, attn_name))
     relative = (change.norm(dim=-1) / size).T.double().numpy()
@@ -167,35 +168,18 @@ def _knock_outs(
     return written, without, at_end(case, acts[Site("resid_post", last)])
 
 
-def _lens(
-    model: Model, task: PromptTask, masks: dict[str, Tensor], layers: list[int], *, draws: int, seed: int
-) -> list[np.ndarray]:
-    """[prompt place] logits that attention of each layer brings from each role; for exchanges of answers as well."""
-    wrong = task.wrong if bool((task.wrong >= 0).any(1).all()) else None
-    orders = [torch.arange(len(task)), *derangements(len(task), draws=draws, seed=seed)]
-    contrasts = [(task.answers[o], None if wrong is None else wrong[o]) for o in orders]
-    found = []
-    for effects in attributions(model, task.clean, contrasts, sources=True):
-        by_key = torch.zeros(model.info.n_layers, task.clean.ids.shape[1], len(task))
-        for term, values in zip(effects.terms, effects.values, strict=True):
-            if term.kind == "source":
-                by_key[term.layer, term.source] += values
-        sums = [(by_key[layer] * mask.T).sum(0) for layer in layers for mask in masks.values()]
-        found.append(torch.stack(sums, 1).double().numpy())
-    return found
-
-
-def _ranks(model: Model, task: PromptTask, masks: dict[str, Tensor], layers: list[int]) -> np.ndarray:
-    """[prompt place] rank of the best right answer in what attention brings from each role."""
+def _brought(
+    model: Model, task: PromptTask, masks: dict[str, Tensor], layers: list[int]
+) -> Float[Tensor, "place batch d_model"]:
+    """sum_h A[END, S] v_S W_O: what attention of each layer brings from each role, role by role within a layer."""
     parts = decompose(model, task.clean, sources=True)
     found = []
     for layer in layers:
         index = [i for i, t in enumerate(parts.terms) if t.kind == "source" and t.layer == layer]
         keys = torch.tensor([parts.terms[i].source for i in index])
-        for mask in masks.values():
-            brought = torch.einsum("sbd,bs->bd", parts.vectors[index], mask[:, keys].float())
-            found.append(_rank(model, task, brought))
-    return np.stack(found, 1)
+        vectors = parts.vectors[index]
+        found += [torch.einsum("sbd,bs->bd", vectors, mask[:, keys].float()) for mask in masks.values()]
+    return torch.stack(found)
 
 
 def _rank(model: Model, task: PromptTask, vectors: Float[Tensor, "batch d_model"]) -> Float[np.ndarray, " batch"]:

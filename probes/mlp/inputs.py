@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,8 +59,8 @@ class LoneMLP:
         assert out is not None  # `whole` is not empty
         return wide(out)
 
-    def check(self, model: Model, stream: Float[Tensor, "batch d_model"], out: Float[Tensor, "batch d_model"]) -> float:
-        """Relative error of its write at streams where the model's own is known.
+    def check(self, model: Model, stream: Float[Tensor, "batch d_model"], out: Float[Tensor, "batch d_model"]) -> None:
+        """Hold its write at some streams against the model's own.
 
         Raises:
             BackendError: it is above what rounding may cause.
@@ -71,7 +70,6 @@ class LoneMLP:
         error = float((found - out).norm() / out.norm())
         if not error <= 10 * allowed(model):
             raise BackendError(f"the MLP of layer {self.layer} run by itself misses what it wrote by {error:.1e} of it")
-        return error
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,11 +119,11 @@ def removals(
     return Removals(marginal, (shapley / len(every)).to(parts), full - bare)
 
 
-def slopes(
-    mlp: LoneMLP, stream: Float[Tensor, "batch d_model"], directions: Sequence[Float[Tensor, "batch d_model"]]
-) -> list[Float[Tensor, "batch d_model"]]:
-    """J^T w at the stream, J the Jacobian of MLP and norm, for each direction w."""
+def slope(
+    mlp: LoneMLP, stream: Float[Tensor, "batch d_model"], w: Float[Tensor, "batch d_model"]
+) -> Float[Tensor, "batch d_model"]:
+    """J^T w at the stream, J the Jacobian of MLP and norm."""
     x = stream.detach().requires_grad_()
     with torch.enable_grad():
         out = mlp(x)
-        return [torch.autograd.grad(out, x, w.to(out), retain_graph=True)[0].to(stream) for w in directions]
+        return torch.autograd.grad(out, x, w.to(out))[0].to(stream)

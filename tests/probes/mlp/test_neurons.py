@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -66,6 +66,16 @@ def test_their_removal_destroys_the_facts_only(planted):
     assert (table["random_mean"] > 0.9 * table["clean"]).all()
     accuracy = skill_table(model, ["M0N0"], own, own["fact"].clean, n_random=1).set_index("skill")
     assert (accuracy["clean"] > 0.95).all()
+
+
+def test_a_skill_without_wrong_answers_is_a_first_choice():
+    model = tiny("llama")
+    task = prompts(model, 16)
+    bare = replace(task, answers=task.answers.roll(1, 0), wrong=torch.full_like(task.wrong, -1))
+    logits = model.run(task.clean).logits[:, -1]
+    first = float((logits.argmax(-1) == bare.answers[:, 0]).double().mean())
+    assert first < 1
+    assert skill_table(model, ["M0N0"], {"bare": bare}, task.clean, n_random=1)["clean"].item() == first
 
 
 def test_every_neuron_of_a_small_mlp():
