@@ -98,8 +98,17 @@ class Addition:
         return torch.cat(parts)
 
     def table(self, model: Model) -> Float[Tensor, "a b c"]:
-        """Logit of every residue c for every pair of operands."""
-        return self.logits(model, *self.pairs()).unflatten(0, (self.modulus, self.modulus))
+        """Logit of every residue c for every pair of operands.
+
+        Raises:
+            NotApplicable: every residue has the same logit, whatever the operands.
+        """
+        logits = self.logits(model, *self.pairs()).unflatten(0, (self.modulus, self.modulus))
+        if bool((logits == logits[..., :1]).all()):
+            raise NotApplicable(
+                "all residues have the same logit whatever the operands: run without the edit that levels them"
+            )
+        return logits
 
     def tried(self, model: Model, *, seed: int) -> Addition:
         """The same, with its accuracy on random pairs."""
@@ -128,17 +137,20 @@ def addition(model: Model, *, modulus: int | None = None, template: str | None =
 
     Raises:
         NotApplicable: no layout makes the model add: none that was tried is right for three pairs in four.
-        TaskError: a template without {a} and {b}, or with what is no id, or a modulus outside 3 to 600.
+        TaskError: a template without {a} and {b} once each, or with what is no id, or a modulus outside 3 to 600.
     """
     if modulus is not None and not LEAST <= modulus <= MOST:
         raise TaskError(f"modulus {modulus}: from {LEAST} to {MOST}")
-    if template is not None and not {"{a}", "{b}"} <= set(re.findall(r"\{\w+\}", template)):
-        raise TaskError(f"template {template!r}: write {{a}} and {{b}} where the operands stand")
+    if template is not None and sorted(re.findall(r"\{\w*\}|[{}]", template)) != ["{a}", "{b}"]:
+        raise TaskError(f"template {template!r}: write {{a}} and {{b}} where the operands stand, once each")
     layouts = _by_ids if model.tokenizer is None else _by_words
     candidates = list(layouts(model, modulus, template))
     best = max((c.tried(model, seed=seed) for c in candidates), key=lambda c: c.accuracy, default=None)
     if best is None:
-        raise NotApplicable("no numbers of one token each stand in a layout that fits: give `modulus` and `template`")
+        raise NotApplicable(
+            "no numbers of one token each stand in a layout that fits: give `modulus` and `template`, the modulus at "
+            "most the number of such tokens"
+        )
     if best.accuracy < ACCURACY and (modulus is None or template is None):
         raise NotApplicable(
             f"the model does not add modulo a number: of {len(candidates)} layouts the best is right for "
@@ -164,12 +176,12 @@ def _id_forms(
     template: str | None, others: Sequence[int], context: int | None, d_vocab: int
 ) -> Iterator[tuple[int | str, ...]]:
     if template is not None:
-        words = [t.strip("{}") if t in ("{a}", "{b}") else t for t in template.split()]
-        if any(t not in ("a", "b") and not (t.isdecimal() and int(t) < d_vocab) for t in words):
+        words = template.split()
+        if any(t not in ("{a}", "{b}") and not (t.isdecimal() and int(t) < d_vocab) for t in words):
             raise TaskError(
                 f"template {template!r}: but for {{a}} and {{b}} write ids below {d_vocab}; it has no tokenizer"
             )
-        yield tuple(t if t in ("a", "b") else int(t) for t in words)
+        yield tuple(int(t) if t.isdecimal() else t.strip("{}") for t in words)
         return
     for form in FORMS:
         letters = sorted(set(form) - {"a", "b"})

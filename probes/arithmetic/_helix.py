@@ -143,16 +143,21 @@ def helix(
         seed: of prompts, halves, exchanges and bootstrap.
 
     Raises:
-        NotApplicable: no numbers of one token in the task.
-        SchemaError: a period that is not above 1.
+        NotApplicable: no numbers of one token in the task, fewer than two prompts, or default periods of a model that
+            does not add.
+        SchemaError: a period that is not above 1, or nothing to fit.
 
     Reference: Kantamneni & Tegmark 2025 (arXiv 2502.00873); cross-fitting and nulls are ours.
     """
     if periods is not None and not all(t > 1 for t in periods):
         raise SchemaError(f"periods {list(periods)}: each above 1")
+    if periods is not None and not len(periods) and not linear:
+        raise SchemaError("no periods and not linear: nothing is left to fit; give one of them")
     task = default_task(model, n=n_prompts, seed=seed) if task is None else task
     if periods is None:
         periods, linear = _periods(model, task, linear)
+    if len(task) < FOLDS:
+        raise NotApplicable(f"{task.name} has {len(task)} prompts: {FOLDS} at least, one to fit and one to try it on")
     case = Case.of(model, task)
     values = {side: _values(model, task, side) for side in ("clean", "corrupt")}
     places = _places(model, task)
@@ -179,7 +184,10 @@ def _periods(model: Model, task: PromptTask, linear: bool) -> tuple[tuple[float,
     """Periods of the key frequencies of a modular adder, or the paper's."""
     if task.name != FAMILY:
         return PERIODS, linear
-    layout = addition(model)
+    try:
+        layout = addition(model)
+    except NotApplicable as error:
+        raise NotApplicable(f"no key frequencies to take periods from: give `periods`. {error}") from error
     return tuple(layout.modulus / k for k in strong_frequencies(layout.table(model))), False
 
 

@@ -27,7 +27,7 @@ from interp.results import stats
 from interp.results.figures import dots
 from interp.sites import Site
 from interp.tasks import PromptTask
-from interp.tasks.metrics import loss_nats
+from interp.tasks.metrics import Metric, loss_nats
 from probes.arithmetic.numbers import default_task
 
 ROLES = ("x", "y", "END")
@@ -43,6 +43,11 @@ def answer_log_prob(logits: Tensor, task: PromptTask) -> Float[Tensor, " batch"]
 def other_log_prob(logits: Tensor, task: PromptTask) -> Float[Tensor, " batch"]:
     """log P(r'), r' the answer to the twin."""
     return -loss_nats(logits.float(), replace(task, answers=task.wrong, wrong=task.answers))
+
+
+def log_odds(logits: Tensor, task: PromptTask) -> Float[Tensor, " batch"]:
+    """log P(r') - log P(r), the answer to the twin against the right one, nats."""
+    return other_log_prob(logits, task) - answer_log_prob(logits, task)
 
 
 @analysis(
@@ -175,45 +180,44 @@ def _other_twins(task: PromptTask, rng: np.random.Generator) -> PromptTask:
     return replace(task, corrupt=Batch(ids, task.corrupt.mask))
 
 
-def _log_probs(case: Case, nodes: Sequence[Node], task: PromptTask) -> dict[str, tuple[ndarray, ndarray]]:
-    """log P(r) and log P(r'): [node prompt] with the output in place, and [prompt] of the clean run."""
-    outcome = {}
-    for name, metric in (("right", answer_log_prob), ("other", other_log_prob)):
-        own = Case.of(case.model, task, metric=metric)
-        patched, base = np.empty((len(nodes), len(task))), np.empty(len(task))
-        for role in dict.fromkeys(n.role for n in nodes):
-            members = [i for i, n in enumerate(nodes) if n.role == role]
-            at: list[Place] = places(case.model, own.task, role)
-            sites = [nodes[i].site for i in members]
-            patched[members], base, _ = patched_values(own, sites, at, mode="noising", batch_size=BATCH)
-        outcome[name] = (patched, base)
-    return outcome
+def _changes(case: Case, nodes: Sequence[Node], task: PromptTask, metric: Metric) -> Float[ndarray, "node prompt"]:
+    """What a metric gains when an output of the twin's run is put in place."""
+    own, changes = Case.of(case.model, task, metric=metric), np.empty((len(nodes), len(task)))
+    for role in dict.fromkeys(n.role for n in nodes):
+        members = [i for i, n in enumerate(nodes) if n.role == role]
+        at: list[Place] = places(case.model, own.task, role)
+        sites = [nodes[i].site for i in members]
+        patched, base, _ = patched_values(own, sites, at, mode="noising", batch_size=BATCH)
+        changes[members] = patched - base
+    return changes
 
 
-def _effects(probs: Mapping[str, tuple[ndarray, ndarray]]) -> Float[ndarray, "node prompt"]:
-    right, other = probs["right"], probs["other"]
-    return 0.5 * (other[0] - other[1]) + 0.5 * (right[1] - right[0])
+def _effects(case: Case, nodes: Sequence[Node], task: PromptTask) -> Float[ndarray, "node prompt"]:
+    """1/2 [log P*(r') - log P(r')] + 1/2 [log P(r) - log P*(r)], half the change of the odds: one pass for both."""
+    return 0.5 * _changes(case, nodes, task, log_odds)
 
 
-def _relative(probs: Mapping[str, tuple[ndarray, ndarray]]) -> Float[ndarray, "node prompt"]:
-    right, other = probs["right"], probs["other"]
-    return 0.5 * np.expm1(other[0] - other[1]) + 0.5 * np.expm1(right[1] - right[0])
+def _relative(
+    case: Case, nodes: Sequence[Node], effects: Float[ndarray, "node prompt"]
+) -> Float[ndarray, "node prompt"]:
+    """The paper's form, by the effects and the change of log P(r)."""
+    right = _changes(case, nodes, case.task, answer_log_prob)
+    return 0.5 * np.expm1(2 * effects + right) + 0.5 * np.expm1(-right)
 
 
 def _effect_rows(
     case: Case, nodes: Sequence[Node], others: Sequence[PromptTask], variant: str, seed: int
 ) -> list[dict]:
     """Rows of the effects, each with its values per prompt, then those of the relative form."""
-    probs = _log_probs(case, nodes, case.task)
-    values = _effects(probs)
-    nulls = np.stack([_effects(_log_probs(case, nodes, other)).mean(1) for other in others])
+    values = _effects(case, nodes, case.task)
+    nulls = np.stack([_effects(case, nodes, other).mean(1) for other in others])
     p = stats.p_against_nulls(values.mean(1), nulls)
     rows = []
     for i, node in enumerate(nodes):
         rows.append({**_labels(node), "variant": variant, **_mean(values[i], seed), "unit": "nats"})
         rows[-1] |= {"null": float(nulls[:, i].mean()), "p": float(p[i]), "values": values[i]}
     if variant == "effect":
-        for node, x in zip(nodes, _relative(probs), strict=True):
+        for node, x in zip(nodes, _relative(case, nodes, values), strict=True):
             rows.append({**_labels(node), "variant": "relative", **_mean(x, seed), "unit": "ratio"})
     return rows
 

@@ -30,8 +30,15 @@ def default_task(model: Model, *, n: int, seed: int) -> PromptTask:
     Raises:
         NotApplicable: the model cannot be asked for either.
     """
-    own = model.tokenizer is None or FAMILY in checkpoint_tasks(model)
-    return tasks.task(FAMILY if own else "arithmetic", model, n=n, seed=seed)
+    if model.tokenizer is not None:
+        return tasks.task(FAMILY if FAMILY in checkpoint_tasks(model) else "arithmetic", model, n=n, seed=seed)
+    try:
+        return tasks.task(FAMILY, model, n=n, seed=seed)
+    except NotApplicable as error:
+        raise NotApplicable(
+            "without a tokenizer only modular addition is asked by default, and no layout of it was recognised: give "
+            "`task`, `tasks.modular_task(model, tasks.addition(model, modulus=..., template=...))` for one"
+        ) from error
 
 
 def number_values(model: Model, ids: Int[Tensor, " token"]) -> Int[ndarray, " token"]:
@@ -57,7 +64,13 @@ def number_ids(model: Model) -> Int[Tensor, " number"]:
         NotApplicable: fewer than eight.
     """
     if model.tokenizer is None:
-        return tasks.addition(model).numbers
+        try:
+            return tasks.addition(model).numbers
+        except NotApplicable as error:
+            raise NotApplicable(
+                "without a tokenizer only the residues of a modular adder are known to be numbers, and none was "
+                "recognised: load the model with its tokenizer, or give rows of your own to `fourier_spectrum`"
+            ) from error
     speller = Speller(model, bos="none")
     for joint in (" ", ""):
         tails = speller.tails("a" if joint else "+", [joint + str(i) for i in range(MOST)])

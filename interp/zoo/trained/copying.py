@@ -5,7 +5,6 @@ What differs between them is in `interp.zoo.trained.plan`.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -135,18 +134,3 @@ def _publish(name: str, seed: int, steps: int, folder: Path, minutes: float) -> 
     model = LlamaForCausalLM.from_pretrained(folder, dtype="float32", local_files_only=True)
     run = card.TrainingFacts(name=name, seed=seed, steps=steps, minutes=minutes, threads=torch.get_num_threads())
     return card.card_text(model.eval(), run=run, plan=plan)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of a training run."""
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, help="instead of the recipe's own number")
-    # One thread: the order of sums, hence the weights, does not depend on the number of cores.
-    parser.set_defaults(threads=1, minutes=None)
-
-
-def from_arguments(arguments: argparse.Namespace, facts: Mapping[str, Any] | None) -> Recipe[LlamaForCausalLM, Blocks]:
-    """The recipe that a command line names; `facts` of a run go before its options."""
-    options = vars(arguments) if facts is None else facts
-    return recipe(options["name"], seed=options["seed"], steps=options["steps"])

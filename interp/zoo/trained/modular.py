@@ -6,7 +6,6 @@ All training sums are in every batch; weight decay makes the model give up remem
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -259,18 +258,3 @@ One task, one layer, a few thousand weights. It is for methods of arithmetic and
 operands to `=` and nothing more can be asked of them. A norm stands before every part, so that the sizes of embeddings
 say nothing.
 """
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of a training run."""
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, help="instead of the recipe's own number")
-    # One thread: the order of sums, hence the weights, does not depend on the number of cores.
-    parser.set_defaults(threads=1, minutes=None)
-
-
-def from_arguments(arguments: argparse.Namespace, facts: Mapping[str, Any] | None) -> Recipe[LlamaForCausalLM, Sums]:
-    """The recipe that a command line names; `facts` of a run go before its options."""
-    options = vars(arguments) if facts is None else facts
-    return recipe(options["name"], seed=options["seed"], steps=options["steps"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,3 +87,20 @@ class Recipe(Generic[M, B]):
     """AdamW with no decay of gains unless said."""
     after: Callable[[M, torch.optim.AdamW, int, B], None] | None = None
     """(model, optimizer, step, batch): what is done after each update, such as scaling weights to unit norm."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of a run of a recipe that its name, a seed and a number of steps fix."""
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, help="instead of the recipe's own number")
+    # One thread: the order of sums, hence the weights, does not depend on the number of cores.
+    parser.set_defaults(threads=1, minutes=None)
+
+
+def from_arguments(
+    recipe: Callable[..., Recipe[Any, Any]], arguments: argparse.Namespace, facts: Mapping[str, Any] | None
+) -> Recipe[Any, Any]:
+    """What `recipe(name, seed=, steps=)` makes of a command line; `facts` of a run go before its options."""
+    options = vars(arguments) if facts is None else facts
+    return recipe(options["name"], seed=options["seed"], steps=options["steps"])

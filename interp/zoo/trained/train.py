@@ -12,6 +12,8 @@ import argparse
 import logging
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from interp.zoo.trained import copying, curriculum, modular
 from interp.zoo.trained.loop import STATE, TrainingRun, save_half, train, update
 from interp.zoo.trained.modular import MODULAR
 from interp.zoo.trained.plan import COPYING
-from interp.zoo.trained.recipe import B, M, Recipe
+from interp.zoo.trained.recipe import B, M, Recipe, add_arguments, from_arguments
 from interp.zoo.trained.skills.plan import SIZES
 
 
@@ -49,14 +51,15 @@ def train_and_save(recipe: Recipe[Any, B], out: Path) -> str:
 
 def recipe_of(arguments: argparse.Namespace) -> Recipe[Any, Any]:
     """The recipe that a command line names; where its folder holds the state of a run, the recipe of that run."""
-    family: Any = curriculum if arguments.name in SIZES else modular if arguments.name in MODULAR else copying
+    named = partial(from_arguments, (modular if arguments.name in MODULAR else copying).recipe)
+    make: Callable[..., Recipe[Any, Any]] = curriculum.from_arguments if arguments.name in SIZES else named
     state = arguments.out / STATE
     if state.is_file():
-        return family.from_arguments(arguments, torch.load(state, weights_only=True)["facts"])
-    recipe: Recipe[Any, Any] = family.from_arguments(arguments, None)
+        return make(arguments, torch.load(state, weights_only=True)["facts"])
+    recipe = make(arguments, None)
     if arguments.minutes is None:
         return recipe
-    return family.from_arguments(arguments, {**recipe.facts, "steps": steps_for(arguments.minutes, recipe)})
+    return make(arguments, {**recipe.facts, "steps": steps_for(arguments.minutes, recipe)})
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -66,9 +69,9 @@ def main(arguments: list[str] | None = None) -> None:
     for size in SIZES:
         curriculum.add_arguments(names.add_parser(size, help="taught many skills"))
     for name in COPYING:
-        copying.add_arguments(names.add_parser(name, help="taught to copy"))
+        add_arguments(names.add_parser(name, help="taught to copy"))
     for name in MODULAR:
-        modular.add_arguments(names.add_parser(name, help="taught to add modulo a number"))
+        add_arguments(names.add_parser(name, help="taught to add modulo a number"))
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(options.threads)

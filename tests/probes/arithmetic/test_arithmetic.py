@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 import interp
 from interp import tasks
-from interp.edits import Replace
+from interp.edits import Ablate, Replace
 from interp.errors import NotApplicable, SchemaError, TaskError
 from interp.loading.hooked.config import HookedConfig
 from interp.loading.hooked.decoder import HookedDecoder
@@ -170,6 +170,11 @@ def test_templates_that_are_none_are_refused():
     model = interp.load(by_heart())
     with pytest.raises(TaskError, match="where the operands stand"):
         tasks.addition(model, template="{a} 7")
+    for template in ("{a} {b} {a}", "{a} + {b} = {c}", "{a} {b} {}"):
+        with pytest.raises(TaskError, match="once each"):
+            tasks.addition(adder(), template=template)
+    with pytest.raises(TaskError, match="ids below 8"):
+        tasks.addition(model, template="{a} {b} a")
     with pytest.raises(TaskError, match="ids below 8"):
         tasks.addition(model, template="{a} {b} =")
     with pytest.raises(TaskError, match="from 3 to 600"):
@@ -178,6 +183,31 @@ def test_templates_that_are_none_are_refused():
         tasks.addition(interp.load("zoo:planted-induction"))
     with pytest.raises(NotApplicable, match="does not add modulo a number"):
         tasks.addition(interp.load(HookedDecoder._from_config(by_heart().config).eval()))
+
+
+def test_what_cannot_be_analysed_is_refused_with_a_way_out():
+    silent = interp.load(HookedDecoder._from_config(by_heart().config).eval())
+    for name, way_out in (
+        ("helix", "give `task`"),
+        ("arithmetic_mediation", "give `task`"),
+        ("number_spectrum", "own"),
+    ):
+        with pytest.raises(NotApplicable, match=way_out):
+            interp.analyze(silent, name)
+    layout = tasks.addition(silent, modulus=TABLE, template="{a} {b} 7")
+    with pytest.raises(NotApplicable, match="give `periods`"):
+        interp.analyze(silent, "helix", task=tasks.modular_task(silent, layout, n=8))
+    with pytest.raises(NotApplicable, match="1 prompts: 2 at least"):
+        interp.analyze(adder(), "helix", n_prompts=1)
+    with pytest.raises(SchemaError, match="nothing is left to fit"):
+        interp.analyze(adder(), "helix", periods=[], linear=False)
+    task = tasks.task("modular_addition", adder(), n=8)
+    with adder().editing([Ablate("L0.resid_post")]):
+        for name in ("key_frequencies", "addition_mechanism"):
+            with pytest.raises(NotApplicable, match="same logit"):
+                interp.analyze(adder(), name, modulus=37, template="{a} + {b} =")
+        table = interp.analyze(adder(), "arithmetic_mediation", task=task, n_random=0).table
+    assert (rows(table, "effect")["value"] == 0).all()
 
 
 def test_a_helix_is_recovered_and_shuffled_numbers_are_not():
