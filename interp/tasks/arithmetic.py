@@ -26,6 +26,7 @@ CORRUPTIONS = ("operands", "second_operand", "carry")
 """operands: both are others. second_operand: that one alone. carry: the second one's last digit changes such that the
 ones carry (of a difference, borrow) where they did not, or the other way round."""
 METRIC = "logit_diff"
+OPTIONS = ("digits",)
 OPERATORS: Mapping[str, Callable[[int, int], int]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 FORMS = ("number", "digit", "chunk")
 TRIES = 100
