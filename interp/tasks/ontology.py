@@ -17,6 +17,7 @@ from functools import partial
 from random import Random
 
 from interp.errors import NotApplicable, SchemaError, nearest
+from interp.tasks.prompt import STOP
 from interp.tasks.source import Document, Template
 from interp.tasks.spell import Example, Speller
 
@@ -28,8 +29,6 @@ METRIC = "logit_diff"
 OPTIONS = ("depths", "distractors", "order", "steps")
 ORDERS = ("shuffled", "chain")
 """shuffled: rules in random order, then the facts. chain: the facts, then rule after rule of one chain after another."""
-STOP = " STOP"
-"""End of the name of a role that marks the last token of a statement."""
 LISTS = ("kind", "letter")
 
 

@@ -7,16 +7,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from interp.components import attn_name, mlp_name
 from interp.decompose import decompose
 from interp.edits import KnockOut
-from interp.errors import NotApplicable, TaskError
+from interp.errors import NotApplicable
 from interp.measurement.answers import TASKS, AnswerDirections, exchange_columns, model_task
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, interval_columns
+from interp.measurement.sources import source_masks
 from interp.model import Model
 from interp.numerics import wide
 from interp.patching.case import Case
@@ -125,27 +126,6 @@ def mlp_sources(
         rows.append(pd.DataFrame({"variant": variant, "unit": unit, "component": names, **base, **columns, **extra}))
     data = {**prompts.provenance(), "renormalise": renormalise, "able": able}
     return Findings(pd.concat(rows, ignore_index=True), data)
-
-
-def source_masks(task: PromptTask) -> dict[str, Bool[Tensor, "batch pos"]]:
-    """Columns of each role, those of the first token and of END, and of all others; each token once, roles first.
-
-    Raises:
-        TaskError: prompts of one token.
-    """
-    mask = task.clean.mask.cpu()
-    column = torch.arange(mask.shape[1])
-    end = column == task.end.cpu()[:, None]
-    free, found = mask & ~end, {}
-    if not bool(free.any()):
-        raise TaskError(f"{task.name}: prompts of one token have nothing else to look at")
-    for role, at in task.roles.items():
-        own = (column == at.cpu()[:, None]) & free
-        if role != "END" and bool(own.any()):
-            found[role], free = own, free & ~own
-    start = (column == task.clean.first.cpu()[:, None]) & free
-    rest = {"start": start, "others": free & ~start, "own": end}
-    return found | {name: own for name, own in rest.items() if bool(own.any())}
 
 
 def _knock_outs(
