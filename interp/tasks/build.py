@@ -99,8 +99,8 @@ def task(
     task's `record` says how many are left. "train" and "held-out" share no key (as the pair of names of IOI).
 
     `options` are those of a family of tasks: `digits` of sums and differences; `depths` (links of a chain, one of these
-    in each prompt), `distractors` (other chains), `order` ("shuffled" or "chain") and `steps` (whether the conclusions
-    on the way are stated) of fictional ontologies.
+    in each prompt), `distractors` (other chains), `order` ("shuffled", "facts" first, or "chain") and `steps` (whether
+    the conclusions on the way are stated) of fictional ontologies.
 
     Raises:
         TaskError: unknown task, corruption, split or option.

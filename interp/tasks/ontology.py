@@ -27,8 +27,9 @@ CORRUPTIONS = ("link", "fact", "asked")
 what they are. asked: it is asked for the other one."""
 METRIC = "logit_diff"
 OPTIONS = ("depths", "distractors", "order", "steps")
-ORDERS = ("shuffled", "chain")
-"""shuffled: rules in random order, then the facts. chain: the facts, then rule after rule of one chain after another."""
+ORDERS = ("shuffled", "facts", "chain")
+"""shuffled: rules in random order, then the facts. facts: the facts, then rules in random order. chain: the facts, then
+rule after rule of one chain after another."""
 LISTS = ("kind", "letter")
 
 
@@ -137,7 +138,7 @@ def _order(rng: Random, document: Document, n: int, depth: int) -> list[tuple[in
     if document.order == "chain":
         return [*facts, *rules]
     rng.shuffle(rules)
-    return [*rules, *facts]
+    return [*facts, *rules] if document.order == "facts" else [*rules, *facts]
 
 
 def _template(document: Document, form: str, order: Sequence[tuple[int, int | None]], *, steps: int) -> Template:

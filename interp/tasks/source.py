@@ -88,7 +88,7 @@ class Document:
     distractors: int = 1
     """Chains beside the one that is asked for, likewise."""
     order: str = "shuffled"
-    """Of the statements, likewise: "shuffled" or "chain"."""
+    """Of the statements, likewise: "shuffled", "facts" first, or "chain"."""
     steps: bool = False
     """Whether the conclusions on the way are stated before the question, likewise."""
 

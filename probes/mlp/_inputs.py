@@ -143,7 +143,7 @@ def _of_layer(
     mlp.check(model, x.sum(0), m)
     out = torch.zeros_like(x) if zero else x.mean(1, keepdim=True).expand_as(x)
     found = removals(mlp, x, out, orders=orders, seed=seed)
-    error = _sum_error(found)
+    error = _sum_error(found, m)
     effects = {"shapley": found.shapley, "marginal": found.marginal}
     ways = (directions.own, *directions.others)
     values = {k: [_along(v, w) for w in ways] for k, v in effects.items()}
@@ -177,13 +177,16 @@ def _along(vectors: Float[Tensor, "component batch d_model"], w: Float[Tensor, "
     return (vectors * w.to(vectors)).sum(-1).T.double().numpy()
 
 
-def _sum_error(found: Removals) -> float:
-    """|sum of Shapley values - whole| over |whole|, the largest over prompts.
+def _sum_error(found: Removals, written: Float[Tensor, "batch d_model"]) -> float:
+    """|sum of Shapley values - whole| over the larger of |whole| and what the MLP writes, the largest over prompts.
+
+    Where all prompts give an MLP the same (their last token, in the first layer) the whole is rounding alone.
 
     Raises:
         BackendError: it is above `SUM_RULE`.
     """
-    size = found.whole.norm(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
+    size = torch.maximum(found.whole.norm(dim=-1), written.to(found.whole).norm(dim=-1))
+    size = size.clamp(min=torch.finfo(torch.float32).tiny)
     error = float(((found.shapley.sum(0) - found.whole).norm(dim=-1) / size).max())
     if not error <= SUM_RULE:
         raise BackendError(f"Shapley values miss what they share out by {error:.1e} of it; load the model in float32")
