@@ -15,6 +15,8 @@ from interp.components import ARROW, mlp_name
 from interp.decompose import Decomposition, decompose
 from interp.errors import BackendError, NotApplicable, SchemaError, nearest
 from interp.measurement.answers import TASKS, AnswerDirections, exchange_columns, model_task
+from interp.measurement.declaration import PlantedTask
+from interp.measurement.planted import planted_prompts
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, interval_columns
 from interp.model import Model
@@ -40,11 +42,11 @@ SUM_RULE = 1e-4
     order=154,
     two_sided=True,
     figure=dots,
+    planted=PlantedTask(
+        "dated_input",
+        options=lambda planted, seed: {"task": planted_prompts(planted, "dated", seed=seed, corruption="minimal")},
+    ),
     quick={"n_prompts": 16, "n_orders": 4},
-    exemptions={
-        "scale": "planted MLPs write nothing of the answers at END: values there are noise, which falls with prompts",
-        "planted": "planted MLPs look tokens up, and answers are moved by heads; its tests write an MLP by hand",
-    },
     columns={"label": "boolean", "mlp": "str"},
     means="With the component in what the MLP reads, the MLP writes so much more of the answer over the wrong one; "
     "shared out fairly where components do it together.",
@@ -80,8 +82,8 @@ def mlp_inputs(
 
     The null is the same of `n_draws` exchanges of answers between prompts. p (two-sided) tests against their spread,
     for more than 1 % of the sum of all sizes at that MLP; q is Benjamini-Hochberg over components and MLPs. A label
-    needs q < 0.01, 5 % of the sum, and a model that prefers the right answers in three of four prompts. Intervals are
-    bootstraps over prompts.
+    needs q < 0.01, 5 % of the sum, an MLP whose sum is 1 % of the largest one's, and a model that prefers the right
+    answers in three of four prompts. Intervals are bootstraps over prompts.
 
     Args:
         model: any loaded model.
@@ -118,8 +120,10 @@ def mlp_inputs(
         rows.append(table)
     table = pd.concat(rows, ignore_index=True)
     at = (table["variant"] == "shapley").to_numpy()
+    sums = table[at].groupby("mlp")["value"].agg(lambda v: v.abs().sum())
+    idle = table["mlp"].isin(sums.index[sums < SMALLEST * sums.max()])
     table.loc[at, "q"] = stats.benjamini_hochberg(table.loc[at, "p"].to_numpy(dtype=float))
-    table["label"] = np.where(at, (table["q"] < LEVEL) & table.pop("strong").astype(bool), None)
+    table["label"] = np.where(at, (table["q"] < LEVEL) & table.pop("strong").astype(bool) & ~idle, None)
     table = table.sort_values("variant", key=lambda v: v != "shapley", kind="stable", ignore_index=True)
     return Findings(table, {**prompts.provenance(), "base": base, "able": able, "sum_rule_error": errors})
 
