@@ -43,7 +43,7 @@ def planted_task(spec: Analysis) -> PlantedTask:
 
 
 def mechanisms(spec: Analysis) -> list[Mechanism]:
-    """Mechanisms with a head, neurons or an input of the role (or kind) that the analysis should recover, and what it asks for beside."""
+    """Mechanisms with a part of the role (or kind) that the analysis should recover, and what it asks for beside."""
     from interp.zoo.planted.factory import ALL
 
     task = planted_task(spec)

@@ -51,8 +51,8 @@ def statement_masks(task: PromptTask) -> dict[str, Bool[Tensor, "batch pos"]]:
     found = {name: own for name, own in found.items() if bool(own.any())}
     if not found:
         raise NotApplicable(
-            f"{task.name} marks no tokens but END: name those of interest by `roles` (interp.pair), statements by roles "
-            f"such as 'RULE1{STOP}'"
+            f"{task.name} marks no tokens but END: name those of interest by `roles` (interp.pair), statements by "
+            f"roles such as 'RULE1{STOP}'"
         )
     return found
 

@@ -53,7 +53,9 @@ class Family:
     @classmethod
     def of(cls, module: ModuleType) -> Family:
         """From a generator's module."""
-        return cls(module.draw, module.CORRUPTIONS, module.METRIC, getattr(module, "fit", None), getattr(module, "OPTIONS", ()))
+        return cls(
+            module.draw, module.CORRUPTIONS, module.METRIC, getattr(module, "fit", None), getattr(module, "OPTIONS", ())
+        )
 
 
 FAMILIES: Mapping[str, Family] = {

@@ -2,8 +2,9 @@
 
     Every dax is a zib. Every wub is a gor. Every zib is a lun. Every gor is a hep. Max is a dax. Sam is a wub. Max is a
 
-The conclusion of depth 2 is "lun". Nothing of it can be known by heart: the words mean nothing, so the answer is read in
-the text, link after link. A second chain, as long, has the wrong answer in as many statements and as near the end.
+The conclusion of depth 2 is "lun". Nothing of it can be known by heart: the words mean nothing, so the answer is
+read in the text, link after link. A second chain, as long, has the wrong answer in as many statements and as near
+the end.
 
 Which words are kinds depends on the tokenizer: made-up words where enough of them are one token each, else capital
 letters where those are, else made-up words of equally many tokens, whose first tokens differ and stand for them.
@@ -23,8 +24,8 @@ from interp.tasks.spell import Example, Speller
 
 FAMILY = "fictional_ontology"
 CORRUPTIONS = ("link", "fact", "asked")
-"""link: one link of the asked chain and the same of the other exchange where they lead to. fact: the two members exchange
-what they are. asked: it is asked for the other one."""
+"""link: one link of the asked chain and the same of the other exchange where they lead to. fact: the two members
+exchange what they are. asked: it is asked for the other one."""
 METRIC = "logit_diff"
 OPTIONS = ("depths", "distractors", "order", "steps")
 ORDERS = ("shuffled", "facts", "chain")
@@ -51,8 +52,8 @@ def fit(document: Document, speller: Speller, corruption: str) -> tuple[Callable
     for what, words, least in (("kinds", kinds, need), ("names", members, 1 + document.distractors)):
         if len(words) < least:
             raise NotApplicable(
-                f"{document.name} cannot be asked with this tokenizer: of its {what} only {len(words)} have equally many "
-                f"tokens and first tokens of their own; chains of {max(document.depths)} links beside "
+                f"{document.name} cannot be asked with this tokenizer: of its {what} only {len(words)} have equally "
+                f"many tokens and first tokens of their own; chains of {max(document.depths)} links beside "
                 f"{document.distractors} others need {least}: lower `depths` or `distractors`"
             )
     return partial(draw, kinds=kinds, names=members, apart=apart), form
@@ -61,17 +62,15 @@ def fit(document: Document, speller: Speller, corruption: str) -> tuple[Callable
 def _alike(
     speller: Speller, before: str, words: Sequence[str], *, length: int | None = None
 ) -> tuple[tuple[str, ...], bool]:
-    """Most words of one number of tokens (or of `length`), first ones distinct, and whether the space is a token apart."""
-    space, *tails = speller.tails(before, [" ", *(" " + word for word in words)])
-    apart = space is not None and all(tail is not None and tail[: len(space)] == space for tail in tails)
-    cut = len(space) if apart and space else 0
+    """Most words of one number of tokens (or of `length`), first ones distinct; whether the space is a token apart."""
+    space = speller.lone_space(before, words)
     by_length: dict[int, dict[int, str]] = {}
-    for word, tail in zip(words, tails, strict=True):
-        if tail is not None and len(tail) > cut:
-            by_length.setdefault(len(tail) - cut, {}).setdefault(tail[cut], word)
+    for word, tail in zip(words, speller.tails(before, [" " + word for word in words]), strict=True):
+        if tail is not None and len(tail) > space:
+            by_length.setdefault(len(tail) - space, {}).setdefault(tail[space], word)
     groups = by_length if length is None else {length: by_length.get(length, {})}
     best = max(groups.values(), key=len, default={})
-    return tuple(best.values()), apart
+    return tuple(best.values()), space > 0
 
 
 @dataclass(frozen=True)

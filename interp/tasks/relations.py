@@ -14,8 +14,8 @@ def relation_examples(task: PromptTask, *, seed: int = 0) -> tuple[list[list[int
     """Prompts cut behind a kind, whether the first member named is of that kind, and the kind's token.
 
     One example per prompt, of a rule of either chain whose premises stand before it in their order; what a causal model
-    holds at the kind is the same in the prompt cut there. Labels and tokens are what `linear_probe` takes as `labels` and
-    `types`: random labels, one per token, show what a probe can do that knows the word alone.
+    holds at the kind is the same in the prompt cut there. Labels and tokens are what `linear_probe` takes as `labels`
+    and `types`: random labels, one per token, show what a probe can do that knows the word alone.
 
     Args:
         task: fictional ontologies with the facts first: `interp.task("fictional_ontology", model, order="facts")`.

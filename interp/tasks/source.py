@@ -3,8 +3,8 @@
 A document is JSON: `family` (which generator reads it), `templates`, `words` (lists by name), `rows` (a table), and
 what is optional: `joint` (what stands between prompt and answer), `key` and `one_in` (which fills are held out),
 `many` (lists whose words may be several tokens), `metric`, `corruptions`, `digits` and `operator` (of
-arithmetic), `depths`, `distractors`, `order` and `steps` (of fictional ontologies). In a template, `{slot}` is filled in and
-`{slot@ROLE}` names the position of its last token; a plain slot is its own role.
+arithmetic), `depths`, `distractors`, `order` and `steps` (of fictional ontologies). In a template, `{slot}` is
+filled in and `{slot@ROLE}` names the position of its last token; a plain slot is its own role.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ class Truth:
     to be silent at another's cue."""
 
     named: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Role -> names of what plays it where that is neither a head nor a neuron: an input of an MLP (`L1H4 -> M1`), tokens
-    of a role that feed one by attention of its own layer (`M1<TIME`)."""
+    """Role -> names of what plays it where that is neither a head nor a neuron: an input of an MLP (`L1H4 -> M1`),
+    tokens of a role that feed one by attention of its own layer (`M1<TIME`)."""
 
     def heads(self, name: str) -> tuple[tuple[int, int], ...]:
         """(layer, head) pairs of a role, or of all roles of a kind; none where the model has neither."""

@@ -1,4 +1,4 @@
-"""Which statement is read in which layer: attention to it cut from a layer on, or up to a layer, and the answer again."""
+"""Which statement is read in which layer: attention to it is cut from a layer on, or up to one, and the answer read."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ Masks = Mapping[str, Bool[Tensor, "batch pos"]]
     figure=dots_by_size,
     quick={"n_prompts": 16, "n_draws": 8, "n_random": 2},
     exemptions={
-        "planted": "truths name heads, and this scores layers and statements: its tests plant two hops and ask when each "
-        "name is read",
+        "planted": "truths name heads, and this scores layers and statements: its tests plant two hops and ask when "
+        "each name is read",
     },
     columns={"label": "boolean", "statement": "str"},
-    means="Behind this statement nothing can look at it in the layers above; when nothing can in this layer either, the "
-    "model's answer falls by so many logits more. A statement whose reading is all in low layers is passed on by other "
-    "tokens from there.",
-    misleads="Cut attention is no state that the model knows: what falls may be more than what was read. Where two layers "
-    "read the same, the lower one is credited with it, for the upper one is cut first (`early` gives it to the upper). "
-    "A token behind the statement may carry it on, and then counts as its reader.",
+    means="Behind this statement nothing can look at it in the layers above; when nothing can in this layer either, "
+    "the model's answer falls by so many logits more. A statement whose reading is all in low layers is passed on by "
+    "other tokens from there.",
+    misleads="Cut attention is no state that the model knows: what falls may be more than what was read. Where two "
+    "layers read the same, the lower one is credited with it, for the upper one is cut first (`early` gives it to the "
+    "upper). A token behind the statement may carry it on, and then counts as its reader.",
     reference="Dutta et al. 2024, arXiv 2402.18312; Geva et al. 2023, arXiv 2304.14767 (attention knock-out)",
 )
 def reasoning_flow(
@@ -67,14 +67,15 @@ def reasoning_flow(
 ) -> Findings:
     """late_l(S) - late_{l+1}(S), a logit: what reading statement S in layer l is worth, where it is not read above.
 
-    late_l(S) = m - m(no attention from tokens behind S to S in layers l and above), m the right answers' mean logit less
-    the wrong ones', mean over prompts. S are the tokens of a statement, or of a role in tasks that mark no statements.
-    Variants, a row for each layer with attention and each S (column `statement`, component `A3<RULE1`):
+    late_l(S) = m - m(no attention from tokens behind S to S in layers l and above), m the right answers' mean logit
+    less the wrong ones', mean over prompts. S are the tokens of a statement, or of a role in tasks that mark no
+    statements. Variants, a row for each layer with attention and each S (column `statement`, component `A3<RULE1`):
       read     as above, with null, p, q and label; over layers they sum to late_0;
       late     late_l(S);
       early    m - m(the same cut in layers l and below);
     and for each S
-      random   late_0 of as many random other tokens of each prompt (neither the first nor END), mean of `n_random` draws.
+      random   late_0 of as many random other tokens of each prompt (neither the first nor END), mean of `n_random`
+               draws.
 
     The null of `read` is the same of `n_draws` exchanges of answers between prompts. p (two-sided) tests against their
     spread, for more than 1 % of the sum of all sizes; q is Benjamini-Hochberg. A label needs q < 0.01, 5 % of the sum,
@@ -94,8 +95,8 @@ def reasoning_flow(
         NotApplicable: no such task for this model, no attention, or prompts that mark no token.
         TaskError: five prompts or fewer, or one without a wrong answer.
 
-    Reference: Dutta et al. 2024 (arXiv 2402.18312), who cut attention between sub-tasks; cuts from a layer on and up to a
-    layer, differences, null and controls are ours.
+    Reference: Dutta et al. 2024 (arXiv 2402.18312), who cut attention between sub-tasks; cuts from a layer on and up
+    to a layer, differences, null and controls are ours.
     """
     prompts = contrasted(model_task(model, task, TASKS, n=n_prompts, seed=seed))
     layers = list(model.info.attention_layers)

@@ -48,11 +48,11 @@ ALL_LAYERS = "all layers"
         "planted": "truths name heads, and this scores layers: its tests plant an answer in a known layer",
     },
     columns={"label": "boolean"},
-    means="Read by the unembedding after this layer, the stream at the end of the prompt is for the right conclusion, and "
-    "against the word that the model would say knowing the last token alone.",
+    means="Read by the unembedding after this layer, the stream at the end of the prompt is for the right conclusion, "
+    "and against the word that the model would say knowing the last token alone.",
     misleads="The logit lens reads a layer in the last one's terms: what a layer holds in another form is not seen, so "
-    "that the prior may have given way before. The prior is the model's own; where the last token suggests nothing it is "
-    "one word among many, and beating it says little (`prior` tells how often it leads).",
+    "that the prior may have given way before. The prior is the model's own; where the last token suggests nothing it "
+    "is one word among many, and beating it says little (`prior` tells how often it leads).",
     reference="Dutta et al. 2024, arXiv 2402.18312; nostalgebraist 2020 (logit lens)",
 )
 def reasoning_prior(
@@ -66,25 +66,26 @@ def reasoning_prior(
 ) -> Findings:
     """log p_l(right answer) - log p_l(prior), in nats: p_l is read off the stream at END after layer l.
 
-    prior is the token that the model finds likeliest, right answers left out, when it sees the prompt's last token alone
-    (behind the BOS that prompts begin with), or the question alone: what stands behind the last statement. Variants, a
-    row per layer:
+    prior is the token that the model finds likeliest, right answers left out, when it sees the prompt's last token
+    alone (behind the BOS that prompts begin with), or the question alone: what stands behind the last statement.
+    Variants, a row per layer:
       advantage   as above, mean over prompts, with null, p, q and label;
       answer      share of prompts whose likeliest token is a right answer;
       prior       share whose likeliest token is the prior;
       in_context  share whose likeliest token stands in the prompt, its first one aside; null: in another prompt;
     and one row
-      depth       mean over prompts of the first layer from which on the advantage stays above 0; the number of layers in
-                  prompts where it never does.
+      depth       mean over prompts of the first layer from which on the advantage stays above 0; the number of
+                  layers in prompts where it never does.
 
-    The null of `advantage` is the same with other prompts' answers (`n_draws` exchanges, each with its own prior left as
-    it is). p (two-sided) tests against their spread, for more than 1 % of the largest size; q is Benjamini-Hochberg over
-    layers. A label needs q < 0.01, an interval above 0 (bootstrap over prompts), and a model that prefers the right
-    answers in three of four prompts.
+    The null of `advantage` is the same with other prompts' answers (`n_draws` exchanges, each with its own prior
+    left as it is). p (two-sided) tests against their spread, for more than 1 % of the largest size; q is
+    Benjamini-Hochberg over layers. A label needs q < 0.01, an interval above 0 (bootstrap over prompts), and a model
+    that prefers the right answers in three of four prompts.
 
     Args:
         model: any loaded model.
-        task: prompts with answers, or a task's name; fictional ontologies, or what else the model can be asked, without.
+        task: prompts with answers, or a task's name; fictional ontologies, or what else the model can be asked,
+            without.
         prior: "last token" or "question".
         n_draws: exchanges; at least five.
         n_prompts: of a task given by name.
@@ -113,9 +114,8 @@ def reasoning_prior(
     label = (test["q"] < LEVEL) & (interval.low > 0)
     layers = range(model.info.n_layers)
     base: dict[str, Any] = {"layer": list(layers), "component": [f"L{layer}" for layer in layers]}
-    rows = [
-        pd.DataFrame({"variant": "advantage", "unit": "nats", **base, **interval_columns(interval), **test, "label": label})
-    ]
+    columns = {**interval_columns(interval), **test, "label": label}
+    rows = [pd.DataFrame({"variant": "advantage", "unit": "nats", **base, **columns})]
     there, elsewhere = in_prompts(prompts, lens.top, seed=seed)
     right = (lens.top[..., None] == prompts.answers.cpu()).any(-1)
     for name, hits, null in (

@@ -67,7 +67,7 @@ def reasoning(
     n_prompts: int = 32,
     seed: int = 0,
 ) -> Findings:
-    """Answer written by a head: sum over tokens j of p(END, j) v_j W_O . (W_U[right] - W_U[wrong]) / norm scale, logits.
+    """Answer that a head writes: sum over j of p(END, j) v_j W_O . (W_U[right] - W_U[wrong]) / norm scale; logits.
 
     Mean over prompts. Variants, a row per head:
       answer    from all tokens, with null, p, q and label; `role` is "answer writing" where labelled;
@@ -79,10 +79,10 @@ def reasoning(
       moved     total - direct: by way of later components; with p, q, label and `role` "information moving".
 
     The null of `answer` is the same of `n_draws` exchanges of answers between prompts; p (two-sided) is against their
-    spread, for more than 1 % of what heads with a positive answer write. p of `moved` is Student's over prompts, one-sided,
-    for more than 1 % of m(clean) - m(twin); null 0. q is Benjamini-Hochberg over heads. A label needs q < 0.01, 5 % of
-    the same whole, and a model that prefers the right answers in three of four prompts. With `causal` the answer-writing
-    heads are removed together, beside `n_random` sets of others: share of right answers, and m.
+    spread, for more than 1 % of what heads with a positive answer write. p of `moved` is Student's over prompts,
+    one-sided, for more than 1 % of m(clean) - m(twin); null 0. q is Benjamini-Hochberg over heads. A label needs q <
+    0.01, 5 % of the same whole, and a model that prefers the right answers in three of four prompts. With `causal`
+    the answer-writing heads are removed together, beside `n_random` sets of others: share of right answers, and m.
 
     Args:
         model: any loaded model.
@@ -98,8 +98,8 @@ def reasoning(
         NotApplicable: no such task for this model.
         TaskError: five prompts or fewer, or one without a wrong answer.
 
-    Reference: Dutta et al. 2024 (arXiv 2402.18312), who find the heads by activation patching of sub-tasks and read what
-    they write with the unembedding; exact direct effects, null and test are ours.
+    Reference: Dutta et al. 2024 (arXiv 2402.18312), who find the heads by activation patching of sub-tasks and read
+    what they write with the unembedding; exact direct effects, null and test are ours.
     """
     prompts = contrasted(model_task(model, task, TASKS, n=n_prompts, seed=seed))
     own, exchanges = _attributed.sources(model, prompts, prompts.answers, prompts.wrong, draws=n_draws, seed=seed)

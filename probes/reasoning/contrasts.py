@@ -1,4 +1,4 @@
-"""Right answers against wrong ones: which tasks reasoning is asked on, and the same logits for other prompts' answers."""
+"""Right answers against wrong ones: tasks that reasoning is asked on, and the same for other prompts' answers."""
 
 from __future__ import annotations
 
@@ -23,8 +23,12 @@ def contrasted(task: PromptTask) -> PromptTask:
     """The task judged by the right answers' mean logit less the wrong ones'.
 
     Raises:
-        TaskError: a prompt without a wrong answer.
+        TaskError: a prompt without a wrong answer, or so few prompts that exchanges of answers are too few for a null.
     """
+    if len(task) <= stats.LEAST_NULLS:
+        raise TaskError(
+            f"{len(task)} prompts: too few exchanges of answers for a null; give {stats.LEAST_NULLS + 1} at least"
+        )
     if not task.contrasted:
         raise TaskError(
             f"{task.name}: a conclusion is judged against a wrong one; give `wrong` for every prompt (interp.pair)"
@@ -33,22 +37,12 @@ def contrasted(task: PromptTask) -> PromptTask:
 
 
 def exchanged(task: PromptTask, *, draws: int, seed: int) -> list[PromptTask]:
-    """The task itself, and the same prompts with other prompts' answers, right and wrong.
-
-    Raises:
-        TaskError: so few prompts that exchanges between them are too few for a null.
-    """
-    if len(task) <= stats.LEAST_NULLS:
-        raise TaskError(
-            f"{len(task)} prompts: too few exchanges of answers for a null; give {stats.LEAST_NULLS + 1} at least"
-        )
+    """The task itself, and the same prompts with other prompts' answers, right and wrong."""
     orders: Sequence[Int[Tensor, " batch"]] = derangements(len(task), draws=draws, seed=seed)
     return [task, *(replace(task, answers=task.answers[order], wrong=task.wrong[order]) for order in orders)]
 
 
-def differences(
-    logits: Float[Tensor, "batch d_vocab"], tasks: Sequence[PromptTask]
-) -> Float[np.ndarray, "way batch"]:
+def differences(logits: Float[Tensor, "batch d_vocab"], tasks: Sequence[PromptTask]) -> Float[np.ndarray, "way batch"]:
     """Mean logit of the right answers less that of the wrong ones at END, for each way of giving answers."""
     own = logits.float().cpu()
     return np.stack([metrics.logit_diff(own, task).double().numpy() for task in tasks])

@@ -288,7 +288,9 @@ def _truth(
     expected = {role: score for m in mechanisms for role, score in m.expected().items()}
     descriptions = "\n".join(dict.fromkeys(f"{m.name}: {(type(m).__doc__ or '').strip()}" for m in mechanisms))
     edges = tuple(dict.fromkeys([*(edge for own in uses.values() for edge in own), *beside]))
-    return Truth(roles, expected, f"{descriptions}\n{DOCS}", edges, tuple(massive), neurons, effects, kinds, uses, named)
+    return Truth(
+        roles, expected, f"{descriptions}\n{DOCS}", edges, tuple(massive), neurons, effects, kinds, uses, named
+    )
 
 
 DOCS = f"""\

@@ -101,8 +101,10 @@ class Dated(Mechanism):
         ]
 
     def other_parts(self, names: Mapping[str, str]) -> Mapping[str, Sequence[str]]:
-        """Both heads as inputs of the MLP; the tokens that those of its own layer bring from, by their role in tasks."""
-        places = {role: parse_head(names[slot.role]) for slot, role in zip(self.slots, ("SUBJECT", "TIME"), strict=True)}
+        """Both heads as inputs of the MLP; the tokens that those of its own layer bring from, by their role there."""
+        places = {
+            role: parse_head(names[slot.role]) for slot, role in zip(self.slots, ("SUBJECT", "TIME"), strict=True)
+        }
         layer = max(layer for layer, _ in places.values())
         return {
             "dated_input": [f"{head_name(*place)}{ARROW}{mlp_name(layer)}" for place in places.values()],
