@@ -31,6 +31,8 @@ BASES = ("mean", "zero")
 SHARE, SMALLEST = 0.05, 0.01
 """Of the sum of all sizes at an MLP: below SHARE no label, up to SMALLEST no claim."""
 SUM_RULE = 1e-4
+IDLE = 0.01
+"""Share of the largest MLP's sum of sizes: an MLP below it writes noise, and no input of its is labelled."""
 
 
 @analysis(
@@ -120,12 +122,17 @@ def mlp_inputs(
         rows.append(table)
     table = pd.concat(rows, ignore_index=True)
     at = (table["variant"] == "shapley").to_numpy()
-    sums = table[at].groupby("mlp")["value"].agg(lambda v: v.abs().sum())
-    idle = table["mlp"].isin(sums.index[sums < SMALLEST * sums.max()])
+    idle = table["mlp"].isin(idle_mlps(table[at]))
     table.loc[at, "q"] = stats.benjamini_hochberg(table.loc[at, "p"].to_numpy(dtype=float))
     table["label"] = np.where(at, (table["q"] < LEVEL) & table.pop("strong").astype(bool) & ~idle, None)
     table = table.sort_values("variant", key=lambda v: v != "shapley", kind="stable", ignore_index=True)
     return Findings(table, {**prompts.provenance(), "base": base, "able": able, "sum_rule_error": errors})
+
+
+def idle_mlps(rows: pd.DataFrame) -> list[str]:
+    """MLPs whose sum of sizes is below `IDLE` of the largest one's: columns `mlp` and `value`."""
+    sums = rows["value"].abs().groupby(rows["mlp"]).sum()
+    return list(sums.index[sums < IDLE * sums.max()])
 
 
 def _of_layer(
