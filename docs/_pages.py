@@ -123,6 +123,7 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "probes.features",
             "probes.mlp",
             "probes.arithmetic",
+            "probes.reasoning",
             "interp.measurement.fourier",
         ),
     ),
@@ -272,6 +273,7 @@ FAMILIES = {
     "factual": "Does it carry the time that a prompt names?",
     "arithmetic": "How does the model add: by which waves of numbers, where, and by which algorithm?",
     "importance": "What is lost without it, alone or with others?",
+    "reasoning": "Which heads write a conclusion, which carry what it follows from, and when is a statement read?",
     "mlp": "What does an MLP add, from which of its inputs, and which of its neurons decide?",
     "attention": "How sharp, how regular, how easily drawn away is its attention?",
 }
