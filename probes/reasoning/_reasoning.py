@@ -108,7 +108,7 @@ def reasoning(
     whole, able = float(answer.mean.clip(min=0).sum()), _attributed.able(own)
     test = _attributed.null_columns(answer, others, whole=whole, able=able)
     label = (test["q"] < LEVEL) & (answer.mean >= SHARE * whole) & (answer.mean > 0)
-    role = np.where(label, WRITING, None)
+    role = _roles(label, WRITING)
     rows = [head_rows(model, "answer", "logit", **interval_columns(answer), **test, label=label, role=role)]
     for name, mask in groups(prompts).items():
         brought = _attributed.by_prompt((own.heads * mask.T.to(own.heads)).sum(2))
@@ -142,13 +142,20 @@ def _moved(case: Case, *, seed: int, able: bool) -> tuple[list[pd.DataFrame], fl
     p = stats.p_above(total - direct, margin=SMALLEST * gap) if able and gap > 0 else np.ones(means[0].mean.shape)
     q = stats.benjamini_hochberg(p)
     label = (q < LEVEL) & (means[0].mean >= SHARE * gap)
-    test = {"null": 0.0, "p": p, "q": q, "label": label, "role": np.where(label, MOVING, None)}
+    test = {"null": 0.0, "p": p, "q": q, "label": label, "role": _roles(label, MOVING)}
     names = ("moved", test), ("total", {}), ("direct", {})
     rows = [
         head_rows(model, name, "logit", **interval_columns(mean), **columns)
         for (name, columns), mean in zip(names, means, strict=True)
     ]
     return rows, gap
+
+
+def _roles(label: Bool[np.ndarray, "layer head"], name: str) -> np.ndarray:
+    """A name where labelled, else None."""
+    found = np.full(label.shape, None, dtype=object)
+    found[label] = name
+    return found
 
 
 @torch.no_grad()
