@@ -44,11 +44,13 @@ def token_raise(model: Model, *, n_prompts: int, length: int, n_tokens: int, see
     batch, start = _prompts(model, n_prompts=n_prompts, length=length, seed=seed)
     others = _others(model, batch, n_tokens=n_tokens, seed=seed)
     read = _reader(model, batch.ids[:, start:], others, start)
-    sites = {Site("head_out", layer): read for layer in model.info.attention_layers}
-    run = model.run(batch, capture=sites)
+    sites = [Site("head_out", layer) for layer in model.info.attention_layers]
+    run = model.run(batch, capture=dict.fromkeys(sites, read))
     found = torch.stack([run[site] for site in sites]).double().cpu().numpy()  # layer which prompt head
     score, exchanged = found.transpose(1, 2, 0, 3)
-    data = {"random_tokens": {"n": len(batch.ids), "length": length, "sha256": tasks.fingerprint([batch])}}
+    data: dict[str, object] = {
+        "random_tokens": {"n": len(batch.ids), "length": length, "sha256": tasks.fingerprint([batch])}
+    }
     return Raise(score, exchanged, data)
 
 

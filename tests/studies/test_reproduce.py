@@ -96,9 +96,9 @@ def test_copying_is_compared_with_what_heads_write(planted):
     (copier,) = (f"L{a}H{b}" for a, b in interp.zoo.truth("planted-induction").roles["induction"])
     place = list(rows.index).index(copier)
     value, null = rows["value"].to_numpy(float), rows["null"].to_numpy(float)
-    assert value.argmax() == place
+    assert np.nanargmax(value) == place
     assert value[place] > 0.6
-    assert np.delete(value, place).max() < 0.15
+    assert np.nanmax(np.delete(value, place)) < 0.15
     assert abs(null[place]) < 0.1
 
 
