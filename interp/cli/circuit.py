@@ -31,7 +31,9 @@ def circuit(
     metric: Annotated[str | None, typer.Option(help="What is measured; the task's own otherwise.")] = None,
     ablation: Annotated[str, typer.Option(help="What removed edges carry: resample, mean or zero.")] = "resample",
     n_prompts: Annotated[int, typer.Option(min=2, help="Prompts to find it on, and as many others to judge it.")] = 64,
-    n_random: Annotated[int, typer.Option(min=1, help="Random circuits of the same size to compare with.")] = 20,
+    n_random: Annotated[
+        int, typer.Option("--random", min=1, metavar="N", help="Random circuits of the same size; from 99 on with a p.")
+    ] = 20,
     top: Annotated[int, typer.Option(min=0, metavar="K", help="Edges printed.")] = 20,
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Write table, graph, picture and faithfulness here.")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import plotly.graph_objects as go
 
 from interp.errors import SchemaError
@@ -69,9 +70,15 @@ class TaskCircuit:
     empty: str
     n_random: int
     random_mean: str
+    random_sd: str
     random_max: str
     p: str
-    least_p: bool
+    least_p: str
+    ability: str
+    caution: str
+    stands: bool
+    advantage: str
+    held_out: bool
     corruption: str
     judged_on: dict[str, Any]
     rows: list[Edge]
@@ -152,9 +159,15 @@ def task_circuit(result: Found) -> TaskCircuit:
         empty=number(row["empty"]),
         n_random=int(row["n_random"]),
         random_mean=number(row["random_mean"]),
+        random_sd=number(row["random_sd"]),
         random_max=number(row["random_max"]),
-        p=number(row["p"]),
-        least_p=bool(row["p"] <= 1 / (1 + row["n_random"])),
+        p="" if np.isnan(row["p"]) else number(row["p"]),
+        least_p=number(1 / (1 + row["n_random"])),
+        ability=result.ability.sentence(),
+        caution=result.ability.caution,
+        stands=result.verdict.stands,
+        advantage=_advantage(result),
+        held_out=result.held_out,
         corruption=str(own["data"].get("corruption", DASH)).replace("_", " "),
         judged_on=dict(own["data"]["judged_on"]),
         rows=_edges(result),
@@ -179,6 +192,12 @@ def run_line(result: Found | Result) -> dict[str, str]:
         "seconds": f"{provenance['seconds']:.2f}",
         "id": str(provenance["run_id"]),
     }
+
+
+def _advantage(result: Found) -> str:
+    """By how much the whole model beats nothing, with its interval."""
+    gap = result.verdict.advantage()
+    return f"{number(gap.mean)} ({number(gap.low)} to {number(gap.high)})"
 
 
 def _edges(result: Found) -> list[Edge]:
