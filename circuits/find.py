@@ -26,6 +26,7 @@ from interp.measurement.ability import Ability, ability
 from interp.model import Model
 from interp.results.provenance import recorded
 from interp.results.results import Result
+from interp.results.stats import Interval
 from interp.tasks import PromptTask
 from interp.tasks import task as named_task
 from interp.tasks.metrics import AnyMetric
@@ -99,8 +100,8 @@ class Found:
         row, provenance = self.table().iloc[0], self.provenance
         task, metric = provenance["data"]["task"], row["metric"]
         lines = [
-            f"{task}: the model is {self.ability.sentence()}; {metric} {row['full']:.3f}, and {row['empty']:.3f} with no "
-            f"edge left ({row['ablation']})",
+            f"{task}: the model is {self.ability.sentence()}; {metric} {row['full']:.3f}, and {row['empty']:.3f} with "
+            f"no edge left ({row['ablation']})",
             f"{provenance['method']}: {self.graph.n_edges} of {self.graph.layout.n_edges} edges "
             f"({self.graph.fraction:.1%}), {len(self.graph.nodes)} nodes",
         ]
@@ -109,7 +110,7 @@ class Found:
         faithful = f"faithfulness {row['faithfulness']:.3f} ({row['ci_low']:.3f} .. {row['ci_high']:.3f})"
         if not self.verdict.stands:
             gap = self.verdict.advantage()
-            return "\n".join([*lines, _no_faithfulness(metric, gap.mean, gap.low, gap.high, faithful)])
+            return "\n".join([*lines, _no_faithfulness(metric, gap, faithful)])
         where = "held-out prompts" if self.held_out else "prompts, those it was found on"
         lines.append(f"{faithful} on {row['n']} {where}: {metric} {row['value']:.3f} with these edges")
         return "\n".join([*lines, self._random_line(row)])
@@ -227,11 +228,11 @@ def circuit(
     )
 
 
-def _no_faithfulness(metric: str, gap: float, low: float, high: float, ratio: str) -> str:
+def _no_faithfulness(metric: str, gap: Interval, ratio: str) -> str:
     """Why faithfulness is not to be read."""
     return (
-        f"no verdict: by {metric} the whole model is not reliably better than nothing (by {gap:.3f}, 95 % interval "
-        f"{low:.3f} .. {high:.3f}), so that the ratio is noise: {ratio}"
+        f"no verdict: by {metric} the whole model is not reliably better than nothing (by {float(gap.mean):.3f}, "
+        f"95 % interval {float(gap.low):.3f} .. {float(gap.high):.3f}), so that the ratio is noise: {ratio}"
     )
 
 

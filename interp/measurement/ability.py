@@ -93,8 +93,6 @@ def advantage(
     direction: there it is the size of the difference that is taken, with the sign of its mean.
     """
     gap = np.asarray(full, dtype=float) - np.asarray(empty, dtype=float)
-    if metric in LOW_IS_GOOD:
-        gap = -gap
-    elif metric not in metrics.METRICS and gap.mean() < 0:
+    if metric in LOW_IS_GOOD or (metric not in metrics.METRICS and gap.mean() < 0):
         gap = -gap
     return bootstrap_mean(gap, seed=seed)

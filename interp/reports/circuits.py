@@ -105,12 +105,21 @@ def prompts(model: Model, names: Sequence[Any], *, seed: int, method: str = "eap
             check_identity(model, name.provenance["model"], "this circuit is")
             pairs.append(name)
             continue
-        if not isinstance(name, str):
-            raise SchemaError(f"{name!r}: expected the name of a task, or what `circuits.circuit` found")
-        train, held_out = (named_task(name, model, n=PROMPTS, seed=seed, split=s) for s in ("train", "held-out"))
+        train, held_out = _two(model, name, seed=seed)
         Case.of(model, train)
         pairs.append((train, held_out))
     return pairs
+
+
+def _two(model: Model, name: Any, *, seed: int) -> tuple[PromptTask, PromptTask]:
+    """Prompts to search on and to judge on: of a named task, a pair of tasks, or one task twice."""
+    if isinstance(name, str):
+        train, held_out = (named_task(name, model, n=PROMPTS, seed=seed, split=s) for s in ("train", "held-out"))
+        return train, held_out
+    given = name if isinstance(name, tuple) else (name, name)
+    if len(given) != 2 or not all(isinstance(task, PromptTask) for task in given):
+        raise SchemaError(f"{name!r}: expected a task, its name, or what `circuits.circuit` found")
+    return given
 
 
 def find(
@@ -197,7 +206,8 @@ def run_line(result: Found | Result) -> dict[str, str]:
 def _advantage(result: Found) -> str:
     """By how much the whole model beats nothing, with its interval."""
     gap = result.verdict.advantage()
-    return f"{number(gap.mean)} ({number(gap.low)} to {number(gap.high)})"
+    mean, low, high = (number(float(x)) for x in (gap.mean, gap.low, gap.high))
+    return f"{mean} ({low} to {high})"
 
 
 def _edges(result: Found) -> list[Edge]:
