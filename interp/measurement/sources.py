@@ -35,15 +35,19 @@ def source_masks(task: PromptTask) -> dict[str, Bool[Tensor, "batch pos"]]:
 def statement_masks(task: PromptTask) -> dict[str, Bool[Tensor, "batch pos"]]:
     """Tokens of each statement; of each role in tasks that mark none. Never the first token, nor END's own.
 
-    A role "RULE1 STOP" ends the statement "RULE1", which begins behind the statement before it, or with the prompt.
+    Spans of the prompts that have a name are statements, where there are any. A role "RULE1 STOP" ends the statement
+    "RULE1", which begins behind the statement before it, or with the prompt.
 
     Raises:
         NotApplicable: the task marks nothing but END.
     """
     column = torch.arange(task.clean.mask.shape[1])
     free = task.clean.mask.cpu() & (column != task.end.cpu()[:, None]) & (column != task.clean.first.cpu()[:, None])
+    spans = {name: span.cpu() & free for name, span in task.clean.spans.items()}
     stops = {role.removesuffix(STOP): at.cpu() for role, at in task.roles.items() if role.endswith(STOP)}
-    if stops:
+    if spans:
+        found = spans
+    elif stops:
         before = torch.stack(list(stops.values()))
         found = {name: _between(column, _latest_before(before, at), at) & free for name, at in stops.items()}
     else:
@@ -51,8 +55,7 @@ def statement_masks(task: PromptTask) -> dict[str, Bool[Tensor, "batch pos"]]:
     found = {name: own for name, own in found.items() if bool(own.any())}
     if not found:
         raise NotApplicable(
-            f"{task.name} marks no tokens but END: name those of interest by `roles` (interp.pair), statements by "
-            f"roles such as 'RULE1{STOP}'"
+            f"{task.name} marks no tokens but END: name those of interest by `roles` or `spans` (interp.pair)"
         )
     return found
 

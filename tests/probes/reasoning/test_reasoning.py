@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 import interp
 from interp import tasks
+from interp.batch import Batch
 from interp.components import head_names
 from interp.edits import KnockOut
 from interp.errors import NotApplicable, SchemaError, TaskError
@@ -208,6 +209,11 @@ def test_statements_end_where_the_task_says():
     masks = statement_masks(pairs(model, 6))
     assert [int(i) for i in masks["FIRST"][0].nonzero()[:, 0]] == [1, 2]
     assert [int(i) for i in masks["SECOND"][0].nonzero()[:, 0]] == [3, 4]
+    spans = torch.zeros(6, 8, dtype=torch.bool)
+    spans[:, :4] = True
+    own = pairs(model, 6)
+    own = replace(own, clean=Batch(own.clean.ids, own.clean.mask, spans={"document": spans}))
+    assert [int(i) for i in statement_masks(own)["document"][0].nonzero()[:, 0]] == [1, 2, 3]
     question = prior_tokens(model, pairs(model, 6), "question")
     ids = pairs(model, 6).clean.ids[:, 5:]
     logits = model.run(ids).logits[:, -1].clone()
