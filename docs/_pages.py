@@ -244,6 +244,7 @@ FOLDERS = {
     "interp/zoo/models/default": "the shipped checkpoint with ten skills, and its card",
     "interp/zoo/models/default/dictionaries/**": "sparse dictionaries of it, and their card",
     "interp/zoo/models/modular-addition": "a small model that adds modulo 37 by waves, and its card",
+    "interp/zoo/models/paragraphs": "a small model that knows a hundred paragraphs by heart, these, and its card",
     "interp/zoo/models/positional-shortcut": "a false positive of a naive induction test, and its card",
     "interp/zoo/models/sibling": "a smaller checkpoint with the same skills, and its card",
     "interp/zoo/models/sibling/step-*": "training checkpoints of it, in which copying emerges",

@@ -17,12 +17,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.batch import Batch
+from interp.data import is_held_out
 from interp.edits import Edit
 from interp.errors import NotApplicable, TaskError, nearest
 from interp.model import Model
 from interp.shapes import brief
 from interp.tasks.prompt import PromptTask, collate
-from interp.tasks.source import Document, checkpoint_tasks, is_held_out
+from interp.tasks.source import Document, checkpoint_tasks
 from interp.tasks.spell import Example, Speller
 
 FAMILY = "modular_addition"

@@ -173,11 +173,6 @@ def document(name: str) -> Document:
     return Document.of(name, data.read_json(data.path(name, SHIPPED)), source=f"datasets/{name}")
 
 
-def is_held_out(key: str, *, one_in: int) -> bool:
-    """Whether a key belongs to the held-out split: one in so many, decided by its text alone."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) % one_in == 0
-
-
 def templates_for(templates: Sequence[Template], *, group: str | None = None) -> list[Template]:
     """Templates that go with a group."""
     return [t for t in templates if t.group is None or group is None or t.group == group]
