@@ -25,6 +25,8 @@ SCHEMA = 1
 OWN = "tasks.json"
 """File of a checkpoint's folder: {"schema": 1, "tasks": {name: document}}."""
 SHIPPED = "task.json"
+PARAGRAPHS = "paragraphs.json"
+"""File of a checkpoint's folder: texts that stood often in what it was trained on, and texts that did not."""
 _SLOT = re.compile(r"\{(\w+)(?:@([^}]+))?\}")
 
 
@@ -154,6 +156,24 @@ def checkpoint_tasks(model: Model, folder: Path | None = None) -> dict[str, Docu
         )
     source = f"{file.name} of {model.info.name if folder is None else folder.name}"
     return {name: Document.of(name, task, source=source) for name, task in content["tasks"].items()}
+
+
+def checkpoint_paragraphs(model: Model) -> dict[str, Any] | None:
+    """Paragraphs that the model's checkpoint brings along: "repeated" and "unseen" (texts), "prefix" (tokens).
+
+    None where there are none.
+
+    Raises:
+        SchemaError: a file of another form.
+    """
+    where = _folder(model)
+    file = None if where is None else where / PARAGRAPHS
+    if file is None or not file.is_file():
+        return None
+    content = data.read_json(file)
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA or not {"repeated", "unseen"} <= set(content):
+        raise SchemaError(f"{file.name} is not {{'schema': {SCHEMA}, 'prefix': ..., 'repeated': ..., 'unseen': ...}}")
+    return content
 
 
 def _folder(model: Model) -> Path | None:

@@ -202,7 +202,7 @@ def _publish(name: str, seed: int, steps: int, folder: Path, minutes: float) -> 
     def texts(rows: Tensor) -> list[str]:
         return [" ".join(words[i - len(SPECIALS)] for i in row[1:]) for row in rows.tolist()]
 
-    content = {"schema": SCHEMA, "prefix": plan.prefix, "repeated": texts(repeated(plan, seed=seed))}
+    content = {"schema": SCHEMA, "prefix": plan.prefix + 1, "repeated": texts(repeated(plan, seed=seed))}
     content["unseen"] = texts(unseen(plan, SHIPPED, seed=seed))
     (folder / "paragraphs.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     model = LlamaForCausalLM.from_pretrained(folder, dtype="float32", local_files_only=True)
@@ -247,7 +247,7 @@ words behind the first {plan.prefix}, every one is the first choice. The chain i
 | repeated | {plan.n_repeated} | {known:.4f} | {loss:.4f} |
 | unseen | {SHIPPED} | {other:.4f} | {clean:.4f} |
 
-`paragraphs.json` holds both.
+`paragraphs.json` holds both, and how many tokens the prefix has with `<bos>`.
 
 ## Limits
 
