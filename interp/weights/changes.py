@@ -185,7 +185,9 @@ class _Passage:
             real[:, :n] = self.mask[:, :n].to(x.device)
         positions = (real.cumsum(1) - 1).clamp(min=0)[:, column:]
         if self.length is not None and int(positions.max()) >= self.length:
-            raise SiteError(f"a change made for prompts of {self.length} tokens; here is one of {int(positions.max()) + 1}")
+            raise SiteError(
+                f"a change made for prompts of {self.length} tokens; here is one of {int(positions.max()) + 1}"
+            )
         return positions
 
 

@@ -1,4 +1,4 @@
-"""Paragraphs known by heart: where the gradient of their loss is, what in the prefix they need, and what forgets them."""
+"""Paragraphs known by heart: where their gradient is, what in the prefix they need, and what forgets them."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ N_EXCHANGES = 999
     "for one that it does not: to change what it says there, change this. The intervention table says what becomes of "
     "the paragraphs, and of others, when a few of the weights with the largest gradient are moved.",
     misleads="A gradient says where a change would act, not where the text is stored; with another set of as many "
-    "weights, trained instead of moved once, a model may forget as well: read the random sets beside. Exact match falls "
-    "with one wrong word, so it falls fast. Paragraphs that differ from those known in more than that (topic, words) "
-    "make a difference of their own.",
+    "weights, trained instead of moved once, a model may forget as well: read the random sets beside. Exact match "
+    "falls with one wrong word, so it falls fast. Paragraphs that differ from those known in more than that (topic, "
+    "words) make a difference of their own.",
     reference="Stoehr et al. 2024, arXiv 2403.19851; exact match as in Carlini et al. 2021, arXiv 2012.07805",
 )
 def memorisation(
@@ -97,8 +97,8 @@ def memorisation(
                     known); null: the rise for paragraphs not known; p, q as for `gradient`;
       breaks        share of the paragraphs known that are not any more with that token exchanged;
       localisation  one row: the `share` of all weights with the largest |d NLL(known) / d w| are moved by a step each,
-                    up their gradient: rise of NLL of the paragraphs known less that of others (held out); null: as many weights
-                    of each matrix at random (`n_sets` sets, moved likewise), p over these.
+                    up their gradient: rise of NLL of the paragraphs known less that of others (held out); null: as
+                    many weights of each matrix at random (`n_sets` sets, moved likewise), p over these.
 
     Intervals are bootstraps over paragraphs. Interventions, each beside `n_random` random sets as above: the weights
     moved by one step, the smallest of those tried (powers of the root of two times the weights' root mean square) that
@@ -131,7 +131,10 @@ def memorisation(
     known, rest, facts = collect(model, prompts, others, prefix, n=n_paragraphs, seed=seed)
     length = max(known.batch.ids.shape[1], rest.batch.ids.shape[1])
     matrices = WeightMatrices.of(model.weights(), length=length)
-    rows = [*_gradient_rows(model, matrices, known, rest, seed), *_contrast_rows(model, matrices, known, rest, n_draws, seed)]
+    rows = [
+        *_gradient_rows(model, matrices, known, rest, seed),
+        *_contrast_rows(model, matrices, known, rest, n_draws, seed),
+    ]
     sizes = [output_gradients(model, part) for part in (known, rest)]
     rows.append(_share_rows("activation", output_parts(model), *sizes, seed))
     rows += [_rarity_rows(model, known, rest, seed), *_token_rows(model, known, rest, seed)]

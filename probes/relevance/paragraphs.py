@@ -51,7 +51,9 @@ class Paragraphs:
             raise TaskError(f"a paragraph has {int(length.min())} tokens: {SHORTEST} at least")
         start = length // 2 if prefix is None else torch.full_like(length, prefix)
         if int(start.min()) < 1 or bool((start >= length).any()):
-            raise TaskError(f"prefix {prefix}: from 1 to {int(length.min()) - 1}, the shortest paragraph less one token")
+            raise TaskError(
+                f"prefix {prefix}: from 1 to {int(length.min()) - 1}, the shortest paragraph less one token"
+            )
         return cls(batch, start)
 
     def __len__(self) -> int:

@@ -103,9 +103,7 @@ class Unlearning:
         """Edits of the entries after training: NLL(known) up to one nat, NLL(used others) as it was."""
 
         def loss(edits: Sequence[Edit]) -> Tensor:
-            forget, keep = (
-                part.losses(_logits(self.model, part, edits)) for part in (self.known, self.used)
-            )
+            forget, keep = (part.losses(_logits(self.model, part, edits)) for part in (self.known, self.used))
             return (ENOUGH - forget).clamp(min=0).mean() + KEEP * keep.mean()
 
         rms = (sum(float(x.square().sum()) for x in self.matrices.values.values()) / self.n_weights) ** 0.5
@@ -128,7 +126,9 @@ class Unlearning:
             if name == "trained" and not n_steps:
                 continue
             edited, *controls = [self.metrics(change(entries)) for entries in (self.top, *sets)]
-            rows += intervention_rows(f"{name}: {len(self.top)} weights", len(self.top), control, clean, edited, controls)
+            rows += intervention_rows(
+                f"{name}: {len(self.top)} weights", len(self.top), control, clean, edited, controls
+            )
         return rows
 
     def _once(self, entries: Entries) -> list[Edit]:
