@@ -26,7 +26,21 @@ CORRUPTIONS = ("operands", "second_operand", "carry")
 """operands: both are others. second_operand: that one alone. carry: the second one's last digit changes such that the
 ones carry (of a difference, borrow) where they did not, or the other way round."""
 METRIC = "logit_diff"
-OPERATORS: Mapping[str, Callable[[int, int], int]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+FIRST = "first"
+"""Operator of a task that asks for the first number itself: nothing is computed, only retrieved."""
+
+
+def first(x: int, y: int) -> int:
+    """x."""
+    return x
+
+
+OPERATORS: Mapping[str, Callable[[int, int], int]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    FIRST: first,
+}
 FORMS = ("number", "digit", "chunk")
 TRIES = 100
 

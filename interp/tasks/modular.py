@@ -24,6 +24,7 @@ from interp.errors import NotApplicable, TaskError, nearest
 from interp.model import Model, Reducer
 from interp.shapes import brief
 from interp.sites import Site
+from interp.tasks.arithmetic import FIRST
 from interp.tasks.prompt import PromptTask, collate
 from interp.tasks.source import Document, checkpoint_tasks
 from interp.tasks.spell import Example, Speller
@@ -296,18 +297,24 @@ def _spelled(speller: Speller, text: str, numerals: Sequence[str], joint: str) -
     return Addition((*speller.start, *form), ids[:, slots[0]], answers)
 
 
-def draw(rng: Random, document: Document, corruption: str) -> Example:
-    """Slots {x} and {y}, words of the list "number"; right is the word of their sum modulo the list's length."""
+def draw(rng: Random, document: Document, corruption: str) -> Example | None:
+    """Slots {x} and {y}, words of the list "number"; right is the word of their sum modulo the list's length.
+
+    With the operator "first" it is the word of x itself; None where that is the twin's too.
+    """
     numbers = document.words[NUMBER]
     p = len(numbers)
     x, y = rng.randrange(p), rng.randrange(p)
+    retrieved = document.operator == FIRST
     x2, y2 = _twin(rng, p, x, y, corruption)
+    if retrieved and x2 == x:
+        return None
     return Example(
         rng.choice(document.templates),
         clean={"x": numbers[x], "y": numbers[y]},
         corrupt={"x": numbers[x2], "y": numbers[y2]},
-        answers=(numbers[(x + y) % p],),
-        wrong=(numbers[(x2 + y2) % p],),
+        answers=(numbers[x if retrieved else (x + y) % p],),
+        wrong=(numbers[x2 if retrieved else (x2 + y2) % p],),
         key=(document.key or KEY).format(x=numbers[x], y=numbers[y]),
     )
 

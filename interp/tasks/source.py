@@ -84,7 +84,7 @@ class Document:
     digits: int = 2
     """Of each number, in tasks of arithmetic."""
     operator: str = "+"
-    """What is done with the two numbers, likewise: "+", "-" or "*"."""
+    """What is done with the two numbers, likewise: "+", "-", "*", or "first": the first of them, as it is."""
 
     @classmethod
     def of(cls, name: str, content: Mapping[str, Any], *, source: str) -> Document:
