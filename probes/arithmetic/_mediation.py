@@ -211,6 +211,11 @@ def _effects(case: Case, nodes: Sequence[Node], task: PromptTask) -> Float[ndarr
     return 0.5 * _changes(case, nodes, task, log_odds)
 
 
+def head_effects(case: Case, nodes: Sequence[Node]) -> Float[ndarray, "node prompt"]:
+    """Effects on the case's own task."""
+    return _effects(case, nodes, case.task)
+
+
 def _relative(
     case: Case, nodes: Sequence[Node], effects: Float[ndarray, "node prompt"]
 ) -> Float[ndarray, "node prompt"]:
