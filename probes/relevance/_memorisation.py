@@ -299,12 +299,10 @@ def _other(old: Int[Tensor, " row"], new: Int[Tensor, " row"], pool: Int[Tensor,
 
 def _localisation_row(edit: Unlearning, n_sets: int, seed: int) -> pd.DataFrame:
     """What moving the weights of largest gradient does, beside random ones."""
-    own, null = edit.selective(edit.top), np.empty(0)
-    rng = np.random.default_rng(seed)
-    if n_sets:
-        null = np.array([edit.selective(edit.random(rng)).mean() for _ in range(n_sets)])
+    own, rng = edit.selective(edit.top), np.random.default_rng(seed)
+    null = np.array([edit.selective(edit.random(rng)).mean() for _ in range(n_sets)])
     interval = interval_columns(stats.bootstrap_mean(own[:, None], seed=seed))
     p = (1 + float((null >= own.mean()).sum())) / (1 + n_sets)
-    row = {"null": null.mean() if n_sets else np.nan, "p": p, "q": p, "label": p < LEVEL}
+    row = {"null": null.mean(), "p": p, "q": p, "label": p < LEVEL}
     name = f"{len(edit.top)} weights"
     return pd.DataFrame({"variant": "localisation", "unit": "nats", "component": [name], **interval, **row})

@@ -124,7 +124,7 @@ def test_exchanges_tell_a_difference_from_none():
 
 @cache
 def known():
-    return memorisation(interp.load("zoo:paragraphs"), n_paragraphs=12, n_sets=99, n_steps=0, n_random=1)
+    return memorisation(interp.load("zoo:paragraphs"), n_paragraphs=8, n_sets=99, n_draws=5, n_steps=0, n_random=1)
 
 
 def test_the_shipped_model_keeps_them_low_and_forgets_by_a_thousandth_of_its_weights():
@@ -147,7 +147,7 @@ def test_rarity_is_the_rank_correlation_of_attention():
     result, model = known(), interp.load("zoo:paragraphs")
     from probes.relevance.paragraphs import collect
 
-    own, other, _ = collect(model, None, None, None, n=12, seed=0)
+    own, other, _ = collect(model, None, None, None, n=8, seed=0)
     counts = torch.bincount(other.batch.ids[other.batch.mask], minlength=model.info.d_vocab) + 1
     attention = model.run(own.batch, capture=["L1.pattern"])["L1.pattern"][:, 3, 16, 1:17]
     expected = [spearmanr(a, -counts[i[1:17]].log()).statistic for a, i in zip(attention, own.batch.ids, strict=True)]
