@@ -274,6 +274,7 @@ FAMILIES = {
     "arithmetic": "How does the model add: by which waves of numbers, where, and by which algorithm?",
     "importance": "What is lost without it, alone or with others?",
     "mlp": "What does an MLP add, from which of its inputs, and which of its neurons decide?",
+    "relevance": "Which texts does it know by heart, in which weights, and what makes it forget them?",
     "attention": "How sharp, how regular, how easily drawn away is its attention?",
 }
 """Families of analyses, in the order of the README, as questions."""

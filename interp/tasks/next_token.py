@@ -1,4 +1,4 @@
-"""Next tokens of one's own prompts as a task: a prompt for every token, so that its metric is a mean over all tokens."""
+"""Next tokens of one's own prompts as a task: a prompt for every token, so that a mean over it is one over tokens."""
 
 from __future__ import annotations
 

@@ -154,7 +154,9 @@ def arithmetic_mediation(
     strong = sorted(nodes, key=lambda n: -float(np.mean(values[n])))
     effects = _together(case, strong, n_random=n_random, rng=rng)
     order = {"effect": 0, "relative": 1, "head": 2, "operands": 3, "share": 4}
-    table = table.sort_values("variant", key=lambda v: v.map(order).fillna(len(order)), kind="stable", ignore_index=True)
+    table = table.sort_values(
+        "variant", key=lambda v: v.map(order).fillna(len(order)), kind="stable", ignore_index=True
+    )
     return Findings(table, {**task.provenance(), "controls_left_out": left_out}, effects)
 
 

@@ -86,10 +86,11 @@ def mediator_tuning(
     and both:
       gain       the above, interval over prompts; null: sets of as many others, heads of the same layers and neurons
                  of the same layers and sizes while there are any, mean over `n_sets`; p Student's prediction interval
-                 of these sets, NaN where there are fewer than five different ones;
+                 of these sets;
       accuracy   share of prompts with the right answer first among all tokens, after training; `clean` before;
       elsewhere  mean KL(before || after) of next tokens on prompts of random tokens, nats: what training costs.
-    q is Benjamini-Hochberg over the sets of a variant; a label needs q < 0.01 and a gain above the null's.
+    A set for which there are fewer than five different sets of others has no row; provenance names it. q is
+    Benjamini-Hochberg over the sets of a variant; a label needs q < 0.01 and a gain above the null's.
 
     Args:
         model: any model.
@@ -103,7 +104,7 @@ def mediator_tuning(
         seed: of prompts, halves, sets and bootstrap.
 
     Raises:
-        NotApplicable: fewer than four prompts, or neither heads nor neurons that can be told apart and trained.
+        NotApplicable: fewer than four prompts, or too few heads and neurons that can be trained to compare with.
         SchemaError: a set of no heads and no neurons.
 
     Reference: Zhang et al. 2024 (arXiv 2409.01659), who tune the heads and MLPs that they found; nulls are ours.
@@ -119,22 +120,27 @@ def mediator_tuning(
     best = (tuple(heads[: k[0]]), tuple(neurons.best(k[1])) if neurons else ())
     parts = {"heads": (best[0], ()), "neurons": ((), best[1]), "heads and neurons": best}
     chosen = {name: units for name, units in parts.items() if any(units)}
-    rng, rows = np.random.default_rng(seed), []
+    rng, rows, alone = np.random.default_rng(seed), [], []
     before = trial.measure(())
     for name, units in chosen.items():
         drawn = [_others(units, heads, neurons, rng) for _ in range(TRIES * n_sets)]
         sets = [own for own in dict.fromkeys(drawn) if own != ((), ())][:n_sets]
+        if len(sets) < stats.LEAST_NULLS:
+            alone.append(name)
+            continue
         after = [trial.trained(own, n_steps) for own in (units, *sets)]
         rows += _rows(name, units, before, after, seed)
+    if not rows:
+        raise NotApplicable(f"fewer than {stats.LEAST_NULLS} sets of as many others to compare with: take smaller sets")
     table = pd.DataFrame(rows)
     for variant in VARIANTS:
         mask = table["variant"] == variant
         table.loc[mask, "q"] = stats.benjamini_hochberg(table.loc[mask, "p"].to_numpy(dtype=float))
     label = (table["q"] < LEVEL) & (table["value"] > table["null"])
-    table["label"] = label.astype("boolean").mask((table["variant"] != "gain") | table["q"].isna())
+    table["label"] = label.astype("boolean").mask(table["variant"] != "gain")
     table = table.sort_values("variant", key=lambda v: v.map(VARIANTS.index), kind="stable", ignore_index=True)
     found = {"heads": head_names(best[0]), "neurons": neuron_names(best[1])}
-    return Findings(table, {**task.provenance(), **found, "missing": trial.missing})
+    return Findings(table, {**task.provenance(), **found, "missing": trial.missing, "too_few_others": alone})
 
 
 Measured = Mapping[str, Float[ndarray, " prompt"]]
@@ -254,9 +260,7 @@ def _size(n: int | None, pool: Sequence[object]) -> int:
     return min(len(pool), max(1, len(pool) // 10) if n is None else n)
 
 
-def _others(
-    units: Units, heads: Sequence[Head], neurons: RankedNeurons | None, rng: np.random.Generator
-) -> Units:
+def _others(units: Units, heads: Sequence[Head], neurons: RankedNeurons | None, rng: np.random.Generator) -> Units:
     """As many heads and neurons that are not in the set, of the same layers while there are any."""
     free, drawn = [h for h in heads if h not in units[0]], []
     for layer, _ in units[0]:
@@ -271,9 +275,7 @@ def _others(
     return tuple(sorted(drawn)), tuple(sets[0]) if sets else ()
 
 
-def _rows(
-    name: str, units: Units, before: Measured, after: Sequence[Measured], seed: int
-) -> list[dict[str, object]]:
+def _rows(name: str, units: Units, before: Measured, after: Sequence[Measured], seed: int) -> list[dict[str, object]]:
     """Rows of one set, the first of `after`, beside the others."""
     rows = []
     for variant, unit in zip(VARIANTS, ("nats", "fraction", "nats"), strict=True):
@@ -282,9 +284,7 @@ def _rows(
         null = np.array([x.mean() for x in values[1:]])
         columns = interval_columns(stats.bootstrap_mean(values[0][:, None], seed=seed))
         own = {key: np.ravel(x)[0] for key, x in columns.items()}
-        able = len(null) >= stats.LEAST_NULLS
-        p = float(stats.p_against_nulls(own["value"][None], null[:, None])[0]) if able else np.nan
-        base = null.mean() if len(null) else np.nan
-        rows.append({"variant": variant, "component": name, **own, "null": base, "p": p, "unit": unit})
+        p = float(stats.p_against_nulls(own["value"][None], null[:, None])[0])
+        rows.append({"variant": variant, "component": name, **own, "null": null.mean(), "p": p, "unit": unit})
         rows[-1] |= {"clean": before[variant].mean(), "k": len(units[0]) + len(units[1])}
     return rows

@@ -55,7 +55,8 @@ METRICS = ("exact", "error", *(f"mod {m}" for m in MODULI))
     means="With only these waves of the numbers left at the place, so much of the sums is still right: exactly, by how "
     "much it is off, and modulo 2, 5 and 10. Slow waves carry the size of a number, fast ones its last digit.",
     misleads="A filter takes away as many directions as it has waves: compare with random orders of the numbers, which "
-    "lose as many (`waves`, of the d_model that there are). Modulo p numbers are a cycle and have no size: `error` is then the distance around it.",
+    "lose as many (`waves`, of the d_model that there are). Modulo p numbers are a cycle and have no size: `error` is "
+    "then the distance around it.",
     reference="Zhou et al. 2024, arXiv 2406.03445",
 )
 def number_filters(
@@ -122,7 +123,8 @@ def number_filters(
         table.loc[mask, "q"] = stats.benjamini_hochberg(table.loc[mask, "p"].to_numpy(dtype=float))
         table.loc[mask, "label"] = table.loc[mask, "q"] < LEVEL
     table = table.sort_values("variant", key=lambda v: v.map(METRICS.index), kind="stable", ignore_index=True)
-    facts: dict[str, object] = {"takes_all": takes_all, "n_numbers": numbers.n, "filters": {name: list(keep) for name, keep in kept.items()}}
+    facts: dict[str, object] = {"takes_all": takes_all, "n_numbers": numbers.n}
+    facts["filters"] = {name: list(keep) for name, keep in kept.items()}
     return Findings(table, {**task.provenance(), **facts})
 
 
@@ -279,7 +281,7 @@ class OutputPlace:
         others = [i for i in range(1, n) if i not in set(_columns(n, keep))]
         waves = fourier_basis(n)[others][:, order.argsort()].double()
         span = torch.linalg.svd(waves @ self.columns.double(), full_matrices=False)
-        return span.Vh[span.S > RANK * span.S.max()].float() if others else span.Vh.float()
+        return span.Vh[RANK * span.S.max() < span.S].float() if others else span.Vh.float()
 
 
 @torch.no_grad()
@@ -318,4 +320,12 @@ def _row(
     p = float(stats.p_two_sided(np.array([own.mean()]), null[:, None])[0])
     interval = {k: np.ravel(v)[0] for k, v in interval_columns(stats.bootstrap_mean(own[:, None], seed=seed)).items()}
     unit = "number" if metric == "error" else "fraction"
-    return {"variant": metric, **labels, **interval, "unit": unit, "null": null.mean(), "p": p, "clean": clean[i].mean()}
+    return {
+        "variant": metric,
+        **labels,
+        **interval,
+        "unit": unit,
+        "null": null.mean(),
+        "p": p,
+        "clean": clean[i].mean(),
+    }

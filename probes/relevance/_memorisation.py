@@ -49,8 +49,8 @@ N_EXCHANGES = 999
     order=190,
     figure=dots,
     subject="zoo:paragraphs",
-    columns={"matrix": "str", "position": "Int64", "label": "boolean"},
-    quick={"n_paragraphs": 8, "n_draws": 5, "n_sets": 19, "n_steps": 2, "n_random": 1},
+    columns={"matrix": "str", "label": "boolean"},
+    quick={"n_paragraphs": 6, "n_draws": 5, "n_sets": 19, "n_steps": 1, "n_random": 1},
     exemptions={
         "planted": "paragraphs known by heart, of which planted models have none; tests write some into neurons",
         "scale": "the strongest share of a gradient falls as paragraphs that differ are added",

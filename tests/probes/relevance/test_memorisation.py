@@ -15,8 +15,8 @@ from interp.loading.hooked.decoder import HookedDecoder
 from interp.measurement.tuning import Entries, tune
 from interp.weights.changes import WeightMatrices
 from probes.relevance import memorisation
-from probes.relevance.gradient_parts import exchange_p, pooled, shares
-from probes.relevance.paragraphs import Paragraphs, joined
+from probes.relevance.gradient_parts import exchange_p, pooled, shares, summed_gradient, weight_parts
+from probes.relevance.paragraphs import Paragraphs, collect, joined
 
 WORDS, LENGTH, PREFIX = 10, 8, 4
 
@@ -102,14 +102,21 @@ def test_the_contrast_is_the_gradient_of_a_difference_of_means():
         [part.measure(model, matrices.edits({name: s * change[name]}))[1].mean() for part in parts] for s in (1, -1)
     )
     slope = ((ahead[0] - ahead[1]) - (behind[0] - behind[1])) / 2e-2
-    from probes.relevance.gradient_parts import summed_gradient
-
     sign = np.repeat([0.1, -0.1], 10)
     grads = summed_gradient(model, matrices, joined(*parts), sign)
     assert_allclose(float(grads[name][at]), slope, rtol=2e-2)
     assert_allclose(pooled(grads, "mean")[-1], float(grads[name].abs().mean()))
     expected = rows(followed(), "contrast").loc["M0 w_out", "value"]
     assert_allclose(expected, float(grads[name].abs().mean()), rtol=1e-4)
+
+
+def test_what_is_not_known_is_taken_off_the_contrast():
+    model, table = interp.load("zoo:paragraphs"), rows(known(), "contrast")
+    both = collect(model, None, None, None, n=8, seed=0)[:2]
+    matrices = WeightMatrices.of(model.weights(), length=33)
+    own, other = (summed_gradient(model, matrices, part, np.full(8, 1 / 8)) for part in both)
+    expected = pooled({name: x - other[name] for name, x in own.items()}, "mean")
+    assert_allclose(table.loc[[p.name for p in weight_parts(matrices)], "value"], expected, rtol=1e-3)
 
 
 def test_exchanges_tell_a_difference_from_none():
@@ -138,6 +145,8 @@ def test_the_shipped_model_keeps_them_low_and_forgets_by_a_thousandth_of_its_wei
     assert moved.loc["exact_match", "clean"] == 1.0 and moved.loc["exact_match", "edited"] < 0.1
     assert moved.loc["exact_match", "random_mean"] > 0.8
     assert abs(moved.loc["other_loss", "edited"] / moved.loc["other_loss", "clean"] - 1) < 0.02
+    rises = [moved.loc[name, "edited"] - moved.loc[name, "clean"] for name in ("known_loss", "other_loss")]
+    assert_allclose(place["value"], rises[0] - rises[1], rtol=1e-4)
     assert moved["k"].eq(round(0.001 * 64512)).all()
 
 
@@ -145,8 +154,6 @@ def test_rarity_is_the_rank_correlation_of_attention():
     from scipy.stats import spearmanr
 
     result, model = known(), interp.load("zoo:paragraphs")
-    from probes.relevance.paragraphs import collect
-
     own, other, _ = collect(model, None, None, None, n=8, seed=0)
     counts = torch.bincount(other.batch.ids[other.batch.mask], minlength=model.info.d_vocab) + 1
     attention = model.run(own.batch, capture=["L1.pattern"])["L1.pattern"][:, 3, 16, 1:17]
@@ -196,6 +203,8 @@ def test_what_cannot_be_asked_is_refused_with_a_way_out():
 def test_padded_paragraphs_are_judged_by_their_own_tokens():
     model = interp.load(follower())
     ragged = [row.tolist()[: LENGTH - i % 3] for i, row in enumerate(round_about(6))]
+    for row in ragged:
+        row[0] = 2 * WORDS - 1  # followed by what no neuron says: a large loss, in the prefix
     part = Paragraphs.of(model, ragged, None)
     assert part.start.tolist() == [len(row) // 2 for row in ragged]
     known_by_heart, losses = part.measure(model)
