@@ -31,6 +31,7 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "What stands in the weights, and the residual stream taken apart.",
         (
             "interp.weights.weights",
+            "interp.weights.changes",
             "interp.weights.mlp",
             "interp.weights.stacked",
             "interp.weights.ov",
@@ -82,6 +83,7 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "interp.measurement.rerun",
             "interp.measurement.head_effects",
             "interp.measurement.neuron_effects",
+            "interp.measurement.tuning",
             "interp.measurement.answers",
             "interp.measurement.ability",
             "interp.measurement.examples",

@@ -34,6 +34,11 @@ from probes.arithmetic.numbers import default_task
 ROLES = ("x", "y", "END")
 KINDS = {"attention": "attn_out", "mlp": "mlp_out"}
 BATCH = 64
+VARIANTS = (
+    *("effect", "relative", "head", "operands", "share"),
+    *("same_result", "exchanged", "operator", "retrieval", "retrieval_share"),
+)
+"""In the order of the table."""
 
 
 def answer_log_prob(logits: Tensor, task: PromptTask) -> Float[Tensor, " batch"]:
@@ -147,16 +152,12 @@ def arithmetic_mediation(
         table.loc[mask, "q"] = stats.benjamini_hochberg(table.loc[mask, "p"].to_numpy(dtype=float))
         table.loc[mask, "label"] = (table.loc[mask, "q"] < LEVEL) & (table.loc[mask, "value"] > 0)
     values = {n: row["values"] for n, row in zip(nodes, rows, strict=False)}
-    more = _operand_rows(case, seed) + _share_rows(values, seed)
-    table = pd.concat([table, pd.DataFrame(more)], ignore_index=True)
     controlled, left_out = _control_rows(case, nodes, retrieval, n_prompts=n_prompts, n_draws=n_draws, seed=seed)
-    table = pd.concat([table, pd.DataFrame(controlled)], ignore_index=True)
+    more = _operand_rows(case, seed) + _share_rows(values, seed) + controlled
+    table = pd.concat([table, pd.DataFrame(more)], ignore_index=True)
     strong = sorted(nodes, key=lambda n: -float(np.mean(values[n])))
     effects = _together(case, strong, n_random=n_random, rng=rng)
-    order = {"effect": 0, "relative": 1, "head": 2, "operands": 3, "share": 4}
-    table = table.sort_values(
-        "variant", key=lambda v: v.map(order).fillna(len(order)), kind="stable", ignore_index=True
-    )
+    table = table.sort_values("variant", key=lambda v: v.map(VARIANTS.index), kind="stable", ignore_index=True)
     return Findings(table, {**task.provenance(), "controls_left_out": left_out}, effects)
 
 

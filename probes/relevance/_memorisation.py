@@ -131,10 +131,8 @@ def memorisation(
     known, rest, facts = collect(model, prompts, others, prefix, n=n_paragraphs, seed=seed)
     length = max(known.batch.ids.shape[1], rest.batch.ids.shape[1])
     matrices = WeightMatrices.of(model.weights(), length=length)
-    rows = [
-        *_gradient_rows(model, matrices, known, rest, seed),
-        *_contrast_rows(model, matrices, known, rest, n_draws, seed),
-    ]
+    rows = _gradient_rows(model, matrices, known, rest, seed)
+    rows += _contrast_rows(model, matrices, known, rest, n_draws, seed)
     sizes = [output_gradients(model, part) for part in (known, rest)]
     rows.append(_share_rows("activation", output_parts(model), *sizes, seed))
     rows += [_rarity_rows(model, known, rest, seed), *_token_rows(model, known, rest, seed)]
@@ -143,8 +141,8 @@ def memorisation(
     facts |= {"weights": edit.n_weights, "moved": len(edit.top), "step": edit.step, "task": "paragraphs"}
     facts["layers_without"] = {f"L{layer}.{name}": why for (layer, name), why in matrices.missing.items()}
     facts["sha256"] = fingerprint([known.batch, rest.batch])
-    interventions = edit.rows(n_steps=n_steps, n_random=n_random, seed=seed)
-    return Findings(pd.concat(rows, ignore_index=True), facts, interventions)
+    table = pd.concat(rows, ignore_index=True)
+    return Findings(table, facts, edit.rows(n_steps=n_steps, n_random=n_random, seed=seed))
 
 
 def _labels(parts: Sequence[Part]) -> dict[str, Any]:
