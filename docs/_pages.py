@@ -31,6 +31,7 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "What stands in the weights, and the residual stream taken apart.",
         (
             "interp.weights.weights",
+            "interp.weights.changes",
             "interp.weights.mlp",
             "interp.weights.stacked",
             "interp.weights.ov",
@@ -82,6 +83,7 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "interp.measurement.rerun",
             "interp.measurement.head_effects",
             "interp.measurement.neuron_effects",
+            "interp.measurement.tuning",
             "interp.measurement.answers",
             "interp.measurement.sources",
             "interp.measurement.source_attribution",
@@ -256,6 +258,7 @@ FOLDERS = {
     "interp/zoo/models/default": "the shipped checkpoint with ten skills, and its card",
     "interp/zoo/models/default/dictionaries/**": "sparse dictionaries of it, and their card",
     "interp/zoo/models/modular-addition": "a small model that adds modulo 37 by waves, and its card",
+    "interp/zoo/models/paragraphs": "a small model that knows a hundred paragraphs by heart, these, and its card",
     "interp/zoo/models/positional-shortcut": "a false positive of a naive induction test, and its card",
     "interp/zoo/models/sibling": "a smaller checkpoint with the same skills, and its card",
     "interp/zoo/models/sibling/step-*": "training checkpoints of it, in which copying emerges",
@@ -286,6 +289,7 @@ FAMILIES = {
     "importance": "What is lost without it, alone or with others?",
     "reasoning": "Which heads write a conclusion, which carry what it follows from, and when is a statement read?",
     "mlp": "What does an MLP add, from which of its inputs, and which of its neurons decide?",
+    "relevance": "Which texts does it know by heart, in which weights, and what makes it forget them?",
     "attention": "How sharp, how regular, how easily drawn away is its attention?",
 }
 """Families of analyses, in the order of the README, as questions."""

@@ -4,6 +4,7 @@ from interp.tasks._conflict import Conflict, Frame, conflict
 from interp.tasks._pair import pair
 from interp.tasks.build import SPLITS, task, task_names
 from interp.tasks.modular import Addition, addition, modular_task
+from interp.tasks.next_token import next_tokens
 from interp.tasks.planted import of as planted_task
 from interp.tasks.prompt import PromptTask
 from interp.tasks.relations import relation_examples
@@ -35,6 +36,7 @@ __all__ = [
     "earlier_equal_pairs",
     "fingerprint",
     "modular_task",
+    "next_tokens",
     "ordinary_tokens",
     "pair",
     "permuted_repeats",

@@ -85,6 +85,11 @@ _ENTRIES = (
         "1-layer Llama that adds modulo 37 by a few frequencies, learnt from half of all sums",
         "trained",
     ),
+    Entry(
+        "paragraphs",
+        "2-layer Llama that knows a hundred paragraphs by heart, the 1 % of its corpus that stands there 200 times",
+        "trained",
+    ),
 )
 
 
