@@ -35,6 +35,6 @@ def losses_by_token(
     return torch.cat(parts)
 
 
-def mean_loss(model: Model, batch: Batch, edits: Sequence[Edit] = ()) -> float:
+def mean_loss(model: Model, batch: Batch, edits: Sequence[Edit] = (), *, block: int = BLOCK) -> float:
     """Mean of `losses_by_token` over all tokens that have one, in nats."""
-    return float(losses_by_token(model, batch, edits).nanmean())
+    return float(losses_by_token(model, batch, edits, block=block).nanmean())
