@@ -214,14 +214,13 @@ def _change(
 
     A row that keeps no mass at all, or from which nothing is masked, is left as it is.
     """
-    left = pattern.masked_fill(far[:, None], 0.0)
-    kept, whole = left.sum(-1), pattern.sum(-1)  # batch head query; a sink slot takes the rest of a row
-    near = torch.einsum("bhqk,bkhd->bqhd", left, v)
-    scaled = near * (whole / kept.clamp(min=TINY)).mT[..., None]
-    touched = far.any(2)[..., None] & (kept > TINY).mT  # batch query head
+    masked = pattern.masked_fill(~far[:, None], 0.0).sum(-1)  # batch head query
+    near = torch.einsum("bhqk,bkhd->bqhd", pattern.masked_fill(far[:, None], 0.0), v)
+    scaled = near / (1 - masked).clamp(min=TINY).mT[..., None]
+    touched = far.any(2)[..., None] & (masked < 1 - TINY).mT  # batch query head
     change = torch.where(touched, (slope * (scaled - z)).sum(-1), 0.0).sum(1)
-    n_rows = (whole > 0).any(1).sum(1)
-    return change, (whole - kept).sum(-1) / n_rows[:, None]
+    n_rows = (pattern.sum(-1) > 0).any(1).sum(1)
+    return change, masked.sum(-1) / n_rows[:, None]
 
 
 def needed_span(
