@@ -241,6 +241,8 @@ FOLDERS = {
     "docs/images": "pictures in its pages",
     "docs/reference": "every command, analysis, column and public name, made from the code",
     "docs/tutorial": "one path from nothing to a first finding",
+    "interp/zoo/models/bigram-backcopy": "a small model whose one head learns to rest, and its card",
+    "interp/zoo/models/bigram-backcopy-relu": "the same with ReLU attention, whose head need not rest",
     "interp/zoo/models/default": "the shipped checkpoint with ten skills, and its card",
     "interp/zoo/models/default/dictionaries/**": "sparse dictionaries of it, and their card",
     "interp/zoo/models/modular-addition": "a small model that adds modulo 37 by waves, and its card",
@@ -272,6 +274,7 @@ FAMILIES = {
     "factual": "Does it carry the time that a prompt names?",
     "arithmetic": "How does the model add: by which waves of numbers, where, and by which algorithm?",
     "importance": "What is lost without it, alone or with others?",
+    "answers": "How much of what it says is one of the options, layer by layer?",
     "mlp": "What does an MLP add, from which of its inputs, and which of its neurons decide?",
     "attention": "How sharp, how regular, how easily drawn away is its attention?",
 }

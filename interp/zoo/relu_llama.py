@@ -39,8 +39,10 @@ def eager_attention_forward(
 
 
 class ReluLlamaAttention(LlamaAttention):
-    """Attention by ReLU. Functions of transformers' interface are told `relu=True`: the usual ones know no such thing,
-    so that `eager` and those that do are the only ones it runs with."""
+    """Attention by ReLU; functions of transformers' interface are told so (`relu=True`).
+
+    The usual ones know no such thing, so that `eager` and those that do are the only ones it runs with.
+    """
 
     def forward(
         self,
@@ -80,6 +82,3 @@ def register() -> None:
     """Let transformers' Auto classes know it, so that one saved by `save_pretrained` comes in again."""
     AutoConfig.register(ReluLlamaConfig.model_type, ReluLlamaConfig, exist_ok=True)
     AutoModelForCausalLM.register(ReluLlamaConfig, ReluLlamaForCausalLM, exist_ok=True)
-
-
-register()

@@ -1,4 +1,4 @@
-"""How many keys each layer needs: coverage of its strongest keys, entropy by depth, and budgets that fall with depth."""
+"""How many keys each layer needs: coverage of its strongest keys, entropy by depth, budgets that fall with depth."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def _curves(rows: pd.DataFrame) -> go.Figure:
     means="So much of the layer's attention is on its few strongest keys: a cache of so many tokens keeps that much. "
     "Where coverage rises and entropy falls with depth, the model is a funnel, and `pyramid` says what budgets that "
     "fall with depth keep, beside the same number of tokens in every layer.",
-    misleads="Mass is not effect: what little is left out may matter. The strongest keys are chosen with the pattern in "
-    "hand, for each row by itself, which no cache can do: an upper bound. One sink is a key like the others. Heads of a "
-    "layer are averaged; a layer of two kinds of heads is neither.",
+    misleads="Mass is not effect: what little is left out may matter. The strongest keys are chosen with the pattern "
+    "in hand, for each row by itself, which no cache can do: an upper bound. One sink is a key like the others. Heads "
+    "of a layer are averaged; a layer of two kinds of heads is neither.",
     reference="Cai et al. 2024, arXiv 2406.02069 (PyramidKV)",
 )
 def funnel(

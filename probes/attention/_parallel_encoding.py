@@ -17,7 +17,6 @@ from interp.batch import Batch, Prompts
 from interp.edits import Edit, KnockOut
 from interp.errors import NotApplicable, TaskError
 from interp.measurement.declaration import CAUSAL, TOKEN_LOGITS, Stage
-from interp.measurement.prompt_losses import losses_by_token
 from interp.measurement.prompts import PromptSet, own_prompts, visible_keys
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, head_rows, interval_columns
@@ -25,6 +24,7 @@ from interp.model import Model
 from interp.results import stats
 from interp.results.stats import nan_mean, p_above
 from interp.sites import Site
+from interp.tokens.losses import token_losses
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -52,13 +52,15 @@ def _by_blocks(rows: pd.DataFrame) -> go.Figure:
     stage=Stage("scattered"),
     figures={"entropy": _by_blocks, "entropy_with_sinks": _by_blocks},
     quick={"n_prompts": 8, "n_blocks": (2, 4)},
-    exemptions={"planted": "of contexts apart, which no planted mechanism is about; its tests make models that scatter"},
+    exemptions={
+        "planted": "of contexts apart, which no planted mechanism is about; its tests make models that scatter"
+    },
     columns={"label": "boolean"},
     means="Behind contexts that were read apart from each other the head spreads its attention over more keys than "
     "behind the same tokens read as one text. `correlation` says whether the loss goes along.",
-    misleads="Blocks keep the positions of the whole text here, where some schemes count anew in each. A higher entropy "
-    "may be right: more blocks hold what is asked for. The correlation is over numbers of blocks and prompts, not a "
-    "cause. The tokens that ask see all blocks, so that only what the blocks hold differs.",
+    misleads="Blocks keep the positions of the whole text here, where some schemes count anew in each. A higher "
+    "entropy may be right: more blocks hold what is asked for. The correlation is over numbers of blocks and prompts, "
+    "not a cause. The tokens that ask see all blocks, so that only what the blocks hold differs.",
     reference="Zhang et al. 2024, arXiv 2412.16545 (attention entropy in parallel context encoding)",
 )
 def parallel_encoding(
@@ -82,7 +84,7 @@ def parallel_encoding(
       entropy, entropy_with_sinks  one row per head and number of blocks (`position`, 1 for one text); the null is 1;
       correlation          Spearman's, of the head's entropy with the loss over prompts and numbers of blocks, each less
                            its prompt's mean; null 0, p (over as many pairs as there are) and q;
-      loss, loss_with_sinks  one row per number of blocks, component "model": next-token loss of the rows asked, in nats;
+      loss, loss_with_sinks  one row per number of blocks, component "model": loss of the rows asked, in nats;
                            the null is that of one text.
 
     p tests over prompts that the rise is at most 0.01 (one-sided Student's t); q is over heads; a label needs q < 0.01
@@ -104,7 +106,7 @@ def parallel_encoding(
         NotApplicable: no room for 18 tokens or for two blocks, or attention that is not all softmax.
         TaskError: prompts of fewer than 18 tokens or of several lengths, or fewer than three.
 
-    Reference: Zhang et al. 2024 (arXiv 2412.16545), who count positions anew in each block; controls and tests are ours.
+    Reference: Zhang et al. 2024 (arXiv 2412.16545), who count positions anew in each block; tests are ours.
     """
     if model.info.softmax_share != 1.0:
         raise NotApplicable(f"{model.info.name}: attention is not all softmax, and its rows have no entropy")
@@ -158,20 +160,20 @@ class Readings:
         """Of the queries `asked`, with the pairs of query and key that are `hidden` from each other in every layer."""
         layers = model.info.attention_layers
         pairs = None if hidden is None else hidden.expand(len(batch.ids), -1, -1)
-        edits: list[Edit] = [] if pairs is None else [
-            KnockOut(Site("pattern", i), pairs=pairs, renormalise=True) for i in layers
-        ]
-        found = []
-        for layer in layers:
-            site = Site("pattern", layer)
-            below = [e for e in edits if (e.site.first or 0) <= layer]
-            capture = {site: lambda pattern: _nats(pattern[:, :, asked.to(pattern.device)], bool(model.info.sink_logits))}
-            with torch.no_grad():
-                found.append(model.run(batch, capture=capture, edits=below, stop=layer).acts[site].double().cpu().numpy())
-        nats = np.stack(found, 1)  # prompt layer head row
+        edits: list[Edit] = (
+            [] if pairs is None else [KnockOut(Site("pattern", i), pairs=pairs, renormalise=True) for i in layers]
+        )
+
+        def nats(pattern: Tensor) -> Tensor:
+            return _nats(pattern[:, :, asked.to(pattern.device)], bool(model.info.sink_logits))
+
+        with torch.no_grad():
+            run = model.run(batch, capture={Site("pattern", i): nats for i in layers}, edits=edits)
+        assert run.logits is not None  # the run has no `stop`
+        entropy = torch.stack([run.acts[Site("pattern", i)].cpu() for i in layers], 1)  # prompt layer head row
         seen = visible_keys(model, batch)[:, :, asked.numpy()].transpose(1, 0, 2)[:, :, None] + model.info.sink_logits
-        losses = losses_by_token(model, batch, edits, block=len(batch.ids))[:, asked[:-1]]
-        return cls(nan_mean(nats / np.log(seen), axis=3), losses.nanmean(1).double().numpy())
+        losses = token_losses(run.logits, batch.ids, batch.mask)[:, asked[:-1]].cpu()
+        return cls(nan_mean(entropy.double().numpy() / np.log(seen), axis=3), losses.nanmean(1).double().numpy())
 
 
 def blocks(width: int, n: int, n_ask: int, sinks: int, *, shared: bool) -> Bool[Tensor, "query key"]:

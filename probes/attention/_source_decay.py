@@ -13,7 +13,6 @@ from torch import Tensor
 
 from interp.attention import KeyMass
 from interp.batch import Batch, Prompts
-
 from interp.errors import NotApplicable, TaskError
 from interp.measurement.declaration import CAUSAL, TOKEN_LOGITS, Stage
 from interp.measurement.prompts import PromptSet, own_prompts, prompt_set, visible_keys
@@ -75,7 +74,7 @@ def source_decay(
     method: str = "auto",
     seed: int = 0,
 ) -> Findings:
-    """Decay: m_1 - m_T, m_t = mean over prompts of the mass that the t-th token behind a source of n pays to the source.
+    """Decay: m_1 - m_T, m_t = mean over prompts of the mass that token t behind a source of n tokens pays to it.
 
     Variants, one row per head unless said otherwise:
       decay        with null, p, q and label; uniform attention, m_t = n / (n + t), is the null;
@@ -178,9 +177,7 @@ def written(model: Model, batch: Batch, n_steps: int) -> Batch:
     return Batch.of([row + new for row, new in zip(rows, ids[:, -n_steps:].tolist(), strict=True)])
 
 
-def _uniform(
-    model: Model, text: Batch, sizes: np.ndarray, steps: np.ndarray
-) -> Float[np.ndarray, "prompt step layer"]:
+def _uniform(model: Model, text: Batch, sizes: np.ndarray, steps: np.ndarray) -> Float[np.ndarray, "prompt step layer"]:
     """Share of the source in what each step sees."""
     seen = np.take_along_axis(visible_keys(model, text), steps[None], axis=2)  # layer prompt step
     hidden = steps + 1 - seen  # keys that a window hides, the first ones
@@ -188,7 +185,13 @@ def _uniform(
 
 
 def sensitivity(
-    model: Model, text: Batch, source: Bool[Tensor, "batch pos"], columns: Float[Tensor, "batch step"], *, n_draws: int, seed: int
+    model: Model,
+    text: Batch,
+    source: Bool[Tensor, "batch pos"],
+    columns: Float[Tensor, "batch step"],
+    *,
+    n_draws: int,
+    seed: int,
 ) -> Float[np.ndarray, "prompt step"]:
     """Root of the mean over directions u, normal, of ||d (u . o_t) / d x||^2, x at the source, over its tokens.
 

@@ -103,7 +103,7 @@ def span_profile(
         seed: of prompts, other heads and bootstrap.
 
     Raises:
-        NotApplicable: no room for prompts of 12 tokens, no span shorter than them, or attention that is not all softmax.
+        NotApplicable: no room for prompts of 12 tokens, no span shorter than that, or not all softmax.
         TaskError: prompts of fewer than 12 tokens, or fewer than three.
 
     Reference: Fu et al. 2024 (arXiv 2406.14909), who mask entries and add their first-order changes up; here a row's

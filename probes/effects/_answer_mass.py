@@ -36,7 +36,7 @@ def _by_layer(rows: pd.DataFrame) -> go.Figure:
 
 @analysis(
     name="answer_mass",
-    family="effects",
+    family="answers",
     title="Mass on answer options",
     unit="layer",
     headline="mass",
@@ -49,9 +49,9 @@ def _by_layer(rows: pd.DataFrame) -> go.Figure:
     means="After this layer so much probability is on the options of the question, right and wrong ones together: the "
     "model knows what kind of answer is asked for. What is missing (`bound`) is the most that other words for the same "
     "answer can have taken from it.",
-    misleads="Mass on the options is not knowledge of the right one: see `right`. A model may choose well among options "
-    "that it hardly ever says. Early layers are read through the last one's unembedding (logit lens), which may not "
-    "read them yet.",
+    misleads="Mass on the options is not knowledge of the right one: see `right`. A model may choose well among "
+    "options that it hardly ever says. Early layers are read through the last one's unembedding (logit lens), which "
+    "may not read them yet.",
     reference="Wiegreffe et al. 2023, arXiv 2305.14596 (probability mass on answer choices)",
 )
 def answer_mass(
@@ -138,9 +138,7 @@ def layer_log_probs(case: Case) -> Float[Tensor, "layer batch d_vocab"]:
 
 def option_scores(
     log_p: Float[Tensor, "layer batch d_vocab"], ids: Int[Tensor, "batch option"], right: Bool[Tensor, "batch option"]
-) -> tuple[
-    Float[np.ndarray, "layer batch"], Float[np.ndarray, "layer batch"], Float[np.ndarray, "layer batch"]
-]:
+) -> tuple[Float[np.ndarray, "layer batch"], Float[np.ndarray, "layer batch"], Float[np.ndarray, "layer batch"]]:
     """Mass on all options, share of it on the right ones, and whether the likeliest is right; -1 is no option."""
     at = log_p.double().gather(2, ids.clamp(min=0).expand(len(log_p), -1, -1)).masked_fill(ids < 0, -torch.inf)
     whole = at.logsumexp(-1)

@@ -148,9 +148,7 @@ VARIANTS = {"sink_mass": 0, "switch": 1, "by_domain": 2, "rest_share": 3}
 """Order in the table."""
 
 
-def first_token_mass(
-    model: Model, data: PromptSet, *, method: str = "auto"
-) -> Float[np.ndarray, "prompt layer head"]:
+def first_token_mass(model: Model, data: PromptSet, *, method: str = "auto") -> Float[np.ndarray, "prompt layer head"]:
     """Mean over query rows of each prompt of what they pay to the prompt's first token."""
     first = torch.nn.functional.one_hot(data.batch.first, data.batch.ids.shape[1]).bool()
     mass = model.attention(data.batch, {"first": Mean(KeyMass(first), data.rows())}, method=method)["first"]

@@ -68,6 +68,3 @@ def _default_domains(model: Model, *, n: int, length: int, bos: str, seed: int) 
     except InterpError:
         return sets
     return sets if text.batch.ids.shape[1] < length else sets | {"text": text}
-
-
-
