@@ -23,7 +23,7 @@ from interp.zoo.trained.tokenizer import SPECIALS
 
 CURVE = "curve.csv"
 """What is measured of each checkpoint, beside the weights."""
-N_WORDS, N_TRIGGERS, LENGTH, BATCH = 32, 3, 64, 64
+N_WORDS, N_TRIGGERS, LENGTH, BATCH = 32, 6, 64, 64
 SHARPNESS, TRIGGER_LOGIT = 1.0, 1.0
 """Standard deviation of the logits of the table of bigrams, and what those of triggers have more."""
 TEST_PROMPTS = 64
@@ -34,8 +34,10 @@ SHAPE: dict[str, Any] = dict(
     num_hidden_layers=1,
     num_attention_heads=1,
     num_key_value_heads=1,
-    head_dim=64,
+    head_dim=16,
     intermediate_size=128,
+    attention_bias=True,
+    mlp_bias=True,
 )
 
 
@@ -44,9 +46,9 @@ class Backcopy:
     """Kind of attention and training of a model of bigrams and backcopies; with a seed it fixes a training run."""
 
     relu: bool
-    steps: int = 1000
-    learning_rate: float = 3e-3
-    weight_decay: float = 1e-4
+    steps: int = 600
+    learning_rate: float = 1e-3
+    weight_decay: float = 1.0
 
 
 BACKCOPY = {"bigram-backcopy": Backcopy(relu=False), "bigram-backcopy-relu": Backcopy(relu=True)}
@@ -183,9 +185,9 @@ def least_loss() -> float:
     return float(torch.special.entr(told.follows).sum(1)[words].mean())
 
 
-def learning_rate(step: int, *, plan: Backcopy) -> float:
-    """A short linear warm-up and a plateau."""
-    return plan.learning_rate * min(1.0, (step + 1) / WARM_UP)
+def learning_rate(step: int, *, plan: Backcopy, steps: int) -> float:
+    """A short linear warm-up, then a linear fall to zero."""
+    return plan.learning_rate * min((step + 1) / WARM_UP, 1 - step / steps)
 
 
 def watch(model: LlamaForCausalLM) -> str:
@@ -204,7 +206,7 @@ def recipe(name: str, *, seed: int = 0, steps: int | None = None) -> Recipe[Llam
         model=partial(build, plan, seed=seed),
         data=lambda progress: TextStream(seed=seed),
         loss=text_loss,
-        schedule=partial(learning_rate, plan=plan),
+        schedule=partial(learning_rate, plan=plan, steps=steps),
         weight_decay=plan.weight_decay,
         checkpoints=tuple(kept),
         watch=watch,
