@@ -21,6 +21,7 @@ from interp.zoo.trained.words import WORDS
 
 TRAINED = [name for name in zoo.names() if zoo.entry(name).kind == "trained"]
 MAX_BYTES = {"default": 12 * 2**20, "sibling": 8 * 2**20, "positional-shortcut": 2_000_000, "modular-addition": 50_000}
+MAX_BYTES |= dict.fromkeys(("bigram-backcopy", "bigram-backcopy-relu"), 200_000)
 TEXTS = {"default": "The code of", "sibling": "The code of", "modular-addition": "3 + 4 ="}
 SKILLED = ("default", "sibling")
 

@@ -1,4 +1,4 @@
-"""A Llama with ReLU attention: its own weights are what is captured and measured, and nothing takes it for a softmax."""
+"""A Llama with ReLU attention: its own weights are captured and measured, and nothing takes it for a softmax."""
 
 from __future__ import annotations
 
@@ -80,7 +80,8 @@ def test_a_key_that_is_knocked_out_leaves_the_others_as_they_were(model, batch):
     cut = model.run(batch, capture=["L1.pattern"], edits=[edit])["L1.pattern"]
     expected = plain.clone()
     expected[0, 2, N - 1, 0] = expected[1, 2, 6, 0] = 0.0
-    assert_close(cut[batch.mask[:, None, :, None].expand(cut.shape)], expected[batch.mask[:, None, :, None].expand(cut.shape)])  # fmt: skip
+    real = batch.mask[:, None, :, None].expand(cut.shape)
+    assert_close(cut[real], expected[real])
 
 
 def test_it_comes_in_again_and_never_as_a_softmax(module, model, batch, tmp_path):

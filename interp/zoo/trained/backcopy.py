@@ -7,9 +7,12 @@ all other tokens, and learns to rest on `<bos>`, whose value shrinks; with ReLU 
 
 from __future__ import annotations
 
+import csv
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +20,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from interp.zoo import entry
 from interp.zoo.relu_llama import ReluLlamaConfig, ReluLlamaForCausalLM
 from interp.zoo.trained.recipe import Losses, Recipe
-from interp.zoo.trained.tokenizer import SPECIALS
+from interp.zoo.trained.tokenizer import SPECIALS, word_tokenizer
+from interp.zoo.trained.words import WORDS
 
 CURVE = "curve.csv"
 """What is measured of each checkpoint, beside the weights."""
@@ -220,11 +225,12 @@ def curve(name: str, folder: Path) -> list[dict[str, float]]:
     rows = []
     for weights in sorted(folder.glob("step-*/model.safetensors")):
         step = float(weights.parent.name.removeprefix("step-"))
-        rows.append({"step": step} | sink_scores(_saved(name, weights.parent)))
+        rows.append({"step": step} | sink_scores(saved(name, weights.parent)))
     return rows
 
 
-def _saved(name: str, folder: Path) -> LlamaForCausalLM:
+def saved(name: str, folder: Path) -> LlamaForCausalLM:
+    """The model of a folder, in float32, which gives its attention weights."""
     make = ReluLlamaForCausalLM if BACKCOPY[name].relu else LlamaForCausalLM
     return make.from_pretrained(folder, dtype="float32", attn_implementation="eager", local_files_only=True).eval()
 
@@ -239,7 +245,7 @@ def _publish(name: str, seed: int, steps: int, folder: Path, minutes: float) -> 
         table.writerows([[f"{x:.4g}" for x in row.values()] for row in rows])
     for checkpoint in folder.glob("step-*"):
         shutil.rmtree(checkpoint)
-    return card_text(_saved(name, folder), rows, name=name, seed=seed, steps=steps, minutes=minutes)
+    return card_text(saved(name, folder), rows, name=name, seed=seed, steps=steps, minutes=minutes)
 
 
 def read_curve(folder: Path) -> list[dict[str, float]]:
