@@ -44,7 +44,7 @@ class ReluLlamaAttention(LlamaAttention):
     The usual ones know no such thing, so that `eager` and those that do are the only ones it runs with.
     """
 
-    def forward(
+    def forward(  # type: ignore[override]  # pyright: keywords are checked by none of them
         self,
         hidden_states: Float[Tensor, "batch pos d_model"],
         position_embeddings: Any = None,

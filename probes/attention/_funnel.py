@@ -106,7 +106,7 @@ def funnel(
     if model.info.softmax_share != 1.0:
         raise NotApplicable(f"{model.info.name}: attention is not all softmax, and what a row keeps is no share")
     data = prompt_set(model, prompts, n_prompts=n_prompts, length=length, bos=bos, seed=seed, least=LEAST)
-    shortest = int(data.batch.mask.sum(1).min())
+    shortest, layers = int(data.batch.mask.sum(1).min()), list(model.info.attention_layers)
     n_rows, budget = min(n_rows, shortest // 2), min(budget, shortest // 2)
     sorted_rows, seen = strongest(model, data, n_rows, method=method)
     curve = np.nan_to_num(sorted_rows).cumsum(-1)  # layer prompt head row key
@@ -115,7 +115,6 @@ def funnel(
     entropy = _entropy(sorted_rows, seen)
     p = p_above((even - null[:, None]).T, margin=MARGIN)
     q = stats.benjamini_hochberg(p)
-    layers = list(model.info.attention_layers)
     budgets = pyramid(budget, len(layers), steepness)
 
     def variant(name: str, unit: str, values: Float[np.ndarray, "layer prompt"], **more: object) -> pd.DataFrame:
@@ -123,10 +122,10 @@ def funnel(
         names = {"variant": name, "unit": unit, "component": [attn_name(i) for i in layers], "layer": layers}
         return pd.DataFrame({**names, **columns, **more})
 
-    counts = [k for k in (2**i for i in range(20)) if k <= shortest]
+    chance = {k: np.minimum(1.0, k / seen).mean((1, 2)) for k in (2**i for i in range(20)) if k <= shortest}
     by_count = [
-        variant("curve", "probability", at_budget(curve, np.full(len(curve), k)), position=k, null=chance)
-        for k, chance in ((k, np.minimum(1.0, k / seen).mean((1, 2))) for k in counts)
+        variant("curve", "probability", at_budget(curve, np.full(len(curve), k)), position=k, null=null_k)
+        for k, null_k in chance.items()
     ]
     tokens = pd.DataFrame({"component": [attn_name(i) for i in layers], "layer": layers, "value": budgets})
     parts = [
@@ -137,8 +136,7 @@ def funnel(
         variant("pyramid", "probability", at_budget(curve, budgets), null=even.mean(1)),
         _depth(entropy, seed=seed),
     ]
-    facts = {"budget": budget, "n_rows": n_rows, "steepness": steepness}
-    return Findings(pd.concat(parts, ignore_index=True), data.data | facts)
+    return Findings(pd.concat(parts, ignore_index=True), data.data | {"budget": budget, "n_rows": n_rows})
 
 
 def strongest(

@@ -139,11 +139,10 @@ def parallel_encoding(
     parts.append(_correlation(model, [one, *apart[False]]))
     for shared, name in ((False, ""), (True, "_with_sinks")):
         for b, reading in zip([1, *counts], [one, *apart[shared]], strict=True):
+            place = {"variant": f"loss{name}", "position": b, "null": float(one.loss.mean())}
             columns = interval_columns(stats.bootstrap_mean(reading.loss, seed=seed))
-            base = {"variant": f"loss{name}", "unit": "nats", "component": "model", "position": b}
-            parts.append(pd.DataFrame([base | columns | {"null": float(one.loss.mean())}]))
-    facts = {"n_ask": n_ask, "sinks": sinks, "blocks": counts}
-    return Findings(pd.concat(parts, ignore_index=True), data.data | facts)
+            parts.append(pd.DataFrame([{**place, "unit": "nats", "component": "model", **columns}]))
+    return Findings(pd.concat(parts, ignore_index=True), data.data | {"n_ask": n_ask, "blocks": counts})
 
 
 @dataclass(frozen=True, eq=False)

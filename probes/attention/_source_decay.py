@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.attention import KeyMass
@@ -188,7 +188,7 @@ def sensitivity(
     model: Model,
     text: Batch,
     source: Bool[Tensor, "batch pos"],
-    columns: Float[Tensor, "batch step"],
+    columns: Int[Tensor, "batch step"],
     *,
     n_draws: int,
     seed: int,

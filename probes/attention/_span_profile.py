@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -142,7 +142,7 @@ def span_profile(
 
 def _prompts(
     model: Model, prompts: Prompts | None, *, n_prompts: int, bos: str, seed: int
-) -> tuple[list[Batch], Mapping[str, object]]:
+) -> tuple[list[Batch], dict[str, object]]:
     """Prompts padded on the right, in batches of one length, and what provenance says of them."""
     if prompts is not None:
         own = own_prompts(model, prompts, least=LEAST)

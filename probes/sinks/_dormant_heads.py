@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from interp.attention import KeyMass, Mean
 from interp.batch import Prompts
@@ -118,11 +118,15 @@ def dormant_heads(
     q_switch = stats.benjamini_hochberg(p_switch)
     label = (q < LEVEL) & (means.max(0) > DORMANT)
     switches = (q_switch < LEVEL) & (difference >= SWITCH)
-    role = np.where(label, np.where(switches, "active-dormant", "dormant"), None)
+    role = np.where(label, np.where(switches, "active-dormant", "dormant").astype(object), np.array(None))
     intervals = {n: interval_columns(stats.bootstrap_mean(m, seed=seed)) for n, m in masses.items()}
     nulls = np.stack([uniform_first(model, data) for data in sets.values()])
-    every = [intervals[n] for n in names]
-    top = {key: _of(np.stack([np.broadcast_to(i[key], best.shape) for i in every]), best) for key in every[0]}
+    top = {
+        key: _of(
+            np.stack([np.broadcast_to(np.asarray(intervals[n][key], dtype=float), best.shape) for n in names]), best
+        )
+        for key in intervals[names[0]]
+    }
     low = means.argmin(0)
     pair = np.array([[f"{a} > {b}" for b in names] for a in names], dtype=object)[best, low]
     domain = np.array(names, dtype=object)[best]
@@ -133,19 +137,19 @@ def dormant_heads(
         head_rows(model, "sink_mass", "probability", **top, null=_of(nulls, best), **tested),
         head_rows(model, "switch", "probability", **switch, n=n, role=role),
     ]
-    for i, (name, m) in enumerate(masses.items()):
-        share = interval_columns(stats.bootstrap_mean((m > DORMANT).astype(float), seed=seed))
-        parts.append(head_rows(model, "by_domain", "probability", **intervals[name], null=nulls[i], domain=name))
-        parts.append(head_rows(model, "rest_share", "fraction", **share, null=0.0, domain=name))
-    table = pd.concat(parts, ignore_index=True)
-    table = table.sort_values("variant", key=lambda v: v.map(VARIANTS), kind="stable", ignore_index=True)
+    for null, name in zip(nulls, names, strict=True):
+        parts.append(head_rows(model, "by_domain", "probability", **intervals[name], null=null, domain=name))
+    parts += [_rest_share(model, m, name, seed=seed) for name, m in masses.items()]
     heads = ranked_heads(model, label, means.max(0))[:most]
     effects = _removed(model, sets, heads, n_random=n_random, seed=seed)
-    return Findings(table, {"domains": {name: data.data for name, data in sets.items()}}, effects)
+    facts = {"domains": {name: data.data for name, data in sets.items()}}
+    return Findings(pd.concat(parts, ignore_index=True), facts, effects)
 
 
-VARIANTS = {"sink_mass": 0, "switch": 1, "by_domain": 2, "rest_share": 3}
-"""Order in the table."""
+def _rest_share(model: Model, mass: Float[np.ndarray, "prompt layer head"], domain: str, *, seed: int) -> pd.DataFrame:
+    """Share of prompts of a domain on which each head rests."""
+    share = interval_columns(stats.bootstrap_mean((mass > DORMANT).astype(float), seed=seed))
+    return head_rows(model, "rest_share", "fraction", **share, null=0.0, domain=domain)
 
 
 def first_token_mass(model: Model, data: PromptSet, *, method: str = "auto") -> Float[np.ndarray, "prompt layer head"]:
@@ -189,7 +193,7 @@ def _spread(
     return means.max(0) - means.min(0)
 
 
-def _of(by_domain: Float[np.ndarray, "domain layer head"], best: Int[np.ndarray, "layer head"]) -> np.ndarray:
+def _of(by_domain: Shaped[np.ndarray, "domain layer head"], best: Int[np.ndarray, "layer head"]) -> np.ndarray:
     """The entry of each head's own domain."""
     return np.take_along_axis(by_domain, best[None], 0)[0]
 

@@ -56,7 +56,7 @@ def _default_domains(model: Model, *, n: int, length: int, bos: str, seed: int) 
     if length < SHORTEST:
         raise NotApplicable(f"prompts of {length} tokens are too short to compare domains; at least 16 are needed")
     (repeats,) = tasks.repeated_random(model, lengths=[block], n_each=n, bos=bos, seed=seed)
-    data = {"task": "repeated random tokens", "n": n, "length": length, "bos": bos}
+    data: dict[str, object] = {"task": "repeated random tokens", "n": n, "length": length, "bos": bos}
     data |= {"sha256": tasks.fingerprint([repeats.batch])}
     random = Batch.of(tasks.random_prompts(model, n=n, length=length, bos=bos, seed=seed, distinct=False).ids)
     sets = {

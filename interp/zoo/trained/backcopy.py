@@ -135,12 +135,12 @@ def at_trigger(tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
 def build(plan: Backcopy, *, seed: int) -> LlamaForCausalLM:
     """The untrained model, in float32."""
     torch.manual_seed(seed)
-    make, model = (ReluLlamaConfig, ReluLlamaForCausalLM) if plan.relu else (LlamaConfig, LlamaForCausalLM)
-    special = {f"{name}_token_id": SPECIALS.index(f"<{name}>") for name in ("bos", "eos", "pad")}
+    make = ReluLlamaConfig if plan.relu else LlamaConfig
+    special: dict[str, Any] = {f"{name}_token_id": SPECIALS.index(f"<{name}>") for name in ("bos", "eos", "pad")}
     sizes: dict[str, Any] = {"vocab_size": len(SPECIALS) + N_WORDS, "max_position_embeddings": 2 * LENGTH}
     config = make(**SHAPE, **sizes, **special, tie_word_embeddings=False)
     config._attn_implementation = "eager"
-    return model(config)
+    return ReluLlamaForCausalLM(config) if isinstance(config, ReluLlamaConfig) else LlamaForCausalLM(config)
 
 
 def text_loss(_model: Any, logits: Float[Tensor, "batch pos d_vocab"], text: Text) -> Losses:
@@ -161,8 +161,8 @@ def sink_scores(model: LlamaForCausalLM, *, seed: int = 1, n: int = TEST_PROMPTS
     """
     text = draw(language(), n, torch.Generator().manual_seed(seed))
     values: list[Tensor] = []
-    layer = model.model.layers[0].self_attn
-    with layer.v_proj.register_forward_hook(lambda _m, _i, v: values.append(v)):
+    attention: Any = model.model.layers[0].self_attn
+    with attention.v_proj.register_forward_hook(lambda _m, _i, v: values.append(v)):
         out = model(text.tokens, use_cache=False, output_attentions=True)
     pattern = out.attentions[0][:, 0]
     triggers = at_trigger(text.tokens)

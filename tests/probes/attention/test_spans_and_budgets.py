@@ -7,12 +7,14 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from probe_cases import blind, column, eager, named, variant
-from tiny_models import build, tiny
+from tiny_models import CONFIGS, build, tiny
+from transformers import GPT2Config
 
 import interp
 from interp.batch import Batch
 from interp.edits import KnockOut, Replace
 from interp.errors import NotApplicable, SchemaError
+from interp.measurement.checks.backend import random_module
 from interp.tokens.losses import token_losses
 from interp.zoo.planted import factory
 from interp.zoo.planted.mechanisms import Retrieval
@@ -78,6 +80,13 @@ def test_coverage_is_that_of_dense_rows(name, prompts):
 
 
 def test_depth_is_a_correlation_of_three_layers_or_more(prompts):
+    module = random_module(GPT2Config(**{**CONFIGS["gpt2"][1], "n_layer": 3}), seed=1, scale=1.0)
+    for gain, block in zip((0.0, 20.0, 100.0), module.transformer.h, strict=True):
+        block.attn.c_attn.weight.data[:, :64].mul_(gain)
+        block.attn.c_attn.bias.data[:64].mul_(gain)
+    found = interp.analyze(interp.load(module), "funnel", prompts=prompts)
+    assert (np.diff(column(found, "entropy")) < 0).all()
+    assert column(found, "depth")[0] < -0.5
     assert np.isnan(column(interp.analyze(tiny("llama"), "funnel", prompts=prompts), "depth")).all()
     with pytest.raises(SchemaError, match="steepness 0.5"):
         interp.analyze(tiny("llama"), "funnel", steepness=0.5)
