@@ -113,8 +113,7 @@ def funnel(
     even = at_budget(curve, np.full(len(curve), budget))
     null = np.minimum(1.0, budget / seen).mean((1, 2))
     entropy = _entropy(sorted_rows, seen)
-    p = p_above((even - null[:, None]).T, margin=MARGIN)
-    q = stats.benjamini_hochberg(p)
+    q = stats.benjamini_hochberg(p := p_above((even - null[:, None]).T, margin=MARGIN))
     budgets = pyramid(budget, len(layers), steepness)
 
     def variant(name: str, unit: str, values: Float[np.ndarray, "layer prompt"], **more: object) -> pd.DataFrame:

@@ -121,16 +121,9 @@ def dormant_heads(
     role = np.where(label, np.where(switches, "active-dormant", "dormant").astype(object), np.array(None))
     intervals = {n: interval_columns(stats.bootstrap_mean(m, seed=seed)) for n, m in masses.items()}
     nulls = np.stack([uniform_first(model, data) for data in sets.values()])
-    top = {
-        key: _of(
-            np.stack([np.broadcast_to(np.asarray(intervals[n][key], dtype=float), best.shape) for n in names]), best
-        )
-        for key in intervals[names[0]]
-    }
-    low = means.argmin(0)
-    pair = np.array([[f"{a} > {b}" for b in names] for a in names], dtype=object)[best, low]
-    domain = np.array(names, dtype=object)[best]
-    tested = {"p": p, "q": q, "label": label, "role": role, "domain": domain}
+    top = {key: _of(_stacked([intervals[n][key] for n in names], best), best) for key in intervals[names[0]]}
+    pair = np.array([[f"{a} > {b}" for b in names] for a in names], dtype=object)[best, means.argmin(0)]
+    tested = {"p": p, "q": q, "label": label, "role": role, "domain": np.array(names, dtype=object)[best]}
     switch = {"value": difference, "null": chance, "p": p_switch, "q": q_switch, "domain": pair}
     n = sum(map(len, masses.values()))
     parts = [
@@ -191,6 +184,11 @@ def _spread(
     sides = [(domain == d) for d in range(int(domain.max()) + 1)]
     means = np.stack([side.astype(float) @ pooled / side.sum(1, keepdims=True) for side in sides])
     return means.max(0) - means.min(0)
+
+
+def _stacked(columns: Sequence[object], like: Int[np.ndarray, "layer head"]) -> Shaped[np.ndarray, "domain layer head"]:
+    """A column of each domain, one value for all heads where it is a number."""
+    return np.stack([np.broadcast_to(np.asarray(x, dtype=float), like.shape) for x in columns])
 
 
 def _of(by_domain: Shaped[np.ndarray, "domain layer head"], best: Int[np.ndarray, "layer head"]) -> np.ndarray:
