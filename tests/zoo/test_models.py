@@ -28,6 +28,7 @@ MAX_BYTES = {
     "modular-addition": 50_000,
     "paragraphs": 300_000,
 }
+MAX_BYTES |= dict.fromkeys(("bigram-backcopy", "bigram-backcopy-relu"), 200_000)
 TEXTS = {"default": "The code of", "sibling": "The code of", "modular-addition": "3 + 4 ="}
 SKILLED = ("default", "sibling")
 
