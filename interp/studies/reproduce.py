@@ -75,8 +75,8 @@ def reproduce(
         published: table or file (.csv, .parquet) of scores, with a row for each head and score: columns `score`,
             `layer`, `head`, `value`; `source` is quoted.
         where: values of further columns that tell the model's rows from others: `{"model": "gpt2-small"}`.
-        scores: name of a published score -> ours, as `analysis.variant`, where none is on record (`published.likes`) or another is
-            wanted.
+        scores: name of a published score -> ours, as `analysis.variant`, where none is on record (`published.likes`) or
+            another is wanted.
         k: heads compared at the top of both rankings.
         seed: of prompts and intervals.
         how: options of `load`.
