@@ -166,7 +166,7 @@ def exchange_columns(
     mean: Float[np.ndarray, "*component"],
     exchanges: Sequence[Float[np.ndarray, "*component"]],
     *,
-    margin: float,
+    margin: float | Float[np.ndarray, "*component"],
     able: bool,
 ) -> dict[str, Float[np.ndarray, "*component"]]:
     """Columns null, p and q of means over prompts: two-sided, against the spread of exchanges; p is 1 unless `able`.

@@ -1,6 +1,7 @@
 """What an MLP adds to the stream, from which inputs, and which of it decides. Importing this registers the analyses."""
 
 from probes.mlp._context_knob import context_knob
+from probes.mlp._factual import factual
 from probes.mlp._inputs import mlp_inputs
 from probes.mlp._memory_injection import memory_injection
 from probes.mlp._mixing import mlp_mixing
@@ -18,6 +19,7 @@ __all__ = [
     "Knob",
     "Regression",
     "context_knob",
+    "factual",
     "fit_knob",
     "memory_injection",
     "mlp_inputs",

@@ -47,9 +47,9 @@ STRENGTHS = (1.0, 4.0)
     columns={"label": "boolean", "strength": "Float64"},
     means="With the memory's tokens written into the stream behind this layer's attention the metric rises by so much.",
     misleads="Where the memory is the answer itself, late layers raise it without any recall: read `token`, the "
-    "memory's own logit. Strengths are in units of unembedding rows: what is small in one model drowns all else in another, and "
-    "the random tokens say how much any injection does. Better answers show that the information was lacking there, "
-    "not how the model would have got it.",
+    "memory's own logit. Strengths are in units of unembedding rows: what is small in one model drowns all else in "
+    "another, and the random tokens say how much any injection does. Better answers show that the information was "
+    "lacking there, not how the model would have got it.",
     reference="Sakarvadia et al. 2023, arXiv 2309.05605 (memory injections)",
 )
 def memory_injection(
