@@ -56,7 +56,7 @@ def memory_injection(
     model: Model,
     *,
     task: PromptTask | str | None = None,
-    memory: str | Tensor = "subject",
+    memory: str | Tensor | None = None,
     strengths: Sequence[float] | None = None,
     layers: Sequence[int] | None = None,
     space: str = "unembed",
@@ -80,8 +80,8 @@ def memory_injection(
     Args:
         model: any loaded model.
         task: prompts with answers, or a task's name; facts without.
-        memory: what is injected: "subject" (the token in the subject's role), "answer", another role of the task, or
-            ids [batch k], -1 for none.
+        memory: what is injected: "subject" (the token in the subject's role; without), "answer", another role of the
+            task, or ids [batch k], -1 for none.
         strengths: of tau; 1 and 4 without.
         layers: all with attention without.
         space: "unembed" for columns of W_U, "embed" for rows of W_E.
@@ -103,7 +103,7 @@ def memory_injection(
     _choices(space=(space, SPACES), tokens=(tokens, TOKENS), into=(into, INTO))
     prompts = model_task(model, task, TASKS, n=n_prompts, seed=seed)
     case = Case.of(model, prompts)
-    own = memory_ids(case.task, memory)
+    own = memory_ids(case.task, "subject" if memory is None else memory)
     injection = _Injection.of(case, space=space, end=tokens == "END", corrupt=into == "corrupt", layers=layers)
     taus = _strengths(STRENGTHS if strengths is None else strengths)
     pool = ordinary_tokens(model)
@@ -127,7 +127,7 @@ def memory_injection(
         beside = {**interval_columns(interval), "null": null[name].mean(0)}
         rows.append(pd.DataFrame({"variant": name, "unit": unit, **base, **beside}))
     data = {**prompts.provenance(), "into": into, "tokens": tokens, "space": space}
-    data |= {"memory": memory if isinstance(memory, str) else "ids of the caller's"}
+    data |= {"memory": "ids of the caller's" if isinstance(memory, Tensor) else memory or "subject"}
     return Findings(pd.concat(rows, ignore_index=True), data)
 
 
