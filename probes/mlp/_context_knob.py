@@ -65,7 +65,8 @@ def context_knob(
 
     x is the stream of one prompt of a pair, x' that of its twin, u a unit vector of the layer; both runs of each
     held-out pair count. u is trained on the other half of the pairs (see `probes.mlp.fit_knob`) in layers whose whole
-    stream flips half of the runs (`trained`), and is the mean difference elsewhere. Variants, a row for each layer:
+    stream flips half of the runs; it is the mean difference elsewhere, and where that flips more of the pairs trained
+    on (`trained` says which). Variants, a row for each layer:
       swap        as above, with null, p, q and label;
       set         every x . u set to the mean of the other intent on the training pairs: the same for all prompts;
       whole       the whole stream exchanged;
@@ -104,7 +105,7 @@ def context_knob(
     swap = stats.bootstrap_mean(np.stack([own.values["swap"] for own in layers], 1), seed=seed)
     p = stats.p_against_nulls(swap.mean, null)
     q = stats.benjamini_hochberg(p)
-    base: dict[str, Any] = {"layer": range(len(layers)), "trained": [own.trained for own in layers]}
+    base: dict[str, Any] = {"layer": range(len(layers)), "trained": [own.knob.trained for own in layers]}
     base["component"] = [str(own.knob.site) for own in layers]
     label = (q < LEVEL) & (swap.mean >= SHARE)
     rows = [_rows("swap", swap, base | {"null": null.mean(0), "p": p, "q": q, "label": label})]
@@ -141,7 +142,6 @@ class _Layer:
     """What is found at one layer: flips of each held-out pair by variant, those of random directions, and numbers."""
 
     knob: Knob
-    trained: bool
     values: dict[str, Float[ndarray, " pair"]]
     null: Float[ndarray, " draw"]
     numbers: dict[str, float]
@@ -150,16 +150,16 @@ class _Layer:
 def _layer(train: IntentRuns, test: IntentRuns, layer: int, steps: int, n_random: int, seed: int) -> _Layer:
     width = train.clean.shape[-1]
     whole = test.swapped(layer, torch.eye(width))
-    trained = bool(train.swapped(layer, torch.eye(width)).mean() >= WHOLE)
-    mean = fit_knob(train, layer, steps=steps, n_random=n_random, train=False, seed=seed)
-    knob = fit_knob(train, layer, steps=steps, n_random=n_random, train=True, seed=seed) if trained else mean
+    able = bool(train.swapped(layer, torch.eye(width)).mean() >= WHOLE)
+    options = {"steps": steps, "n_random": n_random, "seed": seed}
+    mean, knob = (fit_knob(train, layer, train=own, **options) for own in (False, able))
     u = knob.direction
     values = {"swap": test.swapped(layer, u[:, None]), "set": test.turned(knob), "whole": whole}
     values["mean"] = test.swapped(layer, mean.direction[:, None])
     null = [float(test.swapped(layer, v[:, None]).mean()) for v in _orthogonal(u, n_random, seed)]
     sides = [(x[layer] @ u).double().numpy() for x in (test.clean, test.corrupt)]
     numbers = {"separation": above(*sides), "agreement": abs(float(u @ mean.direction))}
-    return _Layer(knob, trained, values, np.array(null), numbers)
+    return _Layer(knob, values, np.array(null), numbers)
 
 
 def _orthogonal(u: Float[Tensor, " d_model"], n: int, seed: int) -> Float[Tensor, "draw d_model"]:

@@ -29,12 +29,14 @@ class Knob:
     Attributes:
         layer: behind which. direction: unit vector u.
         context, memory: mean of x . u over prompts that ask for the one and for the other.
+        trained: whether u was trained; else it is the mean difference.
     """
 
     layer: int
     direction: Float[Tensor, " d_model"]
     context: float
     memory: float
+    trained: bool = False
 
     __repr__ = brief
 
@@ -97,11 +99,11 @@ class IntentRuns:
         task, model = self.task.select(rows), self.model
         return IntentRuns(model, task, self.clean[:, rows], self.corrupt[:, rows], self.obeyed[rows])
 
-    def knob(self, layer: int, direction: Float[Tensor, " d_model"]) -> Knob:
+    def knob(self, layer: int, direction: Float[Tensor, " d_model"], *, trained: bool = False) -> Knob:
         """A knob along a direction, with its values on these pairs, turned so that the context is above."""
         high, low = (float((x[layer] @ direction).mean()) for x in (self.clean, self.corrupt))
         sign = 1.0 if high >= low else -1.0
-        return Knob(layer, sign * direction, sign * high, sign * low)
+        return Knob(layer, sign * direction, sign * high, sign * low, trained)
 
     @torch.no_grad()
     def swapped(self, layer: int, basis: Float[Tensor, "d_model rank"]) -> Float[np.ndarray, " pair"]:
@@ -135,7 +137,7 @@ def fit_knob(runs: IntentRuns, layer: int, *, steps: int, n_random: int, train: 
     """A knob of a layer: the direction whose exchange brings the context's answer into prompts that ask for memory.
 
     It is sought among the principal directions of the pairs' differences (`difference_span`), by `steps` of
-    `distributed_alignment`; without `train` it is the mean difference.
+    `distributed_alignment`. Without `train`, or where the mean difference flips more of these pairs, it is that.
     """
     difference = runs.clean[layer] - runs.corrupt[layer]
     direction = torch.nn.functional.normalize(difference.mean(0), dim=0)
@@ -151,7 +153,9 @@ def fit_knob(runs: IntentRuns, layer: int, *, steps: int, n_random: int, train: 
             n_random=n_random,
             seed=seed,
         )
-        direction = found.basis[:, 0]
+        flips, of_mean = (runs.swapped(layer, b).mean() for b in (found.basis, direction[:, None]))
+        if flips >= of_mean:
+            return runs.knob(layer, found.basis[:, 0], trained=True)
     return runs.knob(layer, direction)
 
 
