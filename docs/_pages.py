@@ -76,6 +76,8 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "interp.measurement.head_effects",
             "interp.measurement.neuron_effects",
             "interp.measurement.answers",
+            "interp.measurement.source_attribution",
+            "interp.measurement.conflict_scores",
             "interp.measurement.examples",
             "interp.measurement.planted",
             "interp.tasks.planted_pairs",

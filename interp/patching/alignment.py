@@ -131,8 +131,7 @@ def distributed_alignment(
         rate: of Adam, on a matrix of standard normal entries.
         batch_size: pairs of a step.
         n_random: random subspaces; five at least.
-        within: orthonormal columns whose span B is sought in, such as `difference_span` gives; the whole space without.
-            There B may lean on directions in which the two runs do not differ at all and which the model reads.
+        within: orthonormal columns whose span B is sought in, as of `difference_span`; the whole space without.
         seed: of the split, B's start, the batches and the random subspaces.
         edits: changes under which the model runs.
 
@@ -143,18 +142,14 @@ def distributed_alignment(
 
     Raises:
         SiteError: no such site, or several layers or heads.
-        SchemaError: a rank beyond the site's width or that of `within`, columns of another width or not orthonormal, or
-            a share that leaves a side empty.
+        SchemaError: a rank beyond the width, columns that do not fit the site, or a share that leaves a side empty.
         TaskError: no such role, or too few random subspaces.
     """
     place = _place(model, site)
     _enough(n_random)
     pairs = _Pairs(Case.of(model, task), place, role, batch_size)
     width, rng = pairs.base.shape[-1], np.random.default_rng(seed)
-    span = _columns(within, width, place)
-    room = width if span is None else span.shape[1]
-    if rank is not None and not 0 < rank <= room:
-        raise SchemaError(f"rank {rank}: expected 1 to {room}, the width of {place if within is None else 'within'}")
+    span = _columns(within, width, place, rank)
     n_test = round(held_out * len(task))
     if not 0 < n_test < len(task):
         raise SchemaError(f"held_out={held_out} of {len(task)} pairs leaves one side empty")
@@ -174,8 +169,7 @@ def distributed_alignment(
         "none": (pairs.right(test, own, torch.zeros(width, 1)), 0),
     }
     rows = [_row(place, name, *of, seed=seed) for name, of in variants.items()]
-    null = draws.mean(1)
-    rows[0] |= {"null": float(null.mean()), **dict.fromkeys("pq", p_against_nulls(np.array(rows[0]["value"]), null))}
+    rows[0] |= _significance(rows[0]["value"], draws.mean(1))
     return Alignment(basis, place, role, frame(rows, extra={"rank": "Int64"}), losses, {"method": "alignment-search"})
 
 
@@ -198,8 +192,11 @@ def difference_span(
     return parts.Vh[keep].mT.float()
 
 
-def _columns(within: Tensor | None, width: int, site: Site) -> Float[Tensor, "d width"] | None:
-    """The columns as they are used, once they are orthonormal and of the site's width."""
+def _columns(within: Tensor | None, width: int, site: Site, rank: int | None) -> Float[Tensor, "d width"] | None:
+    """The columns as they are used, once they are orthonormal, of the site's width, and as many as the rank."""
+    room = width if within is None else within.shape[-1]
+    if rank is not None and not 0 < rank <= room:
+        raise SchemaError(f"rank {rank}: expected 1 to {room}, the width of {site if within is None else 'within'}")
     if within is None:
         return None
     if within.ndim != 2 or len(within) != width or within.shape[1] > width:  # noqa: PLR2004 - a matrix
@@ -210,6 +207,11 @@ def _columns(within: Tensor | None, width: int, site: Site) -> Float[Tensor, "d 
     if float((columns.mT @ columns - torch.eye(columns.shape[1]).to(columns)).abs().max()) > 1e-3:  # noqa: PLR2004
         raise SchemaError("within: its columns are not orthonormal; torch.linalg.qr(x).Q has columns that are")
     return columns
+
+
+def _significance(value: float, null: Float[ndarray, " draw"]) -> dict[str, Any]:
+    """Columns null, p and q of the one subspace there is."""
+    return {"null": float(null.mean()), **dict.fromkeys("pq", p_against_nulls(np.array(value), null))}
 
 
 def _enough(n_random: int) -> None:

@@ -55,18 +55,18 @@ def test_where_and_into_what_it_is_written(toy):
     value[0, 0] += model.weights().w_u.mT[9]
     for tokens, into in (("all", "clean"), ("END", "corrupt")):
         result = memory_injection(
-            model, task=task, memory=ids, strengths=(2.0,), layers=[1], tokens=tokens, into=into, n_random=5
+            model, task=task, memory=ids, strengths=(2.0,), layers=[0], tokens=tokens, into=into, n_random=5
         )
         batch = task.clean if into == "clean" else task.corrupt
         added = 2.0 * (value if tokens == "all" else value[:, 0])
-        edit = Add("L1.attn_out", added, positions=None if tokens == "all" else -1)
+        edit = Add("L0.attn_out", added, positions=None if tokens == "all" else -1)
         after, before = model.run(batch, edits=[edit]).logits, model.run(batch).logits
         change = logit_diff(after, task) - logit_diff(before, task)
         row = variant(result, "injected").iloc[0]
         assert row["value"] == pytest.approx(float(change.mean()), abs=1e-4)
         answer = (after.log_softmax(-1) - before.log_softmax(-1))[:, -1].gather(1, task.answers)
         assert variant(result, "log_prob")["value"].item() == pytest.approx(float(answer.mean()), abs=1e-4)
-    embedded = memory_injection(model, task=task, memory=ids, strengths=(2.0,), layers=[1], space="embed", n_random=5)
+    embedded = memory_injection(model, task=task, memory=ids, strengths=(2.0,), layers=[0], space="embed", n_random=5)
     assert variant(embedded, "injected")["value"].item() != pytest.approx(row["value"], abs=1e-3)
 
 
