@@ -107,7 +107,7 @@ def _data(result: Result, names: list[str]) -> dict[str, Any]:
 def _made_of(own: dict[str, pd.DataFrame]) -> Step:
     rows = own["source"]
     parts = rows[rows["component"] != "logit"]
-    best = parts.loc[parts["value"].idxmax()]
+    best = parts.sort_values("value").iloc[-1]
     answer = f"The largest part is {best['component']}: {number(float(best['value']))} logits."
     return Step("made-of", "What is the answer made of?", answer, "logit", "", [_line(row) for row in _records(rows)])
 
