@@ -23,6 +23,7 @@ from interp.attention.statistics import (
     Statistic,
     SumSquares,
     TopKeys,
+    span_mass,
 )
 
 __all__ = [
@@ -47,4 +48,5 @@ __all__ = [
     "measure",
     "number_layers",
     "set_recorder",
+    "span_mass",
 ]
