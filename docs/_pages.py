@@ -83,12 +83,9 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "interp.measurement.head_effects",
             "interp.measurement.neuron_effects",
             "interp.measurement.answers",
-<<<<<<< HEAD
             "interp.measurement.source_attribution",
             "interp.measurement.conflict_scores",
-=======
             "interp.measurement.ability",
->>>>>>> main
             "interp.measurement.examples",
             "interp.measurement.planted",
             "interp.tasks.planted_pairs",
