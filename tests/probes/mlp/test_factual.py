@@ -136,7 +136,7 @@ def random_facts(n=12, length=7, *, vocab=D_VOCAB):
 def test_the_sum_rule_holds_in_every_architecture(architecture):
     task = random_facts()
     case = Case.of(tiny(architecture), replace(task, wrong=candidates(task.answers)))
-    found = Mechanisms.of(case, "SUBJECT", ratio=10, n_draws=5, seed=0)
+    found = Mechanisms.of(case, "SUBJECT", ratio=10.0, n_draws=5, seed=0)
     assert found.sum_error < 1e-5
     values = attribute(case.model, task.clean, task.answers, case.task.wrong)
     for i in (0, found.n_heads - 1):
