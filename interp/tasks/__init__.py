@@ -5,8 +5,10 @@ from interp.tasks._intent import INTENTS, intents
 from interp.tasks._pair import pair
 from interp.tasks.build import SPLITS, task, task_names
 from interp.tasks.modular import Addition, addition, modular_task
+from interp.tasks.next_token import next_tokens
 from interp.tasks.planted import of as planted_task
 from interp.tasks.prompt import PromptTask
+from interp.tasks.relations import relation_examples
 from interp.tasks.synthetic import (
     BOS_POLICIES,
     Repeats,
@@ -37,12 +39,14 @@ __all__ = [
     "fingerprint",
     "intents",
     "modular_task",
+    "next_tokens",
     "ordinary_tokens",
     "pair",
     "permuted_repeats",
     "planted_task",
     "random_blocks",
     "random_prompts",
+    "relation_examples",
     "repeat_lengths",
     "repeated_random",
     "task",
