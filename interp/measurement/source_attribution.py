@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from interp.decompose.attribution import Attribution, attributions
@@ -22,10 +22,17 @@ SHARE, SMALLEST = 0.05, 0.01
 
 @dataclass(frozen=True, eq=False)
 class Sources:
-    """Logits (answer less wrong) that each head adds at END from each token; `logit` is the model's difference."""
+    """Logits (answer less wrong) that components add at END; they sum to `logit`, the model's difference.
+
+    Attributes:
+        heads: each head, from each token. mlps: each MLP.
+        rest: embedding, biases and what edits in force add, by name.
+        logit: the difference, before a soft-cap.
+    """
 
     heads: Float[Tensor, "layer head key batch"]
     mlps: Float[Tensor, "layer batch"]
+    rest: dict[str, Float[Tensor, " batch"]]
     logit: Float[Tensor, " batch"]
 
 
@@ -54,12 +61,38 @@ def _by_source(model: Model, effects: Attribution, width: int) -> Sources:
     info, n = model.info, len(effects.logit)
     heads = torch.zeros(info.n_layers, info.n_heads, width, n)
     mlps = torch.zeros(info.n_layers, n)
+    rest: dict[str, Tensor] = {}
     for c, values in zip(effects.terms, effects.values, strict=True):
         if c.kind == "source":
             heads[c.layer, c.head, c.source] = values
         elif c.kind == "mlp":
             mlps[c.layer] = values
-    return Sources(heads[list(info.attention_layers)], mlps, effects.logit)
+        else:
+            rest[c.name] = values
+    return Sources(heads[list(info.attention_layers)], mlps, rest, effects.logit)
+
+
+def source_masks(task: PromptTask, subject: str) -> dict[str, Bool[Tensor, "batch key"]]:
+    """Columns of the subject's last token, of the others, and of the first token of the prompt where it is neither."""
+    column = torch.arange(task.clean.ids.shape[1])
+    at = column == task.role(subject).cpu()[:, None]
+    start = (column == 0) & ~at
+    return {"subject": at, "relation": ~at & ~start, "start": start.expand_as(at)}
+
+
+def by_source(
+    sources: Sources, masks: Mapping[str, Bool[Tensor, "batch key"]]
+) -> dict[str, Float[np.ndarray, "batch layer head"]]:
+    """What each head adds from each kind of token."""
+    return {name: by_prompt((sources.heads * m.T.to(sources.heads)).sum(2)) for name, m in masks.items()}
+
+
+def source_roles(
+    effects: Mapping[str, Float[np.ndarray, "batch layer head"]], ratio: float
+) -> Shaped[np.ndarray, "layer head"]:
+    """Where |subject| >= ratio |relation| "subject", the other way round "relation", otherwise "mixed"."""
+    dla_s, dla_r = (np.abs(effects[k].mean(0)) for k in ("subject", "relation"))
+    return np.where(dla_s >= ratio * dla_r, "subject", np.where(dla_r >= ratio * dla_s, "relation", "mixed"))
 
 
 def null_columns(

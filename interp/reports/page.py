@@ -18,6 +18,7 @@ from interp.reports.direct import direct
 from interp.reports.effects import task_effects
 from interp.reports.features import FeatureView
 from interp.reports.graphs import PromptGraph
+from interp.reports.knowledge import knowledge
 from interp.reports.questions import TokenQuestion, question_line
 from interp.reports.roles import roles
 from interp.reports.sections import Section, sections
@@ -52,7 +53,7 @@ def render(
     answers = [direct(model, question) for question in questions]
     tasks = [task_circuit(outcome) for outcome in circuits if not isinstance(outcome, Result)]
     effects = [task_effects(outcome) for outcome in circuits if isinstance(outcome, Result)]
-    atlas = roles(result)
+    atlas, known = roles(result), knowledge(result)
     view, refusal = _view(model, result, prompt, seed=seed)
     return (
         environment()
@@ -69,7 +70,8 @@ def render(
             atlas=atlas,
             features=features,
             sinks=sinks(result),
-            figures=_figures(parts, answers, tasks, graphs, [] if atlas is None else [atlas]),
+            knowledge=known,
+            figures=_figures(parts, answers, tasks, graphs, *([x] for x in (atlas, known) if x is not None)),
             view=view,
             p_str=p_str,
             refusal=refusal,

@@ -1,6 +1,7 @@
 """Prompts to ask a model with: random token sequences (`synthetic`) and prompt tasks with clean and corrupt twins."""
 
 from interp.tasks._conflict import Conflict, Frame, conflict
+from interp.tasks._intent import INTENTS, intents
 from interp.tasks._pair import pair
 from interp.tasks.build import SPLITS, task, task_names
 from interp.tasks.modular import Addition, addition, modular_task
@@ -24,6 +25,7 @@ from interp.tasks.synthetic import (
 
 __all__ = [
     "BOS_POLICIES",
+    "INTENTS",
     "SPLITS",
     "Addition",
     "Conflict",
@@ -35,6 +37,7 @@ __all__ = [
     "conflict",
     "earlier_equal_pairs",
     "fingerprint",
+    "intents",
     "modular_task",
     "next_tokens",
     "ordinary_tokens",

@@ -29,6 +29,7 @@ from interp.zoo.planted.mechanisms import (
     Retrieval,
     ShiftedInduction,
     Successor,
+    Switch,
     Task,
     Told,
     TwoHop,
@@ -58,7 +59,9 @@ ALL: tuple[Mechanism, ...] = (
 """Every mechanism once."""
 STAND_INS: tuple[Mechanism, ...] = (ShiftedInduction(),)
 """Mechanisms that do the task of one in `ALL` in another way: beside it, neither alone would be needed."""
-SUPPLIERS: Mapping[str, Mechanism] = {"previous_token": PreviousToken()}
+SWITCHES: tuple[Mechanism, ...] = (Switch(),)
+"""Mechanisms that change what another in `ALL` says: planted by name, beside none but what they need."""
+SUPPLIERS: Mapping[str, Mechanism] = {"previous_token": PreviousToken(), "fact": Fact()}
 """What is added where a mechanism needs it and the caller did not list it."""
 WORDS = 48
 """Words of a vocabulary where no mechanism needs more."""

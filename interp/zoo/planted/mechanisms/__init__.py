@@ -8,6 +8,7 @@ from interp.zoo.planted.mechanisms.planted_vocabulary import CUES, Task, Vocabul
 from interp.zoo.planted.mechanisms.recall import Fact, Retrieval, Successor, Told
 from interp.zoo.planted.mechanisms.shifted import ShiftedInduction
 from interp.zoo.planted.mechanisms.sinks import FirstTokenSink, MassiveActivation, MassiveActivationAt
+from interp.zoo.planted.mechanisms.switch import IntentPrompts, Switch
 from interp.zoo.planted.mechanisms.two_hop import TwoHop
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Fact",
     "FirstTokenSink",
     "Induction",
+    "IntentPrompts",
     "MassiveActivation",
     "MassiveActivationAt",
     "Mechanism",
@@ -28,6 +30,7 @@ __all__ = [
     "ShiftedInduction",
     "Slot",
     "Successor",
+    "Switch",
     "Task",
     "Told",
     "TwoHop",
