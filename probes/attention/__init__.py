@@ -1,5 +1,6 @@
 """What attention patterns are like, and how far that may be read. Importing this registers the analyses."""
 
+from probes.attention._distance_profile import distance_profile
 from probes.attention._distraction import Spans, distraction, spans
 from probes.attention._entropy import entropy
 from probes.attention._icl_score import icl_score
@@ -9,6 +10,7 @@ from probes.attention._text_induction import text_induction
 
 __all__ = [
     "Spans",
+    "distance_profile",
     "distraction",
     "entropy",
     "icl_score",
