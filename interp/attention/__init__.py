@@ -25,6 +25,7 @@ from interp.attention.statistics import (
     Statistic,
     SumSquares,
     TopKeys,
+    span_mass,
 )
 
 __all__ = [
@@ -50,4 +51,5 @@ __all__ = [
     "measure",
     "number_layers",
     "set_recorder",
+    "span_mass",
 ]

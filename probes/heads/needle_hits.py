@@ -119,7 +119,7 @@ def each_answer(
     losses: list[float] = []
     for some in _chunks(range(len(haystacks.batch.ids)), haystacks.batch.ids.shape[1] * run.model.info.d_vocab):
         part = slice(some[0], some[-1] + 1)
-        batch = Batch(haystacks.batch.ids[part], haystacks.batch.mask[part])
+        batch = haystacks.batch.select(part)
         logits = run(batch, edits)
         for a in (a for b in some for a in _of(haystacks, b)):
             token = torch.tensor(haystacks.value(a))

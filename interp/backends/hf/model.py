@@ -336,7 +336,7 @@ class HFModel(EditContexts):
     ) -> Tensor | None:
         """Logits, or None when the pass ended early; the model is as it was afterwards, whatever happens."""
         self.rotary.check(batch)
-        plan.begin(batch.mask, (batch.ids.shape[0], batch.ids.shape[1]))
+        plan.begin(batch.mask, (batch.ids.shape[0], batch.ids.shape[1]), spans=batch.spans)
         own = needs_attention(self.torch_module, plan, padded=batch.padded, gated=self.anatomy.gated)
         recorder = recorder or (Recorder(padded=batch.padded) if own else None)
         if recorder is not None:
