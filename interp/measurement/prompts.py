@@ -50,9 +50,9 @@ class PromptSet:
         return self.batch.mask & (self.batch.positions >= max(lowest, T0, self.start + 1))
 
     def cut(self) -> PromptSet:
-        """All prompts as long as the shortest, their ends left out; padding has to stand on the right."""
+        """All prompts as long as the shortest, their ends and spans left out; padding has to stand on the right."""
         length = int(self.batch.mask.sum(1).min())
-        batch = Batch(self.batch.ids[:, :length], self.batch.mask[:, :length])
+        batch = replace(self.batch, ids=self.batch.ids[:, :length], mask=self.batch.mask[:, :length], spans={})
         return replace(self, batch=batch, data=self.data | {"length": length, "sha256": tasks.fingerprint([batch])})
 
 

@@ -1,6 +1,8 @@
 """Prompts to ask a model with: random token sequences (`synthetic`) and prompt tasks with clean and corrupt twins."""
 
 from interp.tasks._conflict import Conflict, Frame, conflict
+from interp.tasks._documents import Documents, documents
+from interp.tasks._options import option_mass, options
 from interp.tasks._pair import pair
 from interp.tasks.build import SPLITS, task, task_names
 from interp.tasks.modular import Addition, addition, modular_task
@@ -25,15 +27,19 @@ __all__ = [
     "SPLITS",
     "Addition",
     "Conflict",
+    "Documents",
     "Frame",
     "PromptTask",
     "Repeats",
     "addition",
     "bos_id",
     "conflict",
+    "documents",
     "earlier_equal_pairs",
     "fingerprint",
     "modular_task",
+    "option_mass",
+    "options",
     "ordinary_tokens",
     "pair",
     "permuted_repeats",

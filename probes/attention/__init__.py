@@ -6,6 +6,7 @@ from probes.attention._entropy import entropy
 from probes.attention._icl_score import icl_score
 from probes.attention._lag_profile import lag_profile
 from probes.attention._offset_profile import offset_profile
+from probes.attention._span_attention import span_attention
 from probes.attention._text_induction import text_induction
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "icl_score",
     "lag_profile",
     "offset_profile",
+    "span_attention",
     "spans",
     "text_induction",
 ]
