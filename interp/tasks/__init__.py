@@ -1,7 +1,7 @@
 """Prompts to ask a model with: random token sequences (`synthetic`) and prompt tasks with clean and corrupt twins."""
 
 from interp.tasks._conflict import Conflict, Frame, conflict
-from interp.tasks._documents import Documents, documents
+from interp.tasks._document_needles import DocumentNeedles, document_needles
 from interp.tasks._options import option_mass, options
 from interp.tasks._pair import pair
 from interp.tasks.build import SPLITS, task, task_names
@@ -27,14 +27,14 @@ __all__ = [
     "SPLITS",
     "Addition",
     "Conflict",
-    "Documents",
+    "DocumentNeedles",
     "Frame",
     "PromptTask",
     "Repeats",
     "addition",
     "bos_id",
     "conflict",
-    "documents",
+    "document_needles",
     "earlier_equal_pairs",
     "fingerprint",
     "modular_task",

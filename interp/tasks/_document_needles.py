@@ -1,6 +1,6 @@
-"""`Documents`: needles among documents, the place of the document that is asked about swept; and contexts apart.
+"""`DocumentNeedles`: needles among documents, the place of the document that is asked about swept; and contexts apart.
 
-    found = interp.tasks.documents(model, n=8, n_documents=5)   # 8 questions, each with its document at each of 5 places
+    found = interp.tasks.document_needles(model, n=8, n_documents=5)   # 8 questions, each with its document at each of 5 places
     found.batch.span("document 3"), found.gold, found.right(model.run(found.batch).logits)
 
 Every document holds a needle of its own, so that the others are distractors; what is asked for stands in one. The same
@@ -34,7 +34,7 @@ FILL = 4
 
 
 @dataclass(frozen=True, eq=False)
-class Documents:
+class DocumentNeedles:
     """Prompts of several documents, a question behind them, and its answer.
 
     Attributes:
@@ -96,7 +96,7 @@ class Documents:
         return {"task": "needles among documents", **self.facts, **size, "sha256": tasks.fingerprint([self.batch])}
 
 
-def documents(
+def document_needles(
     model: Model,
     *,
     n: int = 8,
@@ -107,7 +107,7 @@ def documents(
     task: Format | None = None,
     bos: str = "default",
     seed: int = 0,
-) -> Documents:
+) -> DocumentNeedles:
     """`n` sets of documents, each once for every place of the one that is asked about: n * len(places) prompts.
 
     Args:
@@ -126,7 +126,7 @@ def documents(
         TaskError: fewer than two documents, a place that is none, or a format whose needles cannot be told apart.
 
     >>> import interp
-    >>> found = interp.tasks.documents(interp.load("zoo:planted-induction"), n=1, n_documents=3, length=40)
+    >>> found = interp.tasks.document_needles(interp.load("zoo:planted-induction"), n=1, n_documents=3, length=40)
     >>> found.gold.tolist(), sorted(found.batch.spans)[:3]
     ([0, 1, 2], ['answer', 'document 1', 'document 2'])
     """
@@ -150,7 +150,7 @@ def documents(
     facts = {"needle": form.needle, "question": form.question, "source": source, "seed": seed}
     group = torch.arange(n).repeat_interleave(len(places))
     batch = Batch.of([ids for ids, _ in prompts], spans=spans)
-    return Documents(batch, answers, torch.tensor(places * n), group, n_documents, facts)
+    return DocumentNeedles(batch, answers, torch.tensor(places * n), group, n_documents, facts)
 
 
 def _answer(prompt: int, where: dict[str, tuple[int, int]], depth: float) -> Answer:
@@ -161,7 +161,7 @@ def _answer(prompt: int, where: dict[str, tuple[int, int]], depth: float) -> Ans
 def _parts(
     writer: Writer, rng: Random, n: int, value_words: int
 ) -> tuple[list[tuple[list[int], Statement, list[int]]], list[int], list[int]]:
-    """Documents as (before, needle, after), the gold one first; the question; and the answer as its needle has it."""
+    """DocumentNeedles as (before, needle, after), the gold one first; the question; and the answer as its needle has it."""
     step = 1 + value_words
     words = writer.draw(rng, n * step)
     told = [(words[i * step], words[i * step + 1 : (i + 1) * step]) for i in range(n)]
