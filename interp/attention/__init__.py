@@ -24,6 +24,7 @@ from interp.attention.statistics import (
     SumSquares,
     TopKeys,
 )
+from interp.attention.windows import Window, WindowMask
 
 __all__ = [
     "METHODS",
@@ -42,6 +43,8 @@ __all__ = [
     "StopForward",
     "SumSquares",
     "TopKeys",
+    "Window",
+    "WindowMask",
     "current_recorder",
     "intercept",
     "measure",

@@ -32,6 +32,7 @@ from interp.attention.statistics import (
     SumSquares,
     TopKeys,
 )
+from interp.attention.windows import WindowMask, with_dropped
 from interp.shapes import Float
 
 PAIR_CHUNK = 1 << 22  # elements of gathered queries at a time: 16 MiB in float32
@@ -63,6 +64,8 @@ def attend(
         output, lse = flash(call.query, call.key, v, scale=call.scale, causal=first.causal)
     else:
         output, lse = _attend_segments(call, v)
+    if isinstance(call.mask, WindowMask) and call.mask.window.compensate:
+        output, lse = with_dropped(call, v, output, lse)
     if call.sinks is None:
         return output, lse
     if torch.is_grad_enabled() and call.softcap is None and (call.query.requires_grad or call.key.requires_grad):
@@ -96,8 +99,9 @@ def _attend_segments(call: Call, v: Tensor) -> tuple[Tensor, Tensor]:
 
 def _attend_tiles(call: Call, v: Tensor, segment: Segment, output: Tensor, lse: Tensor) -> None:
     for a, b, low, high in segment.blocks:
-        visible = call.mask.tile(segment.rows[:1], slice(a, b), slice(low, high))[:, None]
-        q, k, x = call.query[segment.rows, :, a:b], call.key[segment.rows, :, low:high], v[segment.rows, :, low:high]
+        keys = segment.keys(low, high)
+        visible = call.mask.tile(segment.rows[:1], slice(a, b), keys)[:, None]
+        q, k, x = call.query[segment.rows, :, a:b], _at(call.key, segment, keys), _at(v, segment, keys)
         if call.softcap is None:
             bias = torch.zeros(visible.shape, dtype=q.dtype, device=q.device).masked_fill(~visible, -torch.inf)
             out, part = flash(q, k, x, scale=call.scale, bias=bias.expand(len(q), -1, -1, -1))
@@ -107,6 +111,11 @@ def _attend_tiles(call: Call, v: Tensor, segment: Segment, output: Tensor, lse: 
             out = _by_group((score - part[..., None]).exp().to(x.dtype), x)
         output[segment.rows, :, a:b] = out
         lse[segment.rows, :, a:b] = part.to(lse.dtype)
+
+
+def _at(x: Tensor, segment: Segment, keys: slice | Tensor) -> Tensor:
+    """A segment's part of [batch head key d] at some keys."""
+    return x[:, :, keys][segment.rows]
 
 
 def _scores(call: Call, q: Tensor, k: Tensor) -> Float[Tensor, "rows head query key"]:
@@ -122,16 +131,17 @@ def _by_group(x: Float[Tensor, "rows head query inner"], y: Float[Tensor, "rows 
     return (x.reshape(rows, kv, (head // kv) * n, inner) @ y).reshape(rows, head, n, y.shape[-1])
 
 
-def _tiles(forward: Forward) -> Iterator[tuple[Tensor, slice, slice, Tensor, Tensor]]:
+def _tiles(forward: Forward) -> Iterator[tuple[Tensor, slice, slice | Tensor, Tensor, Tensor]]:
     """Each tile's batch rows, queries, keys, capped scores (-inf where unseen) and probabilities."""
     call = forward.call
     for segment in call.mask.segments:
         for a, b, low, high in segment.blocks:
-            visible = call.mask.tile(segment.rows[:1], slice(a, b), slice(low, high))[:, None]
-            score = _scores(call, call.query[segment.rows, :, a:b], call.key[segment.rows, :, low:high])
+            keys = segment.keys(low, high)
+            visible = call.mask.tile(segment.rows[:1], slice(a, b), keys)[:, None]
+            score = _scores(call, call.query[segment.rows, :, a:b], _at(call.key, segment, keys))
             score = score.masked_fill(~visible, -torch.inf)
             p = (score - forward.lse[segment.rows, :, a:b, None]).exp()
-            yield segment.rows, slice(a, b), slice(low, high), score, p
+            yield segment.rows, slice(a, b), keys, score, p
 
 
 def _nan_rows(forward: Forward) -> Float[Tensor, "batch head query"]:
@@ -235,9 +245,9 @@ def _sees_any(forward: Forward, inside: Tensor) -> Tensor:
             has_key[segment.rows, span] = keys.cumsum(-1) > 0 if segment.causal else keys.any(-1, keepdim=True)
             continue
         for a, b, low, high in segment.blocks:
-            keys = slice(low, high)
+            keys = segment.keys(low, high)
             visible = mask.tile(segment.rows[:1], slice(a, b), keys)
-            has_key[segment.rows, a:b] = (visible & inside[segment.rows, None, keys]).any(-1)
+            has_key[segment.rows, a:b] = (visible & inside[:, None, keys][segment.rows]).any(-1)
     return has_key & mask.real()
 
 
@@ -293,7 +303,8 @@ def _(question: Received, forward: Forward) -> Tensor:
         total[segment.rows, :, segment.start : segment.stop] = 0.0
     for rows, queries, keys, _, p in _tiles(forward):
         part = (p * weight[rows, None, queries, None]).sum(-2)
-        total[rows, :, keys] = total[rows, :, keys] + part
+        keys = torch.arange(keys.start, keys.stop, device=rows.device) if isinstance(keys, slice) else keys
+        total[rows[:, None], :, keys] = total[rows[:, None], :, keys] + part.transpose(1, 2)
     return total
 
 
