@@ -179,8 +179,9 @@ def _(question: Offset, forward: Forward) -> Tensor:
     key = call.shared(call.key[:, :, j[0] : j[-1] + 1])
     score = call.cap(call.scale * (call.query[:, :, first:n] * key).sum(-1))
     rows = torch.arange(call.mask.batch, device=result.device)[:, None]
-    visible = call.mask.visible(rows, i[None], j[None]) & call.mask.real()[:, first:n]
-    result[:, :, first:n] = (score - forward.lse[:, :, first:n]).exp().masked_fill(~visible[:, None], torch.nan)
+    visible, has_key = (m.visible(rows, i[None], j[None])[:, None] for m in (call.mask, call.mask.plain))
+    p = (score - forward.lse[:, :, first:n]).exp().masked_fill(~visible, 0.0)
+    result[:, :, first:n] = p.masked_fill(~(has_key & call.mask.real()[:, None, first:n]), torch.nan)
     return result
 
 
@@ -194,11 +195,12 @@ def _(question: Pairs, forward: Forward) -> Tensor:
     pairs = torch.stack([question.batch, question.query, question.key]).to(forward.lse.device)
     for part in pairs.split(chunk, dim=1):
         b, i, j = part
-        b, i, j = part[:, call.mask.visible(b, i, j) & call.mask.real()[b, i]]
+        b, i, j = part[:, call.mask.plain.visible(b, i, j) & call.mask.real()[b, i]]
         key = call.key[b, :, j].repeat_interleave(call.group, dim=1)  # pairs head d_head
         score = call.cap(call.scale * (call.query[b, :, i] * key).sum(-1))
         row = b * n_query + i
-        total.index_add_(0, row, (score - forward.lse[b, :, i]).exp())
+        p = (score - forward.lse[b, :, i]).exp().masked_fill(~call.mask.visible(b, i, j)[:, None], 0.0)
+        total.index_add_(0, row, p)
         has_pair[row] = True
     total[~has_pair] = torch.nan
     return total.view(n_batch, n_query, n_head).transpose(1, 2)
@@ -236,7 +238,7 @@ def _few_keys(forward: Forward, batch: Tensor, key: Tensor, readout: Tensor) -> 
 
 def _sees_any(forward: Forward, inside: Tensor) -> Tensor:
     """[batch, query]: whether some key of the set is visible to a row."""
-    mask = forward.call.mask
+    mask = forward.call.mask.plain
     has_key = torch.zeros(mask.batch, mask.n_query, dtype=torch.bool, device=inside.device)
     for segment in mask.segments:
         if segment.full:
@@ -333,10 +335,12 @@ def _full_rows(forward: Forward, positions: Tensor) -> Iterator[tuple[slice, Ten
         i = positions[:, part].clamp(min=0)
         index = i[:, None, :, None].expand(-1, forward.lse.shape[1], -1, 1)
         q = call.query.gather(2, index.expand(-1, -1, -1, call.query.shape[-1]))
-        visible = mask.visible(batch, i[..., None], key).expand(mask.batch, i.shape[1], mask.n_key)
+        visible, seen = (
+            m.visible(batch, i[..., None], key).expand(mask.batch, i.shape[1], mask.n_key) for m in (mask, mask.plain)
+        )
         real = mask.real().gather(1, i) & (positions[:, part] >= 0)
         p = (_scores(call, q, call.key) - forward.lse[..., None].gather(2, index)).exp()
-        yield part, p.masked_fill(~visible[:, None], 0.0), visible, real
+        yield part, p.masked_fill(~visible[:, None], 0.0), seen, real
 
 
 @answer.register

@@ -115,6 +115,11 @@ class CausalMask:
             return torch.ones(self.batch, self.n_key, dtype=torch.bool, device=self.device)
         return self.padding
 
+    @property
+    def plain(self) -> CausalMask:
+        """The mask as the model has it: what a window leaves out of it gets 0, which is an answer."""
+        return self
+
     def check(self) -> None:
         """Raise what `segments` raises, for code that does not use them."""
         _ = self.segments

@@ -53,6 +53,11 @@ class WindowMask(CausalMask):
         near = query + self.offset - key < self.window.width
         return super().visible(rows, query, key) & (near | (key < self.first[rows] + self.window.sinks))
 
+    @property
+    def plain(self) -> CausalMask:
+        """The other mask."""
+        return self.whole
+
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
         """The other mask's segments; where a prompt is longer than the window, its tiles are narrowed to it."""
