@@ -67,9 +67,7 @@ class WindowMask(CausalMask):
         sinks, width = self.window.sinks, self.window.width
         if segment.stop - segment.start <= sinks + width:
             return segment
-        blocks = tuple(
-            (a, b, max(low, a + self.offset - width + 1), high) for a, b, low, high in segment.blocks
-        )
+        blocks = tuple((a, b, max(low, a + self.offset - width + 1), high) for a, b, low, high in segment.blocks)
         return replace(segment, blocks=blocks, full=False, extra=sinks)
 
 

@@ -101,7 +101,9 @@ def read_planes(
     first, second = torch.tensor(pairs)[order].T
     first, second = torch.where(back, second, first), torch.where(back, first, second)
     next_angle = angle[-1].abs() * (angle[-1] / angle[-2]).abs() if len(angle) > 1 else angle[-1].abs()
-    return RotaryPlanes(first, second, angle.abs(), halves or len(pairs) * 2 == len(size) or float(next_angle) * far > seen)
+    return RotaryPlanes(
+        first, second, angle.abs(), halves or len(pairs) * 2 == len(size) or float(next_angle) * far > seen
+    )
 
 
 def _check_planes(size: Tensor, mate: Tensor, channels: Tensor, where: str) -> None:

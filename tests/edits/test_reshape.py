@@ -120,7 +120,9 @@ def backends(name):
     return [interp.load(build(name), backend=backend) for backend in ("lens", "nnsight")]
 
 
-@pytest.mark.parametrize("name", ["llama", *(pytest.param(n, marks=pytest.mark.slow) for n in SPANNING if n != "llama")])
+@pytest.mark.parametrize(
+    "name", ["llama", *(pytest.param(n, marks=pytest.mark.slow) for n in SPANNING if n != "llama")]
+)
 def test_every_edit_on_every_backend(name):
     """Rows keep their sums; statistics are of the edited pattern; a cache, a context and a backend change nothing."""
     model, others, real = tiny(name), backends(name), BATCH.mask
@@ -137,7 +139,9 @@ def test_every_edit_on_every_backend(name):
         asked = {"entropy": Entropy(), "offset": Offset(1), "received": Received(), "mass": KeyMass(FIRST)}
         answers = model.attention(BATCH, asked, edits=edits)
         got = (pattern * real[None, :, None, :, None]).sum(-2)
-        assert_close(answers["received"], got.where(~answers["received"].isnan(), torch.nan), rtol=0, atol=2e-5, equal_nan=True)
+        assert_close(
+            answers["received"], got.where(~answers["received"].isnan(), torch.nan), rtol=0, atol=2e-5, equal_nan=True
+        )
         with model.editing(edits):
             assert_close(model.run(BATCH).logits[real], run.logits[real], rtol=0, atol=2e-5, msg=what)
         generated = model.generate(BATCH, edits=edits, max_new_tokens=3)
