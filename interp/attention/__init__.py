@@ -27,6 +27,7 @@ from interp.attention.statistics import (
     TopKeys,
     span_mass,
 )
+from interp.attention.windows import Window, WindowMask
 
 __all__ = [
     "METHODS",
@@ -46,6 +47,8 @@ __all__ = [
     "StopForward",
     "SumSquares",
     "TopKeys",
+    "Window",
+    "WindowMask",
     "current_recorder",
     "intercept",
     "measure",

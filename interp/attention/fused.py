@@ -34,6 +34,7 @@ from interp.attention.statistics import (
     TopKeys,
 )
 from interp.attention.streamed import Forward, answer_streamed, row_weight
+from interp.attention.windows import WindowMask, with_dropped
 from interp.shapes import Float
 
 PAIR_CHUNK = 1 << 22  # elements of gathered queries at a time: 16 MiB in float32
@@ -98,6 +99,8 @@ def attend(
         output, lse = flash(call.query, call.key, v, scale=call.scale, causal=first.causal)
     else:
         output, lse = _attend_segments(call, v)
+    if isinstance(call.mask, WindowMask) and call.mask.window.compensate:
+        output, lse = with_dropped(call, v, output, lse)
     if call.sinks is None:
         return output, lse
     if torch.is_grad_enabled() and call.softcap is None and (call.query.requires_grad or call.key.requires_grad):
@@ -131,8 +134,9 @@ def _attend_segments(call: Call, v: Tensor) -> tuple[Tensor, Tensor]:
 
 def _attend_tiles(call: Call, v: Tensor, segment: Segment, output: Tensor, lse: Tensor) -> None:
     for a, b, low, high in segment.blocks:
-        visible = call.mask.tile(segment.rows[:1], slice(a, b), slice(low, high))[:, None]
-        q, k, x = call.query[segment.rows, :, a:b], call.key[segment.rows, :, low:high], v[segment.rows, :, low:high]
+        keys = segment.keys(low, high)
+        visible = call.mask.tile(segment.rows[:1], slice(a, b), keys)[:, None]
+        q, k, x = call.query[segment.rows, :, a:b], _at(call.key, segment, keys), _at(v, segment, keys)
         if call.softcap is None:
             bias = torch.zeros(visible.shape, dtype=q.dtype, device=q.device).masked_fill(~visible, -torch.inf)
             out, part = flash(q, k, x, scale=call.scale, bias=bias.expand(len(q), -1, -1, -1))
@@ -142,6 +146,11 @@ def _attend_tiles(call: Call, v: Tensor, segment: Segment, output: Tensor, lse: 
             out = _by_group((score - part[..., None]).exp().to(x.dtype), x)
         output[segment.rows, :, a:b] = out
         lse[segment.rows, :, a:b] = part.to(lse.dtype)
+
+
+def _at(x: Tensor, segment: Segment, keys: slice | Tensor) -> Tensor:
+    """A segment's part of [batch head key d] at some keys."""
+    return x[:, :, keys][segment.rows]
 
 
 def _scores(call: Call, q: Tensor, k: Tensor) -> Float[Tensor, "rows head query key"]:
@@ -189,8 +198,9 @@ def _(question: Offset, forward: Forward) -> Tensor:
     key = call.shared(call.key[:, :, j[0] : j[-1] + 1])
     score = call.cap(call.scale * (call.query[:, :, first:n] * key).sum(-1))
     rows = torch.arange(call.mask.batch, device=result.device)[:, None]
-    visible = call.mask.visible(rows, i[None], j[None]) & call.mask.real()[:, first:n]
-    result[:, :, first:n] = (score - forward.lse[:, :, first:n]).exp().masked_fill(~visible[:, None], torch.nan)
+    visible, has_key = (m.visible(rows, i[None], j[None])[:, None] for m in (call.mask, call.mask.plain))
+    p = (score - forward.lse[:, :, first:n]).exp().masked_fill(~visible, 0.0)
+    result[:, :, first:n] = p.masked_fill(~(has_key & call.mask.real()[:, None, first:n]), torch.nan)
     return result
 
 
@@ -204,11 +214,12 @@ def _(question: Pairs, forward: Forward) -> Tensor:
     pairs = torch.stack([question.batch, question.query, question.key]).to(forward.lse.device)
     for part in pairs.split(chunk, dim=1):
         b, i, j = part
-        b, i, j = part[:, call.mask.visible(b, i, j) & call.mask.real()[b, i]]
+        b, i, j = part[:, call.mask.plain.visible(b, i, j) & call.mask.real()[b, i]]
         key = call.key[b, :, j].repeat_interleave(call.group, dim=1)  # pairs head d_head
         score = call.cap(call.scale * (call.query[b, :, i] * key).sum(-1))
         row = b * n_query + i
-        total.index_add_(0, row, (score - forward.lse[b, :, i]).exp())
+        p = (score - forward.lse[b, :, i]).exp().masked_fill(~call.mask.visible(b, i, j)[:, None], 0.0)
+        total.index_add_(0, row, p)
         has_pair[row] = True
     total[~has_pair] = torch.nan
     return total.view(n_batch, n_query, n_head).transpose(1, 2)
@@ -262,7 +273,7 @@ def _few_keys(forward: Forward, readout: Tensor) -> Tensor:
 
 def _sees_any(forward: Forward, inside: Tensor) -> Tensor:
     """[batch, query]: whether some key of the set is visible to a row."""
-    mask = forward.call.mask
+    mask = forward.call.mask.plain
     has_key = torch.zeros(mask.batch, mask.n_query, dtype=torch.bool, device=inside.device)
     for segment in mask.segments:
         if segment.full:
@@ -271,9 +282,9 @@ def _sees_any(forward: Forward, inside: Tensor) -> Tensor:
             has_key[segment.rows, span] = keys.cumsum(-1) > 0 if segment.causal else keys.any(-1, keepdim=True)
             continue
         for a, b, low, high in segment.blocks:
-            keys = slice(low, high)
+            keys = segment.keys(low, high)
             visible = mask.tile(segment.rows[:1], slice(a, b), keys)
-            has_key[segment.rows, a:b] = (visible & inside[segment.rows, None, keys]).any(-1)
+            has_key[segment.rows, a:b] = (visible & inside[:, None, keys][segment.rows]).any(-1)
     return has_key & mask.real()
 
 
@@ -332,10 +343,12 @@ def _full_rows(forward: Forward, positions: Tensor) -> Iterator[tuple[slice, Ten
         i = positions[:, part].clamp(min=0)
         index = i[:, None, :, None].expand(-1, forward.lse.shape[1], -1, 1)
         q = call.query.gather(2, index.expand(-1, -1, -1, call.query.shape[-1]))
-        visible = mask.visible(batch, i[..., None], key).expand(mask.batch, i.shape[1], mask.n_key)
+        visible, seen = (
+            m.visible(batch, i[..., None], key).expand(mask.batch, i.shape[1], mask.n_key) for m in (mask, mask.plain)
+        )
         real = mask.real().gather(1, i) & (positions[:, part] >= 0)
         p = (_scores(call, q, call.key) - forward.lse[..., None].gather(2, index)).exp()
-        yield part, p.masked_fill(~visible[:, None], 0.0), visible, real
+        yield part, p.masked_fill(~visible[:, None], 0.0), seen, real
 
 
 @answer.register

@@ -64,7 +64,7 @@ def answer(question: Statistic, pattern: Pattern, call: Call, lse: Tensor) -> Te
 
 
 def _visible(call: Call) -> Tensor:
-    mask = call.mask
+    mask = call.mask.plain
     rows = torch.arange(mask.batch, device=mask.device)
     visible = mask.tile(rows, slice(0, mask.n_query), slice(0, mask.n_key))
     return visible & mask.real()[:, :, None]

@@ -17,7 +17,7 @@ from torch import Tensor
 from interp.attention.call import Call
 from interp.attention.masks import Segment
 from interp.attention.statistics import ByDistance, Distance, Entropy, KeyMass, Received, Statistic, SumSquares
-from interp.shapes import Bool, Float, Int
+from interp.shapes import Float, Int
 
 TILE = 1 << 18
 """Scores in a tile, of all its heads: 1 MiB in float32."""
@@ -39,7 +39,7 @@ class Forward:
 class Tile:
     """Queries and keys of some (prompt, head) pairs: log p_ij and p_ij, 0 where a query does not see a key.
 
-    `visible` is [query key], None where every query of the tile sees every key; `spare` is room for a product.
+    `spare` is room for a product.
     """
 
     prompt: Int[Tensor, " pair"]
@@ -49,7 +49,6 @@ class Tile:
     log_p: Float[Tensor, "pair query key"]
     p: Float[Tensor, "pair query key"]
     spare: Float[Tensor, "pair query key"]
-    visible: Bool[Tensor, "query key"] | None
 
 
 def tiles(forward: Forward) -> Iterator[Tile]:
@@ -57,12 +56,27 @@ def tiles(forward: Forward) -> Iterator[Tile]:
     room = forward.lse.new_empty(0)
     for segment in forward.call.mask.segments:
         for a, b, low, high in segment.blocks:
-            for first in range(low, high, KEYS):
-                queries, keys = slice(a, b), slice(first, min(first + KEYS, high))
+            for keys in _key_slices(segment, low, high):
+                queries, first = slice(a, b), keys.start
                 pairs = min(_pairs(queries, keys), len(segment.rows) * forward.lse.shape[1])
                 if room.numel() < 3 * pairs * (b - a) * (keys.stop - first):
                     room = forward.lse.new_empty(3 * pairs * (b - a) * (keys.stop - first))
                 yield from _of_heads(forward, segment, queries, keys, room)
+
+
+def _key_slices(segment: Segment, low: int, high: int) -> Iterator[slice]:
+    """Keys that a tile of queries reaches, a few at a time: from `low` to `high`, and first ones of the segment."""
+    first = segment.start + segment.extra
+    spans = (
+        [(low, high)]
+        if not segment.extra
+        else [(segment.start, high)]
+        if low <= first
+        else [(segment.start, first), (low, high)]
+    )
+    for start, stop in spans:
+        for begin in range(start, stop, KEYS):
+            yield slice(begin, min(begin + KEYS, stop))
 
 
 def _pairs(queries: slice, keys: slice) -> int:
@@ -84,7 +98,7 @@ def _of_heads(forward: Forward, segment: Segment, queries: slice, keys: slice, r
         if visible is not None:
             log_p.masked_fill_(~visible, UNSEEN)
         torch.exp(log_p, out=p)
-        yield Tile(b, h, queries, keys, log_p, p, spare, visible)
+        yield Tile(b, h, queries, keys, log_p, p, spare)
 
 
 def _fill(forward: Forward, b: Tensor, h: Tensor, queries: slice, keys: slice, out: Tensor) -> None:
@@ -216,18 +230,27 @@ class ByDistanceTotal(Total):
         mask, lse = forward.call.mask, forward.lse
         self.forward, self.weight = forward, row_weight(forward, weight)
         self.sum = lse.new_zeros(*lse.shape[:2], mask.n_key)
-        self.count = lse.new_zeros(mask.batch, mask.n_key)
         self.room, self.size = lse.new_zeros(0), (0, 0, 0)
 
     def add(self, tile: Tile) -> None:
-        """Add a tile's diagonals, and once per prompt how many weighted rows each is of."""
+        """Add a tile's diagonals."""
         weight, mask = self.weight[tile.prompt, tile.queries, None], self.forward.call.mask
         ahead = tile.queries.start + mask.offset - tile.keys.start  # distance at the tile's first query and key
         self._diagonals(self.sum, (tile.prompt, tile.head), tile.p, weight, ahead)
-        once = tile.head == 0
-        if once.any():
-            seen = torch.ones_like(tile.p[0]) if tile.visible is None else tile.visible.to(weight.dtype)
-            self._diagonals(self.count, (tile.prompt[once],), seen, weight[once], ahead)
+
+    def counts(self) -> Float[Tensor, "batch distance"]:
+        """sum of w_i over rows that have a key d back, in the mask as the model has it."""
+        mask, total = self.forward.call.mask.plain, self.sum.new_zeros(self.sum.shape[0], self.sum.shape[2])
+        for segment in mask.segments:
+            if segment.full and segment.causal:
+                weight = self.weight[segment.rows, segment.start : segment.stop]
+                total[segment.rows, : weight.shape[1]] += weight.flip(1).cumsum(1).flip(1)
+                continue
+            for a, b, low, high in segment.blocks:
+                seen = mask.tile(segment.rows[:1], slice(a, b), slice(low, high))[0].to(total)
+                ahead = a + mask.offset - low
+                self._diagonals(total, (segment.rows,), seen, self.weight[segment.rows, a:b, None], ahead)
+        return total
 
     def _diagonals(self, total: Tensor, at: tuple[Tensor, ...], p: Tensor, weight: Tensor, ahead: int) -> None:
         """Sums of w_i p_ij along i - j = d: the tile is written into rows one longer than they are read as."""
@@ -248,7 +271,8 @@ class ByDistanceTotal(Total):
 
     def answer(self) -> Tensor:
         """The mean, NaN at distances that no counted row has."""
-        return self.sum / self.count[:, None].masked_fill(self.count[:, None] == 0, torch.nan)
+        count = self.counts()[:, None]
+        return self.sum / count.masked_fill(count == 0, torch.nan)
 
 
 def row_weight(forward: Forward, weight: Tensor | None) -> Float[Tensor, "batch query"]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from interp.edits.reshape import CalibrateSpans, ScaleColumns
 from interp.edits.values import NUMBERS, Ablate, Apply, Edit, Noise
 from interp.edits.where import single
 from interp.errors import SiteError
@@ -21,7 +22,9 @@ def of_prompts(edit: Edit) -> bool:
     """Whether an edit means rows of one batch: by `rows`, by a position, a value or noise for each, or by a mask."""
     positions = edit.positions
     per_row = isinstance(positions, Tensor) and positions.ndim > 0
-    if edit.rows is not None or per_row or isinstance(edit, Noise):
+    if edit.rows is not None or per_row or isinstance(edit, Noise | CalibrateSpans):
+        return True
+    if isinstance(edit, ScaleColumns) and isinstance(edit.keys, Tensor) and edit.keys.ndim > 0:
         return True
     return any(len(axes) > 1 - single(positions, edit.site) and axes[0] > 1 for axes in _leading(edit))
 
@@ -51,7 +54,7 @@ def refuse_rows(edits: Iterable[Edit], what: str) -> None:
 
 def plain_edit(edit: Edit) -> dict[str, Any]:
     """An edit as plain data: its class, site and what it was given, tensors by shape and hash."""
-    given = {f.name: getattr(edit, f.name) for f in fields(edit) if getattr(edit, f.name) is not None}
+    given = {f.name: getattr(edit, f.name) for f in fields(edit) if f.init and getattr(edit, f.name) is not None}
     return {"edit": type(edit).__name__, **{name: _plain(value) for name, value in given.items()}}
 
 
