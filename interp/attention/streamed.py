@@ -187,22 +187,15 @@ class ReadoutTotal(Total):
         return torch.bmm(tile.p, self.readout[tile.prompt, tile.keys, None])[..., 0]
 
 
-class DistanceTotal(ReadoutTotal):
-    """sum_j p_ij (i - j), positions centred so that rounding grows with half the length."""
+class DistanceTotal(Total):
+    """sum_j p_ij (i - j), both counted from the tile's first query, so that rounding grows with the distance alone."""
 
-    def __init__(self, forward: Forward) -> None:
-        mask = forward.call.mask
-        self.middle = mask.n_key / 2
-        j = torch.arange(mask.n_key, device=forward.lse.device) - self.middle
-        super().__init__(forward, j.expand(mask.batch, -1))
-
-    def answer(self) -> Tensor:
-        """The query's own position less the mean of its keys'."""
-        mask = self.forward.call.mask
-        i = torch.arange(mask.n_query, device=self.sum.device) + mask.offset - self.middle
-        total = 1.0 if self.forward.call.sinks is None else 1.0 - self.slot().exp()
-        self.sum = i * total - self.sum
-        return super().answer()
+    def part(self, tile: Tile) -> Tensor:
+        """(i - a) sum_j p_ij - sum_j p_ij (j - a) of a tile that begins at query a."""
+        first = tile.queries.start + self.forward.call.mask.offset
+        i = torch.arange(tile.queries.stop - tile.queries.start, device=tile.p.device)
+        j = torch.arange(tile.keys.start - first, tile.keys.stop - first, device=tile.p.device)
+        return i * tile.p.sum(-1) - torch.bmm(tile.p, j.to(tile.p).expand(len(tile.p), -1)[..., None])[..., 0]
 
 
 class ReceivedTotal(Total):

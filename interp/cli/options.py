@@ -1,4 +1,4 @@
-"""What several commands share: the BOS policy, texts and their spans, errors of usage; on stderr progress and what was left out."""
+"""What several commands share: the BOS policy, texts and their spans, errors of usage; on stderr what was left out."""
 
 from __future__ import annotations
 

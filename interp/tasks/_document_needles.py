@@ -1,6 +1,6 @@
 """`DocumentNeedles`: needles among documents, the place of the document that is asked about swept; and contexts apart.
 
-    found = interp.tasks.document_needles(model, n=8, n_documents=5)   # 8 questions, each with its document at each of 5 places
+    found = interp.tasks.document_needles(model, n=8, n_documents=5)   # 8 questions, 5 places of the document asked for
     found.batch.span("document 3"), found.gold, found.right(model.run(found.batch).logits)
 
 Every document holds a needle of its own, so that the others are distractors; what is asked for stands in one. The same
@@ -161,7 +161,7 @@ def _answer(prompt: int, where: dict[str, tuple[int, int]], depth: float) -> Ans
 def _parts(
     writer: Writer, rng: Random, n: int, value_words: int
 ) -> tuple[list[tuple[list[int], Statement, list[int]]], list[int], list[int]]:
-    """DocumentNeedles as (before, needle, after), the gold one first; the question; and the answer as its needle has it."""
+    """Documents as (before, needle, after), the gold one first; the question; the answer as its needle has it."""
     step = 1 + value_words
     words = writer.draw(rng, n * step)
     told = [(words[i * step], words[i * step + 1 : (i + 1) * step]) for i in range(n)]
