@@ -24,7 +24,7 @@ from interp.batch import Batch
 from interp.errors import NotApplicable, TaskError
 from interp.model import Model
 from interp.shapes import brief
-from interp.tasks.haystacks import LEAST, Format, Statement, Writer, writer_for
+from interp.tasks.haystacks import LEAST, PAIRS, Format, Statement, Writer, writer_for
 from interp.tasks.needles import Answer, format_for
 
 VALUE = " value"
@@ -117,7 +117,7 @@ def document_needles(
         length: tokens of a prompt, question and answer included; shortened to context and vocabulary.
         places: of the gold document, from 0; all of them without.
         value_words: words (or tokens) in an answer.
-        task: a format of the caller's own, with `{key}`.
+        task: a format of the caller's own, with `{key}`; pairs of tokens where the model's own has none.
         bos: "default", "forced" or "none".
         seed: of everything that is drawn.
 
@@ -134,6 +134,8 @@ def document_needles(
     if n_documents < 2 or any(not 0 <= p < n_documents for p in places):  # noqa: PLR2004
         raise TaskError(f"places {places} of {n_documents} documents: two at least, and places from 0 on")
     form, source = format_for(model, task)
+    if "{key}" not in form.needle and task is None:
+        form, source = PAIRS, "pairs"
     if "{key}" not in form.needle:
         raise TaskError(f"needles of several documents are told apart by a {{key}}; {form.needle!r} has none")
     writer = writer_for(model, form, length=min(length, model.info.context or length), bos=bos)

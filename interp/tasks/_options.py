@@ -35,8 +35,8 @@ def options(
     """Prompts that list options and ask for one of them; the twin asks for another one of the same list.
 
     Models that read the words get "Options: A is red. B is lamp. ... The letter of lamp is", others pairs of random
-    tokens and one of a pair again. Wrong answers are those of the other options. Spans: "option 1" ..., "right" (the one
-    asked for) and "question".
+    tokens and one of a pair again. Wrong answers are those of the other options. Spans: "option 1" ..., "right",
+    the one asked for, and "question".
 
     Args:
         model: whose tokens are used.

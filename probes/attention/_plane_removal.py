@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
 from interp.batch import Prompts
 from interp.edits import Edit, RotaryPlane
+from interp.errors import TaskError
 from interp.measurement.declaration import CAUSAL, TOKEN_LOGITS
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.rotary import rotary_planes
@@ -48,7 +47,7 @@ def plane_removal(
     model: Model,
     *,
     prompts: Prompts | None = None,
-    shares: Sequence[float] = (0.25, 0.5),
+    shares: tuple[float, ...] = (0.25, 0.5),
     n_prompts: int = 16,
     block: int = 32,
     n_random: int = 16,
@@ -78,11 +77,13 @@ def plane_removal(
 
     Raises:
         NotApplicable: no rotary positions, or such as cannot be read; no room for two blocks of 8.
-        TaskError: shorter prompts, or fewer than 5 random sets.
+        TaskError: a share above 1, shorter prompts, or fewer than 5 random sets.
 
     Reference: Chen et al. 2024 (arXiv 2410.21216), who change the embedding and train; here planes of a trained model
     are removed.
     """
+    if max(shares) > 1:
+        raise TaskError(f"shares {shares}: a share of a layer's planes is at most 1")
     n_planes = {layer: len(planes) for layer, planes in rotary_planes(model).items()}
     batch, counted, data = plane_prompts(model, prompts, n=n_prompts, block=block, bos=bos, seed=seed)
     clean = prompt_losses(model, batch, counted)
