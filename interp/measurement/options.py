@@ -64,6 +64,12 @@ def _taken(value: Any, default: Any) -> Any:
     return (value,) if isinstance(value, str) and isinstance(default, tuple) else value
 
 
+def other_prompts(run: Callable[..., Any], prompts: Any) -> str | None:
+    """What an analysis expects in place of a caller's prompts, None where it takes them."""
+    annotation = _hints(inspect.unwrap(run)).get("prompts")
+    return None if annotation is None else _expected_kind(prompts, annotation)
+
+
 def why_no_prompts(body: Callable[..., Any]) -> str:
     """What an analysis that takes no prompts of the caller's measures on instead, by its options or its definition."""
     parameters = inspect.signature(body).parameters

@@ -22,7 +22,7 @@ from interp.edits import Edit
 from interp.environment import load_plugins
 from interp.errors import BackendError, CheckError, InterpError, NotApplicable, NotFinite, SchemaError, nearest
 from interp.measurement.declaration import CAUSAL, TOKEN_LOGITS, Analysis, PlantedTask, Section, Stage
-from interp.measurement.options import checked_options, why_no_prompts
+from interp.measurement.options import checked_options, other_prompts, why_no_prompts
 from interp.model import Model, with_edits
 from interp.results.figures import GROUP, Draw, declare, head_map
 from interp.results.provenance import provenance as _provenance
@@ -246,9 +246,12 @@ def detect(
 
 def _no_prompts(spec: Analysis, prompts: Batch | None) -> str | None:
     """Why an analysis cannot be run on a caller's prompts, None where it can or there are none."""
-    if prompts is None or "prompts" in inspect.signature(spec.run).parameters:
+    if prompts is None:
         return None
-    return f"takes no prompts of one's own: {why_no_prompts(spec.run)}"
+    if "prompts" not in inspect.signature(spec.run).parameters:
+        return f"takes no prompts of one's own: {why_no_prompts(spec.run)}"
+    other = other_prompts(spec.run, prompts)
+    return f"takes no text as its prompts, but {other}" if other else None
 
 
 def _refusal(error: Exception) -> InterpError:
