@@ -48,6 +48,9 @@ def one_plane():
         for weight in (attention.q_proj.weight, attention.k_proj.weight):
             weight[:32] = 0.0
             weight[SLOWEST, 0] = weight[16, 0] = 0.6
+        attention.v_proj.weight[:, 0] = 0.0  # what is moved is of the token, so that the pattern shows in the loss
+        attention.v_proj.weight *= 30
+        model.lm_head.weight *= 30
     return interp.load(model)
 
 
@@ -140,6 +143,8 @@ def test_removing_planes_is_measured_against_whole_runs(one_plane, ids):
         assert_allclose(rise.loc[name, "value"], loss(RotaryPlane("L0.pattern", planes=planes)) - loss(), atol=1e-5)
     assert_allclose(rows(result, "loss").loc["fastest 1", "value"], 0, atol=1e-6)  # every set of all planes is the same
     assert rise.loc["slowest 1", "planes"] == 8
+    assert (rise["value"].abs() > 2e-4).all()
+    assert_allclose(rows(result, "loss")["value"], rise["value"] - rise["null"], atol=1e-6)
 
 
 def test_random_planes_are_as_many():
