@@ -8,6 +8,7 @@ from interp.tasks.build import SPLITS, task, task_names
 from interp.tasks.modular import Addition, addition, modular_task
 from interp.tasks.planted import of as planted_task
 from interp.tasks.prompt import PromptTask
+from interp.tasks.relations import relation_examples
 from interp.tasks.synthetic import (
     BOS_POLICIES,
     Repeats,
@@ -46,6 +47,7 @@ __all__ = [
     "planted_task",
     "random_blocks",
     "random_prompts",
+    "relation_examples",
     "repeat_lengths",
     "repeated_random",
     "task",

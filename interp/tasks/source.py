@@ -3,8 +3,8 @@
 A document is JSON: `family` (which generator reads it), `templates`, `words` (lists by name), `rows` (a table), and
 what is optional: `joint` (what stands between prompt and answer), `key` and `one_in` (which fills are held out),
 `many` (lists whose words may be several tokens), `metric`, `corruptions`, `digits` and `operator` (of
-arithmetic). In a template, `{slot}` is filled in and
-`{slot@ROLE}` names the position of its last token; a plain slot is its own role.
+arithmetic), `depths`, `distractors`, `order` and `steps` (of fictional ontologies). In a template, `{slot}` is
+filled in and `{slot@ROLE}` names the position of its last token; a plain slot is its own role.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from interp import data, zoo
-from interp.errors import SchemaError, TaskError
+from interp.errors import SchemaError, TaskError, nearest
 from interp.model import Model
 
 SCHEMA = 1
@@ -83,6 +83,14 @@ class Document:
     """Of each number, in tasks of arithmetic."""
     operator: str = "+"
     """What is done with the two numbers, likewise: "+", "-" or "*"."""
+    depths: tuple[int, ...] = (1,)
+    """Links of the chains, in fictional ontologies: one of these in each prompt."""
+    distractors: int = 1
+    """Chains beside the one that is asked for, likewise."""
+    order: str = "shuffled"
+    """Of the statements, likewise: "shuffled", "facts" first, or "chain"."""
+    steps: bool = False
+    """Whether the conclusions on the way are stated before the question, likewise."""
 
     @classmethod
     def of(cls, name: str, content: Mapping[str, Any], *, source: str) -> Document:
@@ -93,7 +101,7 @@ class Document:
         """
         keys = {
             "family", "templates", "words", "rows", "many", "key", "one_in", "metric", "corruptions", "answer", "joint",
-            "schema", "summary", "digits", "operator",
+            "schema", "summary", "digits", "operator", "depths", "distractors", "order", "steps",
         }  # fmt: skip
         unknown_fields = sorted(set(content) - keys)
         missing_fields = sorted({"family", "templates"} - set(content))
@@ -119,8 +127,34 @@ class Document:
             answer=content.get("answer", "one token"),
             digits=content.get("digits", 2),
             operator=content.get("operator", "+"),
+            depths=tuple(content.get("depths", (1,))),
+            distractors=content.get("distractors", 1),
+            order=content.get("order", "shuffled"),
+            steps=content.get("steps", False),
             sha256=digest,
         )
+
+    def forms(self, group: str) -> tuple[Template, ...]:
+        """Sentence forms of a group.
+
+        Raises:
+            SchemaError: it has none.
+        """
+        found = tuple(t for t in self.templates if t.group == group)
+        if not found:
+            raise SchemaError(f"{self.source}: no template of the group {group!r}")
+        return found
+
+    def form(self, group: str, name: str) -> Template:
+        """The sentence form of a group that has this name.
+
+        Raises:
+            SchemaError: the group has none of that name.
+        """
+        by_name = {t.name: t for t in self.forms(group)}
+        if name not in by_name:
+            raise SchemaError(f"{self.source}: group {group!r} has no form {name!r}; {nearest(name, by_name)}")
+        return by_name[name]
 
 
 def _template(content: str | Mapping[str, Any], number: int, joint: str) -> Template:
