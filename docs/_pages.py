@@ -80,6 +80,8 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "interp.measurement.removal",
             "interp.measurement.weight_readings",
             "interp.measurement.rerun",
+            "interp.measurement.classes",
+            "interp.measurement.rotary",
             "interp.measurement.head_effects",
             "interp.measurement.neuron_effects",
             "interp.measurement.answers",
