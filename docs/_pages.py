@@ -93,6 +93,7 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "interp.studies.atlas",
             "interp.studies.dynamics",
             "interp.studies.reproduce",
+            "interp.studies.published",
             "interp.studies.scoreboard",
             "interp.studies.bench",
             "interp.environment",

@@ -23,6 +23,7 @@ from interp.attention.statistics import (
     Statistic,
     SumSquares,
     TopKeys,
+    span_mass,
 )
 from interp.attention.windows import Window, WindowMask
 
@@ -50,4 +51,5 @@ __all__ = [
     "measure",
     "number_layers",
     "set_recorder",
+    "span_mass",
 ]

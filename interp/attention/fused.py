@@ -305,8 +305,8 @@ def _(question: Received, forward: Forward) -> Tensor:
         total[segment.rows, :, segment.start : segment.stop] = 0.0
     for rows, queries, keys, _, p in _tiles(forward):
         part = (p * weight[rows, None, queries, None]).sum(-2)
-        keys = torch.arange(keys.start, keys.stop, device=rows.device) if isinstance(keys, slice) else keys
-        total[rows[:, None], :, keys] = total[rows[:, None], :, keys] + part.transpose(1, 2)
+        at = torch.arange(keys.start, keys.stop, device=rows.device) if isinstance(keys, slice) else keys
+        total[rows[:, None], :, at] = total[rows[:, None], :, at] + part.transpose(1, 2)
     return total
 
 

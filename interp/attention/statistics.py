@@ -8,6 +8,7 @@ that the query may see (so that an average never counts "could not" as "did not"
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
@@ -66,6 +67,24 @@ class KeyMass(Statistic):
     def check(self, *, batch: int, n_query: int, n_key: int) -> None:
         """One number per key of each prompt."""
         _shape("KeyMass.readout", self.readout, (batch, n_key))
+
+
+class Spans(Protocol):
+    """Prompts with named stretches, as `interp.batch.Batch`."""
+
+    def span(self, name: str) -> Bool[Tensor, "batch pos"]:
+        """Mask of a stretch's tokens."""
+        ...
+
+
+def span_mass(batch: Spans, keys: str, queries: str | None = None) -> Statistic:
+    """Mass on the tokens of one span: sum_{j in keys} p_ij of each row, or its mean over the rows of another span.
+
+    Raises:
+        TaskError: the batch has no span of that name.
+    """
+    mass = KeyMass(batch.span(keys))
+    return mass if queries is None else Mean(mass, batch.span(queries))
 
 
 @dataclass(frozen=True, eq=False)

@@ -136,15 +136,19 @@ def softmax(
 
 
 def _probabilities(old: Tensor, edit: Edit, tile: Tile, hits: Tensor, local: Tensor, layer: int | None) -> Tensor:
+    if isinstance(edit, ScaleColumns):
+        return scale_columns(old, _columns(old, edit, tile, hits, layer), float(edit.factor))
+    if isinstance(edit, CalibrateSpans):
+        return _calibrated(old, edit, tile, hits, local)
+    return _set_probabilities(old, edit, tile, hits, local, layer)
+
+
+def _set_probabilities(old: Tensor, edit: Edit, tile: Tile, hits: Tensor, local: Tensor, layer: int | None) -> Tensor:
     if isinstance(edit, KnockOut):
         return old.masked_fill(_knock_out_mask(edit, tile, hits, local), 0.0)
     if isinstance(edit, Uniform):
         visible = tile.visible[hits].to(old.dtype)
         return visible / visible.sum(-1, keepdim=True).clamp(min=1.0)
-    if isinstance(edit, ScaleColumns):
-        return scale_columns(old, _columns(old, edit, tile, hits, layer), float(edit.factor))
-    if isinstance(edit, CalibrateSpans):
-        return _calibrated(old, edit, tile, hits, local)
     if isinstance(edit, ForcePattern):
         return _value(edit.pattern, edit, tile, hits, local)
     if isinstance(edit, AttentionEdit):
@@ -229,7 +233,7 @@ def _columns(old: Tensor, edit: ScaleColumns, tile: Tile, hits: Tensor, layer: i
         return _fit(column_mask(edit.keys, edit.site, prompt, rows), n_key)[:, None, :n_key]
     if tile.offset == 0 or tile.keys is not None:
         real = _fit(tile.mask[rows], tile.columns.stop)[:, tile.columns]
-        above = received(old, tile.visible[hits], real) > edit.threshold
+        above = received(old, tile.visible[hits], real, least=edit.least) > edit.threshold
         above[torch.arange(len(rows), device=rows.device), prompt.long().argmax(1)[rows]] = False
         full = edit._found.setdefault(layer, above.new_zeros(len(tile.mask), tile.n_heads, n_key))
         full[rows, tile.heads[hits]] = above

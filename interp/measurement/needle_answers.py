@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from interp.batch import Batch
 from interp.edits import Edit
 from interp.measurement.rerun import Rerun
 from interp.tasks.needles import Answer, Needles
@@ -32,8 +31,7 @@ def each_answer(
     losses: list[float] = []
     for some in chunks(range(len(haystacks.batch.ids)), haystacks.batch.ids.shape[1] * run.model.info.d_vocab):
         part = slice(some[0], some[-1] + 1)
-        batch = Batch(haystacks.batch.ids[part], haystacks.batch.mask[part])
-        logits = run(batch, edits)
+        logits = run(haystacks.batch.select(part), edits)
         for a in (a for b in some for a in answers_of(haystacks, b)):
             token = torch.tensor(haystacks.value(a))
             answer_logits = logits[a.prompt - some[0], list(a.rows)].float().cpu()

@@ -56,7 +56,7 @@ class Conflict:
 
     def select(self, rows: Tensor) -> Conflict:
         """Some of the prompts."""
-        questions = Batch(self.questions.ids[rows], self.questions.mask[rows])
+        questions = self.questions.select(rows)
         return Conflict(self.task.select(rows), questions, self.frames, self.frame[rows], self.group[rows])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from interp.batch import Prompts
 from interp.model import Model
@@ -21,6 +22,7 @@ def pair(
     roles: Mapping[str, Place] | None = None,
     metric: AnyMetric | None = None,
     templates: Sequence[str] | None = None,
+    spans: Mapping[str, Any] | None = None,
     name: str = "pair",
     corruption: str = "own",
 ) -> PromptTask:
@@ -42,6 +44,7 @@ def pair(
             answer and "prob" without.
         templates: name of each prompt's template; means are taken over prompts of one template and length. One for all
             if not given.
+        spans: names of stretches of the clean prompts, as `Batch.of` takes them; the twins have them where they do.
         name: of the task, for tables.
         corruption: how the twins were made, for tables.
 
@@ -64,6 +67,7 @@ def pair(
         roles=roles,
         metric=metric,
         templates=templates,
+        spans=spans,
         name=name,
         corruption=corruption,
     )

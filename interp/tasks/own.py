@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from interp.batch import Prompts
+from interp.batch import Batch, Prompts
 from interp.decompose.answers import token_id
 from interp.errors import TaskError
 from interp.model import Model
@@ -31,11 +31,13 @@ def pair_parts(
     roles: Mapping[str, Place] | None = None,
     metric: AnyMetric | None = None,
     templates: Sequence[str] | None = None,
+    spans: Mapping[str, Any] | None = None,
     name: str = "pair",
     corruption: str = "own",
 ) -> dict[str, Any]:
     """What `collate` takes for a task of one's own prompts; arguments and errors of `interp.pair`."""
-    rows, twins = _rows(model, clean), _rows(model, corrupt)
+    batch = model.batch(Batch.of(clean, model.tokenizer, keep_end=not model.info.causal, spans=spans))
+    rows, twins = _rows(batch), _rows(model.batch(corrupt))
     if len(rows) != len(twins):
         raise TaskError(f"{len(rows)} clean prompts and {len(twins)} corrupted ones: give as many of each")
     for i, (row, twin) in enumerate(zip(rows, twins, strict=True)):
@@ -58,14 +60,14 @@ def pair_parts(
         "wrong": wrong_ids,
         "roles": [{role: at[i] for role, at in places.items()} for i in range(len(rows))],
         "templates": [name] * len(rows) if templates is None else list(templates),
+        "spans": batch.padded_on("right").to("cpu").spans,
         "corruption": corruption,
         "metric": default if metric is None else metric,
     }
 
 
-def _rows(model: Model, prompts: Prompts) -> list[list[int]]:
+def _rows(batch: Batch) -> list[list[int]]:
     """Ids of each prompt, padding left out."""
-    batch = model.batch(prompts)
     return [ids[mask].tolist() for ids, mask in zip(batch.ids, batch.mask, strict=True)]
 
 

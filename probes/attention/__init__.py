@@ -1,19 +1,32 @@
 """What attention patterns are like, and how far that may be read. Importing this registers the analyses."""
 
+from probes.attention._attention_buckets import attention_buckets, choose_bases, troughs, vote, waveform
+from probes.attention._attention_sorting import attention_sorting, sorted_orders
+from probes.attention._attention_window import attention_window
 from probes.attention._distraction import Spans, distraction, spans
 from probes.attention._entropy import entropy
 from probes.attention._icl_score import icl_score
 from probes.attention._lag_profile import lag_profile
 from probes.attention._offset_profile import offset_profile
+from probes.attention._position_calibration import position_calibration
 from probes.attention._text_induction import text_induction
 
 __all__ = [
     "Spans",
+    "attention_buckets",
+    "attention_sorting",
+    "attention_window",
+    "choose_bases",
     "distraction",
     "entropy",
     "icl_score",
     "lag_profile",
     "offset_profile",
+    "position_calibration",
+    "sorted_orders",
     "spans",
     "text_induction",
+    "troughs",
+    "vote",
+    "waveform",
 ]

@@ -172,8 +172,8 @@ class HFModel(EditContexts):
     ) -> AttentionRun:
         """Answers to `statistics`, each [layer batch head ...]; the pass ends after the last layer asked for.
 
-        They are of attention as it is edited. Windows and rotary edits leave the memory at O(n); where other edits are of
-        a pattern, its heads are asked densely.
+        They are of attention as it is edited. Windows and rotary edits leave the memory at O(n); heads whose pattern
+        another edit is of are asked densely.
 
         Raises:
             SchemaError: something that is no statistic or no edit.
@@ -340,7 +340,7 @@ class HFModel(EditContexts):
     ) -> Tensor | None:
         """Logits, or None when the pass ended early; the model is as it was afterwards, whatever happens."""
         self.rotary.check(batch)
-        plan.begin(batch.mask, (batch.ids.shape[0], batch.ids.shape[1]))
+        plan.begin(batch.mask, (batch.ids.shape[0], batch.ids.shape[1]), spans=batch.spans)
         own = needs_attention(self.torch_module, plan, padded=batch.padded, gated=self.anatomy.gated)
         recorder = recorder or (Recorder(padded=batch.padded) if own else None)
         if recorder is not None:

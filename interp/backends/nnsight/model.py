@@ -71,7 +71,7 @@ class NNsightModel(HFModel):
         stop: int | None = None,
     ) -> Tensor | None:
         """Logits, or None when the trace ended early."""
-        plan.begin(batch.mask, (int(batch.ids.shape[0]), int(batch.ids.shape[1])))
+        plan.begin(batch.mask, (int(batch.ids.shape[0]), int(batch.ids.shape[1])), spans=batch.spans)
         own = needs_attention(self.torch_module, plan, padded=batch.padded)
         recorder = recorder or (Recorder(padded=batch.padded) if own else None)
         inner = None if recorder is None else connect(Recorder(), plan, asked=recorder)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from interp.backends.plan.places import Place, SiteCapture
 from interp.edits import Edit, Replace, RotaryEdit, RotaryPlanes, apply_edits
+from interp.edits.where import at_spans
 from interp.errors import SiteError
 from interp.sites import Site
 
@@ -26,7 +27,8 @@ class Pass:
         clones: keep copies, for models that overwrite activations in place.
 
     Attributes:
-        acts: what was kept. mask: real tokens of the prompts. offset: column of the first token of this pass.
+        acts: what was kept. mask: real tokens of the prompts. spans: stretches of them that have a name.
+        offset: column of the first token of this pass.
         on: False while edits of a context make way for a run that carries them itself.
         passing: whether a forward pass of the model is under way; parts that are called by themselves are not edited.
         visited: places that the pass came by.
@@ -47,6 +49,7 @@ class Pass:
         self.captures, self.edits, self.gradients, self.clones = captures, edits, gradients, clones
         self.acts: dict[Site, Tensor] = {}
         self.mask: Bool[Tensor, "batch prompt"] = torch.ones(0, 0, dtype=torch.bool)
+        self.spans: Mapping[str, Bool[Tensor, "batch prompt"]] = {}
         self.shape = (0, 0)
         self.offset, self.on, self.frozen = 0, True, False
         self.passing = True
@@ -56,14 +59,30 @@ class Pass:
         self.standing: tuple[Edit, ...] = ()
         self.planes: dict[int, RotaryPlanes] = {}
 
-    def begin(self, mask: Bool[Tensor, "batch prompt"] | None, shape: tuple[int, int], offset: int = 0) -> None:
-        """Start of a forward pass of `shape` tokens; a pass that continues a prompt keeps the prompt's mask."""
+    def begin(
+        self,
+        mask: Bool[Tensor, "batch prompt"] | None,
+        shape: tuple[int, int],
+        offset: int = 0,
+        *,
+        spans: Mapping[str, Bool[Tensor, "batch prompt"]] | None = None,
+    ) -> None:
+        """Start of a forward pass of `shape` tokens; a pass that continues a prompt keeps the prompt's mask and spans.
+
+        Raises:
+            SiteError: an edit is of a span that the prompts do not have.
+        """
         self.shape, self.offset = shape, offset
         if mask is not None:
-            self.mask = mask
+            self.mask, self.spans = mask, spans or {}
+        self._place()
         for edits in self.edits.values():
             for edit in edits:
                 edit.begin(self.mask, offset)
+
+    def _place(self) -> None:
+        """Put the tokens of spans in place of their names in edits."""
+        self.edits = {place: [at_spans(edit, self.spans) for edit in edits] for place, edits in self.edits.items()}
 
     @property
     def active(self) -> bool:

@@ -1,11 +1,11 @@
-"""Prompts as token ids with their padding mask."""
+"""`Batch`: prompts as token ids with their padding mask, read from text, ids or a tokenizer's output."""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from interp.batch.spans import character_offsets, check_mask, check_name, read_spans
 from interp.errors import PromptWarning, TaskError, nearest
 from interp.shapes import brief
 
@@ -26,7 +27,7 @@ Prompts = Any
 BOS_POLICIES = ("default", "forced", "none")
 """What stands in front of a text: what the tokenizer puts there by itself, one beginning of text, or none."""
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parents[1]
 
 EMPTY = "empty prompt: at least one token is needed in each"
 TOKENIZED = ("input_ids", "attention_mask", "token_type_ids", "special_tokens_mask", "length")
@@ -35,12 +36,22 @@ TOKENIZED = ("input_ids", "attention_mask", "token_type_ids", "special_tokens_ma
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Token ids and which of them are real. Padding stands on one side of each prompt only."""
+    """Token ids and which of them are real. Padding stands on one side of each prompt only.
+
+    Attributes:
+        ids, mask: [batch pos].
+        spans: name -> mask of the tokens of a stretch of each prompt: "document", "question", or any other name. Masks
+            may overlap; a row without True is a prompt that has no such stretch.
+    """
 
     ids: Int[Tensor, "batch pos"]
     mask: Bool[Tensor, "batch pos"]
+    spans: Mapping[str, Bool[Tensor, "batch pos"]] = field(default_factory=dict, kw_only=True)
 
-    __repr__ = brief
+    def __repr__(self) -> str:
+        """Shapes, and the spans where there are any."""
+        text = brief(self)
+        return text if self.spans else text.replace(", spans={}", "")
 
     @property
     def padded(self) -> bool:
@@ -59,7 +70,54 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        return Batch(self.ids.to(device), self.mask.to(device))
+        return self._each(lambda x: x.to(device))
+
+    def span(self, name: str) -> Bool[Tensor, "batch pos"]:
+        """Mask of a span's tokens, as `KeyMass`, `Mean(rows=...)` and the positions of edits take it.
+
+        Raises:
+            TaskError: no span has this name; names the nearest.
+        """
+        if name not in self.spans:
+            has = nearest(str(name), self.spans) if self.spans else "it has none: Batch.of(..., spans={name: ...})"
+            raise TaskError(f"the batch has no span {name!r}; {has}")
+        return self.spans[name]
+
+    def select(self, rows: Sequence[int] | slice | Tensor) -> Batch:
+        """Some of the prompts, in the order given, as wide as they were."""
+        return self._each(lambda x: x[rows])
+
+    def cut(self, start: int = 0, stop: int | None = None) -> Batch:
+        """Columns `start` to `stop` alone.
+
+        Raises:
+            TaskError: a span of which a prompt would keep no token.
+        """
+        part = self._each(lambda x: x[:, start:stop])
+        for name, span in part.spans.items():
+            lost = (self.spans[name].any(1) & ~span.any(1)).nonzero()
+            if len(lost):
+                columns = f"columns {start} to {self.ids.shape[1] if stop is None else stop}"
+                raise TaskError(f"span {name!r} of prompt {int(lost[0, 0])} has no token in {columns}")
+        return part
+
+    def repeat(self, times: int) -> Batch:
+        """All prompts, `times` times over."""
+        return self._each(lambda x: x.repeat(times, 1))
+
+    def joined(self, other: Batch) -> Batch:
+        """These prompts and as wide ones of another batch; a span that one of the two lacks is in none of its rows."""
+        names = dict.fromkeys((*self.spans, *other.spans))
+        spans = {
+            name: torch.cat([b.spans.get(name, torch.zeros_like(b.mask)) for b in (self, other)]) for name in names
+        }
+        return Batch(torch.cat([self.ids, other.ids]), torch.cat([self.mask, other.mask]), spans=spans)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with ids, mask and spans changed alike."""
+        return Batch(
+            change(self.ids), change(self.mask), spans={name: change(span) for name, span in self.spans.items()}
+        )
 
     @classmethod
     def of(
@@ -70,6 +128,7 @@ class Batch:
         side: str = "right",
         keep_end: bool = False,
         bos: str = "default",
+        spans: Mapping[str, Any] | None = None,
     ) -> Batch:
         """Batch from ids (array or nested lists, ragged allowed), text, a tokenizer's output, or a batch.
 
@@ -79,10 +138,29 @@ class Batch:
         appended token where it is, for models that see a prompt as a whole. `bos` is about text alone: "default" is
         what the tokenizer does by itself, "forced" one beginning of text in front, "none" none but what is written.
 
+        `spans` names stretches of the prompts, {name: one for each prompt in a list, or one for all}: (start, stop) in
+        characters of a text, in real tokens of ids; the words themselves where they stand once in a text; a list of
+        these for a span in several pieces; None where a prompt has none; or a mask [batch pos] of all prompts. A token
+        that stands for some of a span's characters belongs to it, one of spaces around them does not.
+
         Raises:
             TaskError: nothing to run, ids that are not integers, padding within a prompt, or text without a tokenizer;
-                an unknown `bos`, one for what is no text, or "forced" where the tokenizer knows no beginning of text.
+                an unknown `bos`, one for what is no text, or "forced" where the tokenizer knows no beginning of text;
+                a span that is empty, stands outside its prompt, or cannot be found.
+
+        >>> batch = Batch.of([[5, 6, 7, 8], [5, 6]], spans={"question": [(2, 4), (1, 2)]})
+        >>> batch.span("question").tolist()
+        [[False, False, True, True], [False, True, False, False]]
         """
+        if spans and isinstance(prompts, Iterator):
+            prompts = list(prompts)  # read twice
+        batch = cls._of(prompts, tokenizer, side=side, keep_end=keep_end, bos=bos)
+        return batch if not spans else batch._named(spans, prompts, tokenizer)
+
+    @classmethod
+    def _of(
+        cls, prompts: Prompts, tokenizer: PreTrainedTokenizerBase | None, *, side: str, keep_end: bool, bos: str
+    ) -> Batch:
         if bos not in BOS_POLICIES:
             raise TaskError(f"unknown BOS policy {bos!r}; {nearest(str(bos), BOS_POLICIES)}")
         if bos != "default" and not _is_text(prompts):
@@ -102,6 +180,20 @@ class Batch:
         ]
         batch = cls._of_ids(ids, side)
         return batch if texts else batch._unpadded(tokenizer)
+
+    def _named(self, spans: Mapping[str, Any], prompts: Prompts, tokenizer: PreTrainedTokenizerBase | None) -> Batch:
+        """The batch with spans, places in texts read by the tokenizer."""
+        is_ids = isinstance(prompts, Batch | Mapping | Tensor) or hasattr(prompts, "input_ids")
+        if isinstance(prompts, np.ndarray):
+            prompts = prompts.tolist()
+        rows = [None] * len(self.ids) if is_ids else _rows(prompts)
+        texts = [row if isinstance(row, str) else None for row in rows]
+        by_mask = isinstance(spans, Mapping) and all(isinstance(x, Tensor) for x in spans.values())
+        offsets = [
+            None if text is None or by_mask else character_offsets(text, ids[mask].tolist(), tokenizer)
+            for text, ids, mask in zip(texts, self.ids, self.mask, strict=True)
+        ]
+        return replace(self, spans={**self.spans, **read_spans(spans, self.mask, texts, offsets)})
 
     @classmethod
     def _of_array(cls, ids: Tensor) -> Batch:
@@ -159,7 +251,8 @@ class Batch:
         """The batch itself.
 
         Raises:
-            TaskError: ids and mask of different shapes, a prompt without a token, or padding within one.
+            TaskError: ids and mask of different shapes, a prompt without a token, padding within one, or a span that
+                reaches into it.
         """
         if (
             self.ids.ndim != 2
@@ -169,6 +262,9 @@ class Batch:
         ):
             shapes = f"{tuple(self.ids.shape)} and {tuple(self.mask.shape)} of {self.mask.dtype}"
             raise TaskError(f"a batch has ids [batch, pos] and a mask of booleans of the same shape; got {shapes}")
+        for name, span in self.spans.items():
+            check_name(name)
+            check_mask(name, span, self.mask)
         if self.ids.numel() > 0 and bool(self.mask.all()):
             return self
         if self.ids.numel() == 0 or not bool(self.mask.any(1).all()):
@@ -184,7 +280,11 @@ class Batch:
         if bool(self.mask[:, -1 if side == "left" else 0].all()):
             return self
         rows = [ids[mask].tolist() for ids, mask in zip(self.ids, self.mask, strict=True)]
-        return Batch._of_ids(rows, side).to(self.ids.device)
+        batch = Batch._of_ids(rows, side).to(self.ids.device)
+        spans = {name: torch.zeros_like(batch.mask) for name in self.spans}
+        for name, span in spans.items():
+            span[batch.mask] = self.spans[name][self.mask]  # real tokens stand in the same order
+        return replace(batch, spans=spans)
 
     def _unpadded(self, tokenizer: PreTrainedTokenizerBase | None) -> Batch:
         """The batch without runs of the padding token at an end of ids that came without a mask; warns of them."""
