@@ -31,8 +31,8 @@ class ScaleColumns(AttentionEdit):
 
     `keys` are written like `positions`. Or `threshold` chooses them, for each head of each prompt: keys that receive
     more than it on average over the prompt's queries that see them, c_j = sum_i p_ij / #{i: i sees j}, but for the
-    prompt's first and for keys that fewer than `least` queries see, whose average says little. They are found once, on
-    the prompt, and stay for tokens generated after it.
+    prompt's first and for keys that fewer than `least` queries see: what one query gives to a key near the end is a
+    large part of its average. They are found once, on the prompt, and stay for tokens generated after it.
 
     Raises:
         SiteError: neither or both of `keys` and `threshold`, or a negative factor.
@@ -44,7 +44,7 @@ class ScaleColumns(AttentionEdit):
     factor: float = 0.4
     keys: Positions = None
     threshold: float | None = None
-    least: int = 8
+    least: int = 16
     _found: dict[int | None, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     __repr__ = brief
@@ -104,10 +104,10 @@ class CalibrateSpans(AttentionEdit):
 class SinkWindow(AttentionEdit):
     """Queries see the first `sinks` tokens of their prompt and the last `window` up to themselves, no others.
 
-    In O(n) memory and O(n (sinks + window)) time where nothing else changes the heads' patterns and scores have no bias;
-    positions stay those of the whole prompt. A layer's own window holds besides. With `compensate` the keys left out
-    stand there as one, in each row: their mean key and mean value, counted as often as they are, so that each gets the
-    probability of the mean score.
+    In O(n) memory and O(n (sinks + window)) time where nothing else changes the heads' patterns and scores have no
+    bias; positions stay those of the whole prompt. A layer's own window holds besides. With `compensate` the keys left
+    out stand there as one, in each row: their mean key and mean value, counted as often as they are, so that each gets
+    the probability of the mean score.
 
     Raises:
         SiteError: fewer than 0 sinks, or no window; attention that sees later tokens, or goes to a source.

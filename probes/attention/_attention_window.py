@@ -13,7 +13,7 @@ from torch import Tensor
 from interp import tasks
 from interp.edits import Edit, KnockOut, SinkWindow
 from interp.errors import NotApplicable
-from interp.measurement.needle_answers import each_answer
+from interp.measurement.needle_answers import chunks, each_answer
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.rerun import Rerun
 from interp.measurement.scoring import interval_columns
@@ -111,7 +111,7 @@ def attention_window(
     for window in short:
         for keys, first, mean in kinds:
             edit = SinkWindow("pattern", first, window, mean)
-            random = KnockOut("pattern", pairs=~random_keys(batch.mask, first + window, generator))
+            random = KnockOut("pattern", pairs=~random_keys(batch.ids.shape[1], first + window, generator))
             rise, control = (_losses(run, hidden, [e]) - before for e in (edit, random))
             rows.append(_row("loss_rise", keys, first, window, rise, control, seed))
             right, other = (each_answer(run, hidden, [e])[0] for e in (edit, random))
@@ -123,26 +123,24 @@ def attention_window(
     return Findings(rows, data)
 
 
-def random_keys(
-    mask: Bool[Tensor, "batch pos"], budget: int, generator: torch.Generator
-) -> Bool[Tensor, "batch query key"]:
+def random_keys(n: int, budget: int, generator: torch.Generator) -> Bool[Tensor, "query key"]:
     """`budget` keys for each query at random: itself, and others before it; all where there are no more."""
-    n = mask.shape[1]
-    draw = torch.rand(*mask.shape, n, generator=generator).to(mask.device)
-    seen = torch.ones(n, n, dtype=torch.bool, device=mask.device).tril() & mask[:, None]
-    draw = draw.masked_fill(~seen, -1.0)
-    draw.diagonal(dim1=1, dim2=2).fill_(2.0)
-    kept = torch.zeros_like(seen).scatter_(2, draw.topk(min(budget, n), -1).indices, True)
-    return kept & seen
+    seen = torch.ones(n, n, dtype=torch.bool).tril()
+    draw = torch.rand(n, n, generator=generator).masked_fill(~seen, -1.0)
+    draw.diagonal().fill_(2.0)
+    return torch.zeros_like(seen).scatter_(1, draw.topk(min(budget, n), -1).indices, True) & seen
 
 
 def _losses(run: Rerun, hidden: needles.Needles, edits: Sequence[Edit]) -> Float[np.ndarray, " prompt"]:
     """Mean loss of each prompt's tokens but the first, in nats."""
-    batch = hidden.batch
-    logits = run(batch, edits)[:, :-1].float().cpu()
-    real = (batch.mask[:, 1:] & batch.mask[:, :-1]).cpu()
-    loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch.ids[:, 1:].cpu(), reduction="none")
-    return ((loss * real).sum(1) / real.sum(1)).double().numpy()
+    parts = []
+    for some in chunks(range(len(hidden.batch.ids)), hidden.batch.ids.shape[1] * run.model.info.d_vocab):
+        batch = hidden.batch.select(slice(some[0], some[-1] + 1))
+        logits = run(batch, edits)[:, :-1].float().cpu()
+        real = batch.mask[:, 1:].cpu()
+        loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch.ids[:, 1:].cpu(), reduction="none")
+        parts.append((loss * real).sum(1) / real.sum(1))
+    return torch.cat(parts).double().numpy()
 
 
 def _row(

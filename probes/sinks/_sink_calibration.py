@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp import tasks
 from interp.attention import Received
 from interp.batch import Batch
 from interp.components import head_names
-from interp.edits import Edit, ScaleColumns
+from interp.edits import ScaleColumns
 from interp.errors import TaskError
 from interp.measurement.declaration import Stage
-from interp.measurement.needle_answers import each_answer
+from interp.measurement.needle_answers import each_answer, needle_accuracy
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.removal import intervention_rows
 from interp.measurement.rerun import Rerun
@@ -30,7 +31,8 @@ from interp.tasks import needles
 from interp.tasks.haystacks import Format
 
 LEAST = 6  # prompts: three to choose heads on, three to judge them
-QUERIES = 8  # that have to see a key, for it to be called a sink
+SPAN = "sinks"
+QUERIES = 16  # that have to see a key, for it to be called a sink
 
 
 @analysis(
@@ -68,15 +70,16 @@ def sink_calibration(
 ) -> Findings:
     """Gain of calibrating a head: the needles' loss as the model is, less that under `ScaleColumns`, in nats.
 
-    Columns of the head's pattern that receive more than `threshold` on average over the queries that see them (eight at
-    least), but for the first, are scaled by `factor` and the freed mass goes to the row's other keys. Variants, one row
+    Columns of the head's pattern that receive more than `threshold` on average over the queries that see them (sixteen
+    at least), but for the first, are scaled by `factor`; the freed mass goes to the row's other keys. Variants, one row
     per head:
       gain     mean over the first half of the prompts; null: the mean gain of scaling as many other columns at random;
                p tests over prompts that the gain is not above that; q is over heads; a head is labelled at q < 0.01;
       columns  how many columns of a prompt are scaled, mean over all prompts; heads without any have a gain of 0.
 
     With labelled heads the intervention table has needle_loss_nats and needle_accuracy on the second half of the
-    prompts with all of them calibrated, beside random sets of as many heads that have columns to scale.
+    prompts with all of them calibrated, beside "random columns" of the same heads, as many, and "other heads" that have
+    columns to scale, where there are as many.
 
     Args:
         model: any loaded model.
@@ -85,7 +88,7 @@ def sink_calibration(
         n_needles: needles per prompt.
         factor: by which columns are scaled.
         threshold: mean attention received, from which on a key is a sink.
-        n_random: random sets of heads.
+        n_random: draws of random columns, and random sets of heads.
         task: how a needle is told and asked for.
         bos: "default", "forced" or "none".
         seed: of prompts, random columns, random sets and bootstrap.
@@ -120,7 +123,7 @@ def sink_calibration(
     ]  # fmt: skip
     heads = _named(model, np.argwhere(label))
     pool = _named(model, np.argwhere(count.numpy() > 0))
-    interventions = _judged(model, held, heads, pool, factor, threshold, n_random=n_random, seed=seed)
+    interventions = _judged(model, held, columns[:, half:], heads, pool, factor, n_random=n_random, seed=seed)
     data = {**hidden.describe(), "bos": bos, "factor": factor, "threshold": threshold}
     return Findings(
         pd.concat(parts, ignore_index=True), {**data, "sha256": tasks.fingerprint([hidden.batch])}, interventions
@@ -148,13 +151,18 @@ def _gains(
         run = Rerun(model, layer)
         before = _by_prompt(hidden, each_answer(run, hidden)[1])
         for head in np.flatnonzero(columns[place].any(-1).any(0)).tolist():
-            own = columns[place, :, head].to(model.device)
+            own = columns[place, :, head]
             other = random_columns(own, hidden.batch, generator)
-            site = Site("pattern", layer, head=head)
+            edit = ScaleColumns(Site("pattern", layer, head=head), factor, keys=SPAN)
             for result, keys in ((gain, own), (control, other)):
-                after = each_answer(run, hidden, [ScaleColumns(site, factor, keys=keys)])[1]
+                after = each_answer(run, _with_spans(hidden, {SPAN: keys}), [edit])[1]
                 result[:, place, head] = before - _by_prompt(hidden, after)
     return gain, control
+
+
+def _with_spans(hidden: needles.Needles, spans: dict[str, Tensor]) -> needles.Needles:
+    """The prompts with columns under their names, which stay with them however they are run."""
+    return replace(hidden, batch=Batch(hidden.batch.ids, hidden.batch.mask, spans=spans))
 
 
 def random_columns(own: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -169,10 +177,10 @@ def random_columns(own: Tensor, batch: Batch, generator: torch.Generator) -> Ten
 def _judged(
     model: Model,
     held: needles.Needles,
+    columns: Bool[Tensor, "layer batch head key"],
     heads: Sequence[Head],
     pool: Sequence[Head],
     factor: float,
-    threshold: float,
     *,
     n_random: int,
     seed: int,
@@ -180,23 +188,32 @@ def _judged(
     """Rows of the intervention table, on prompts that heads were not chosen on; none without heads."""
     if not heads:
         return []
-    run = Rerun(model)
+    run, layers = Rerun(model), model.info.attention_layers
+    generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
 
-    def measure(some: Sequence[Head]) -> dict[str, float]:
-        edits: list[Edit] = [
-            ScaleColumns(Site("pattern", layer, head=head), factor, threshold=threshold, least=QUERIES)
-            for layer, head in some
-        ]
-        right, loss = each_answer(run, held, edits)
-        return {"needle_loss_nats": float(loss.mean()), "needle_accuracy": float(right.mean())}
+    def measure(some: Sequence[Head], *, random: bool = False) -> dict[str, float]:
+        edits, spans = [], {}
+        for layer, head in some:
+            own, name = columns[layers.index(layer), :, head], f"{SPAN} of L{layer}H{head}"
+            spans[name] = random_columns(own, held.batch, generator) if random else own
+            edits.append(ScaleColumns(Site("pattern", layer, head=head), factor, keys=name))
+        return needle_accuracy(run, _with_spans(held, spans), edits)
 
-    rng = np.random.default_rng(seed)
     others = [h for h in pool if h not in heads]
-    enough = len(others) >= len(heads)
-    sets = [[others[i] for i in rng.choice(len(others), len(heads), replace=False)] for _ in range(n_random * enough)]
+    n_sets = n_random if len(others) >= len(heads) else 0
+    sets = [[others[i] for i in rng.choice(len(others), len(heads), replace=False)] for _ in range(n_sets)]
+    clean, edited = measure(()), measure(heads)
+    controls = {
+        "random columns": [measure(heads, random=True) for _ in range(n_random)],
+        "other heads": [measure(some) for some in sets],
+    }
     name = f"calibrated: {' '.join(head_names(heads))}"
-    control = "heads with columns" if sets else "none"
-    return intervention_rows(name, len(heads), control, measure(()), measure(heads), [measure(s) for s in sets])
+    return [
+        row
+        for control, measured in controls.items()
+        if measured
+        for row in intervention_rows(name, len(heads), control, clean, edited, measured)
+    ]
 
 
 def _named(model: Model, places: Int[np.ndarray, "head two"]) -> list[Head]:

@@ -34,14 +34,14 @@ for _row, _start in enumerate(BATCH.first.tolist()):
     FIRST[_row, _start + 1 : _start + 4], SECOND[_row, _start + 5 : _start + 8] = True, True
 PATTERN_EDITS = {
     "columns": [ScaleColumns("pattern", 0.3, keys=[1, 2])],
-    "threshold": [ScaleColumns("pattern", 0.3, threshold=0.15)],
-    "threshold of a head": [ScaleColumns("L1H2.pattern", 0.3, threshold=0.1)],
+    "threshold": [ScaleColumns("pattern", 0.3, threshold=0.15, least=2)],
+    "threshold of a head": [ScaleColumns("L1H2.pattern", 0.3, threshold=0.1, least=2)],
     "spans": [CalibrateSpans("L1.pattern", [FIRST, SECOND], torch.tensor([0.1, 0.2]), 0.1)],
     "window": [SinkWindow("pattern", 1, 4)],
     "window with a mean": [SinkWindow("L0.pattern", 1, 4, compensate=True)],
     "several": [
         SinkWindow("pattern", 1, 4),
-        ScaleColumns("L0.pattern", 0.2, threshold=0.2),
+        ScaleColumns("L0.pattern", 0.2, threshold=0.2, least=2),
         AttentionBias("L1H1.pattern", 1.0),
         KnockOut("L1H3.pattern", keys=1),
         Uniform("L0H2.pattern", rows=1),
@@ -203,7 +203,7 @@ def test_a_threshold_finds_a_sink_in_the_middle_and_nothing_else():
     bias = torch.zeros(20)
     bias[6], bias[0] = 9.0, 9.0
     planted = AttentionBias("L1H3.pattern", bias)
-    edit = ScaleColumns("L1.pattern", 0.5, threshold=0.4)
+    edit = ScaleColumns("L1.pattern", 0.5, threshold=0.4, least=8)
     plain, run = (
         model.run(batch, edits=edits, capture=["L1.pattern"])["L1.pattern"] for edits in ([planted], [planted, edit])
     )
@@ -329,7 +329,7 @@ def test_what_an_edit_is_as_data_and_whose_it_is():
         "site": "L1.pattern",
         "factor": 0.5,
         "threshold": 0.4,
-        "least": 8,
+        "least": 16,
     }
     assert plain_edit(RotaryPlane("pattern", 2))["planes"] == [2]
     assert of_prompts(CalibrateSpans("pattern", [FIRST])) and of_prompts(ScaleColumns("pattern", keys=FIRST))

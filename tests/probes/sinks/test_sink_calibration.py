@@ -51,6 +51,7 @@ def test_the_head_with_the_sink_is_labelled_and_answers_come_back_on_held_out_pr
     own = rows.loc[HEAD]
     assert own["value"] > 3 and abs(own["null"]) < 0.1 and own["columns"] == pytest.approx(1.0, abs=0.2)
     metrics = result.interventions.set_index("metric")
+    assert set(metrics["control"]) == {"random columns"}  # no other head has columns
     assert metrics.loc["needle_accuracy", ["clean", "edited"]].tolist() == [0.0, 1.0]
     assert metrics.loc["needle_accuracy", "random_mean"] == 0.0
     assert metrics.loc["needle_loss_nats", "edited"] < 2.0
