@@ -250,9 +250,11 @@ def _calibrated(old: Tensor, edit: CalibrateSpans, tile: Tile, hits: Tensor, loc
     wide = broadcast(baseline.to(old), (n_rows, *heads, len(edit.spans)), edit)
     wide = wide[local] if edit.site.head is not None else wide[local, tile.heads[hits]]
     last = (spans.any(1) * torch.arange(1, n_key + 1, device=rows.device)).amax(1)  # one behind the last span's end
-    column = torch.arange(tile.columns.start, tile.columns.stop, device=rows.device)
-    behind = (column >= last[:, None])[..., None]
-    return torch.where(behind, calibrated(old, spans, wide, float(edit.temperature)), old)
+    start = max(0, int(last.min()) - tile.columns.start)  # rows before it are all among the spans
+    column = torch.arange(tile.columns.start + start, tile.columns.stop, device=rows.device)
+    behind, part = (column >= last[:, None])[..., None], old[:, start:]
+    new = torch.where(behind, calibrated(part, spans, wide, float(edit.temperature)), part)
+    return torch.cat([old[:, :start], new], dim=1)
 
 
 def _fit(columns: Tensor, width: int) -> Tensor:

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp import tasks
-from interp.attention import KeyMass, Mean
+from interp.attention import Rows
 from interp.batch import Batch
 from interp.edits import Edit
 from interp.errors import NotApplicable, TaskError
@@ -207,9 +207,12 @@ def each_score(
 
 def span_mass(model: Model, layout: Layout, edits: Sequence[Edit] = ()) -> Float[Tensor, "batch layer head place"]:
     """Attention of the question's last token to the document at each place, in every layer that has attention."""
-    asked = {name: Mean(KeyMass(layout.batch.span(name)), layout.asking) for name in layout.places}
-    answers = model.attention(layout.batch, asked, edits=edits)
-    return torch.stack([answers[name] for name in asked], -1).transpose(0, 1).float()
+    rows = torch.tensor([[r.start] for r in layout.rows])
+    pattern = model.attention(layout.batch, {"rows": Rows(rows)}, edits=edits)["rows"][
+        :, :, :, 0
+    ]  # layer batch head key
+    spans = torch.stack([layout.batch.span(name).cpu() for name in layout.places], -1)
+    return torch.einsum("lbhk,bks->blhs", pattern.float(), spans.float())
 
 
 def baseline_mass(

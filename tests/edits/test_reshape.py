@@ -174,6 +174,16 @@ def test_padding_changes_nothing():
             assert_close(other[row, right.mask[row]], alone, rtol=0, atol=2e-5)
 
 
+def test_queries_among_the_documents_are_left_alone():
+    """Those of tokens before the last document's end; a query behind it is changed."""
+    site, edit = "L1.pattern", PATTERN_EDITS["spans"]
+    plain, run = (tiny("llama").run(BATCH, edits=edits, capture=[site])[site] for edits in ([], edit))
+    for row in range(2):
+        end = int(SECOND[row].nonzero().max()) + 1
+        assert torch.equal(run[row, :, :end], plain[row, :, :end])
+        assert ((run - plain)[row, :, end:].abs().amax((0, 2)) > 1e-4).all()
+
+
 def test_spans_by_their_names():
     model, named = tiny("llama"), Batch(BATCH.ids, BATCH.mask, spans={"first": FIRST, "second": SECOND})
     for masks, names in (

@@ -9,6 +9,7 @@ import interp
 from interp.edits import SinkWindow
 from interp.errors import NotApplicable
 from interp.measurement.registry import analyze
+from interp.tasks import needles
 from interp.zoo.planted import factory
 from probes.attention._attention_window import random_keys
 
@@ -50,6 +51,12 @@ def test_needles_are_found_within_the_window_alone(retriever):
     assert (rise["value"] > 0).all() and rise["p"].max() < 0.05
     own = rise.set_index(["keys", "window"])["value"]
     assert own["window", 8] > own["window", 24]
+    batch = needles.hide(retriever, n=8, length=48, n_needles=3).batch
+    losses = [
+        torch.nn.functional.cross_entropy(retriever.run(batch, edits=e).logits[:, :-1].mT, batch.ids[:, 1:])
+        for e in ([], [SinkWindow("pattern", 4, 24)])
+    ]
+    assert own["window and sinks", 24] == pytest.approx(float(losses[1] - losses[0]), abs=1e-5)
     with pytest.raises(NotApplicable, match="fit into every window"):
         analyze(retriever, "attention_window", n_prompts=4, length=48, windows=(64,))
 

@@ -153,9 +153,13 @@ def test_bases_are_chosen_to_fill_troughs():
     chosen = choose_bases(1e4, candidates, n_bases=4, planes=16, distance=200)
     assert chosen[0] == 1e4 and len(set(chosen)) == 4 and set(chosen) <= set(candidates)
     waves = {b: waveform(b, planes=16, distance=200) for b in candidates}
-    low = troughs(waves[1e4])
-    gains = {b: np.maximum(waves[1e4], waves[b])[low].mean() for b in candidates[1:]}
-    assert chosen[1] == max(gains, key=gains.__getitem__)
+    for i in range(1, 4):  # each fills the troughs of the highest wave so far
+        best = np.max([waves[b] for b in chosen[:i]], axis=0)
+        low = troughs(best)
+        gains = {b: np.maximum(best, waves[b])[low].mean() for b in candidates if b not in chosen[:i]}
+        assert chosen[i] == max(gains, key=gains.__getitem__)
+    means = {b: waves[b].mean() for b in candidates}
+    assert chosen[1:] != sorted(candidates[1:], key=means.__getitem__)[:-4:-1]
     with pytest.raises(TaskError, match="too few for 6 bases"):
         choose_bases(1e4, [2e4], n_bases=6, planes=4, distance=9)
 

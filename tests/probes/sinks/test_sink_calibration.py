@@ -9,10 +9,12 @@ import interp
 from interp.batch import Batch
 from interp.edits import AttentionBias
 from interp.errors import TaskError
+from interp.measurement.needle_answers import needle_accuracy
 from interp.measurement.registry import analyze
+from interp.measurement.rerun import Rerun
 from interp.tasks import needles
 from interp.zoo.planted import factory
-from probes.sinks._sink_calibration import random_columns, sink_columns
+from probes.sinks._sink_calibration import _part, random_columns, sink_columns
 
 LENGTH, PLACE, HEAD = 48, 20, "L1H3"
 
@@ -45,7 +47,7 @@ def test_the_planted_column_is_found_and_nothing_else(model, sink):
     assert not sink_columns(model, left, 0.1)[:, torch.arange(3), :, left.first].any()
 
 
-def test_the_head_with_the_sink_is_labelled_and_answers_come_back_on_held_out_prompts(result):
+def test_the_head_with_the_sink_is_labelled_and_answers_come_back_on_held_out_prompts(result, model, sink):
     rows = result.table[result.table["variant"] == "gain"].set_index("component")
     assert rows.index[rows["label"].fillna(False)].tolist() == [HEAD]
     own = rows.loc[HEAD]
@@ -55,6 +57,11 @@ def test_the_head_with_the_sink_is_labelled_and_answers_come_back_on_held_out_pr
     assert metrics.loc["needle_accuracy", ["clean", "edited"]].tolist() == [0.0, 1.0]
     assert metrics.loc["needle_accuracy", "random_mean"] == 0.0
     assert metrics.loc["needle_loss_nats", "edited"] < 2.0
+    hidden = needles.hide(model, n=12, length=LENGTH, n_needles=1, seed=0)
+    clean = needle_accuracy(Rerun(model), _part(hidden, 6, 12), [sink])["needle_loss_nats"]
+    assert metrics.loc["needle_loss_nats", "clean"] == pytest.approx(clean, rel=1e-6)
+    chosen_on = needle_accuracy(Rerun(model), _part(hidden, 0, 6), [sink])["needle_loss_nats"]
+    assert abs(clean - chosen_on) > 1e-3
     assert metrics.loc["needle_loss_nats", "random_mean"] > 4.5
 
 
@@ -71,6 +78,9 @@ def test_random_columns_are_as_many_others():
     drawn = random_columns(own, Batch(torch.zeros(2, 9, dtype=torch.long), mask), torch.Generator().manual_seed(0))
     assert drawn.sum(1).tolist() == [1, 2]
     assert not (drawn & (own | ~mask)).any() and not drawn[0, 0] and not drawn[1, 2]
+    half = torch.arange(9)[None].gt(0) & torch.arange(9)[None].lt(5)  # four of eight: the others are what is left
+    rest = random_columns(half, Batch(torch.zeros(1, 9, dtype=torch.long), mask[:1]), torch.Generator().manual_seed(0))
+    assert rest.nonzero()[:, 1].tolist() == [5, 6, 7, 8]
 
 
 def test_too_few_prompts_are_refused(model):
