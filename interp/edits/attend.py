@@ -229,7 +229,7 @@ def _columns(old: Tensor, edit: ScaleColumns, tile: Tile, hits: Tensor, layer: i
     """True at the keys whose columns are scaled, [chosen 1 key]."""
     rows, n_key = tile.rows[hits], tile.visible.shape[-1]
     prompt = tile.mask if tile.keys is None else tile.keys
-    if edit.keys is not None:
+    if edit.threshold is None:
         return _fit(column_mask(edit.keys, edit.site, prompt, rows), n_key)[:, None, :n_key]
     if tile.offset == 0 or tile.keys is not None:
         real = _fit(tile.mask[rows], tile.columns.stop)[:, tile.columns]
@@ -251,6 +251,8 @@ def _calibrated(old: Tensor, edit: CalibrateSpans, tile: Tile, hits: Tensor, loc
     wide = wide[local] if edit.site.head is not None else wide[local, tile.heads[hits]]
     last = (spans.any(1) * torch.arange(1, n_key + 1, device=rows.device)).amax(1)  # one behind the last span's end
     start = max(0, int(last.min()) - tile.columns.start)  # rows before it are all among the spans
+    if start >= old.shape[1]:
+        return old
     column = torch.arange(tile.columns.start + start, tile.columns.stop, device=rows.device)
     behind, part = (column >= last[:, None])[..., None], old[:, start:]
     new = torch.where(behind, calibrated(part, spans, wide, float(edit.temperature)), part)

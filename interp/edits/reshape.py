@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any
 
 from jaxtyping import Bool, Float
@@ -201,8 +200,8 @@ def _number(
     edit: AttentionEdit, name: str, *, least: float | None = None, above: float | None = None, whole: bool = False
 ) -> None:
     value: Any = getattr(edit, name)
-    kind = int if whole else Real
-    fits = isinstance(value, kind) and not isinstance(value, bool) and value == value  # noqa: PLR0124  (no NaN)
+    kinds = (int,) if whole else (int, float)
+    fits = isinstance(value, kinds) and not isinstance(value, bool) and value == value  # noqa: PLR0124  (no NaN)
     fits = fits and (least is None or value >= least) and (above is None or value > above)
     if not fits:
         limit = f" of at least {least:g}" if least is not None else f" above {above:g}" if above is not None else ""

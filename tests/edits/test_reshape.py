@@ -184,6 +184,14 @@ def test_queries_among_the_documents_are_left_alone():
         assert ((run - plain)[row, :, end:].abs().amax((0, 2)) > 1e-4).all()
 
 
+def test_tiles_of_queries_are_the_whole(monkeypatch):
+    """Long patterns are edited some query rows at a time."""
+    model, edits = tiny("llama"), [*PATTERN_EDITS["spans"], SinkWindow("L1.pattern", 9, 2)]
+    whole = model.run(BATCH, edits=edits).logits
+    monkeypatch.setattr("interp.attention.dense.TILE", 2 * 8 * 14 * 3)  # three rows
+    assert_close(model.run(BATCH, edits=edits).logits[BATCH.mask], whole[BATCH.mask], rtol=0, atol=2e-5)
+
+
 def test_spans_by_their_names():
     model, named = tiny("llama"), Batch(BATCH.ids, BATCH.mask, spans={"first": FIRST, "second": SECOND})
     for masks, names in (
