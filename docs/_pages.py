@@ -83,6 +83,8 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "interp.measurement.head_effects",
             "interp.measurement.neuron_effects",
             "interp.measurement.answers",
+            "interp.measurement.needle_answers",
+            "interp.measurement.documents",
             "interp.measurement.ability",
             "interp.measurement.examples",
             "interp.measurement.planted",
