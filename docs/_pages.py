@@ -87,6 +87,8 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "interp.measurement.answers",
             "interp.measurement.sources",
             "interp.measurement.source_attribution",
+            "interp.measurement.needle_answers",
+            "interp.measurement.documents",
             "interp.measurement.ability",
             "interp.measurement.examples",
             "interp.measurement.planted",
@@ -279,7 +281,8 @@ FOLDERS = {
 
 FAMILIES = {
     "copy": "What does the head copy or match: repeats, the token before, text seen before?",
-    "sink": "Is it parked on the first token?",
+    "sink": "Is it parked on the first token, or on another, and what breaks without that?",
+    "position": "Do documents get attention for what they say, or for where they stand?",
     "roles": "What does it say when it looks: the next ordinal, the same word, an answer, a relation's other side?",
     "retrieval": "Does it fetch facts hidden in a long prompt?",
     "conflict": "Does it follow the prompt or what the model knows?",

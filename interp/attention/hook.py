@@ -67,7 +67,7 @@ class Recorder:
         method: implementation used where questions are asked; see `measure`.
         watch: called with (layer, call) before attention; to look at q, k, v.
         change: called next; returns the call that attention is then computed for.
-        revise: called with (layer, call, questions, answers); returns the answers, those of heads whose pattern is edited
+        revise: called with (layer, call, questions, answers); returns the answers, those of heads with edited patterns
             put in.
         mix: called with (layer, call, z [batch, query, head, d_value]) after it; returns z, with heads whose pattern is
             edited put in.

@@ -122,7 +122,7 @@ class ModuleModel(TokenMethods, ABC):
         layers = plan.turned()
         if not layers:
             return
-        known: dict[int, RotaryPlanes] = self.__dict__.setdefault("_planes", {})
+        known: dict[int, RotaryPlanes] = vars(self).setdefault("_planes", {})
         missing = sorted(layers - known.keys())
         weights = self.weights() if missing else None
         for layer in missing:

@@ -2,9 +2,9 @@
 
     Ablate("L3H5.z"), Scale("L3.mlp_out", 0.5), Replace("L3.resid_post@-1", clean), KnockOut("L3H5.pattern", keys=0)
 
-`values` and `reshape` say what can be changed, `where` which rows and tokens are meant, `scope` whether any are, `apply`
-changes activations, `attend` and `columns` attention, `rotary` queries and keys. Pure: backends call them, nothing here
-knows a module.
+`values` and `reshape` say what can be changed, `where` which rows and tokens are meant, `scope` whether any are,
+`apply` changes activations, `attend` and `columns` attention, `rotary` queries and keys. Pure: backends call them,
+nothing here knows a module.
 """
 
 from interp.edits.apply import apply_edits

@@ -136,15 +136,19 @@ def softmax(
 
 
 def _probabilities(old: Tensor, edit: Edit, tile: Tile, hits: Tensor, local: Tensor, layer: int | None) -> Tensor:
+    if isinstance(edit, ScaleColumns):
+        return scale_columns(old, _columns(old, edit, tile, hits, layer), float(edit.factor))
+    if isinstance(edit, CalibrateSpans):
+        return _calibrated(old, edit, tile, hits, local)
+    return _set_probabilities(old, edit, tile, hits, local, layer)
+
+
+def _set_probabilities(old: Tensor, edit: Edit, tile: Tile, hits: Tensor, local: Tensor, layer: int | None) -> Tensor:
     if isinstance(edit, KnockOut):
         return old.masked_fill(_knock_out_mask(edit, tile, hits, local), 0.0)
     if isinstance(edit, Uniform):
         visible = tile.visible[hits].to(old.dtype)
         return visible / visible.sum(-1, keepdim=True).clamp(min=1.0)
-    if isinstance(edit, ScaleColumns):
-        return scale_columns(old, _columns(old, edit, tile, hits, layer), float(edit.factor))
-    if isinstance(edit, CalibrateSpans):
-        return _calibrated(old, edit, tile, hits, local)
     if isinstance(edit, ForcePattern):
         return _value(edit.pattern, edit, tile, hits, local)
     if isinstance(edit, AttentionEdit):
@@ -225,11 +229,11 @@ def _columns(old: Tensor, edit: ScaleColumns, tile: Tile, hits: Tensor, layer: i
     """True at the keys whose columns are scaled, [chosen 1 key]."""
     rows, n_key = tile.rows[hits], tile.visible.shape[-1]
     prompt = tile.mask if tile.keys is None else tile.keys
-    if edit.keys is not None:
+    if edit.threshold is None:
         return _fit(column_mask(edit.keys, edit.site, prompt, rows), n_key)[:, None, :n_key]
     if tile.offset == 0 or tile.keys is not None:
         real = _fit(tile.mask[rows], tile.columns.stop)[:, tile.columns]
-        above = received(old, tile.visible[hits], real) > edit.threshold
+        above = received(old, tile.visible[hits], real, least=edit.least) > edit.threshold
         above[torch.arange(len(rows), device=rows.device), prompt.long().argmax(1)[rows]] = False
         full = edit._found.setdefault(layer, above.new_zeros(len(tile.mask), tile.n_heads, n_key))
         full[rows, tile.heads[hits]] = above
@@ -246,9 +250,13 @@ def _calibrated(old: Tensor, edit: CalibrateSpans, tile: Tile, hits: Tensor, loc
     wide = broadcast(baseline.to(old), (n_rows, *heads, len(edit.spans)), edit)
     wide = wide[local] if edit.site.head is not None else wide[local, tile.heads[hits]]
     last = (spans.any(1) * torch.arange(1, n_key + 1, device=rows.device)).amax(1)  # one behind the last span's end
-    column = torch.arange(tile.columns.start, tile.columns.stop, device=rows.device)
-    behind = (column >= last[:, None])[..., None]
-    return torch.where(behind, calibrated(old, spans, wide, float(edit.temperature)), old)
+    start = max(0, int(last.min()) - tile.columns.start)  # rows before it are all among the spans
+    if start >= old.shape[1]:
+        return old
+    column = torch.arange(tile.columns.start + start, tile.columns.stop, device=rows.device)
+    behind, part = (column >= last[:, None])[..., None], old[:, start:]
+    new = torch.where(behind, calibrated(part, spans, wide, float(edit.temperature)), part)
+    return torch.cat([old[:, :start], new], dim=1)
 
 
 def _fit(columns: Tensor, width: int) -> Tensor:

@@ -26,10 +26,14 @@ def received(
     pattern: Float[Tensor, "pair query key"],
     visible: Bool[Tensor, "pair query key"],
     rows: Bool[Tensor, "pair query"],
+    *,
+    least: int = 1,
 ) -> Float[Tensor, "pair key"]:
-    """c_j = sum_i p_ij / #{i: i sees j} over some query rows; 0 where none sees the key."""
+    """c_j = sum_i p_ij / #{i: i sees j} over some query rows; 0 for keys that fewer than `least` of them see."""
     seen = visible & rows[..., None]
-    return pattern.masked_fill(~seen, 0.0).sum(-2) / seen.sum(-2).clamp(min=1)
+    count = seen.sum(-2)
+    mean = pattern.masked_fill(~seen, 0.0).sum(-2) / count.clamp(min=1)
+    return mean.masked_fill(count < least, 0.0)
 
 
 def calibrated(

@@ -1,6 +1,6 @@
 """Edits of attention that keep its form: columns re-weighted, spans levelled, windows, rotary base and planes.
 
-    ScaleColumns("L3H5.pattern", 0.4, threshold=0.1), SinkWindow("pattern", sinks=4, window=512), RotaryBase("pattern", 2e4)
+    ScaleColumns("L3H5.pattern", 0.4, threshold=0.1), SinkWindow("pattern", 4, 512), RotaryBase("pattern", 2e4)
 
 Each keeps what a row of the pattern sums to. `columns` and `rotary` beside this file carry them out.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any
 
 from jaxtyping import Bool, Float
@@ -26,11 +25,13 @@ class ScaleColumns(AttentionEdit):
 
     With m_i the mass of row i on the chosen keys and t_i that on all, p_ij is scaled by factor there and by
     (t_i - factor m_i) / (t_i - m_i) elsewhere, so that t_i stays; a factor above 1 takes no more than there is. A row
-    with nothing on other keys stays as it is. This is no bias of the scores: how far the others rise depends on the row.
+    with nothing on other keys stays as it is. This is no bias of the scores: how far the others rise depends on the
+    row.
 
     `keys` are written like `positions`. Or `threshold` chooses them, for each head of each prompt: keys that receive
     more than it on average over the prompt's queries that see them, c_j = sum_i p_ij / #{i: i sees j}, but for the
-    prompt's first. They are found once, on the prompt, and stay for tokens generated after it.
+    prompt's first and for keys that fewer than `least` queries see: what one query gives to a key near the end is a
+    large part of its average. They are found once, on the prompt, and stay for tokens generated after it.
 
     Raises:
         SiteError: neither or both of `keys` and `threshold`, or a negative factor.
@@ -42,6 +43,7 @@ class ScaleColumns(AttentionEdit):
     factor: float = 0.4
     keys: Positions = None
     threshold: float | None = None
+    least: int = 16
     _found: dict[int | None, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     __repr__ = brief
@@ -54,6 +56,7 @@ class ScaleColumns(AttentionEdit):
         _number(self, "factor", least=0.0)
         if self.threshold is not None:
             _number(self, "threshold", least=0.0)
+        _number(self, "least", least=1, whole=True)
 
     def begin(self, mask: Bool[Tensor, "batch prompt"], offset: int) -> None:
         """A prompt anew: columns of the last one are forgotten."""
@@ -69,8 +72,9 @@ class CalibrateSpans(AttentionEdit):
     w_ik = softmax_k((m_ik - b_k) / temperature) of sum_k m_ik; keys of a span keep their proportions. Rows that stand
     behind all spans are changed, generated tokens included; spans with no mass get none.
 
-    `spans` are masks [batch pos], one a document. `baseline` is [span], [head span] or [batch head span], without the
-    head axis where the site names a head; `probes.attention.span_baseline` measures it.
+    `spans` are one a document: names of spans of the batch that is run, or masks [batch pos]. `baseline` is [span],
+    [head span] or [batch head span], without the head axis where the site names a head;
+    `interp.measurement.documents.baseline_mass` measures it.
 
     Raises:
         SiteError: no spans, or a temperature that is not above 0.
@@ -79,7 +83,7 @@ class CalibrateSpans(AttentionEdit):
     """
 
     site: AnySite
-    spans: Sequence[Bool[Tensor, "batch pos"]] = ()
+    spans: Sequence[str | Bool[Tensor, "batch pos"]] = ()
     baseline: float | Float[Tensor, "..."] = 0.0
     temperature: float = 0.05
 
@@ -89,7 +93,9 @@ class CalibrateSpans(AttentionEdit):
         """Spans there are, and a temperature."""
         super().__post_init__()
         if not len(self.spans):
-            raise SiteError(f"{self.site}: CalibrateSpans takes `spans`, a mask [batch pos] for each document")
+            raise SiteError(
+                f"{self.site}: CalibrateSpans takes `spans`, a name or a mask [batch pos] for each document"
+            )
         _number(self, "temperature", above=0.0)
 
 
@@ -97,10 +103,10 @@ class CalibrateSpans(AttentionEdit):
 class SinkWindow(AttentionEdit):
     """Queries see the first `sinks` tokens of their prompt and the last `window` up to themselves, no others.
 
-    In O(n) memory and O(n (sinks + window)) time where nothing else changes the heads' patterns and scores have neither
-    soft-cap nor bias; positions stay those of the whole prompt. A layer's own window holds besides. With `compensate` the
-    keys left out stand there as one, in each row: their mean key and mean value, counted as often as they are, so that
-    each gets the probability of the mean score.
+    In O(n) memory and O(n (sinks + window)) time where nothing else changes the heads' patterns and scores have no
+    bias; positions stay those of the whole prompt. A layer's own window holds besides. With `compensate` the keys left
+    out stand there as one, in each row: their mean key and mean value, counted as often as they are, so that each gets
+    the probability of the mean score.
 
     Raises:
         SiteError: fewer than 0 sinks, or no window; attention that sees later tokens, or goes to a source.
@@ -125,7 +131,7 @@ class SinkWindow(AttentionEdit):
 
 @dataclass(frozen=True, eq=False)
 class RotaryEdit(AttentionEdit):
-    """A change of how positions turn queries and keys, behind what the model does; q and k that are captured are not."""
+    """A change of how positions turn queries and keys; it comes behind captures of q and k."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,8 +200,8 @@ def _number(
     edit: AttentionEdit, name: str, *, least: float | None = None, above: float | None = None, whole: bool = False
 ) -> None:
     value: Any = getattr(edit, name)
-    kind = int if whole else Real
-    fits = isinstance(value, kind) and not isinstance(value, bool) and value == value  # noqa: PLR0124  (no NaN)
+    kinds = (int,) if whole else (int, float)
+    fits = isinstance(value, kinds) and not isinstance(value, bool) and value == value  # noqa: PLR0124  (no NaN)
     fits = fits and (least is None or value >= least) and (above is None or value > above)
     if not fits:
         limit = f" of at least {least:g}" if least is not None else f" above {above:g}" if above is not None else ""

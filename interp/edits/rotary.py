@@ -57,8 +57,8 @@ class RotaryPlanes:
             return self.angle / edit.factor
         if not self.complete:
             raise BackendError(
-                f"{edit.site}: the slowest rotary planes turn too little within this context to be counted, so that the "
-                "angles of another base are not known; use `factor`"
+                f"{edit.site}: the slowest rotary planes turn too little within this context to be counted, so "
+                "that the angles of another base are not known; use `factor`"
             )
         place = torch.arange(len(self), dtype=torch.float64) / len(self)
         return float(edit.base) ** -place / edit.factor

@@ -22,7 +22,9 @@ def of_prompts(edit: Edit) -> bool:
     """Whether an edit means rows of one batch: by `rows`, by a position, a value or noise for each, or by a mask."""
     positions = edit.positions
     per_row = isinstance(positions, Tensor) and positions.ndim > 0
-    if edit.rows is not None or per_row or isinstance(edit, Noise | CalibrateSpans):
+    if edit.rows is not None or per_row or isinstance(edit, Noise):
+        return True
+    if isinstance(edit, CalibrateSpans) and _of_batch(edit):
         return True
     if isinstance(edit, ScaleColumns) and isinstance(edit.keys, Tensor) and edit.keys.ndim > 0:
         return True
@@ -69,6 +71,12 @@ def _leading(edit: Edit) -> list[tuple[int, ...]]:
         whole = 2 if edit.site.kind in PER_HEAD else 1
         tensors = [x for x in tensors if x.ndim != whole + 1]  # [layer (head) d], of no token
     return [tuple(x.shape[: max(0, x.ndim - tail)]) for x in tensors]
+
+
+def _of_batch(edit: CalibrateSpans) -> bool:
+    heads = 1 + (edit.site.head is None)  # axes of a baseline that is the same for all prompts
+    own = isinstance(edit.baseline, Tensor) and edit.baseline.ndim > heads and len(edit.baseline) > 1
+    return own or any(isinstance(span, Tensor) for span in edit.spans)
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""`Documents`: prompts of several documents, one of which holds the answer; laid out in any order, asked and looked at."""
+"""`Documents`: prompts of several documents, one of which holds the answer; laid out in any order, and asked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp import tasks
-from interp.attention import KeyMass, Mean
+from interp.attention import Rows
 from interp.batch import Batch
 from interp.edits import Edit
 from interp.errors import NotApplicable, TaskError
@@ -29,14 +29,14 @@ class Layout:
     """Documents in one order, with a question behind them and its answer, teacher-forced.
 
     Attributes:
-        batch: all but the answer's last token.
-        spans: tokens of the document at each place, a mask a place.
+        batch: all but the answer's last token; its spans are the document at each place, by the names in `places`.
+        places: "document 1" and so on.
         rows: for each prompt, the queries that predict the answer; the first is the question's last token.
         answer: its tokens.
     """
 
     batch: Batch
-    spans: tuple[Bool[Tensor, "batch pos"], ...]
+    places: tuple[str, ...]
     rows: tuple[range, ...]
     answer: tuple[tuple[int, ...], ...]
 
@@ -107,14 +107,9 @@ class Documents:
             asked.append(range(len(ids) - 1, len(ids) - 1 + len(self.answer[i])))
             rows.append([*ids, *self.answer[i][:-1]])
             spans.append(list(zip(ends, ends[1:], strict=False)))
-        batch = Batch.of(rows)
-        masks = []
-        for place in range(order.shape[1]):
-            mask = torch.zeros_like(batch.mask)
-            for i, bounds in enumerate(spans):
-                mask[i, slice(*bounds[place])] = True
-            masks.append(mask)
-        return Layout(batch, tuple(masks), tuple(asked), self.answer)
+        names = tuple(f"document {place + 1}" for place in range(order.shape[1]))
+        by_name = {name: [bounds[place] for bounds in spans] for place, name in enumerate(names)}
+        return Layout(Batch.of(rows, spans=by_name), names, tuple(asked), self.answer)
 
     def replaced(self, place: int, filler: Sequence[Sequence[int]]) -> Documents:
         """The same prompts with a dummy document, cut to length, in place of their own at `place`."""
@@ -212,9 +207,12 @@ def each_score(
 
 def span_mass(model: Model, layout: Layout, edits: Sequence[Edit] = ()) -> Float[Tensor, "batch layer head place"]:
     """Attention of the question's last token to the document at each place, in every layer that has attention."""
-    asked = {f"{k}": Mean(KeyMass(span), layout.asking) for k, span in enumerate(layout.spans)}
-    answers = model.attention(layout.batch, asked, edits=edits)
-    return torch.stack([answers[name] for name in asked], -1).transpose(0, 1).float()
+    rows = torch.tensor([[r.start] for r in layout.rows])
+    pattern = model.attention(layout.batch, {"rows": Rows(rows)}, edits=edits)["rows"][
+        :, :, :, 0
+    ]  # layer batch head key
+    spans = torch.stack([layout.batch.span(name).cpu() for name in layout.places], -1)
+    return torch.einsum("lbhk,bks->blhs", pattern.float(), spans.float())
 
 
 def baseline_mass(

@@ -31,8 +31,7 @@ def each_answer(
     losses: list[float] = []
     for some in chunks(range(len(haystacks.batch.ids)), haystacks.batch.ids.shape[1] * run.model.info.d_vocab):
         part = slice(some[0], some[-1] + 1)
-        batch = haystacks.batch.select(part)
-        logits = run(batch, edits)
+        logits = run(haystacks.batch.select(part), edits)
         for a in (a for b in some for a in answers_of(haystacks, b)):
             token = torch.tensor(haystacks.value(a))
             answer_logits = logits[a.prompt - some[0], list(a.rows)].float().cpu()

@@ -1,5 +1,8 @@
 """What attention patterns are like, and how far that may be read. Importing this registers the analyses."""
 
+from probes.attention._attention_buckets import attention_buckets, choose_bases, troughs, vote, waveform
+from probes.attention._attention_sorting import attention_sorting, sorted_orders
+from probes.attention._attention_window import attention_window
 from probes.attention._distance_profile import distance_profile
 from probes.attention._distraction import Spans, distraction, spans
 from probes.attention._entropy import entropy
@@ -7,12 +10,17 @@ from probes.attention._icl_score import icl_score
 from probes.attention._lag_profile import lag_profile
 from probes.attention._offset_profile import offset_profile
 from probes.attention._plane_removal import plane_removal
+from probes.attention._position_calibration import position_calibration
 from probes.attention._rotary_planes import rotary_heads
 from probes.attention._span_attention import span_attention
 from probes.attention._text_induction import text_induction
 
 __all__ = [
     "Spans",
+    "attention_buckets",
+    "attention_sorting",
+    "attention_window",
+    "choose_bases",
     "distance_profile",
     "distraction",
     "entropy",
@@ -20,8 +28,13 @@ __all__ = [
     "lag_profile",
     "offset_profile",
     "plane_removal",
+    "position_calibration",
     "rotary_heads",
+    "sorted_orders",
     "span_attention",
     "spans",
     "text_induction",
+    "troughs",
+    "vote",
+    "waveform",
 ]

@@ -1,7 +1,9 @@
 """Where attention rests when it has nowhere to go. Importing this registers the analyses."""
 
 from probes.sinks._sink import sink
+from probes.sinks._sink_calibration import sink_calibration
 
 __all__ = [
     "sink",
+    "sink_calibration",
 ]

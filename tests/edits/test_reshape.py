@@ -34,14 +34,14 @@ for _row, _start in enumerate(BATCH.first.tolist()):
     FIRST[_row, _start + 1 : _start + 4], SECOND[_row, _start + 5 : _start + 8] = True, True
 PATTERN_EDITS = {
     "columns": [ScaleColumns("pattern", 0.3, keys=[1, 2])],
-    "threshold": [ScaleColumns("pattern", 0.3, threshold=0.15)],
-    "threshold of a head": [ScaleColumns("L1H2.pattern", 0.3, threshold=0.1)],
+    "threshold": [ScaleColumns("pattern", 0.3, threshold=0.15, least=2)],
+    "threshold of a head": [ScaleColumns("L1H2.pattern", 0.3, threshold=0.1, least=2)],
     "spans": [CalibrateSpans("L1.pattern", [FIRST, SECOND], torch.tensor([0.1, 0.2]), 0.1)],
     "window": [SinkWindow("pattern", 1, 4)],
     "window with a mean": [SinkWindow("L0.pattern", 1, 4, compensate=True)],
     "several": [
         SinkWindow("pattern", 1, 4),
-        ScaleColumns("L0.pattern", 0.2, threshold=0.2),
+        ScaleColumns("L0.pattern", 0.2, threshold=0.2, least=2),
         AttentionBias("L1H1.pattern", 1.0),
         KnockOut("L1H3.pattern", keys=1),
         Uniform("L0H2.pattern", rows=1),
@@ -91,6 +91,8 @@ def test_what_a_key_receives_is_over_the_queries_that_see_it():
         ]
     )
     assert_close(received(pattern, visible, rows), want)
+    few = torch.tensor([9 - max(j, 4 * (p == 1)) < 3 for p in range(3) for j in range(9)]).view(3, 9)
+    assert_close(received(pattern, visible, rows, least=3), want.masked_fill(few, 0.0))
 
 
 def test_shares_of_spans_by_hand():
@@ -172,6 +174,35 @@ def test_padding_changes_nothing():
             assert_close(other[row, right.mask[row]], alone, rtol=0, atol=2e-5)
 
 
+def test_queries_among_the_documents_are_left_alone():
+    """Those of tokens before the last document's end; a query behind it is changed."""
+    site, edit = "L1.pattern", PATTERN_EDITS["spans"]
+    plain, run = (tiny("llama").run(BATCH, edits=edits, capture=[site])[site] for edits in ([], edit))
+    for row in range(2):
+        end = int(SECOND[row].nonzero().max()) + 1
+        assert torch.equal(run[row, :, :end], plain[row, :, :end])
+        assert ((run - plain)[row, :, end:].abs().amax((0, 2)) > 1e-4).all()
+
+
+def test_tiles_of_queries_are_the_whole(monkeypatch):
+    """Long patterns are edited some query rows at a time."""
+    model, edits = tiny("llama"), [*PATTERN_EDITS["spans"], SinkWindow("L1.pattern", 9, 2)]
+    whole = model.run(BATCH, edits=edits).logits
+    monkeypatch.setattr("interp.attention.dense.TILE", 2 * 8 * 14 * 3)  # three rows
+    assert_close(model.run(BATCH, edits=edits).logits[BATCH.mask], whole[BATCH.mask], rtol=0, atol=2e-5)
+
+
+def test_spans_by_their_names():
+    model, named = tiny("llama"), Batch(BATCH.ids, BATCH.mask, spans={"first": FIRST, "second": SECOND})
+    for masks, names in (
+        (CalibrateSpans("L1.pattern", [FIRST, SECOND], 0.1), CalibrateSpans("L1.pattern", ["first", "second"], 0.1)),
+        (ScaleColumns("L1.pattern", keys=FIRST), ScaleColumns("L1.pattern", keys="first")),
+    ):
+        assert torch.equal(model.run(BATCH, edits=[masks]).logits, model.run(named, edits=[names]).logits)
+        with pytest.raises(SiteError, match="is a span, and the batch that is run has none"):
+            model.run(BATCH, edits=[names])
+
+
 def test_the_statistics_of_edited_heads_are_dense_answers_for_all_questions():
     model, batch = tiny("gpt2"), ragged(40, "right")
     asked = questions(batch)
@@ -190,7 +221,7 @@ def test_a_threshold_finds_a_sink_in_the_middle_and_nothing_else():
     bias = torch.zeros(20)
     bias[6], bias[0] = 9.0, 9.0
     planted = AttentionBias("L1H3.pattern", bias)
-    edit = ScaleColumns("L1.pattern", 0.5, threshold=0.4)
+    edit = ScaleColumns("L1.pattern", 0.5, threshold=0.4, least=8)
     plain, run = (
         model.run(batch, edits=edits, capture=["L1.pattern"])["L1.pattern"] for edits in ([planted], [planted, edit])
     )
@@ -264,7 +295,8 @@ def test_a_plane_is_a_cosine_of_the_distance_that_can_be_taken_out_and_turned():
     seen = torch.ones(n, n).tril().bool()
     assert_close((whole["L0.scores"][0, 2] - part)[seen], without[seen], rtol=0, atol=1e-4)
     flat = model.run(batch, edits=[RotaryPlane("L0H2.pattern", [0, 1, 2, 3])], capture=["L0.scores"])["L0.scores"]
-    assert flat[0, 2, -1].var() < 1e-6 < 0.01 < whole["L0.scores"][0, 2, -1].var()
+    assert flat[0, 2, -1].var() < 1e-6
+    assert whole["L0.scores"][0, 2, -1].var() > 0.01
     angle = 3.0  # plane 0 turns by one radian a token: three of them are three tokens further
     edits = [RotaryPlane("L0H2.pattern", [1, 2, 3]), RotaryPlane("L0H2.pattern", 0, scale=2.0, angle=angle)]
     turned = model.run(batch, edits=edits, capture=["L0.scores"])["L0.scores"][0, 2, -1]
@@ -310,7 +342,13 @@ def test_what_cannot_be_carried_out():
 def test_what_an_edit_is_as_data_and_whose_it_is():
     edit = ScaleColumns("L1.pattern", 0.5, threshold=0.4)
     tiny("llama").run(BATCH, edits=[edit])
-    assert plain_edit(edit) == {"edit": "ScaleColumns", "site": "L1.pattern", "factor": 0.5, "threshold": 0.4}
+    assert plain_edit(edit) == {
+        "edit": "ScaleColumns",
+        "site": "L1.pattern",
+        "factor": 0.5,
+        "threshold": 0.4,
+        "least": 16,
+    }
     assert plain_edit(RotaryPlane("pattern", 2))["planes"] == [2]
     assert of_prompts(CalibrateSpans("pattern", [FIRST])) and of_prompts(ScaleColumns("pattern", keys=FIRST))
     assert not any(map(of_prompts, (edit, SinkWindow("pattern"), RotaryBase("pattern", 9.0))))

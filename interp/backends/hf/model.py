@@ -172,8 +172,8 @@ class HFModel(EditContexts):
     ) -> AttentionRun:
         """Answers to `statistics`, each [layer batch head ...]; the pass ends after the last layer asked for.
 
-        They are of attention as it is edited. Windows and rotary edits leave the memory at O(n); where other edits are of
-        a pattern, its heads are asked densely.
+        They are of attention as it is edited. Windows and rotary edits leave the memory at O(n); heads whose pattern
+        another edit is of are asked densely.
 
         Raises:
             SchemaError: something that is no statistic or no edit.

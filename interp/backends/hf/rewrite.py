@@ -141,7 +141,7 @@ def turned(call: Call, plan: Pass, layer: int, edits: Sequence[RotaryEdit]) -> C
 
 
 def limited(call: Call, edits: Sequence[Edit], *, questions: bool) -> Call:
-    """A call with the windows of its heads, where fused attention can do what is meant and nothing else is asked of it."""
+    """A call with the windows of its heads, where fused attention can do it and nothing else is asked of them."""
     windows = [e for e in edits if isinstance(e, SinkWindow)]
     plain = call.bias is None and call.share == 1.0 and call.mask.offset == 0
     if not windows or not plain or isinstance(call.mask, ApartMask) or not call.mask.is_causal:
@@ -153,8 +153,8 @@ def limited(call: Call, edits: Sequence[Edit], *, questions: bool) -> Call:
     for edit, hits in zip(windows, taken, strict=True):
         every = edit.positions is None and edit.site.position is None
         if every and not (edit.compensate and (questions or not whole)):
-            hits = hits & ~several & ~others
-            result += [(Window(edit.sinks, edit.window, edit.compensate), hits)] if bool(hits.any()) else []
+            own = hits & ~several & ~others
+            result += [(Window(edit.sinks, edit.window, edit.compensate), own)] if bool(own.any()) else []
     return replace(call, windows=tuple(result))
 
 
@@ -174,7 +174,7 @@ def answers_of_edited(
     questions: Mapping[str, Statistic],
     answers: dict[str, Tensor],
 ) -> dict[str, Tensor]:
-    """Answers of one layer, those of heads whose pattern is edited taken from it, a batch of whole patterns at a time."""
+    """Answers of one layer, those of heads whose pattern is edited taken from it; whole patterns are held."""
     hits = outside(call, edits)
     heads = hits.any(0).nonzero()[:, 0]
     if not len(heads):
