@@ -2,8 +2,8 @@
 
 python tests/bench/attention_long.py [--quick] [--sizes 1024 4096] [--rounds 5 3] [--threads 1] [--out FILE]
 
-A Llama of 4 layers, 256 wide, 4 heads over 2 groups of keys, random weights, queries and keys sharpened, a vocabulary of
-1000: at these lengths attention is nearly all of the work. Every provider runs the whole forward pass, logits
+A Llama of 4 layers, 256 wide, 4 heads over 2 groups of keys, random weights, queries and keys sharpened, a vocabulary
+of 1000: at these lengths attention is nearly all of the work. Every provider runs the whole forward pass, logits
 included; `plain` is transformers' own with `sdpa`. Time is CPU time of the process, in turns, the ratio within each
 round; memory is the highest resident memory of a pass above what was resident before it, the median over rounds.
 """

@@ -228,7 +228,15 @@ def test_detect_on_a_text_of_ones_own_with_spans(run, told):
     path, words = told
     length = len(" ".join(words))
     code, out, err = run(
-        "detect", PLANTED, "--text", path, "--span", f"document=0:{length}", "--span", f"question={length + 1}:", "--json"
+        "detect",
+        PLANTED,
+        "--text",
+        path,
+        "--span",
+        f"document=0:{length}",
+        "--span",
+        f"question={length + 1}:",
+        "--json",
     )
     assert code == 0
     rows = pd.DataFrame(json.loads(out)["rows"])
