@@ -61,7 +61,7 @@ def span_attention(
 
     Asking are the tokens of the span `queries` ("question" unless said otherwise), or the last 16 where no span has
     that name; queries that see no key of a span count 0 for it. The first token of a prompt belongs to no span. p tests
-    over prompts that the excess is at most 0.05 (Student's t, at least 3 prompts), times the number of spans that it was
+    over prompts that the excess is at most 0.05 (Student's t, at least 3 prompts), times the number of spans it was
     chosen from; q is Benjamini-Hochberg over all heads. A head is labelled at q < 0.01 and an excess of 0.3.
 
     Args:
