@@ -31,6 +31,7 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "What stands in the weights, and the residual stream taken apart.",
         (
             "interp.weights.weights",
+            "interp.weights.changes",
             "interp.weights.mlp",
             "interp.weights.stacked",
             "interp.weights.ov",
@@ -73,6 +74,7 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "What the analyses share, public for those of other packages.",
         (
             "interp.measurement.declaration",
+            "interp.measurement.prompt_losses",
             "interp.measurement.prompts",
             "interp.measurement.offsets",
             "interp.measurement.pairs",
@@ -84,6 +86,7 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "interp.measurement.rotary",
             "interp.measurement.head_effects",
             "interp.measurement.neuron_effects",
+            "interp.measurement.tuning",
             "interp.measurement.answers",
             "interp.measurement.sources",
             "interp.measurement.source_attribution",
@@ -257,9 +260,12 @@ FOLDERS = {
     "docs/images": "pictures in its pages",
     "docs/reference": "every command, analysis, column and public name, made from the code",
     "docs/tutorial": "one path from nothing to a first finding",
+    "interp/zoo/models/bigram-backcopy": "a small model whose one head learns to rest, and its card",
+    "interp/zoo/models/bigram-backcopy-relu": "the same with ReLU attention, whose head need not rest",
     "interp/zoo/models/default": "the shipped checkpoint with ten skills, and its card",
     "interp/zoo/models/default/dictionaries/**": "sparse dictionaries of it, and their card",
     "interp/zoo/models/modular-addition": "a small model that adds modulo 37 by waves, and its card",
+    "interp/zoo/models/paragraphs": "a small model that knows a hundred paragraphs by heart, these, and its card",
     "interp/zoo/models/positional-shortcut": "a false positive of a naive induction test, and its card",
     "interp/zoo/models/sibling": "a smaller checkpoint with the same skills, and its card",
     "interp/zoo/models/sibling/step-*": "training checkpoints of it, in which copying emerges",
@@ -290,7 +296,9 @@ FAMILIES = {
     "arithmetic": "How does the model add: by which waves of numbers, where, and by which algorithm?",
     "importance": "What is lost without it, alone or with others?",
     "reasoning": "Which heads write a conclusion, which carry what it follows from, and when is a statement read?",
+    "answers": "How much of what it says is one of the options, layer by layer?",
     "mlp": "What does an MLP add, from which of its inputs, and which of its neurons decide?",
+    "relevance": "Which texts does it know by heart, in which weights, and what makes it forget them?",
     "attention": "How sharp, how regular, how easily drawn away is its attention?",
 }
 """Families of analyses, in the order of the README, as questions."""

@@ -6,6 +6,7 @@ from interp.tasks._options import option_mass, options
 from interp.tasks._pair import pair
 from interp.tasks.build import SPLITS, task, task_names
 from interp.tasks.modular import Addition, addition, modular_task
+from interp.tasks.next_token import next_tokens
 from interp.tasks.planted import of as planted_task
 from interp.tasks.prompt import PromptTask
 from interp.tasks.relations import relation_examples
@@ -41,6 +42,7 @@ __all__ = [
     "modular_task",
     "option_mass",
     "options",
+    "next_tokens",
     "ordinary_tokens",
     "pair",
     "permuted_repeats",

@@ -27,7 +27,21 @@ CORRUPTIONS = ("operands", "second_operand", "carry")
 ones carry (of a difference, borrow) where they did not, or the other way round."""
 METRIC = "logit_diff"
 OPTIONS = ("digits",)
-OPERATORS: Mapping[str, Callable[[int, int], int]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+FIRST = "first"
+"""Operator of a task that asks for the first number itself: nothing is computed, only retrieved."""
+
+
+def first(x: int, y: int) -> int:
+    """x."""
+    return x
+
+
+OPERATORS: Mapping[str, Callable[[int, int], int]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    FIRST: first,
+}
 FORMS = ("number", "digit", "chunk")
 TRIES = 100
 

@@ -9,6 +9,7 @@ from random import Random
 from types import ModuleType
 from typing import Any
 
+from interp.data import is_held_out
 from interp.errors import NotApplicable, SchemaError, TaskError, nearest
 from interp.model import Model
 from interp.tasks import (
@@ -27,7 +28,7 @@ from interp.tasks import (
     planted,
 )
 from interp.tasks.prompt import PromptTask, collate
-from interp.tasks.source import Document, checkpoint_tasks, document, is_held_out, shipped_tasks
+from interp.tasks.source import Document, checkpoint_tasks, document, shipped_tasks
 from interp.tasks.spell import EncodedPair, Example, Speller
 
 SPLITS = ("train", "held-out")

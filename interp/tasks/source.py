@@ -25,6 +25,8 @@ SCHEMA = 1
 OWN = "tasks.json"
 """File of a checkpoint's folder: {"schema": 1, "tasks": {name: document}}."""
 SHIPPED = "task.json"
+PARAGRAPHS = "paragraphs.json"
+"""File of a checkpoint's folder: texts that stood often in what it was trained on, and texts that did not."""
 _SLOT = re.compile(r"\{(\w+)(?:@([^}]+))?\}")
 
 
@@ -82,7 +84,7 @@ class Document:
     digits: int = 2
     """Of each number, in tasks of arithmetic."""
     operator: str = "+"
-    """What is done with the two numbers, likewise: "+", "-" or "*"."""
+    """What is done with the two numbers, likewise: "+", "-", "*", or "first": the first of them, as it is."""
     depths: tuple[int, ...] = (1,)
     """Links of the chains, in fictional ontologies: one of these in each prompt."""
     distractors: int = 1
@@ -190,6 +192,24 @@ def checkpoint_tasks(model: Model, folder: Path | None = None) -> dict[str, Docu
     return {name: Document.of(name, task, source=source) for name, task in content["tasks"].items()}
 
 
+def checkpoint_paragraphs(model: Model) -> dict[str, Any] | None:
+    """Paragraphs that the model's checkpoint brings along: "repeated" and "unseen" (texts), "prefix" (tokens).
+
+    None where there are none.
+
+    Raises:
+        SchemaError: a file of another form.
+    """
+    where = _folder(model)
+    file = None if where is None else where / PARAGRAPHS
+    if file is None or not file.is_file():
+        return None
+    content = data.read_json(file)
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA or not {"repeated", "unseen"} <= set(content):
+        raise SchemaError(f"{file.name} is not {{'schema': {SCHEMA}, 'prefix': ..., 'repeated': ..., 'unseen': ...}}")
+    return content
+
+
 def _folder(model: Model) -> Path | None:
     name = model.info.name
     if name.startswith("zoo:"):
@@ -205,11 +225,6 @@ def document(name: str) -> Document:
         SchemaError: none of that name.
     """
     return Document.of(name, data.read_json(data.path(name, SHIPPED)), source=f"datasets/{name}")
-
-
-def is_held_out(key: str, *, one_in: int) -> bool:
-    """Whether a key belongs to the held-out split: one in so many, decided by its text alone."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) % one_in == 0
 
 
 def templates_for(templates: Sequence[Template], *, group: str | None = None) -> list[Template]:
