@@ -82,6 +82,8 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "interp.measurement.removal",
             "interp.measurement.weight_readings",
             "interp.measurement.rerun",
+            "interp.measurement.classes",
+            "interp.measurement.rotary",
             "interp.measurement.head_effects",
             "interp.measurement.neuron_effects",
             "interp.measurement.tuning",
@@ -89,6 +91,8 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "interp.measurement.source_attribution",
             "interp.measurement.conflict_scores",
             "interp.measurement.sources",
+            "interp.measurement.needle_answers",
+            "interp.measurement.documents",
             "interp.measurement.ability",
             "interp.measurement.examples",
             "interp.measurement.planted",
@@ -284,7 +288,8 @@ FOLDERS = {
 
 FAMILIES = {
     "copy": "What does the head copy or match: repeats, the token before, text seen before?",
-    "sink": "Is it parked on the first token?",
+    "sink": "Is it parked on the first token, or on another, and what breaks without that?",
+    "position": "Do documents get attention for what they say, or for where they stand?",
     "roles": "What does it say when it looks: the next ordinal, the same word, an answer, a relation's other side?",
     "retrieval": "Does it fetch facts hidden in a long prompt?",
     "conflict": "Does it follow the prompt or what the model knows?",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from interp.attention import fused, naive
 from interp.attention.call import Call
 from interp.attention.statistics import Entropy, Mean, Statistic
+from interp.attention.windows import by_window
 from interp.errors import BackendError, NotApplicable, NotFinite, nearest
 
 METHODS = {"fused": fused.answer_all, "naive": naive.answer_all}
@@ -28,6 +30,8 @@ def measure(
         NotApplicable: an entropy where attention is not all softmax.
         BackendError: unknown method; NotFinite: queries, keys, values or output at real tokens are not, counted.
     """
+    if call.windows:
+        return by_window(call, questions, partial(measure, method=method))
     plain = call.softmax_share == 1.0 and call.bias is None
     method = ("fused" if plain else "naive") if method == "auto" else method
     if method not in METHODS:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from interp.attention.masks import CausalMask
-from interp.shapes import Float, Int, brief
+from interp.attention.windows import Window
+from interp.shapes import Bool, Float, Int, brief
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Call:
     `share` is what part of attention is softmax: the weight of a visible key is `share * p_ij + (1 - share)`, 1 in all
     models but those made to tell constant attention from softmax; such rows sum to more than one. `bias` is what some
     models add to the score of each pair (T5's relative positions); it is as large as the pattern of one prompt.
+    `windows` are limits to what some heads of some prompts see, each with the heads that it is for; a head has one or
+    none.
     `relu`: no softmax at all, the weight of a visible key is `max(s_ij, 0)`; rows sum to anything from 0 on.
     """
 
@@ -36,6 +39,7 @@ class Call:
     share: float = 1.0
     bias: Float[Tensor, "#batch #head query key"] | None = None
     relu: bool = False
+    windows: tuple[tuple[Window, Bool[Tensor, "batch head"]], ...] = ()
 
     __repr__ = brief
 

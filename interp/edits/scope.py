@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from interp.edits.reshape import CalibrateSpans, ScaleColumns
 from interp.edits.values import NUMBERS, Ablate, Apply, Edit, Noise
 from interp.edits.where import single
 from interp.errors import SiteError
@@ -22,6 +23,10 @@ def of_prompts(edit: Edit) -> bool:
     positions = edit.positions
     per_row = isinstance(positions, Tensor) and positions.ndim > 0
     if edit.rows is not None or per_row or isinstance(edit, Noise):
+        return True
+    if isinstance(edit, CalibrateSpans) and _of_batch(edit):
+        return True
+    if isinstance(edit, ScaleColumns) and isinstance(edit.keys, Tensor) and edit.keys.ndim > 0:
         return True
     return any(len(axes) > 1 - single(positions, edit.site) and axes[0] > 1 for axes in _leading(edit))
 
@@ -51,7 +56,7 @@ def refuse_rows(edits: Iterable[Edit], what: str) -> None:
 
 def plain_edit(edit: Edit) -> dict[str, Any]:
     """An edit as plain data: its class, site and what it was given, tensors by shape and hash."""
-    given = {f.name: getattr(edit, f.name) for f in fields(edit) if getattr(edit, f.name) is not None}
+    given = {f.name: getattr(edit, f.name) for f in fields(edit) if f.init and getattr(edit, f.name) is not None}
     return {"edit": type(edit).__name__, **{name: _plain(value) for name, value in given.items()}}
 
 
@@ -66,6 +71,12 @@ def _leading(edit: Edit) -> list[tuple[int, ...]]:
         whole = 2 if edit.site.kind in PER_HEAD else 1
         tensors = [x for x in tensors if x.ndim != whole + 1]  # [layer (head) d], of no token
     return [tuple(x.shape[: max(0, x.ndim - tail)]) for x in tensors]
+
+
+def _of_batch(edit: CalibrateSpans) -> bool:
+    heads = 1 + (edit.site.head is None)  # axes of a baseline that is the same for all prompts
+    own = isinstance(edit.baseline, Tensor) and edit.baseline.ndim > heads and len(edit.baseline) > 1
+    return own or any(isinstance(span, Tensor) for span in edit.spans)
 
 
 def _plain(value: Any) -> Any:

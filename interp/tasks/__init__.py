@@ -1,7 +1,9 @@
 """Prompts to ask a model with: random token sequences (`synthetic`) and prompt tasks with clean and corrupt twins."""
 
 from interp.tasks._conflict import Conflict, Frame, conflict
+from interp.tasks._document_needles import DocumentNeedles, document_needles
 from interp.tasks._intent import INTENTS, intents
+from interp.tasks._options import option_mass, options
 from interp.tasks._pair import pair
 from interp.tasks.build import SPLITS, task, task_names
 from interp.tasks.modular import Addition, addition, modular_task
@@ -29,16 +31,20 @@ __all__ = [
     "SPLITS",
     "Addition",
     "Conflict",
+    "DocumentNeedles",
     "Frame",
     "PromptTask",
     "Repeats",
     "addition",
     "bos_id",
     "conflict",
+    "document_needles",
     "earlier_equal_pairs",
     "fingerprint",
     "intents",
     "modular_task",
+    "option_mass",
+    "options",
     "next_tokens",
     "ordinary_tokens",
     "pair",

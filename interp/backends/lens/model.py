@@ -222,6 +222,7 @@ class LensModel(ModuleModel):
     def _check(self, visitor: Visitor) -> None:
         """Refuse places that the bridge lacks, and names that mean another tensor in this model."""
         check_sites(visitor, self._missing, self.traits)
+        self._read_planes(visitor)
 
     def weights(self) -> Weights:
         """Matrices of every layer as they are now, read off the bridge's modules by feeding them a basis."""

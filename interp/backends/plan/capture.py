@@ -11,7 +11,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from interp.backends.plan.places import Place, SiteCapture
-from interp.edits import Edit, Replace, apply_edits
+from interp.edits import Edit, Replace, RotaryEdit, RotaryPlanes, apply_edits
 from interp.edits.where import at_spans
 from interp.errors import SiteError
 from interp.sites import Site
@@ -35,6 +35,7 @@ class Pass:
         ended: the state to go back to, where an outer context was closed first.
         passed_by: places of a context's edits that a run of some layers alone need not come by.
         standing: edits of an `editing` context, outer ones included, of which this is the plan.
+        planes: rotary planes of the layers at which an edit is of them.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Pass:
         self.ended: Any = None
         self.passed_by: set[Place] = set()
         self.standing: tuple[Edit, ...] = ()
+        self.planes: dict[int, RotaryPlanes] = {}
 
     def begin(
         self,
@@ -169,6 +171,15 @@ class Pass:
     def at(self, kind: str, layer: int | None) -> Sequence[Edit]:
         """Edits of a place in this pass."""
         return self.edits.get((kind, layer), ())
+
+    def rotary(self, layer: int) -> list[RotaryEdit]:
+        """Edits of a layer's rotary embedding in this pass."""
+        return [e for e in self.at("pattern", layer) if isinstance(e, RotaryEdit)]
+
+    def turned(self) -> set[int]:
+        """Layers whose rotary planes an edit is of, in any pass of this plan."""
+        places = [(layer, e) for (kind, layer), edits in self.edits.items() if kind == "pattern" for e in edits]
+        return {layer for layer, e in places if isinstance(e, RotaryEdit) and layer is not None}
 
     def _change(self, x: Tensor, place: Place, offset: int) -> Tensor:
         prompt, edits, layer = self.mask.shape[1], self.edits[place], place[1]
