@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +15,7 @@ from interp.shapes import Bool, Float, Int, brief
 
 @dataclass(frozen=True)
 class Call:
-    """Inputs of softmax attention for one layer, after rotary embedding and QK-norm.
+    """Inputs of attention for one layer, after rotary embedding and QK-norm.
 
     The score of query i and key j is `s_ij = cap(scale * q_i . k_j + bias_ij)` where visible, `cap(x) = c tanh(x / c)`
     under a soft-cap c and the identity without; `p_ij = exp(s_ij - L_i)`, `L_i = log(sum_j exp s_ij + exp sink)`.
@@ -25,6 +26,7 @@ class Call:
     models add to the score of each pair (T5's relative positions); it is as large as the pattern of one prompt.
     `windows` are limits to what some heads of some prompts see, each with the heads that it is for; a head has one or
     none.
+    `relu`: no softmax at all, the weight of a visible key is `max(s_ij, 0)`; rows sum to anything from 0 on.
     """
 
     query: Float[Tensor, "batch head query d_head"]
@@ -37,6 +39,7 @@ class Call:
     share: float = 1.0
     bias: Float[Tensor, "#batch #head query key"] | None = None
     windows: tuple[tuple[Window, Bool[Tensor, "batch head"]], ...] = ()
+    relu: bool = False
 
     __repr__ = brief
 
@@ -44,6 +47,11 @@ class Call:
     def group(self) -> int:
         """Query heads per key-value head."""
         return self.query.shape[1] // self.key.shape[1]
+
+    @property
+    def softmax_share(self) -> builtins.float:
+        """What part of attention is softmax: `share`, or 0 where weights are the ReLU of scores."""
+        return 0.0 if self.relu else self.share
 
     def float(self) -> Call:
         """The same call in float32 (or float64 if it already is): statistics are never taken in half precision."""

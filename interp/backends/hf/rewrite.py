@@ -143,7 +143,7 @@ def turned(call: Call, plan: Pass, layer: int, edits: Sequence[RotaryEdit]) -> C
 def limited(call: Call, edits: Sequence[Edit], *, questions: bool) -> Call:
     """A call with the windows of its heads, where fused attention can do it and nothing else is asked of them."""
     windows = [e for e in edits if isinstance(e, SinkWindow)]
-    plain = call.bias is None and call.share == 1.0 and call.mask.offset == 0
+    plain = call.bias is None and call.softmax_share == 1.0 and call.mask.offset == 0
     if not windows or not plain or isinstance(call.mask, ApartMask) or not call.mask.is_causal:
         return call
     whole = call.softcap is None and all(segment.full for segment in call.mask.segments)
@@ -216,7 +216,7 @@ def pattern(
     scores = edit_activation_scores(scores, tile, [e for e in edits if e.site.kind == "scores"], layer=layer)
     if keep is not None:
         scores = keep(scores)
-    p = softmax(scores, None if call.sinks is None else call.sinks[heads])
+    p = scores.relu() if call.relu else softmax(scores, None if call.sinks is None else call.sinks[heads])
     return edit_pattern(call.weight(p, ~torch.isneginf(scores)), tile, own, layer=layer)
 
 
