@@ -38,8 +38,8 @@ class Call:
     sinks: Float[Tensor, " head"] | None = None
     share: float = 1.0
     bias: Float[Tensor, "#batch #head query key"] | None = None
-    windows: tuple[tuple[Window, Bool[Tensor, "batch head"]], ...] = ()
     relu: bool = False
+    windows: tuple[tuple[Window, Bool[Tensor, "batch head"]], ...] = ()
 
     __repr__ = brief
 
