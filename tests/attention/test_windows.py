@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_models import VARIANTS, make_call, padding
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from interp.attention import Distance, Entropy, KeyMass, Offset, Pairs, Received, Window, WindowMask, measure
 from interp.attention.naive import dense_pattern
@@ -108,6 +109,18 @@ def test_dropped_keys_have_the_mean_of_their_scores():
         mean = score.masked_fill(~dropped, 0.0).sum(-1, keepdim=True) / dropped.sum(-1, keepdim=True).clamp(min=1)
         p = torch.where(dropped, mean, score).masked_fill(~causal, -torch.inf)[:, start:].softmax(-1)
         assert_close(output[row, :, start:], p @ call.shared(call.value)[row], rtol=0, atol=1e-5)
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor that any operation inside has produced."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        tensors = [x for x in (out if isinstance(out, tuple | list) else [out]) if isinstance(x, torch.Tensor)]
+        self.elements = max([self.elements, *(x.numel() for x in tensors)])
+        return out
 
 
 @pytest.mark.slow
