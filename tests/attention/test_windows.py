@@ -127,7 +127,6 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("compensate", [False, True])
 def test_sixteen_thousand_tokens_in_linear_memory(compensate):
     """The largest tensor grows with n, not with n^2: 2k, 16k tokens, and what a pattern would take."""
-    from test_memory import Largest
 
     sizes = {}
     for n in (2048, 16384):
