@@ -197,7 +197,7 @@ class RotaryPlane(RotaryEdit):
 
 
 def _number(
-    edit: AttentionEdit, name: str, *, least: float | None = None, above: float | None = None, whole: bool = False
+    edit: AttentionEdit, name: str, *, least: float | int | None = None, above: float | None = None, whole: bool = False
 ) -> None:
     value: Any = getattr(edit, name)
     kinds = (int,) if whole else (int, float)

@@ -34,6 +34,8 @@ __all__ = [
     "icl_score",
     "lag_profile",
     "offset_profile",
+    "position_calibration",
+    "sorted_orders",
     "parallel_encoding",
     "plane_removal",
     "position_calibration",

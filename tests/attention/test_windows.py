@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_models import VARIANTS, make_call, padding
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from interp.attention import Distance, Entropy, KeyMass, Offset, Pairs, Received, Window, WindowMask, measure
 from interp.attention.naive import dense_pattern
@@ -110,11 +111,22 @@ def test_dropped_keys_have_the_mean_of_their_scores():
         assert_close(output[row, :, start:], p @ call.shared(call.value)[row], rtol=0, atol=1e-5)
 
 
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor that any operation inside has produced."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        tensors = [x for x in (out if isinstance(out, tuple | list) else [out]) if isinstance(x, torch.Tensor)]
+        self.elements = max([self.elements, *(x.numel() for x in tensors)])
+        return out
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("compensate", [False, True])
 def test_sixteen_thousand_tokens_in_linear_memory(compensate):
     """The largest tensor grows with n, not with n^2: 2k, 16k tokens, and what a pattern would take."""
-    from test_memory import Largest
 
     sizes = {}
     for n in (2048, 16384):

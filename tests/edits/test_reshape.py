@@ -51,7 +51,7 @@ ROTARY_EDITS = {
     "base": [RotaryBase("pattern", 500.0)],
     "base of a head": [RotaryBase("L1H1.pattern", 500.0)],
     "factor": [RotaryBase("pattern", factor=2.0)],
-    "planes": [RotaryPlane("L1H1.pattern", [0, 1])],
+    "planes": [RotaryPlane("L1H1.pattern", 0)],
     "a plane turned": [RotaryPlane("pattern", -1, scale=1.5, angle=0.4, rows=0)],
 }
 
