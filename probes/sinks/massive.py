@@ -95,8 +95,8 @@ def stages(
         return read
 
     sites = {Site("resid_pre", 0): None, **{Site("resid_post", i): i for i in range(model.info.n_layers)}}
-    run = model.run(batch, capture={site: reader(site, at) for site, at in sites.items()}, stop=model.info.n_layers - 1)
-    acts: Mapping[Site, Any] = run.acts
+    capture: dict[Any, Any] = {site: reader(site, at) for site, at in sites.items()}
+    acts: Any = model.run(batch, capture=capture, stop=model.info.n_layers - 1).acts
     return [acts[site] for site in sites]
 
 

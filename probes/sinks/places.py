@@ -54,8 +54,8 @@ class Shares:
         first = keys.argmax(1)
         queries = np.take_along_axis(self.seen, first[:, None, None], 2)[..., 0]
         total = (mass * keys[:, None, None]).sum(-1)
-        none = ~keys.any(1)[:, None, None]
-        return np.divide(total, queries[..., None], out=np.full(total.shape, np.nan), where=~none)
+        some = np.broadcast_to(keys.any(1)[:, None, None], total.shape)
+        return np.divide(total, queries[..., None], out=np.full(total.shape, np.nan), where=some)
 
     def at(self, position: int) -> Bool[np.ndarray, "prompt key"]:
         """The key at a position of each prompt."""

@@ -72,7 +72,9 @@ def reasons(model: Model, batch: Batch, key: Float[np.ndarray, " prompt"] | Any,
         layer: _Layer(_Rows.of(model, batch, column, window), scales[layer])
         for layer, window in zip(layers, model.info.windows, strict=True)
     }
-    capture = {Site(kind, layer): readers[layer].reader(kind) for layer in layers for kind in ("q", "k", "v", "z")}
+    capture: dict[Any, Any] = {
+        Site(kind, layer): readers[layer].reader(kind) for layer in layers for kind in ("q", "k", "v", "z")
+    }
     model.run(batch, capture=capture, stop=layers[-1])
     paid = (
         model.attention(batch, {"paid": KeyMass(target)}, method=method)["paid"].double().cpu()

@@ -36,7 +36,7 @@ def removal_of_sinks(
     if ABSENT[TOKEN_LOGITS](model.info) or not model.info.causal:
         return []
     kind = next(name for name in ("given", "text", "random") if name in batches)
-    batch, own = batches[kind], labelled.drop_duplicates(["component", "place"])
+    batch, own = batches[kind], labelled.drop_duplicates(["layer", "head", "place"])
     kinds = places(model, batch)
     rows: list[dict[str, object]] = []
     clean = {"loss_nats": loss(model, batch)}
