@@ -60,6 +60,7 @@ def sizes(rows: pd.DataFrame) -> go.Figure:
     headline="ratio",
     order=42,
     figure=sizes,
+    section="sinks",
     quick={"n_prompts": 8, "length": 32, "n_random": 2},
     exemptions={
         "significance": "a criterion on the size of single numbers, which are there or not; the tie to sinks has a p",

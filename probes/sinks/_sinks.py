@@ -48,6 +48,7 @@ PLACE_MAP: Draw = place_map
     stage=Stage("attention sink"),
     planted=PlantedTask("sink"),
     figure=PLACE_MAP,
+    section="sinks",
     quick={"n_prompts": 12, "length": 40, "causal": False},
     columns={"label": "boolean", "input": "str", "place": "str", "bos": "boolean"},
     means="Much of the head's attention rests on this one key whatever the query. `value_norm_ratio` and "

@@ -168,8 +168,9 @@ def test_reasons_are_those_of_loops_over_queries_and_keys(architecture):
                 angles.append(scales[layer] * (b1 - b0) * (a1 + a0) / 2)
                 size = float(v[b, at, head // group].norm() / z[b, i, head].norm())
                 paid.append(dense[layer, b, head, i, at] * size)
-                if model.info.softcap is None:
-                    assert abs(scales[layer] * score - float(s[b, head, i, at])) < 1e-3
+                whole, cap = scales[layer] * score, model.info.softcap
+                capped = whole if cap is None else cap * np.tanh(whole / cap)
+                assert abs(capped - float(s[b, head, i, at])) < 1e-3
             assert_allclose(row["gap"], np.mean(gaps), rtol=1e-3, atol=1e-4)
             assert_allclose(row["gap_norm"], np.mean(norms), rtol=1e-3, atol=1e-4)
             assert_allclose(row["gap_angle"], np.mean(angles), rtol=1e-3, atol=1e-4)
