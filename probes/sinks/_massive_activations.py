@@ -39,7 +39,7 @@ def sizes(rows: pd.DataFrame) -> go.Figure:
     from interp.plots.heads import template
 
     figure = go.Figure()
-    for (dimension, place), own in rows.groupby(["dimension", "place"], sort=False):
+    for (dimension, place), own in rows.dropna(subset=["value"]).groupby(["dimension", "place"], sort=False):
         layer, massive = own["layer"].astype(float).fillna(-1), own["label"].fillna(False).astype(bool)
         symbols = ["circle" if yes else "circle-open" for yes in massive]
         name = f"dimension {dimension}, {place} token"
@@ -99,7 +99,7 @@ def massive_activations(
     """Size of a dimension of the stream at its token over the median of all: |x[t, d]| / median |x|, after each layer.
 
     Rows are (layer, dimension, kind of token: `place`) of everything massive, and of the three largest dimensions of
-    each layer. Massive is what meets a criterion in half of the prompts that have such a token: |x| > 100 and at least
+    each layer. A label needs a criterion met in half of the prompts that have such a token: |x| > 100 and at least
     1,000 medians of |x| (`absolute`), or at least 50 times the root mean square of a typical token (`scale_free`).
     Variants:
       ratio           as above, at the token of each prompt that has most of it; with null and label;
