@@ -8,7 +8,7 @@ that the query may see (so that an average never counts "could not" as "did not"
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -69,6 +69,7 @@ class KeyMass(Statistic):
         _shape("KeyMass.readout", self.readout, (batch, n_key))
 
 
+@runtime_checkable
 class Spans(Protocol):
     """Prompts with named stretches, as `interp.batch.Batch`."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from interp import tasks
 from interp.batch import Batch, Prompts
@@ -261,7 +261,7 @@ def permuted_overlap(
     *,
     seed: int,
     draws: int = PERMUTATIONS,
-) -> Float[np.ndarray, " draw"]:
+) -> Int[np.ndarray, " draw"]:
     """Keys that are both, when each prompt's massive tokens are put on as many random ones of its keys.
 
     Of n keys, s of them sinks and m massive, so many are both by chance: hypergeometric, prompt by prompt.

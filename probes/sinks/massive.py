@@ -80,8 +80,10 @@ def stages(
     """
     kinds = token_places(model, batch)
 
-    def reader(site: Site, layer: int | None) -> Callable[[Tensor], Stage]:
-        def read(x: Tensor) -> Stage:
+    found: dict[Site, Stage] = {}
+
+    def reader(site: Site, layer: int | None) -> Callable[[Tensor], Tensor]:
+        def read(x: Tensor) -> Tensor:
             size = x.detach().float().abs()
             mask = batch.mask.to(size.device)
             real = size[mask]
@@ -90,14 +92,16 @@ def stages(
             by_size = (size > absolute) & (size >= times_median * median)
             free = size >= times_rms * rms if rms else torch.zeros_like(by_size)
             tokens = (by_size | free).any(-1).cpu()
-            return Stage(site, layer, median, rms, _hits(by_size, kinds), _hits(free, kinds), _top(size, kinds), tokens)
+            hits = _hits(by_size, kinds), _hits(free, kinds)
+            found[site] = Stage(site, layer, median, rms, *hits, _top(size, kinds), tokens)
+            return x.new_zeros(0)
 
         return read
 
     sites = {Site("resid_pre", 0): None, **{Site("resid_post", i): i for i in range(model.info.n_layers)}}
     capture: dict[Any, Any] = {site: reader(site, at) for site, at in sites.items()}
-    acts: Any = model.run(batch, capture=capture, stop=model.info.n_layers - 1).acts
-    return [acts[site] for site in sites]
+    model.run(batch, capture=capture, stop=model.info.n_layers - 1)
+    return [found[site] for site in sites]
 
 
 def _hits(meets: Bool[Tensor, "prompt token d"], kinds: Int[Tensor, "prompt token"]) -> dict[Track, float]:
