@@ -59,7 +59,14 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "tasks": (
         "Tasks, needles, metrics",
         "Prompts with answers, for any tokenizer, and what is measured on them.",
-        ("interp.tasks", "interp.tasks.needles", "interp.tasks.haystacks", "interp.tasks.metrics", "interp.data"),
+        (
+            "interp.tasks",
+            "interp.tasks.files",
+            "interp.tasks.needles",
+            "interp.tasks.haystacks",
+            "interp.tasks.metrics",
+            "interp.data",
+        ),
     ),
     "measurement": (
         "An analysis of your own",
@@ -76,6 +83,7 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "interp.measurement.head_effects",
             "interp.measurement.neuron_effects",
             "interp.measurement.answers",
+            "interp.measurement.ability",
             "interp.measurement.examples",
             "interp.measurement.planted",
             "interp.tasks.planted_pairs",
@@ -93,6 +101,7 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "interp.studies.atlas",
             "interp.studies.dynamics",
             "interp.studies.reproduce",
+            "interp.studies.published",
             "interp.studies.scoreboard",
             "interp.studies.bench",
             "interp.environment",

@@ -3,6 +3,7 @@
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from plotly.offline import get_plotlyjs
 
@@ -98,8 +99,8 @@ def test_the_circuit_stands_beside_its_verdict_and_random_circuits(source, found
 def test_a_circuit_s_numbers_are_those_of_the_library(found):
     shown, row = task_circuit(found), found.table().iloc[0]
     assert [edge.score.raw for edge in shown.rows] == [f"{x:.7g}" for x in found.graph.table()["score"]]
-    assert float(shown.p) == pytest.approx(row["p"], abs=1e-3)
-    assert shown.least_p == (row["p"] <= 0.25)
+    assert (shown.p, np.isnan(row["p"])) == ("", True)  # three random circuits give no p
+    assert shown.ability == found.ability.sentence()
     assert len({size.edges for size in shown.sizes}) == len(shown.sizes)
     assert shown.figures["circuit"].layout.width is None
 
@@ -149,7 +150,7 @@ def test_provenance_has_a_line_for_everything(source):
 def test_a_circuit_of_another_model_and_what_is_no_task_are_refused(found, tmp_path):
     with pytest.raises(SchemaError, match="this circuit is of another model: \\w+ is"):
         report(interp.load("zoo:planted-sink"), tasks=[found], path=tmp_path / "page.html")
-    with pytest.raises(SchemaError, match="3: expected the name of a task"):
+    with pytest.raises(SchemaError, match="3: expected a task, its name"):
         report(interp.load("zoo:planted-sink"), tasks=[3], path=tmp_path / "page.html")
 
 
