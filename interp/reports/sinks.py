@@ -143,9 +143,11 @@ def _places(rows: pd.DataFrame, headline: str) -> list[RestingPlace]:
     labelled = rows[(rows["variant"] == headline) & rows["label"].fillna(False).astype(bool)]
     found = []
     for row in labelled.sort_values("value", ascending=False).head(HEADS).to_dict("records"):
-        key = tuple(row[name] for name in keys)
-        reasons = (own.get(name, pd.Series(dtype=float)).get(key, math.nan) for name in REASONS)
-        found.append(RestingPlace(*map(str, key), cell(row["value"]), cell(row["null"]), *map(cell, reasons)))
+        component, place, kind = (str(row[name]) for name in keys)
+        empty = pd.Series(dtype=float)
+        norm, gap, length, output = (cell(own.get(n, empty).get((component, place, kind), math.nan)) for n in REASONS)
+        share, null = cell(row["value"]), cell(row["null"])
+        found.append(RestingPlace(component, place, kind, share, null, norm, gap, length, output))
     return found
 
 

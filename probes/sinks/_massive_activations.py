@@ -139,7 +139,9 @@ def massive_activations(
     kind = next(name for name in ("given", "text", "random") if name in batches)
     batch = batches[kind]
     found = stages(model, batch, absolute=absolute, times_median=times_median, times_rms=times_rms)
-    massive = list(dict.fromkeys(t for stage in found for t in stage.absolute | stage.scale_free if stage.labelled(t)))
+    massive = list(
+        dict.fromkeys(t for stage in found for t in (*stage.absolute, *stage.scale_free) if stage.labelled(t))
+    )
     followed = paths(model, batch, [*massive, *(track for stage in found for track in stage.top)])
     null = math.sqrt(2 * math.log(int(batch.mask.sum()) * model.info.d_model)) / NORMAL_MEDIAN
     rows = [_stage_row(stage, i, track, followed[track], null, seed) for i, stage, track in _listed(found, massive)]

@@ -115,7 +115,7 @@ def sinks(
     scores, further = [], []
     for kind, batch in batches.items():
         found, kinds = shares(model, batch, method=method), places(model, batch)
-        base = {"input": kind, "bos": starts_with_bos(model, batch)}
+        base: dict[str, object] = {"input": kind, "bos": starts_with_bos(model, batch)}
         parts = [_named(found, kinds, name, seed=seed) for name in kinds]
         parts.append(_elsewhere(found, kinds))
         scores += [_Scored(base | {"place": p.place}, p, seed) for p in parts]

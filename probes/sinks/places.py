@@ -54,7 +54,7 @@ class Shares:
         first = keys.argmax(1)
         queries = np.take_along_axis(self.seen, first[:, None, None], 2)[..., 0]
         total = (mass * keys[:, None, None]).sum(-1)
-        some = np.broadcast_to(keys.any(1)[:, None, None], total.shape)
+        some = np.broadcast_to(keys.max(1)[:, None, None], total.shape)
         return np.divide(total, queries[..., None], out=np.full(total.shape, np.nan), where=some)
 
     def at(self, position: int) -> Bool[np.ndarray, "prompt key"]:
