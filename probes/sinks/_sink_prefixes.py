@@ -11,7 +11,7 @@ from torch import Tensor
 from interp import tasks
 from interp.batch import Batch
 from interp.errors import InterpError, NotApplicable
-from interp.measurement.declaration import PlantedTask, Stage
+from interp.measurement.declaration import Stage
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, MARGIN, THRESHOLD, head_rows, interval_columns
 from interp.model import Model
@@ -32,8 +32,8 @@ SEVERAL = 4
     headline="token",
     order=43,
     stage=Stage("attention sink"),
-    planted=PlantedTask("sink"),
     quick={"n_prompts": 12, "length": 40},
+    exemptions={"planted": "its score is a difference of two shares, and what is planted says one; its tests find it"},
     columns={"label": "boolean", "follows": "str"},
     means="The head rests on this token and not on whatever stands first: behind another first token it does so no "
     "more, and it finds the token inside a prompt.",

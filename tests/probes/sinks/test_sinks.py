@@ -7,12 +7,14 @@ import pandas as pd
 import pytest
 import torch
 from numpy.testing import assert_allclose
-from probe_cases import blind, eager, resting
+from probe_cases import blind, eager, named, resting
 from tiny_models import ragged, tiny
 
 import interp
 from interp.batch import Batch
 from interp.sites import Site
+from interp.zoo.planted import factory
+from interp.zoo.planted.mechanisms import FirstTokenSink
 from probes.sinks.places import shares
 from probes.sinks.reasons import UNITS, reasons, score_scales
 from probes.sinks.removal import cut, loss, random_other_keys
@@ -195,3 +197,15 @@ def test_a_key_drawn_by_its_direction_and_one_drawn_by_its_length():
     assert (found["gap_sd"][:, 0, 0] < 0.2 * found["gap"][:, 0, 0]).all()  # a bias: whatever the query
     assert found["key_norm_ratio"][:, 0, 0].min() > 3
     assert shares(model, Batch.of(ids)).alpha[:, 0, 0, 3].min() > 0.5
+
+
+def test_a_planted_sink_is_found_and_nothing_in_a_model_without_one():
+    for mechanisms in ([FirstTokenSink()], []):
+        made = factory.plant(mechanisms, seed=0)
+        model = interp.load(made.model, tokenizer=made.tokenizer)
+        found = labelled(interp.analyze(model, "sinks", bos="forced", causal=False, **QUICK))
+        heads = named(made, "sink") if mechanisms else []
+        assert found == {(head, kind, "first") for head in heads for kind in ("random", "repeated")}
+        token = interp.analyze(model, "sink_prefixes", **QUICK).table
+        rows = token[(token["variant"] == "token") & token["label"].fillna(False).astype(bool)]
+        assert rows["component"].tolist() == heads
