@@ -136,6 +136,7 @@ def attention(
     s_aux: Tensor | None = None,
     share: float = 1.0,
     position_bias: Tensor | None = None,
+    relu: bool = False,
     **extra: object,
 ) -> tuple[Tensor, None]:
     """Attention function for `transformers.AttentionInterface`: builds the `Call` and hands it to the recorder."""
@@ -152,7 +153,7 @@ def attention(
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     bias = _bias(module, query, key, position_bias)
-    return recorder(module, Call(query, key, value, scale, mask, softcap, s_aux, share, bias)), None
+    return recorder(module, Call(query, key, value, scale, mask, softcap, s_aux, share, bias, relu)), None
 
 
 def _bias(module: nn.Module, query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor | None:

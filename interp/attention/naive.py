@@ -31,12 +31,14 @@ Pattern = Float[Tensor, "batch head query key"]
 
 
 def dense_pattern(call: Call) -> tuple[Pattern, Float[Tensor, "batch head query"]]:
-    """p_ij and L_i. Rows sum to one, less the sink slot's share in models with sink logits; see `Call` on `share`."""
+    """p_ij and L_i. Rows sum to one, less the sink slot's share where there are sink logits; see `Call`."""
     score = call.scale * call.query @ call.shared(call.key).mT
     score = call.cap(score if call.bias is None else score + call.bias)
     rows = torch.arange(call.mask.batch, device=call.mask.device)
     visible = call.mask.tile(rows, slice(0, call.mask.n_query), slice(0, call.mask.n_key))[:, None]
     score = score.masked_fill(~visible, -torch.inf)
+    if call.relu:
+        return score.relu(), score.logsumexp(-1)
     if call.sinks is not None:
         slot = call.sinks[None, :, None, None].expand(*score.shape[:3], 1)
         score = torch.cat([score, slot], dim=-1)

@@ -73,7 +73,7 @@ class PlantedTask:
     """How models with planted mechanisms judge an analysis (`interp zoo verify`).
 
     Attributes:
-        recovers: role or kind in `zoo.Truth` whose heads it has to label, and no others.
+        recovers: role or kind in `zoo.Truth` whose heads (neurons, inputs of an MLP) it has to label, and no others.
         options: (planted model, seed) -> options that the analysis is called with there, such as the prompts that ask
             for the mechanism (`interp.measurement.planted.planted_prompts`). A model without the mechanism is asked for
             it all the same. None: the defaults ask for it.

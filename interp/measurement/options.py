@@ -14,7 +14,7 @@ import numpy as np
 
 from interp.errors import SchemaError
 
-MAY_BE_ZERO = ("seed", "n_random", "max_new_tokens", "sinks")
+MAY_BE_ZERO = ("n_steps", "seed", "n_random", "max_new_tokens", "sinks")
 """Integers that count what need not be there; every other one is at least 1."""
 
 

@@ -261,9 +261,11 @@ def _check_numbers(model: Model, *, seed: int) -> None:
 def _full_table(rows: Sequence[Mapping[str, Any]] | pd.DataFrame, name: str, extra: Mapping[str, str]) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     table["analysis"] = name
-    if "component" not in table and {"layer", "head"} <= set(table.columns):
-        table["component"] = [
+    if {"layer", "head"} <= set(table.columns):
+        names = [
             None if pd.isna(layer) else mlp_name(int(layer)) if pd.isna(head) else head_name(int(layer), int(head))
             for layer, head in zip(table["layer"], table["head"], strict=True)
         ]
+        given = table.get("component")
+        table["component"] = names if given is None else given.where(given.notna() | table["head"].isna(), names)
     return frame(table, extra=extra)

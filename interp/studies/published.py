@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from interp import data
 from interp.errors import SchemaError, nearest
 from interp.model import Model
 from interp.shapes import brief
@@ -43,19 +44,16 @@ class Ours:
         return cls(analysis, variant)
 
 
-ATTENTION_ONLY = (("causal", False),)
-LIKE: Mapping[str, Ours] = {
-    "prefix_matching": Ours("induction", "prefix_matching", ATTENTION_ONLY),
-    "copying": Ours("copying", "activation"),
-    "copying_ratio": Ours("copying", "copying_ratio"),
-    "retrieval": Ours("retrieval", "decoding", (*ATTENTION_ONLY, ("decoding", True))),
-    "retrieval_wu": Ours("retrieval", "decoding", (*ATTENTION_ONLY, ("decoding", True))),
-    "previous_token": Ours("previous_token", "score"),
-    "duplicate_token": Ours("duplicate_token", "score"),
-    "successor": Ours("successor", "ov_mlp0", ATTENTION_ONLY),
-}
-"""Names of scores in published tables -> what of ours is measured alike: activations beside activations, weights beside
-weights."""
+def likes() -> dict[str, Ours]:
+    """Names of scores in published tables -> what of ours is measured alike, by `datasets/published/scores.json`.
+
+    Activations stand beside activations there, and weights beside weights.
+    """
+    entries = data.read_json(data.path("published", "scores.json"))["scores"]
+    return {
+        name: Ours(entry["analysis"], entry["variant"], tuple(entry["options"].items()))
+        for name, entry in entries.items()
+    }
 
 
 @dataclass(frozen=True, eq=False)

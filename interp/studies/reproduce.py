@@ -17,7 +17,7 @@ from interp.measurement.registry import analyze, find
 from interp.model import Model
 from interp.results.stats import spearman
 from interp.shapes import brief
-from interp.studies.published import LIKE, Ours, Published
+from interp.studies.published import Ours, Published, likes
 
 FOLDER, FILE = "published", "heads.json"
 TOP = 10
@@ -75,8 +75,8 @@ def reproduce(
         published: table or file (.csv, .parquet) of scores, with a row for each head and score: columns `score`,
             `layer`, `head`, `value`; `source` is quoted.
         where: values of further columns that tell the model's rows from others: `{"model": "gpt2-small"}`.
-        scores: name of a published score -> ours, as `analysis.variant`, where `LIKE` does not know it or another is
-            wanted.
+        scores: name of a published score -> ours, as `analysis.variant`, where none is on record (`published.likes`) or
+            another is wanted.
         k: heads compared at the top of both rankings.
         seed: of prompts and intervals.
         how: options of `load`.
@@ -106,10 +106,11 @@ def like(name: str, scores: Mapping[str, str] | None = None) -> Ours:
     Raises:
         SchemaError: none is known; say which by `scores`.
     """
-    ours = Ours.of(scores[name]) if scores and name in scores else LIKE.get(name)
+    known = likes()
+    ours = Ours.of(scores[name]) if scores and name in scores else known.get(name)
     if ours is None:
         raise SchemaError(
-            f"no score of ours is on record for {name!r} ({', '.join(LIKE)} are); say which: {name}=analysis.variant"
+            f"no score of ours is on record for {name!r} ({', '.join(known)} are); say which: {name}=analysis.variant"
         )
     find(ours.analysis)
     return ours

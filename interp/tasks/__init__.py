@@ -4,8 +4,10 @@ from interp.tasks._conflict import Conflict, Frame, conflict
 from interp.tasks._pair import pair
 from interp.tasks.build import SPLITS, task, task_names
 from interp.tasks.modular import Addition, addition, modular_task
+from interp.tasks.next_token import next_tokens
 from interp.tasks.planted import of as planted_task
 from interp.tasks.prompt import PromptTask
+from interp.tasks.relations import relation_examples
 from interp.tasks.synthetic import (
     BOS_POLICIES,
     Repeats,
@@ -34,12 +36,14 @@ __all__ = [
     "earlier_equal_pairs",
     "fingerprint",
     "modular_task",
+    "next_tokens",
     "ordinary_tokens",
     "pair",
     "permuted_repeats",
     "planted_task",
     "random_blocks",
     "random_prompts",
+    "relation_examples",
     "repeat_lengths",
     "repeated_random",
     "task",

@@ -1,4 +1,4 @@
-"""Planted tasks as pairs that differ in one thing: in what a text says against a fact, or in the time it names."""
+"""Planted facts as pairs that differ in what a text says against them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from interp.tasks._conflict import Conflict, Frame
 from interp.tasks.prompt import PromptTask, collate
-from interp.zoo.planted.mechanisms import Dated, Vocabulary
+from interp.zoo.planted.mechanisms import Vocabulary
 
 
 def planted_conflict(facts: PromptTask, vocab: Vocabulary, *, seed: int = 0) -> Conflict:
@@ -40,27 +40,3 @@ def planted_conflict(facts: PromptTask, vocab: Vocabulary, *, seed: int = 0) -> 
     )
     zeros = torch.zeros(len(task), dtype=torch.long)
     return Conflict(task, facts.clean, (Frame("needle", "<needle> {told} {core}", None),), zeros, zeros)
-
-
-def planted_times(dated: PromptTask, vocab: Vocabulary) -> PromptTask:
-    """The planted task `dated` as pairs that differ in their time alone, whose answer is then the wrong one."""
-    mechanism = Dated()
-    table = mechanism.lookup(vocab)
-    subjects, times = ([vocab.word(i) for i in numbers] for numbers in (mechanism.subjects, mechanism.times))
-    pairs, wrong, roles = [], [], []
-    for ids in dated.clean.ids.tolist():
-        subject, at = (next(i for i, word in enumerate(ids) if word in words) for words in (subjects, times))
-        other = times[(times.index(ids[at]) + 1) % len(times)]
-        pairs.append((ids, [*ids[:at], other, *ids[at + 1 :]]))
-        wrong.append([table[ids[subject], other]])
-        roles.append({"SUBJECT": subject, "TIME": at})
-    return collate(
-        "fact at a time",
-        pairs,
-        answers=dated.answers.tolist(),
-        wrong=wrong,
-        roles=roles,
-        templates=["planted"] * len(pairs),
-        corruption="other time",
-        metric="logit_diff",
-    )

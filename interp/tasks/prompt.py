@@ -20,6 +20,8 @@ from interp.tasks.own import pair_parts
 
 NONE = -1
 """No id, no position: what fills a ragged row."""
+STOP = " STOP"
+"""End of the name of a role that marks the last token of a statement: "RULE1 STOP"."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from interp.errors import TaskError
+from interp.measurement import source_attribution as _attributed
 from interp.measurement.answers import TASKS, model_task
 from interp.measurement.declaration import RECALL, PlantedTask, Stage
 from interp.measurement.planted import planted_prompts
@@ -18,7 +19,6 @@ from interp.model import Model
 from interp.results import stats
 from interp.tasks import PromptTask
 from interp.tasks.prompt import ragged
-from probes.heads import source_attribution as _attributed
 
 SUBJECTS = ("SUBJECT", "s", "subject", "capital", "country", "ASKED")
 """Roles that name a subject, in order of preference."""

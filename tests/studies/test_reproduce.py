@@ -14,7 +14,7 @@ from interp.cli.main import main
 from interp.errors import SchemaError
 from interp.measurement import registry
 from interp.studies import reproduce
-from interp.studies.published import LIKE
+from interp.studies.published import likes
 
 
 def heads(values):
@@ -50,7 +50,7 @@ def test_named_heads_are_of_analyses_there_are():
             assert asked["analysis"] in registry.analyses()
     with pytest.raises(SchemaError, match="gpt2-small"):
         reproduce.named("gpt2-smal")
-    for name in LIKE:
+    for name in likes():
         assert reproduce.like(name).analysis in registry.analyses()
 
 

@@ -101,7 +101,7 @@ def pattern(
     scores = edit_activation_scores(scores, tile, [e for e in edits if e.site.kind == "scores"], layer=layer)
     if keep is not None:
         scores = keep(scores)
-    p = softmax(scores, None if call.sinks is None else call.sinks[heads])
+    p = scores.relu() if call.relu else softmax(scores, None if call.sinks is None else call.sinks[heads])
     return edit_pattern(call.weight(p, ~torch.isneginf(scores)), tile, own, layer=layer)
 
 

@@ -1,5 +1,6 @@
 """Mechanisms that `interp.zoo.planted.factory.plant` writes into a model."""
 
+from interp.zoo.planted.mechanisms.backcopy import Backcopy
 from interp.zoo.planted.mechanisms.base import Mechanism, Slot
 from interp.zoo.planted.mechanisms.copying import AntiCopy, Copy, DuplicateToken, Induction, PreviousToken
 from interp.zoo.planted.mechanisms.dated import Dated
@@ -12,6 +13,7 @@ from interp.zoo.planted.mechanisms.two_hop import TwoHop
 __all__ = [
     "CUES",
     "AntiCopy",
+    "Backcopy",
     "Copy",
     "Dated",
     "DuplicateToken",
