@@ -288,7 +288,7 @@ FOLDERS = {
 
 FAMILIES = {
     "copy": "What does the head copy or match: repeats, the token before, text seen before?",
-    "sink": "Is it parked on the first token, or on another, and what breaks without that?",
+    "sink": "Where does its attention rest when it has nowhere to go, and what stands there?",
     "position": "Do documents get attention for what they say, or for where they stand?",
     "roles": "What does it say when it looks: the next ordinal, the same word, an answer, a relation's other side?",
     "retrieval": "Does it fetch facts hidden in a long prompt?",

@@ -3,19 +3,45 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import fields
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, replace
+from typing import Any, TypeVar
 
+from jaxtyping import Bool
 from torch import Tensor
 
 from interp.edits.reshape import CalibrateSpans, ScaleColumns
 from interp.edits.values import NUMBERS, Ablate, Apply, Edit, Noise
 from interp.edits.where import single
-from interp.errors import SiteError
+from interp.errors import SiteError, nearest
 from interp.sites import PER_HEAD
 
 BATCH = "leave `rows` and values of each prompt out, or give the model one batch with `run`"
+EditT = TypeVar("EditT", bound=Edit)
+NAMED = ("positions", "queries", "keys")
+"""Fields of edits that may be the name of a span; `spans` may be several."""
+
+
+def at_spans(edit: EditT, spans: Mapping[str, Bool[Tensor, "batch pos"]]) -> EditT:
+    """The edit with the tokens of a batch's spans in place of their names; itself where it names none.
+
+    Raises:
+        SiteError: the batch has no span of that name.
+    """
+    listed = getattr(edit, "spans", ())
+    if any(isinstance(span, str) for span in listed):
+        several = [_span(edit, "spans", x, spans) if isinstance(x, str) else x for x in listed]
+        edit = replace(edit, **{"spans": several})
+    names = {name: value for name in NAMED if isinstance(value := getattr(edit, name, None), str)}
+    masks = {field: _span(edit, field, span, spans) for field, span in names.items()}
+    return replace(edit, **masks) if masks else edit
+
+
+def _span(edit: Edit, field: str, span: str, spans: Mapping[str, Tensor]) -> Bool[Tensor, "batch pos"]:
+    if span not in spans:
+        has = nearest(span, spans) if spans else "give it as a batch with spans, Batch.of(..., spans={name: ...})"
+        raise SiteError(f"{edit.site}: {field}={span!r} is a span, and the batch that is run has none; {has}")
+    return spans[span]
 
 
 def of_prompts(edit: Edit) -> bool:

@@ -1,46 +1,16 @@
-"""Indices of the batch rows and columns that an edit or a capture names, and the columns of a span."""
+"""Indices of the batch rows and columns that an edit or a capture names."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from interp.errors import SiteError, nearest
+from interp.errors import SiteError
 from interp.sites import Site
-
-if TYPE_CHECKING:
-    from interp.edits.values import Edit
-
-EditT = TypeVar("EditT", bound="Edit")
-NAMED = ("positions", "queries", "keys")
-"""Fields of edits that may be the name of a span; `spans` may be several."""
-
-
-def at_spans(edit: EditT, spans: Mapping[str, Bool[Tensor, "batch pos"]]) -> EditT:
-    """The edit with the tokens of a batch's spans in place of their names; itself where it names none.
-
-    Raises:
-        SiteError: the batch has no span of that name.
-    """
-    listed = getattr(edit, "spans", ())
-    if any(isinstance(span, str) for span in listed):
-        several = [_span(edit, "spans", x, spans) if isinstance(x, str) else x for x in listed]
-        edit = replace(edit, **{"spans": several})
-    names = {name: value for name in NAMED if isinstance(value := getattr(edit, name, None), str)}
-    masks = {field: _span(edit, field, span, spans) for field, span in names.items()}
-    return replace(edit, **masks) if masks else edit
-
-
-def _span(edit: Edit, field: str, span: str, spans: Mapping[str, Tensor]) -> Bool[Tensor, "batch pos"]:
-    if span not in spans:
-        has = nearest(span, spans) if spans else "give it as a batch with spans, Batch.of(..., spans={name: ...})"
-        raise SiteError(f"{edit.site}: {field}={span!r} is a span, and the batch that is run has none; {has}")
-    return spans[span]
 
 
 def row_index(rows: Any, batch: int, site: Site, device: torch.device | str) -> Int[Tensor, " rows"]:

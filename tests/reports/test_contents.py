@@ -122,7 +122,7 @@ def test_one_analysis_makes_no_atlas(model, result):
 
 
 def test_sinks_are_what_the_analysis_says(result):
-    shown, table = sinks(result), result.table
+    shown, table = sinks(result).first, result.table
     own = table[(table["analysis"] == "sink") & (table["variant"] == "first_token")]
     assert shown.n_heads == len(own)
     assert shown.labelled == int(own["label"].sum())
@@ -161,3 +161,35 @@ def test_an_unknown_task_is_refused_before_the_work(model, tmp_path, monkeypatch
     with pytest.raises(TaskError, match="ioi"):
         report(model, tasks=["ioi"], path=tmp_path / "page.html")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_kind_of_key_and_massive_activations_stand_in_the_section():
+    from interp.zoo.planted import factory
+    from interp.zoo.planted.mechanisms import FirstTokenSink, MassiveActivation
+
+    made = factory.plant([MassiveActivation(layer=0), FirstTokenSink(at=(1, 2))], seed=0)
+    model = interp.load(made.model, tokenizer=made.tokenizer)
+    options = {"n_prompts": 8, "length": 32, "n_random": 2, "bos": "forced"}
+    found = [interp.analyze(model, name, **options) for name in ("sinks", "massive_activations")]
+    shown = sinks(interp.Result.concat(found))
+    assert shown.first is None
+    rows = {(row.component, row.place, row.input): row for row in shown.places}
+    assert {("L1H2", "first", "random"), ("L1H2", "first", "repeated")} == set(rows)
+    table = found[0].table
+    own = table[(table["component"] == "L1H2") & (table["input"] == "random") & (table["place"] == "first")]
+    value = own.set_index("variant")["value"]
+    row = rows["L1H2", "first", "random"]
+    for cell, variant in (
+        (row.share, "share"),
+        (row.norm, "value_norm_ratio"),
+        (row.gap, "gap"),
+        (row.length, "gap_norm"),
+    ):
+        assert float(cell.raw) == pytest.approx(value[variant], rel=1e-4)
+    dimension = made.truth.massive[0][2]
+    assert [(m.component, m.place, m.born, m.erased) for m in shown.massive] == [
+        (f"L0.resid_post[{dimension}]", "first", "M0", "–")
+    ]
+    assert float(shown.massive[0].activation.raw) > 150
+    assert len(shown.effects) == sum(len(r.interventions) for r in found)
+    assert float(shown.effects[0].edited.raw) == pytest.approx(found[0].interventions["edited"].iloc[0], rel=1e-4)

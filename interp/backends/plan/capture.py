@@ -12,7 +12,7 @@ from torch import Tensor
 
 from interp.backends.plan.places import Place, SiteCapture
 from interp.edits import Edit, Replace, RotaryEdit, RotaryPlanes, apply_edits
-from interp.edits.where import at_spans
+from interp.edits.scope import at_spans
 from interp.errors import SiteError
 from interp.sites import Site
 

@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 from interp.backends.plan.capture import Pass
 from interp.backends.plan.places import Place, SiteCapture, changes
 from interp.edits import Edit, apply_edits
-from interp.edits.where import at_spans
+from interp.edits.scope import at_spans
 from interp.errors import BackendError, SchemaError
 from interp.model import ModelInfo
 from interp.sites import SQUARE, Site
