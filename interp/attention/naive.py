@@ -13,6 +13,7 @@ from torch import Tensor
 
 from interp.attention.call import Call
 from interp.attention.statistics import (
+    ByDistance,
     Distance,
     Entropy,
     KeyMass,
@@ -120,6 +121,18 @@ def _(question: Entropy, pattern: Pattern, call: Call, lse: Tensor) -> Tensor:
 @answer.register
 def _(question: SumSquares, pattern: Pattern, call: Call, lse: Tensor) -> Tensor:
     return _where(pattern.square().sum(-1), call.mask.real())
+
+
+@answer.register
+def _(question: ByDistance, pattern: Pattern, call: Call, lse: Tensor) -> Tensor:
+    visible = _visible(call).to(pattern.dtype)
+    weight = visible if question.weight is None else visible * question.weight.to(pattern.dtype)[..., None]
+    distances = range(call.mask.n_key)
+    shift = [call.mask.offset - d for d in distances]
+    mass = [(pattern * weight[:, None]).diagonal(s, 2, 3).sum(-1) for s in shift]
+    rows = [weight.diagonal(s, 1, 2).sum(-1) for s in shift]
+    count = torch.stack(rows, dim=-1)[:, None]
+    return torch.stack(mass, dim=-1) / count.masked_fill(count == 0, torch.nan)
 
 
 @answer.register

@@ -193,12 +193,8 @@ def _print_tables(result: Result, top: int) -> None:
 
 
 def _print_labelled(console: Any, result: Result, spec: Analysis) -> None:
-    """One line with the number of labelled heads, and one with what removing them all does."""
-    rows = result.top(spec.name, variant=spec.headline, k=len(result.table))
-    labelled = list(rows.loc[rows["label"].fillna(False).astype(bool), "component"]) if "label" in rows else []
-    names = ", ".join(labelled[:12]) + (" ..." if len(labelled) > 12 else "")
-    kind = "heads" if spec.unit.startswith("head") else "rows"
-    console.print(f"{len(labelled)} of {len(rows)} {kind} labelled{': ' + names if names else ''}", soft_wrap=True)
+    """One line with the labelled heads, and one with what removing them all does."""
+    console.print(_labelled_text(result, spec), soft_wrap=True)
     effects: Any = result.interventions
     effects = effects[effects["analysis"] == spec.name]
     whole = set(effects["set_id"])
@@ -213,6 +209,24 @@ def _print_labelled(console: Any, result: Result, spec: Analysis) -> None:
             soft_wrap=True,
         )
     console.print()
+
+
+def _labelled_text(result: Result, spec: Analysis) -> str:
+    """Number and names of the labelled rows, class by class where the analysis tells several apart."""
+    from interp.measurement.classes import labelled_by_class
+
+    rows = result.top(spec.name, variant=spec.headline, k=len(result.table))
+    classes = labelled_by_class(spec, result.table)
+    count = f"{sum(map(len, classes.values()))} of {len(rows)} {'heads' if spec.unit.startswith('head') else 'rows'}"
+    if len(classes) > 1:
+        parts = [f"{len(names)} {name}{f' ({_some(names)})' if names else ''}" for name, names in classes.items()]
+        return f"{count} labelled: {', '.join(parts)}"
+    (names,) = classes.values()
+    return f"{count} labelled{': ' + _some(names) if names else ''}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:12]) + (" ..." if len(names) > 12 else "")
 
 
 def _print_roles(result: Result) -> None:
