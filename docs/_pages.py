@@ -110,6 +110,7 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "interp.results.runs",
             "interp.studies.atlas",
             "interp.studies.dynamics",
+            "interp.studies.findings",
             "interp.studies.reproduce",
             "interp.studies.published",
             "interp.studies.scoreboard",

@@ -26,8 +26,10 @@ from interp.reports.sinks import sinks
 from interp.reports.templates import environment
 from interp.reports.viewer import View, p_str
 from interp.results.results import Result
+from interp.studies.findings import findings
 
 KINDS = 5  # named in the first sentence
+FINDINGS = 3  # told before anything else
 
 
 def render(
@@ -61,6 +63,7 @@ def render(
         .render(
             name=facts.short_name(model.info.name),
             summary=summary(model, parts),
+            findings=[f.sentence() for f in findings(result) if f.names][:FINDINGS],
             shape=model.info.shape,
             sections=parts,
             answers=answers,

@@ -120,27 +120,14 @@ class Atlas:
         return lines
 
     def plot(self) -> go.Figure:
-        """Heads by analyses, each column as a share of its largest absolute score, labelled cells marked."""
-        import plotly.graph_objects as go
+        """The role map: a cell for each head, coloured by its main role; see `interp.plots.role_map`."""
+        from interp.plots.roles import HeadRole, role_map
 
-        from interp.plots.heads import MARK, template
-
-        names = list(self.analyses)
-        values = self.table[names].to_numpy(dtype=float)
-        magnitudes = np.nan_to_num(np.abs(values))
-        reach = np.maximum(magnitudes.max(axis=0, initial=0.0), 1e-12)
-        heads = list(self.table["component"])
-        hover = {"customdata": values, "hovertemplate": "%{y} %{x}: %{customdata:.3g}<extra></extra>"}
-        scale = {"zmin": -1, "zmax": 1, "colorscale": "RdBu", "colorbar": {"title": "share of largest"}}
-        figure = go.Figure(go.Heatmap(z=values / reach, x=names, y=heads, **hover, **scale))
-        cells = [(n, h["component"]) for h in self.table.to_dict("records") for n in names if h[f"{n}_label"] is True]
-        if cells:
-            marker = {"symbol": "square-open", "size": 9, "color": MARK}
-            x, y = zip(*cells, strict=True)
-            figure.add_scatter(x=x, y=y, mode="markers", marker=marker, name="labelled", hoverinfo="skip")
-        figure.update_layout(template=template(), height=max(280, 14 * len(heads) + 120))
-        figure.update_yaxes(autorange="reversed")
-        return figure
+        columns = ("layer", "head", "role", "stage", "score")
+        rows = self.roles()[list(columns)].itertuples(index=False)
+        roles = [HeadRole(int(r.layer), int(r.head), str(r.role), r.stage == PATTERN, float(r.score)) for r in rows]
+        layers = sorted({int(layer) for layer in self.table["layer"]})
+        return role_map(roles, layers=layers, n_heads=1 + int(self.table["head"].max()))
 
     def __repr__(self) -> str:
         """One line."""
