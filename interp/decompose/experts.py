@@ -23,7 +23,8 @@ from interp.shapes import brief
 from interp.weights.stream import Reads
 
 SLACK = 1e-3
-"""How far a gradient may be from a (x) u, relative to its largest entry; and the sum of neurons from the write."""
+"""How far a gradient may be from a (x) u, relative to its largest entry; and the sum of neurons from the write. Four
+roundings where the parameters' are coarser."""
 ROUND, PATIENCE = 8, 4
 """Random tokens at a time that show which parameters are written, and rounds that show nothing new before it ends."""
 
@@ -106,7 +107,7 @@ def expert_units(reads: Reads, mlp_in: Float[Tensor, "*token d_model"], layer: i
         bias = torch.stack([torch.cat(n[len(weights) :]) for n in numbers]) @ torch.cat([r.matrix() for r in biases])
     whole = torch.cat(out)
     error = float((a @ matrix + bias - whole).norm() / whole.norm().clamp(min=torch.finfo(whole.dtype).tiny))
-    if not error <= SLACK:
+    if not error <= _slack(weights[0].parameter):
         raise BackendError(
             f"neurons of layer {layer} miss what its MLP writes by {error:.1e} of it: not all were found"
         )
@@ -162,7 +163,7 @@ def _written_rows(reads: Reads, x: Tensor, u: Tensor) -> list[_Rows]:
                 _, gradients = _gradients(reads, (token * float(size)).to(x), u, parameters)
                 for p, g in zip(parameters, gradients, strict=True):
                     if bool(g.any()):
-                        own = {k for k, n in enumerate(p.shape) if n == len(u) and _direct(wide(g), k, u)}
+                        own = {k for k, n in enumerate(p.shape) if n == len(u) and _direct(wide(g), k, u, _slack(p))}
                         axes[p] = axes.get(p, own) & own
             idle = 0 if len(axes) > before else idle + 1
     found = [(m, _Rows(p, min(axes[p]), False)) for m, p in pairs if axes.get(p)]
@@ -176,7 +177,8 @@ def _gradients(
     reads: Reads, token: Float[Tensor, " d_model"], u: Tensor, parameters: list[nn.Parameter]
 ) -> tuple[Tensor, list[Tensor]]:
     """m, and d (u . m) / d parameter, at one token."""
-    out = reads.mlp_of(token[None])
+    dtype = min((p.dtype for p in parameters), key=lambda d: d.itemsize)  # a router may be in a finer one
+    out = reads.mlp_of(token[None].to(dtype))
     assert out is not None  # `whole` is not empty
     m = wide(out)
     return m.detach(), list(torch.autograd.grad((m @ u).sum(), parameters, allow_unused=True, materialize_grads=True))
@@ -186,10 +188,14 @@ def _probe(x: Float[Tensor, "token d_model"], seed: int) -> Float[Tensor, " d_mo
     return torch.randn(x.shape[-1], generator=torch.Generator().manual_seed(seed)).to(x)
 
 
-def _direct(grad: Tensor, axis: int, u: Tensor) -> bool:
+def _direct(grad: Tensor, axis: int, u: Tensor, slack: float) -> bool:
     rows = grad.movedim(axis, -1)
     rest = rows - (rows @ u)[..., None] * u / u.square().sum()
-    return float(rest.abs().max()) <= SLACK * float(rows.abs().max())
+    return float(rest.abs().max()) <= slack * float(rows.abs().max())
+
+
+def _slack(parameter: Tensor) -> float:
+    return max(SLACK, 4 * torch.finfo(parameter.dtype).eps)
 
 
 @contextmanager

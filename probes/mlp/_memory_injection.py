@@ -28,6 +28,8 @@ from interp.tasks import PromptTask, metrics, ordinary_tokens
 
 SPACES, TOKENS, INTO = ("unembed", "embed"), ("all", "END"), ("clean", "corrupt")
 STRENGTHS = (1.0, 4.0)
+LOW_IS_GOOD = ("loss_nats", "kl", "rank")
+"""Metrics that better answers lower."""
 
 
 @analysis(
@@ -45,7 +47,8 @@ STRENGTHS = (1.0, 4.0)
         "planted": "planted models lack nothing that they could be told; its tests have the law of a toy without norms",
     },
     columns={"label": "boolean", "strength": "Float64"},
-    means="With the memory's tokens written into the stream behind this layer's attention the metric rises by so much.",
+    means="With the memory's tokens written into the stream behind this layer's attention the metric rises by so much "
+    "(where low is good, as of a loss, a label is for a fall).",
     misleads="Where the memory is the answer itself, late layers raise it without any recall: read `token`, the "
     "memory's own logit. Strengths are in units of unembedding rows: what is small in one model drowns all else in "
     "another, and the random tokens say how much any injection does. Better answers show that the information was "
@@ -68,14 +71,15 @@ def memory_injection(
 ) -> Findings:
     """m(x_l + tau B) - m(x_l), mean over prompts: B = sum of W_U[:, t] over the memory's tokens t, tau a strength.
 
-    x_l is what attention of layer l writes, m the task's metric. Variants, a row for each layer and strength:
+    x_l is what attention of layer l writes, m the task's metric. Prompts without a memory are left out. Variants, a row
+    for each layer and strength:
       injected  as above, with null, p, q and label;
       log_prob  change of the log probability of the right answers, nats;
       token     change of the mean logit of the memory's own tokens. Without norms and MLPs it is tau |W_U[:, t]|^2.
 
     The null is the mean over `n_random` draws of random ordinary tokens, as many for each prompt, injected alike; p
     (two-sided) tests against their spread, q is Benjamini-Hochberg over layers and strengths. A label needs q < 0.01,
-    more than the null and an interval (bootstrap over prompts) above 0.
+    more than the null and an interval (bootstrap over prompts) above 0; less and below 0 of loss_nats, kl and rank.
 
     Args:
         model: any loaded model.
@@ -93,8 +97,8 @@ def memory_injection(
 
     Raises:
         NotApplicable: no such task for this model, or no layer whose attention is told apart.
-        TaskError: no subject among the task's roles, or no such role.
-        SchemaError: another space, other tokens or prompts; strengths that are no numbers.
+        TaskError: no subject among the task's roles, no such role, or ids that are none of the model's.
+        SchemaError: another space, other tokens or prompts; strengths that are no numbers; no layers.
         SiteError: a layer without attention.
 
     Reference: Sakarvadia et al. 2023 (arXiv 2309.05605), who inject the missing step of two-hop prompts at all tokens
@@ -102,8 +106,8 @@ def memory_injection(
     """
     _choices(space=(space, SPACES), tokens=(tokens, TOKENS), into=(into, INTO))
     prompts = model_task(model, task, TASKS, n=n_prompts, seed=seed)
+    own, prompts = _remembered(model, prompts, "subject" if memory is None else memory)
     case = Case.of(model, prompts)
-    own = memory_ids(case.task, "subject" if memory is None else memory)
     injection = _Injection.of(case, space=space, end=tokens == "END", corrupt=into == "corrupt", layers=layers)
     taus = _strengths(STRENGTHS if strengths is None else strengths)
     pool = ordinary_tokens(model)
@@ -119,7 +123,9 @@ def memory_injection(
     p = stats.p_two_sided(score.mean, null["injected"])
     q = stats.benjamini_hochberg(p)
     columns = interval_columns(score)
-    label = (q < LEVEL) & (score.low > 0) & (score.mean > null["injected"].mean(0))
+    better = -1.0 if prompts.metric_name in LOW_IS_GOOD else 1.0
+    beyond = np.minimum(better * score.low, better * score.high) > 0
+    label = (q < LEVEL) & beyond & (better * (score.mean - null["injected"].mean(0)) > 0)
     head = {"variant": "injected", "unit": prompts.metric_name, **base, **columns}
     rows = [pd.DataFrame({**head, "null": null["injected"].mean(0), "p": p, "q": q, "label": label})]
     for name, unit in (("log_prob", "nats"), ("token", "logit")):
@@ -135,18 +141,31 @@ def memory_ids(task: PromptTask, memory: str | Tensor) -> Int[Tensor, "batch k"]
     """Tokens injected into each prompt, -1 for none: those of a role of the clean prompts, the answers, or ids.
 
     Raises:
-        TaskError: no such role, or ids of another number of prompts.
+        TaskError: no such role, or ids of another number of prompts, or no whole numbers from -1 on.
     """
     if isinstance(memory, Tensor):
-        ids = memory.cpu().long()
-        if ids.ndim != 2 or len(ids) != len(task) or not bool((ids >= 0).any()):  # noqa: PLR2004 - [batch k]
+        ids = memory.cpu()
+        if ids.ndim != 2 or len(ids) != len(task):  # noqa: PLR2004 - [batch k]
             raise TaskError(f"memory: expected ids [batch k] of {len(task)} prompts; got {tuple(ids.shape)}")
-        return ids
+        if ids.is_floating_point() or not bool((ids >= -1).all()):
+            raise TaskError("memory: expected ids, whole numbers, -1 for none")
+        return ids.long()
     if memory == "answer":
         return task.answers.cpu()
     at = task.role(subject_role(task) if memory == "subject" else memory).cpu()
     ids = task.clean.ids.cpu().gather(1, at.clamp(min=0)[:, None])
     return ids.masked_fill(at[:, None] < 0, -1)
+
+
+def _remembered(model: Model, task: PromptTask, memory: str | Tensor) -> tuple[Int[Tensor, "some k"], PromptTask]:
+    """Tokens injected, and the prompts that have any."""
+    ids = memory_ids(task, memory)
+    if int(ids.max()) >= model.info.d_vocab:
+        raise TaskError(f"memory: id {int(ids.max())} is none of the {model.info.d_vocab} tokens of {model.info.name}")
+    rows = (ids >= 0).any(1)
+    if not bool(rows.any()):
+        raise TaskError(f"{task.name}: no prompt has a memory to inject; name another role or pass ids as `memory`")
+    return ids[rows], task.select(rows.nonzero()[:, 0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,6 +189,8 @@ class _Injection:
         model, weights = case.model, case.model.weights()
         able = tuple(i for i in model.info.attention_layers if "attn_out" not in model.writes(i).missing)
         wanted = able if layers is None else tuple(layers)
+        if layers is not None and not wanted:
+            raise SchemaError("layers: name one at least, or leave it out for all")
         if not wanted:
             raise NotApplicable(f"{model.info.name}: no layer whose attention is told apart")
         if set(wanted) - set(able):

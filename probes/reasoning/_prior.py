@@ -26,7 +26,7 @@ from interp.results.figures import by_layer
 from interp.sites import Site
 from interp.tasks import PromptTask
 from interp.tasks.synthetic import bos_id
-from probes.reasoning.contrasts import TASKS, contrasted, end_logits, exchanged
+from probes.reasoning.contrasts import TASKS, contrasted, end_logits, exchanged, refuse_both_ways
 
 SMALLEST = 0.01
 """Of the largest size: up to it no claim."""
@@ -92,7 +92,7 @@ def reasoning_prior(
         seed: of prompts, exchanges and bootstrap.
 
     Raises:
-        NotApplicable: no such task for this model; "question" where the task marks no token.
+        NotApplicable: no such task for this model, or attention both ways; "question" where the task marks no token.
         TaskError: five prompts or fewer, or one without a wrong answer.
         SchemaError: another prior.
 
@@ -101,6 +101,7 @@ def reasoning_prior(
     """
     if prior not in PRIORS:
         raise SchemaError(f"unknown prior {prior!r}; {nearest(prior, PRIORS)}")
+    refuse_both_ways(model)
     prompts = contrasted(model_task(model, task, TASKS, n=n_prompts, seed=seed))
     ways = exchanged(prompts, draws=n_draws, seed=seed)
     case = Case.of(model, prompts)

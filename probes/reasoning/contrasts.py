@@ -10,13 +10,26 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.errors import TaskError
+from interp.errors import NotApplicable, TaskError
 from interp.measurement.answers import derangements
+from interp.measurement.declaration import ABSENT, CAUSAL
+from interp.model import Model
 from interp.results import stats
 from interp.tasks import PromptTask, metrics
 
 TASKS = ("fictional_ontology", "two_hop", "ioi", "induction")
 """Tasks whose answer follows from several tokens, the first that suits a model."""
+
+
+def refuse_both_ways(model: Model) -> None:
+    """Refuse attention both ways, with a task of the caller's as well.
+
+    Raises:
+        NotApplicable: tokens before a statement see it too, and the last token is no prompt's last word.
+    """
+    why = ABSENT[CAUSAL](model.info)
+    if why:
+        raise NotApplicable(f"{model.info.name}: {why}")
 
 
 def contrasted(task: PromptTask) -> PromptTask:

@@ -140,6 +140,16 @@ def test_experts_are_those_of_the_module():
     assert_close(units.bias, mlp.experts.down_proj_bias[chosen].detach(), atol=1e-5, rtol=1e-4)
 
 
+def test_experts_in_bfloat16_have_the_neurons_of_float32():
+    module = build("gpt_oss").to(torch.bfloat16)
+    low, high = interp.load(module), interp.load(copy.deepcopy(module).float())
+    mlp_in = low.run(ragged(13, "unpadded", lengths=(6,)), capture=["L0.mlp_in"])["L0.mlp_in"].float()
+    found, expected = (expert_units(m.reads(0), mlp_in, 0) for m in (low, high))
+    assert_close(found.matrix, expected.matrix, atol=0, rtol=0)
+    error = (found.activations - expected.activations).norm() / expected.activations.norm()
+    assert error < 0.01
+
+
 def test_controls_are_of_the_same_layer_and_size():
     names = [(layer, i) for layer in (0, 1) for i in range(40)]
     norms = np.arange(80.0) + 1

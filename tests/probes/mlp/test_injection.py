@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -80,8 +82,44 @@ def test_memories_are_tokens_of_roles_answers_or_ids(toy):
         memory_ids(task, torch.zeros(3, 1, dtype=torch.long))
 
 
+def test_prompts_without_a_memory_are_left_out(toy):
+    model, task = toy
+    ids = task.answers.clone()
+    ids[4:] = -1
+    options = {"strengths": (2.0,), "n_random": 5}
+    some = variant(memory_injection(model, task=task, memory=ids, **options), "injected").iloc[0]
+    alone = variant(memory_injection(model, task=task.select([0, 1, 2, 3]), memory="answer", **options), "injected")
+    assert (some["n"], some["value"]) == (4, alone["value"].item())
+
+
+def test_a_fall_is_better_where_low_is_good(toy):
+    model, task = toy
+    result = memory_injection(
+        model, task=replace(task, metric="loss_nats"), memory="answer", strengths=(3.0, -3.0), n_random=8
+    )
+    rows = variant(result, "injected")
+    assert rows.loc["A0 x3", "value"] < 0 < rows.loc["A0 x-3", "value"]
+    assert rows["label"].tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (torch.full((12, 1), 64), "id 64 is none of the 64 tokens"),
+        (torch.full((12, 1), 5.5), "whole numbers"),
+        (torch.full((12, 1), -3), "-1 for none"),
+        (torch.full((12, 1), -1), "no prompt has a memory"),
+    ],
+)
+def test_ids_are_tokens_of_the_model(toy, ids, message):
+    with pytest.raises(TaskError, match=message):
+        memory_injection(toy[0], task=toy[1], memory=ids)
+
+
 def test_refusals(toy):
     model, task = toy
+    with pytest.raises(SchemaError, match="layers: name one at least"):
+        memory_injection(model, task=task, memory="answer", layers=[])
     with pytest.raises(SchemaError, match="space='logits'"):
         memory_injection(model, task=task, memory="answer", space="logits")
     with pytest.raises(SchemaError, match="finite numbers"):

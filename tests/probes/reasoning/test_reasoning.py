@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
-from tiny_models import tiny
+from tiny_models import encoder, tiny
 from torch.testing import assert_close
 
 import interp
@@ -137,6 +137,29 @@ def test_readings_sum_to_the_whole_and_cuts_are_those_of_whole_runs(hops, task, 
                 assert_allclose(value, float(fall.mean()), atol=1e-5)
 
 
+def test_means_are_over_the_prompts_that_hold_a_statement(hops, task):
+    _, model = hops
+    holds = torch.arange(16) < 10
+    some = replace(task, roles={**task.roles, "S1": torch.where(holds, task.role("S1"), -1)})
+    mixed = reasoning_flow(model, task=some, n_random=1)
+    alone = reasoning_flow(model, task=task.select(holds.nonzero()[:, 0]), n_random=1)
+    for name in ("read", "late", "early"):
+        rows, own = (variant(x, name).filter(like="<S1", axis=0) for x in (mixed, alone))
+        assert_allclose(rows["value"], own["value"], atol=1e-5)
+        assert (rows["n"] == 10).all() and rows[["ci_low", "ci_high"]].notna().all(axis=None)
+    assert (variant(mixed, "read").filter(like="<S2", axis=0)["n"] == 16).all()
+    assert variant(mixed, "random").loc["A0<random tokens for S1", "n"] == 10
+    assert labelled(mixed, "read") == labelled(alone, "read")
+
+
+def test_random_tokens_are_as_many_or_there_is_no_control(hops, task):
+    _, model = hops
+    spans = torch.zeros(task.clean.ids.shape, dtype=torch.bool)
+    spans[:, :-2] = True  # of a prompt's tokens one is left
+    own = replace(task, clean=Batch(task.clean.ids, task.clean.mask, spans={"text": spans}))
+    assert np.isnan(variant(reasoning_flow(model, task=own, n_random=1), "random")["value"].item())
+
+
 def test_random_tokens_are_worth_less_than_the_names(flow):
     rows, late = variant(flow, "random"), variant(flow, "late")
     for name in ("S1", "S2", "IO"):
@@ -231,6 +254,10 @@ def test_what_cannot_be_asked_is_refused():
             analysis(model, task=pairs(model, 5))
     with pytest.raises(NotApplicable, match="marks no tokens but END"):
         reasoning_flow(model, task=replace(bare, roles={"END": bare.end}))
+    both_ways = interp.load(encoder())
+    for analysis in (reasoning_flow, reasoning_prior):
+        with pytest.raises(NotApplicable, match="queries see later tokens too"):
+            analysis(both_ways, task=bare)
     with pytest.raises(SchemaError, match="unknown prior 'bigrams'"):
         reasoning_prior(model, task=bare, prior="bigrams")
 
