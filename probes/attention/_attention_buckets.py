@@ -74,8 +74,9 @@ def attention_buckets(
     Bases are chosen by the closed form alone (`choose_bases`), so that all prompts are held out; the model's own is the
     first. P(y) = sum_b c_b P_b(y) / sum_b c_b, with the confidence c_b = max_y P_b(y). Variants:
       gain      mean over prompts; null: the mean gain of as many bases drawn at random from the same range; p;
-      accuracy  share of answers whose tokens all rank first, together;
-      loss      of the answer with each base alone (column `base`), with the base's mean share of the vote (`weight`).
+      accuracy  share of answers whose tokens all rank first, together; null that of the model's own base alone;
+      loss      of the answer with each base alone (column `base`), with the base's mean share of the vote (`weight`);
+                null that of equal probabilities, log d_vocab.
 
     Args:
         model: a model with rotary embedding.

@@ -73,9 +73,9 @@ def attention_sorting(
     documents in ascending order, the most attended last. No answer is looked at, so that all prompts are held out.
     Variants:
       gain      mean over prompts; null: the mean gain in random orders; p;
-      accuracy  share of answers whose tokens all rank first, by round;
+      accuracy  share of answers whose tokens all rank first, by round; null 0;
       rank      documents behind the one with the answer, by round, from 0 (last); null (documents - 1) / 2;
-      loss      of the answer, by round, in nats.
+      loss      of the answer, by round, in nats; null that of equal probabilities, log d_vocab.
 
     Args:
         model: any loaded model.

@@ -72,7 +72,8 @@ def position_calibration(
     question's last token to a dummy document there (haystack, as long); calibrated is its attention less that. No
     answer is looked at, so that all prompts are held out. Variants:
       gain              mean over prompts; null: the mean gain with the biases of the places in random orders; p;
-      accuracy, accuracy_calibrated  share of answers whose tokens all rank first; null that of random orders;
+      accuracy, accuracy_calibrated  share of answers whose tokens all rank first; null of the first 0, of the second
+                        that of random orders;
       found             share of prompts whose document has the most attention (mean over heads of `layers`), by its
                         place; null 1 / documents;
       found_calibrated  the same of calibrated attention;

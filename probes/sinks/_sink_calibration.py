@@ -73,8 +73,9 @@ def sink_calibration(
     Columns of the head's pattern that receive more than `threshold` on average over the queries that see them (sixteen
     at least), but for the first, are scaled by `factor`; the freed mass goes to the row's other keys. Variants, one row
     per head:
-      gain     mean over the first half of the prompts; null: the mean gain of scaling as many other columns at random;
-               p tests over prompts that the gain is not above that; q is over heads; a head is labelled at q < 0.01;
+      gain     mean over the first half of the prompts; null: the mean gain of scaling as many other columns at random
+               (all others where they are fewer); p tests over prompts that the gain is not above that; q is over heads;
+               a head is labelled at q < 0.01;
       columns  how many columns of a prompt are scaled, mean over all prompts; heads without any have a gain of 0.
 
     With labelled heads the intervention table has needle_loss_nats and needle_accuracy on the second half of the

@@ -4,11 +4,12 @@ import pytest
 import torch
 import transformers
 from agreement import on
-from tiny_models import encoder, ragged
+from tiny_models import build, encoder, ragged
 from tolerance import assert_equal_to_rounding
 
 import interp
 from interp.attention import Offset
+from interp.edits import RotaryPlane
 from interp.errors import ModelLoadError
 
 
@@ -26,6 +27,17 @@ def test_a_bridge_keeps_its_own_hooks(bridge_of):
     assert len(seen) == 1
     assert_equal_to_rounding(run.logits, bridge(tokens.ids))
     assert len(bridge.blocks[1].mlp.hook_out.fwd_hooks) == 1
+
+
+def test_a_bridge_in_half_precision_is_as_before_once_its_weights_are_read():
+    """Its modules stand under several names each; what is read in float32 goes back to what it was."""
+    model, tokens = interp.load(build("llama").to(torch.bfloat16), backend="lens"), ragged(8, "unpadded")
+    before, held = model.run(tokens).logits, {id(p) for p in model.torch_module.parameters()}
+    model.weights().rotation(0, 2)
+    assert {id(p) for p in model.torch_module.parameters()} == held
+    assert torch.equal(model.run(tokens).logits, before)
+    turned = model.run(tokens, edits=[RotaryPlane("pattern", 0)]).logits
+    assert (turned - before).abs().max() > 0.1
 
 
 def test_what_was_done_to_the_weights_is_recorded(bridge_of):

@@ -161,6 +161,32 @@ def test_every_edit_on_every_backend(name):
                 assert torch.equal(other.generate(BATCH, edits=edits, max_new_tokens=3), generated), what
 
 
+def test_a_mean_of_what_a_window_leaves_out_is_of_keys_that_the_layer_shows():
+    """Within a sliding window of 17, on a bridge as elsewhere; numbers that stand for a mask are no scores."""
+    batch, edit = ragged(24, "left", lengths=(24, 20)), SinkWindow("L0.pattern", 1, 4, compensate=True)
+    ours, theirs = tiny("gemma2"), interp.load(build("gemma2"), backend="lens")
+    run, other = (m.run(batch, edits=[edit], capture=["L0.pattern"]) for m in (ours, theirs))
+    assert_close(other["L0.pattern"][0], run["L0.pattern"][0], rtol=0, atol=2e-5)
+    assert_close(other.logits[batch.mask], run.logits[batch.mask], rtol=0, atol=5e-5)
+    scores = ours.run(batch, capture=["L0.scores"])["L0.scores"][0, 2, -1]
+    left_out = slice(7, 20)  # key 23 - 17 + 1 is the first that is shown
+    scores[left_out] = scores[left_out].mean()
+    assert_close(run["L0.pattern"][0, 2, -1], scores.softmax(-1), rtol=0, atol=2e-5)
+
+
+def test_the_sink_slot_is_what_an_edited_row_leaves():
+    """A uniform row leaves a slot nothing, one without its first key what that had besides; on every backend."""
+    edits = [Uniform("L0H2.pattern"), KnockOut("L0H1.pattern", keys=0, renormalise=False)]
+    batch = ragged(9, "unpadded", lengths=(9, 9))
+    run = tiny("gpt_oss").run(batch, edits=edits, capture=["L0.pattern"])
+    p = run["L0.pattern"]
+    want = torch.special.entr(p).sum(-1) + torch.special.entr((1 - p.sum(-1)).clamp(min=0))
+    for model in (tiny("gpt_oss"), interp.load(build("gpt_oss"), backend="lens")):
+        entropy = model.attention(batch, {"entropy": Entropy()}, edits=edits, layers=[0])["entropy"][0]
+        assert_close(entropy, want, rtol=0, atol=1e-4)
+    assert_close(entropy[0, 2], torch.arange(1, 10).log(), rtol=0, atol=1e-5)
+
+
 def test_padding_changes_nothing():
     model = tiny("llama")
     rows = [ids[mask].tolist() for ids, mask in zip(BATCH.ids, BATCH.mask, strict=True)]

@@ -9,6 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
+    LinearAttentionCacheLayerMixin,
+)
 
 from interp.attention import Recorder, intercept
 from interp.backends.hf.anatomy import Anatomy
@@ -77,6 +84,19 @@ def check_cache(options: Mapping[str, Any]) -> None:
         )
 
 
+def whole_cache(model: PreTrainedModel) -> DynamicCache:
+    """A cache that keeps every key, since edits may speak of any; layers without attention keep what theirs need."""
+    cache = DynamicCache(config=model.config)
+    if not any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers):
+        return DynamicCache()
+    for i, layer in enumerate(cache.layers):
+        if isinstance(layer, LinearAttentionAndSlidingWindowAttentionLayer):
+            cache.layers[i] = LinearAttentionAndFullAttentionLayer(number_of_states=layer.number_of_states)
+        elif isinstance(layer, DynamicSlidingWindowLayer):
+            cache.layers[i] = DynamicLayer()
+    return cache
+
+
 def generation(model: PreTrainedModel, batch: Batch, plan: Pass, options: dict[str, Any]) -> Tensor:
     """Token ids from transformers' `generate`, the prompts' positions fixed for its whole course."""
     ids = batch.ids
@@ -86,7 +106,7 @@ def generation(model: PreTrainedModel, batch: Batch, plan: Pass, options: dict[s
         check_cache(options)
     if inside and cached and options.get("past_key_values") is None:
         options = {k: v for k, v in options.items() if k != "cache_implementation"}
-        options["past_key_values"] = DynamicCache()  # every key kept: edits may speak of any of them
+        options["past_key_values"] = whole_cache(model)
     if "pad_token_id" not in options and model.generation_config.pad_token_id is None:
         options = {**options, "pad_token_id": 0}
     plan.begin(batch.mask, (int(ids.shape[0]), int(ids.shape[1])), spans=batch.spans)
@@ -95,7 +115,7 @@ def generation(model: PreTrainedModel, batch: Batch, plan: Pass, options: dict[s
         with torch.no_grad():
             generate: Any = model.generate
             output = generate(ids, **{"attention_mask": batch.mask.long(), "do_sample": False, **options})
-    except (AttributeError, KeyError, NotImplementedError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, NotImplementedError, TypeError, ValueError) as error:
         raise BackendError(f"{type(model).__name__}.generate cannot go on: {type(error).__name__}: {error}") from error
     finally:
         plan.frozen = False

@@ -53,6 +53,18 @@ class DenseStatistics:
         self.answers[layer] = {k: answer(q, pattern.float(), call, lse).cpu() for k, q in self.questions.items()}
 
 
+def slot_left(
+    slot: Float[Tensor, "batch head query"] | None,
+    pattern: Float[Tensor, "batch head query key"],
+    used: Float[Tensor, "batch head query key"],
+) -> Float[Tensor, "batch head query"] | None:
+    """Probability of the sink slot behind edits of the pattern: what a changed row leaves, 1 - sum_j p_ij."""
+    if slot is None or used is pattern:
+        return slot
+    left = (1 - used.float().sum(-1)).clamp(min=torch.finfo(torch.float32).tiny)
+    return torch.where((used == pattern).all(-1), slot.float(), left)
+
+
 class HeadOutputs:
     """Write of each head to the stream: z_h W_O[h], through the frozen norm behind attention where there is one."""
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.attention import StopForward
-from interp.backends.lens.dense import DenseStatistics, HeadOutputs
+from interp.backends.lens.dense import DenseStatistics, HeadOutputs, slot_left
 from interp.backends.lens.eager import EagerAttention
 from interp.backends.lens.parts import ENDS, LensParts, attention_hooks, remove, resolve
 from interp.backends.lens.visitor import Visitor, as_site
@@ -221,10 +221,10 @@ class LensPass:
         if kind == "scores":
             return visitor.scores(layer, x, mode.visible)
         if kind == "pattern":
-            x = visitor.pattern(layer, x, mode.visible)
+            used = visitor.pattern(layer, x, mode.visible)
             if self.dense is not None:
-                self.dense.ask(layer, x, mode.visible, mode.slot)
-            return x
+                self.dense.ask(layer, used, mode.visible, slot_left(mode.slot, x, used))
+            return used
         if kind in "qk" and visitor.active and visitor.rotary(layer):
             return self._turned(layer, kind, x)
         if kind not in visitor.kinds(layer) and (kind != "z" or "head_out" not in visitor.kinds(layer)):

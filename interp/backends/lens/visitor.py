@@ -47,12 +47,13 @@ class Visitor(Pass):
     def scores(self, layer: int, x: Tensor, visible: Bool[Tensor, "batch query key"]) -> Tensor:
         """Scores [batch head query key] after the edits that act before the softmax; captured on the way."""
         edits = [e for e in self.at("pattern", layer) if edits_scores(e)]
+        if edits or self.asks(layer, "scores"):  # the lowest number stands at masked keys, which is no score
+            x = x.masked_fill(~visible[:, None], -torch.inf)
         if edits:
             x = edit_scores(x.flatten(0, 1), self._tile(x, visible), edits).view_as(x)
         if not self.asks(layer, "scores"):
             return x
         self.visited.add(("scores", layer))
-        x = x.masked_fill(~visible[:, None], -torch.inf)
         x = edit_activation_scores(
             x.flatten(0, 1), self._tile(x, visible), self.at("scores", layer), layer=layer
         ).view_as(x)

@@ -9,7 +9,7 @@ import interp
 from interp.attention import KeyMass
 from interp.batch import Batch
 from interp.decompose import decompose
-from interp.edits import Ablate, Replace
+from interp.edits import Ablate, KnockOut, Replace
 from interp.errors import BackendError, ModelLoadError, SiteError
 from interp.measurement.checks.backend import random_module
 from interp.measurement.checks.laws.reading import paired_activations
@@ -110,6 +110,17 @@ def test_layers_without_attention_have_an_mlp():
     out = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
     assert_close(run["L0.mlp_out"], out.view_as(run["L0.mlp_out"]), atol=1e-5, rtol=1e-4)
     assert not torch.allclose(model.run(IDS, edits=[Ablate("L0.mlp_out", "zero")]).logits, run.logits)
+
+
+def test_edits_of_attention_stand_while_layers_without_attention_have_a_state():
+    """Token by token, with the cache that such a model needs, is the whole run anew for each token."""
+    model, batch = interp.load(jamba()), Batch.of([[3, 4, 5, 6, 7, 8], [9, 4, 6, 7]], side="left")
+    runs = []
+    for edits in ([], [KnockOut("L1.pattern", keys=-1, renormalise=False), Replace("L1.pattern", 3.0, positions=-2)]):
+        cached, anew = (model.generate(batch, edits=edits, max_new_tokens=8, use_cache=c) for c in (True, False))
+        assert torch.equal(cached, anew)
+        runs.append(cached)
+    assert not torch.equal(*runs)
 
 
 def test_z_in_front_of_a_norm_is_seen_and_changed_inside_attention():
