@@ -178,3 +178,12 @@ def test_too_few_prompts_are_refused_before_anything_is_read(monkeypatch):
     monkeypatch.setattr(measured, "_reading", lambda *_: pytest.fail("read"))
     with pytest.raises(TaskError, match="2 prompts are too few"):
         interp.analyze(tiny("llama"), "rotary_heads", prompts=torch.zeros(2, 20, dtype=torch.long))
+
+
+def test_scores_under_a_rotary_edit_are_not_taken_for_those_of_queries_and_keys():
+    model, ids = tiny("llama"), torch.randint(3, 64, (3, 20))
+    with (
+        model.editing([RotaryPlane("L0.pattern", planes=0)]),
+        pytest.raises(NotApplicable, match="rotary positions"),
+    ):
+        interp.analyze(model, "rotary_heads", prompts=ids)
