@@ -13,7 +13,7 @@ from torch import Tensor
 
 from interp.batch import Batch, Prompts
 from interp.edits import Edit, RotaryPlane, RotaryPlanes
-from interp.errors import NotApplicable, TaskError
+from interp.errors import NotApplicable
 from interp.measurement.declaration import CAUSAL, TOKEN_LOGITS, Stage
 from interp.measurement.prompts import describe_repeats, own_prompts, repeat_groups
 from interp.measurement.registry import Findings, analysis
@@ -98,8 +98,7 @@ def rotary_heads(
     """
     planes = rotary_planes(model)
     batch, counted, data = plane_prompts(model, prompts, n=n_prompts, block=block, bos=bos, seed=seed)
-    if len(batch.ids) < 3:  # noqa: PLR2004
-        raise TaskError(f"{len(batch.ids)} prompts are too few for a test over prompts; at least 3 are needed")
+    stats.enough_units(len(batch.ids))
     readings = {layer: _reading(model, batch, layer, own) for layer, own in planes.items()}
     r = _by_layer(model, {layer: x.correlation for layer, x in readings.items()})
     sign = np.sign(np.nan_to_num(r.mean(0)))
