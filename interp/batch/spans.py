@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -127,7 +128,7 @@ def _tokens(label: str, span: Span, n: int, text: str | None, offsets: Offsets |
 def _of_words(label: str, words: str, text: str | None) -> tuple[int, int]:
     if text is None:
         raise TaskError(f"{label}: words are found in a text, and this prompt is ids; give (start, stop) in tokens")
-    count = text.count(words) if words else 0
+    count = sum(text.startswith(words, i) for i in range(len(text))) if words else 0  # "aa" stands twice in "aaa"
     if count != 1:
         raise TaskError(f"{label}: {words!r:.60} stands {count} times in the text; give (start, stop) in characters")
     start = text.index(words)
@@ -137,9 +138,12 @@ def _of_words(label: str, words: str, text: str | None) -> tuple[int, int]:
 def _range(label: str, span: Span, n: int, unit: str) -> tuple[int, int]:
     if not isinstance(span, tuple | range | slice) or (isinstance(span, tuple) and len(span) != 2):  # noqa: PLR2004
         raise TaskError(f"{label}: expected (start, stop) in {unit}; got {type(span).__name__} {span!r:.40}")
+    if not isinstance(span, tuple) and span.step not in (None, 1):
+        raise TaskError(f"{label}: a span is a stretch without gaps; got {span!r:.40}; give its pieces in a list")
     start, stop = span if isinstance(span, tuple) else (span.start, span.stop)
-    if any(isinstance(x, bool) or not isinstance(x, int) for x in (start, stop)):
+    if any(isinstance(x, bool) or not isinstance(x, Integral) for x in (start, stop)):
         raise TaskError(f"{label}: expected whole numbers (start, stop) in {unit}; got {span!r:.40}")
+    start, stop = int(start), int(stop)
     if not 0 <= start < n or stop > n:
         raise TaskError(f"{label} is {unit} {start} to {stop}, and the prompt has {n}")
     if stop <= start:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from interp import tasks
 from interp.attention import Mean, Pairs, Statistic
 from interp.batch import Batch
 from interp.measurement.prompts import visible_keys
@@ -17,6 +18,8 @@ from interp.results.stats import nan_mean
 
 WRONG = (*range(-9, -1), *range(2, 10))
 """Places around a target key at which the same attention is the null."""
+MOST = 1 << 18
+"""Pairs of equal tokens that are listed at most, about: they grow with the square of a prompt's length."""
 NEAR_KEYS = "keys near the targets"
 """How provenance calls them."""
 KeyPairs = tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"], Int[Tensor, " pairs"]]
@@ -64,18 +67,28 @@ def pair_scores(model: Model, batch: Batch, pairs: KeyPairs, *, start: int, meth
     return PairScores(values, wrong, null)
 
 
+def copy_pairs(batch: Batch, rows: Bool[Tensor, "batch pos"], *, seed: int, most: int = MOST) -> tuple[KeyPairs, float]:
+    """Pairs of these rows with all earlier copies of their token, and the share of rows with a copy that they are.
+
+    Beyond `most` pairs (about), rows are drawn at random, as large a share in each prompt, one at least, and keep all
+    their copies: the mean over rows of any sum over copies is unbiased. Memory is linear in length.
+    """
+    copies = torch.where(rows.cpu(), tasks.earlier_copies(batch), 0)
+    candidates, total = copies > 0, int(copies.sum())
+    if total <= most:
+        return tasks.earlier_equal_pairs(batch, candidates), 1.0
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.rand(copies.shape, generator=generator).masked_fill(~candidates, 2.0).argsort(1).argsort(1)
+    size = candidates.sum(1, keepdim=True)
+    chosen = candidates & (order < (size * most // total).clamp(min=1))
+    return tasks.earlier_equal_pairs(batch, chosen), int(chosen.sum()) / int(candidates.sum())
+
+
 def following(pairs: KeyPairs) -> SomePairs:
     """What stands behind the keys, before the query: where induction looks when the keys are earlier copies."""
     prompt, query, key = pairs
     before = key + 1 < query
     return prompt[before], query[before], key[before] + 1
-
-
-def rows_of(pairs: KeyPairs, rows: Bool[Tensor, "batch pos"]) -> SomePairs:
-    """Pairs whose query is among some rows."""
-    prompt, query, key = pairs
-    among = rows[prompt, query]
-    return prompt[among], query[among], key[among]
 
 
 def _chance(model: Model, batch: Batch, *pairs: Int[Tensor, " pairs"]) -> Float[np.ndarray, " layer"]:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.batch import Batch
-from interp.edits import RotaryPlanes, read_planes
+from interp.edits import RotaryBase, RotaryPlane, RotaryPlanes, read_planes
 from interp.errors import BackendError, NotApplicable, SiteError
 from interp.model import Model
 from interp.numerics import wide
@@ -57,7 +57,16 @@ class PlaneScores:
 
     @classmethod
     def of(cls, model: Model, batch: Batch, layer: int, planes: RotaryPlanes) -> PlaneScores:
-        """Of one pass of unpadded prompts."""
+        """Of one pass of unpadded prompts.
+
+        Raises:
+            NotApplicable: a rotary edit is in force, whose scores are not those of the model's queries and keys.
+        """
+        if any(isinstance(edit, RotaryPlane | RotaryBase) for edit in model.edits):
+            raise NotApplicable(
+                "an edit of rotary positions is in force, and planes are read from queries and keys as the model makes "
+                "them; measure outside of it"
+            )
         q, k = Site("q", layer), Site("k", layer)
         with torch.no_grad():
             acts = model.run(batch, capture=[q, k]).acts

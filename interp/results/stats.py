@@ -71,6 +71,16 @@ def p_two_sided(
     return np.minimum(2 * np.minimum(above, below), 1.0)
 
 
+def enough_units(n: int) -> None:
+    """Refuse a test over fewer than three units; asked before dear measurements.
+
+    Raises:
+        TaskError: that.
+    """
+    if n < 3:
+        raise TaskError(f"{n} prompts are too few for a test over prompts; at least 3 are needed")
+
+
 def p_above(
     difference: Float[np.ndarray, "unit *component"], *, margin: float = 0.0
 ) -> Float[np.ndarray, "*component"]:
@@ -83,8 +93,7 @@ def p_above(
         TaskError: fewer than three units.
     """
     n = len(difference)
-    if n < 3:
-        raise TaskError(f"{n} prompts are too few for a test over prompts; at least 3 are needed")
+    enough_units(n)
     mean, se = difference.mean(0), difference.std(0, ddof=1) / np.sqrt(n)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = (mean - margin) / se

@@ -188,21 +188,46 @@ def _with_bos(block: Tensor, bos: int | None) -> tuple[Tensor, int]:
     return torch.cat([torch.full_like(block[:, :1], bos), block], dim=1), 1
 
 
-def earlier_equal_pairs(batch: Batch) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
+def earlier_equal_pairs(
+    batch: Batch, queries: Bool[Tensor, "batch pos"] | None = None
+) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
     """(batch, query, key) lists of every pair of equal tokens, key before query: the duplicate-token rule.
 
-    Memory grows with the number of pairs, not with the square of the length.
+    Those of some queries alone where `queries` says which. Memory grows with the number of pairs listed, which is what
+    `earlier_copies` sums to over these queries.
     """
     triples = [torch.empty(3, 0, dtype=torch.long)]
-    for row, (ids, mask) in enumerate(zip(batch.ids.cpu(), batch.mask.cpu(), strict=True)):
-        positions = mask.nonzero()[:, 0]
-        tokens = ids[positions]
-        order = tokens.argsort(stable=True)
-        runs = positions[order].split(tokens.unique(return_counts=True)[1].tolist())
-        for key, query in (torch.combinations(run).T for run in runs if len(run) > 1):
-            triples.append(torch.stack([torch.full_like(query, row), query, key]))
+    for row in range(len(batch.ids)):
+        positions, rank = _by_token(batch, row)
+        if queries is not None:
+            rank = torch.where(queries[row].cpu()[positions], rank, 0)
+        total = rank.cumsum(0)
+        place = torch.arange(len(positions)).repeat_interleave(rank)
+        back = torch.arange(len(place)) - (total - rank)[place] + 1
+        triples.append(torch.stack([torch.full_like(place, row), positions[place], positions[place - back]]))
     b, i, j = torch.cat(triples, dim=1)
     return b, i, j
+
+
+def earlier_copies(batch: Batch) -> Int[Tensor, "batch pos"]:
+    """How many earlier tokens of its prompt equal each token; 0 at padding."""
+    found = torch.zeros(batch.ids.shape, dtype=torch.long)
+    for row in range(len(found)):
+        positions, rank = _by_token(batch, row)
+        found[row, positions] = rank
+    return found
+
+
+def _by_token(batch: Batch, row: int) -> tuple[Int[Tensor, " token"], Int[Tensor, " token"]]:
+    """Columns of a prompt's real tokens, equal tokens side by side and in their order; how many of each stand before.
+
+    Copies of the token at place t stand at t - 1, ..., t - rank[t].
+    """
+    columns = batch.mask[row].cpu().nonzero()[:, 0]
+    tokens = batch.ids[row].cpu()[columns]
+    sizes = tokens.unique(return_counts=True)[1]
+    rank = torch.arange(len(tokens)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    return columns[tokens.argsort(stable=True)], rank
 
 
 def fingerprint(batches: Sequence[Batch]) -> str:

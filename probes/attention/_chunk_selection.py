@@ -89,6 +89,7 @@ def chunk_selection(
     and test are ours.
     """
     data = prompt_set(model, prompts, n_prompts=n_prompts, length=length, bos=bos, seed=seed, least=LEAST)
+    stats.enough_units(len(data.batch.ids))
     batch = data.batch.padded_on("right")
     shortest = int(batch.mask.sum(1).min())
     chunk = max(1, min(chunk, (shortest - 1) // 5))

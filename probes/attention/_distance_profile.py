@@ -86,7 +86,9 @@ def distance_profile(
       resolution             R = sum_d a_d (a_d - a_(d+1)) / (sum_d a_d)^2 with a_d = e^(s_d) the mean p(i, i - d): 0
                              for a flat curve, (1 - r)^2 / (1 + r) for one that falls by r a token;
       trough                 depth min(highest nearer, highest further) - a_d of the deepest dip of by_distance, as a
-                             share of uniform attention; `position` its distance, from 0.25 on it is one (`label`).
+                             share of uniform attention; `position` its distance. The three places are found on one half
+                             of the prompts and read on the other, both ways, their mean, so that noise makes no depth;
+                             from 0.25 on it is a trough (`label`). NA for one prompt.
 
     Queries of u_shape are the last 16 of each prompt, half of it at most, fewer beyond 8192 tokens; what each sees is
     cut into at most 48 stretches, and thirds are made of them. The null exchanges each prompt's stretches
@@ -319,8 +321,31 @@ def _resolution_rows(
 
 def _trough_rows(model: Model, data: PromptSet, curve: Float[np.ndarray, "prompt layer head distance"]) -> pd.DataFrame:
     """The deepest dip of each head's mean curve, by runs of distances, as a share of uniform attention."""
-    binned, places = runs(curve.mean(0))
-    depth = troughs(binned) / _uniform(model, data)[..., None]
-    value, position = depth.max(-1), places[depth.argmax(-1)]
-    columns = {"value": value, "null": 0.0, "n": len(curve), "position": position, "label": value >= TROUGH}
-    return head_rows(model, "trough", "share of uniform", **columns)
+    binned, places = runs(np.nan_to_num(curve))
+    position = places[troughs(binned.mean(0)).argmax(-1)]
+    value = trough_depth(binned) / _uniform(model, data)
+    label = pd.Series((value >= TROUGH).ravel(), dtype="boolean").mask(np.isnan(value).ravel())
+    columns = {"value": value, "null": 0.0, "n": len(curve), "position": position}
+    return head_rows(model, "trough", "share of uniform", **columns).assign(label=label)
+
+
+def trough_depth(curve: Float[np.ndarray, "prompt *head run"]) -> Float[np.ndarray, "*head"]:
+    """Depth of the deepest dip: place and both sides found on one half of the prompts, read on the other; their mean.
+
+    NaN for one prompt.
+    """
+    if len(curve) < 2:  # noqa: PLR2004
+        return np.full(curve.shape[1:-1], np.nan)
+    halves = curve[::2].mean(0), curve[1::2].mean(0)
+    return (_depth_at(halves[0], halves[1]) + _depth_at(halves[1], halves[0])) / 2
+
+
+def _depth_at(
+    found: Float[np.ndarray, "*head run"], read: Float[np.ndarray, "*head run"]
+) -> Float[np.ndarray, "*head"]:
+    """Depth in one curve of the dip that is deepest in another, between the sides that are highest there."""
+    at, run = troughs(found).argmax(-1, keepdims=True), np.arange(found.shape[-1])
+    nearer = np.where(run <= at, found, -np.inf).argmax(-1, keepdims=True)
+    further = np.where(run >= at, found, -np.inf).argmax(-1, keepdims=True)
+    low, left, right = (np.take_along_axis(read, place, -1)[..., 0] for place in (at, nearer, further))
+    return np.minimum(left, right) - low

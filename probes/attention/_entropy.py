@@ -75,6 +75,7 @@ def entropy(
     Reference: Clark et al. 2019 (arXiv 1906.04341), section 3.3, who plot nats. Normalisation and test are ours.
     """
     data = prompt_set(model, prompts, n_prompts=n_prompts, length=length, bos=bos, seed=seed)
+    stats.enough_units(len(data.batch.ids))
     nats, most, rest = row_entropies(model, data, method=method)
     rows = data.rows().numpy()[None, :, None]
 

@@ -65,7 +65,8 @@ def rotary_heads(
     """r = corr(c_slow(i, i - d), d) over pairs: the slow rotary planes' part of the score against distance.
 
     q_i . k_j is a sum over rotary planes, c_P = scale (q_a k_a + q_b k_b) over the plane's channels a and b, and of
-    what does not turn. Slow are planes that turn at most half a turn over the distances measured, the slowest at least.
+    what does not turn. Distances go up to half of the prompt, or to the end of a window. Slow are planes that turn at
+    most half a turn over them, the slowest at least.
     Variants:
       positional  one row per head: the mean of r over prompts, with null 0, p, q and label;
       spread      standard deviation over distances of the mean score s(d), in units of the score; the null is 0;
@@ -97,6 +98,7 @@ def rotary_heads(
     """
     planes = rotary_planes(model)
     batch, counted, data = plane_prompts(model, prompts, n=n_prompts, block=block, bos=bos, seed=seed)
+    stats.enough_units(len(batch.ids))
     readings = {layer: _reading(model, batch, layer, own) for layer, own in planes.items()}
     r = _by_layer(model, {layer: x.correlation for layer, x in readings.items()})
     sign = np.sign(np.nan_to_num(r.mean(0)))
@@ -155,7 +157,9 @@ class _Reading:
 def _reading(model: Model, batch: Batch, layer: int, planes: RotaryPlanes) -> _Reading:
     scores = PlaneScores.of(model, batch, layer, planes)
     n = batch.ids.shape[1]
-    distances = np.unique(np.linspace(0, n // 2, min(DISTANCES, n // 2 + 1)).round().astype(int))
+    window = model.info.windows[model.info.attention_layers.index(layer)] or n
+    reach = min(n // 2, window - 1)
+    distances = np.unique(np.linspace(0, reach, min(DISTANCES, reach + 1)).round().astype(int))
     rows = torch.arange(n // 2, n)
     slow = np.append(slow_planes(planes.angle.numpy(), int(distances[-1])), False)
     curve, sums = [], np.zeros((3, len(batch.ids), scores.query.shape[2]))

@@ -151,6 +151,7 @@ def _texts(
         if prompts is None:
             raise TaskError("n_source says where the source ends in prompts of one's own; give prompts as well")
         own = own_prompts(model, prompts, least=LEAST + 2)
+        stats.enough_units(len(own.batch.ids))
         n_steps = min(n_steps, int(own.batch.mask.sum(1).min()) - n_source)
         if n_source < LEAST or n_steps < 2:  # noqa: PLR2004
             raise TaskError(f"a source of {n_source} tokens with {max(n_steps, 0)} behind it; 8 and 2 are needed")
@@ -166,6 +167,7 @@ def _texts(
         if prompts is None
         else own_prompts(model, prompts, least=LEAST)
     )
+    stats.enough_units(len(data.batch.ids))
     return data, written(model, data.batch, n_steps), n_steps
 
 

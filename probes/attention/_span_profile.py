@@ -112,6 +112,7 @@ def span_profile(
     if model.info.softmax_share != 1.0:
         raise NotApplicable(f"{model.info.name}: attention is not all softmax, and a row is not scaled up again")
     batches, facts = _prompts(model, prompts, n_prompts=n_prompts, bos=bos, seed=seed)
+    stats.enough_units(sum(len(batch.ids) for batch in batches))
     shortest = min(int(batch.mask.sum(1).min()) for batch in batches)
     kept = sorted({w for w in spans if w < shortest - sinks})
     if not kept:

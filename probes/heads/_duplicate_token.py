@@ -17,7 +17,7 @@ from interp.measurement.offsets import (
     repeat_null,
     wrong_offsets,
 )
-from interp.measurement.pairs import NEAR_KEYS, pair_scores, rows_of
+from interp.measurement.pairs import NEAR_KEYS, copy_pairs, pair_scores
 from interp.measurement.prompts import describe_repeats, own_prompts, repeat_groups, uniform_mass
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import score_rows
@@ -61,7 +61,8 @@ def duplicate_token(
     Args:
         model: any loaded model.
         prompts: text or ids of one's own: queries are then all tokens that stand earlier in their prompt, and the nulls
-            the keys 2 to 9 places around the copies.
+            the keys 2 to 9 places around the copies. Where they have more than 2**18 such copies, a random share of the
+            queries stands for all (`queries_share` in the provenance).
         n_prompts: random prompts in all; a prompt is the unit of the interval.
         lengths: lowest and highest block length T.
         n_lengths: distinct lengths drawn.
@@ -78,12 +79,12 @@ def duplicate_token(
     """
     if prompts is not None:
         own = own_prompts(model, prompts, least=3)
-        pairs = rows_of(tasks.earlier_equal_pairs(own.batch), own.rows())
+        pairs, share = copy_pairs(own.batch, own.rows(), seed=seed)
         if not len(pairs[0]):
             raise TaskError("no token comes twice in these prompts: there are no copies to look at")
         found = pair_scores(model, own.batch, pairs, start=own.start, method=method)
         table = score_rows(model, "score", "probability", found.values, found.wrong, null=found.null, seed=seed)
-        return Findings(table, own.data | {"null_draws": NEAR_KEYS})
+        return Findings(table, own.data | {"null_draws": NEAR_KEYS, "queries_share": share})
     groups = repeat_groups(
         model, n_prompts=n_prompts, lengths=lengths, n_lengths=n_lengths, bos=bos, seed=seed, least=1
     )

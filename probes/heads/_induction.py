@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from interp import tasks
 from interp.attention import Mean, Offset, Statistic, TopKeys
 from interp.batch import Prompts
 from interp.components import head_names
@@ -24,7 +23,7 @@ from interp.measurement.offsets import (
     repeat_null,
     wrong_offsets,
 )
-from interp.measurement.pairs import NEAR_KEYS, following, pair_scores, rows_of
+from interp.measurement.pairs import NEAR_KEYS, copy_pairs, following, pair_scores
 from interp.measurement.prompts import describe_repeats, own_prompts, repeat_groups
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.removal import repeat_removal
@@ -99,7 +98,8 @@ def induction(
         model: any loaded model.
         prompts: text or ids of one's own: queries are then all tokens that stand earlier in their prompt, targets what
             followed those copies, and the nulls the keys 2 to 9 places around; the variants are prefix_matching and
-            copying_ratio, the label is without argmax_hit, and nothing is ablated.
+            copying_ratio, the label is without argmax_hit, and nothing is ablated. Where more than 2**18 pairs of equal
+            tokens make that dear, a random share of these queries stands for all (`queries_share` in the provenance).
         n_prompts: random prompts in all; a prompt is the unit of the interval.
         lengths: lowest and highest block length T.
         n_lengths: distinct lengths drawn, as far as they fit.
@@ -171,7 +171,8 @@ def _further(
 def _on_own(model: Model, prompts: Prompts, *, method: str, seed: int) -> Findings:
     """Prefix matching wherever a token of the caller's prompts comes back."""
     own = own_prompts(model, prompts, least=4)
-    pairs = following(rows_of(tasks.earlier_equal_pairs(own.batch), own.rows()))
+    copies, share = copy_pairs(own.batch, own.rows(), seed=seed)
+    pairs = following(copies)
     if not len(pairs[0]):
         raise TaskError("no token comes twice in these prompts with another in between: there is nothing to continue")
     found = pair_scores(model, own.batch, pairs, start=own.start, method=method)
@@ -179,7 +180,7 @@ def _on_own(model: Model, prompts: Prompts, *, method: str, seed: int) -> Findin
     ratio, reading = copying_ratios(model)
     table.loc[ratio.reshape(-1) <= 0, "label"] = False
     parts = [table, head_rows(model, "copying_ratio", "fraction", value=ratio, null=0.0)]
-    data = own.data | {"null_draws": NEAR_KEYS, "copying_ratio": reading}
+    data = own.data | {"null_draws": NEAR_KEYS, "queries_share": share, "copying_ratio": reading}
     return Findings(pd.concat(parts, ignore_index=True), data)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from interp import tasks
@@ -37,7 +37,8 @@ SEVERAL = 4
     columns={"label": "boolean", "follows": "str"},
     means="The head rests on this token and not on whatever stands first: behind another first token it does so no "
     "more, and it finds the token inside a prompt.",
-    misleads="A head may rest on either: `follows` says position where the first token draws it whatever it is. "
+    misleads="A head may rest on either: `follows` says position where the first token draws it whatever it is, and "
+    "both where a BOS does so much more. "
     "Prompts that begin with a random token are unlike those of training where a BOS is always there.",
     reference="Gu et al. 2024, arXiv 2410.10781 (section 3); the contrast and its test are ours",
 )
@@ -53,8 +54,8 @@ def sink_prefixes(
     """Share of a first BOS over that of a first random token: alpha_1(BOS x) - alpha_1(r x), the same x behind each.
 
     x are random tokens, so that no text makes up for what is missing; alpha_k as in `sinks`, T tokens in all. Variants:
-      token            as above, paired by prompt, with null 0, p, q, label, and `follows`: "token", or "position" where
-                       alpha_1 >= 0.3 behind the random token as well, or neither;
+      token            as above, paired by prompt, with null 0, p, q, label, and `follows`: "token" where labelled,
+                       "position" where alpha_1 >= 0.3 behind the random token, "both", or "neither";
       start_none       alpha_1 where x itself begins the prompt;
       start_bos, start_random, start_newline, start_several
                        alpha_1 behind a BOS, a random token, a line end (where it is one token), four BOS;
@@ -88,9 +89,8 @@ def sink_prefixes(
     q = stats.benjamini_hochberg(p)
     label = (q < LEVEL) & (score.mean >= THRESHOLD)
     anywhere = stats.bootstrap_mean(first["random"], seed=seed).mean >= THRESHOLD
-    follows = np.where(label, "token", np.where(anywhere, "position", "neither"))
-    columns = {**interval_columns(score), "null": 0.0, "p": p, "q": q, "label": label, "follows": follows}
-    rows = [head_rows(model, "token", "probability", **columns)]
+    columns = {**interval_columns(score), "null": 0.0, "p": p, "q": q, "label": label}
+    rows = [head_rows(model, "token", "probability", **columns, follows=follows(label, anywhere))]
     for name, x in found.items():
         if name == "inside":
             continue
@@ -110,6 +110,11 @@ def sink_prefixes(
     return Findings(pd.concat(rows, ignore_index=True), data)
 
 
+def follows(token: Bool[np.ndarray, "*head"], position: Bool[np.ndarray, "*head"]) -> Shaped[np.ndarray, "*head"]:
+    """What sinks follow: the token, the position, both or neither."""
+    return np.select([token & position, token, position], ["both", "token", "position"], "neither")
+
+
 def _token(model: Model, token: int | None) -> int:
     if token is not None:
         return int(token)
@@ -125,14 +130,18 @@ def _token(model: Model, token: int | None) -> int:
 def prefixed(model: Model, token: int, *, n: int, length: int, seed: int) -> tuple[dict[str, Batch], int]:
     """The same random tokens behind each beginning, all `length` tokens long; and where the token stands "inside".
 
+    The token itself is none of the random ones.
+
     Raises:
         NotApplicable: no room for 16 distinct tokens.
     """
-    pool = len(tasks.ordinary_tokens(model)) - 1
-    length = min(length, model.info.context or length, pool)
+    tokens = tasks.ordinary_tokens(model)
+    tokens = tokens[tokens != token]
+    length = min(length, model.info.context or length, len(tokens) - 1)
     if length < SHORTEST:
         raise NotApplicable(f"prompts of {length} tokens are too short to speak of a sink; {SHORTEST} are needed")
-    block = tasks.random_prompts(model, n=n, length=length + 1, bos="none", seed=seed).ids
+    generator = torch.Generator().manual_seed(seed)
+    block = torch.stack([tokens[torch.randperm(len(tokens), generator=generator)[: length + 1]] for _ in range(n)])
     first, rest = block[:, :1], block[:, 1:]
     start, inside = torch.full_like(first, token), length // 4
     ids: dict[str, Tensor] = {
@@ -140,7 +149,7 @@ def prefixed(model: Model, token: int, *, n: int, length: int, seed: int) -> tup
         "bos": torch.cat([start, rest[:, :-1]], 1),
         "random": torch.cat([first, rest[:, :-1]], 1),
         "several": torch.cat([start.expand(-1, SEVERAL), rest[:, :-SEVERAL]], 1),
-        "inside": torch.cat([first, rest[:, : inside - 1], start, rest[:, inside:]], 1),
+        "inside": torch.cat([first, rest[:, : inside - 1], start, rest[:, inside:-1]], 1),
     }
     try:
         line = single_id("\n", model.tokenizer)

@@ -117,7 +117,7 @@ def sinks(
         found, kinds = shares(model, batch, method=method), places(model, batch)
         base: dict[str, object] = {"input": kind, "bos": starts_with_bos(model, batch)}
         parts = [_named(found, kinds, name, seed=seed) for name in kinds]
-        parts.append(_elsewhere(found, kinds))
+        parts += _elsewhere(found, kinds)
         scores += [_Scored(base | {"place": p.place}, p, seed) for p in parts]
         further.append(_slot(model, batch, base, method=method, seed=seed))
         for name, keys in kinds.items():
@@ -167,18 +167,24 @@ def _named(found: Shares, kinds: dict[str, Any], name: str, *, seed: int) -> _Pl
     return _Place(name, found.of(keys), found.uniform_of(keys), np.array(others), position=found.where(keys))
 
 
-def _elsewhere(found: Shares, kinds: dict[str, Any]) -> _Place:
-    """The fixed position with the largest excess of all but the first and spans, of each head by itself."""
+def _elsewhere(found: Shares, kinds: dict[str, Any]) -> list[_Place]:
+    """The fixed position with the largest excess of all but the first and spans, of each head by itself.
+
+    None where spans take all positions.
+    """
     spans = [keys for name, keys in kinds.items() if name not in ("first", "delimiter")]
-    free = [p for p in range(1, found.reach) if not any((found.at(p) & keys).any() for keys in spans)]
-    excess = np.stack([_excess(found, found.at(p)).mean(0) for p in free])  # position layer head
+    taken = {int(p) for keys in spans for p in found.position[keys]}
+    free = np.array([p for p in range(1, found.reach) if p not in taken], dtype=int)
+    if not len(free):
+        return []
+    share = found.by_position(found.reach)[free]  # position prompt layer head
+    uniform = np.broadcast_to(found.uniform_by_position(found.reach)[free], share.shape)
+    excess = (share - uniform).mean(1)  # position layer head
     best = excess.argmax(0)
-    share = np.stack([found.of(found.at(p)) for p in free])  # position prompt layer head
-    uniform = np.stack([np.broadcast_to(found.uniform_of(found.at(p)), share.shape[1:]) for p in free])
     chosen, null = (np.take_along_axis(x, best[None, None], 0)[0] for x in (share, uniform))
     others = np.where(np.arange(len(free))[:, None, None] == best, np.nan, excess)
-    position = np.array(free)[best]
-    return _Place("elsewhere", chosen, null, others, of=len(free), position=position)
+    position = free[best]
+    return [_Place("elsewhere", chosen, null, others, of=len(free), position=position)]
 
 
 def _excess(found: Shares, keys: Any) -> Float[np.ndarray, "prompt layer head"]:

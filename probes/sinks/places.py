@@ -61,6 +61,24 @@ class Shares:
         """The key at a position of each prompt."""
         return self.position == position
 
+    def by_position(self, stop: int) -> Float[np.ndarray, "position prompt layer head"]:
+        """`of` each single position below `stop`; NaN where a prompt has no such key."""
+        return np.moveaxis(self._columns(self.alpha, stop), -1, 0)
+
+    def uniform_by_position(self, stop: int) -> Float[np.ndarray, "position prompt layer one"]:
+        """The same under uniform attention."""
+        return np.moveaxis(self._columns(self.uniform[:, :, None], stop), -1, 0)
+
+    def _columns(
+        self, x: Float[np.ndarray, "prompt layer some key"], stop: int
+    ) -> Float[np.ndarray, "prompt layer some position"]:
+        """Columns of the keys at the positions below `stop` of each prompt."""
+        first = (self.position >= 0).argmax(1)
+        column = first[:, None] + np.arange(stop)
+        inside = column < np.array([row.nonzero()[0][-1] + 1 for row in self.position >= 0])[:, None]
+        at = np.where(inside, column, 0)[:, None, None]
+        return np.where(inside[:, None, None], np.take_along_axis(x, at, 3), np.nan)
+
     def where(self, keys: Bool[np.ndarray, "prompt key"]) -> int | None:
         """Position of the first of these keys; None where prompts differ in it, or lack them."""
         at = np.where(keys, self.position, self.position.size).min(1)

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 import interp
 from interp.attention import KeyMass, Mean, Rows, span_mass
 from interp.batch import Batch
+from interp.batch.spans import read_spans
 from interp.edits import Ablate, KnockOut, Uniform
 from interp.errors import SiteError, TaskError
 from interp.tasks.needles import hide
@@ -109,6 +110,19 @@ def test_words_that_do_not_stand_once_are_refused():
         Batch.of(IDS).span("document")
     with pytest.raises(TaskError, match="padding of prompt 1"):
         Batch(named().ids, named().mask, spans={"x": torch.ones(2, 6, dtype=torch.bool)}).checked()
+
+
+def test_gaps_are_refused_and_whole_numbers_of_numpy_read():
+    for gaps in (slice(0, 4, 2), range(0, 4, 2), range(3, 0, -1)):
+        with pytest.raises(TaskError, match="without gaps"):
+            Batch.of([[1, 2, 3, 4]], spans={"x": gaps})
+    assert columns(Batch.of([[1, 2, 3, 4]], spans={"x": tuple(torch.tensor([1, 3]).numpy())}), "x") == [[1, 2]]
+    assert columns(Batch.of([[1, 2, 3, 4]], spans={"x": slice(1, 3)}), "x") == [[1, 2]]
+
+
+def test_words_that_overlap_themselves_stand_twice():
+    with pytest.raises(TaskError, match="stands 2 times"):
+        read_spans({"x": "aa"}, torch.ones(1, 1, dtype=torch.bool), ["aaa"], [[(0, 3)]])
 
 
 def test_every_change_of_a_batch_keeps_them():

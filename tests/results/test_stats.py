@@ -276,3 +276,9 @@ def test_matched_sets_vary_and_follow_the_seed():
     first, other = (stats.matched_sets([(0, 0), (1, 1)], POOL, n_sets=6, seed=s)["same layers"] for s in (1, 2))
     assert len(set(first)) == 6
     assert first != other
+
+
+def test_three_units_are_enough_for_a_test():
+    stats.enough_units(3)
+    with pytest.raises(TaskError, match="2 prompts are too few for a test over prompts; at least 3"):
+        stats.enough_units(2)

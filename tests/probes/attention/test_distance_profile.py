@@ -90,6 +90,26 @@ def test_a_trough_lies_between_higher_places():
     assert places[:3].tolist() == [0, 3, 6]
 
 
+def test_noise_makes_no_trough_and_a_dip_of_all_prompts_is_one():
+    rng = np.random.default_rng(0)
+    noise = 1 + rng.normal(size=(8, 500, 24))
+    depth = measured.trough_depth(noise)
+    assert -0.5 < depth.mean() < 0  # the lower of two noisy sides
+    assert measured.troughs(noise.mean(0)).max(-1).mean() > 0.5
+    dip = noise - 5 * (np.arange(24) == 9)
+    assert_allclose(measured.trough_depth(dip).mean(), 5, atol=0.5)
+    exact = np.array([5.0, 1, 2, 0.5, 3, 0])
+    assert measured.trough_depth(np.stack([exact, exact + 1])) == 2.5
+    assert np.isnan(measured.trough_depth(noise[:1])).all()
+
+
+def test_a_dip_of_half_of_the_prompts_is_read_on_the_others():
+    """Found where it is deepest, 4, and read as 0; the other way round there is nothing to find."""
+    curve = np.ones((4, 6))
+    curve[::2, 2] -= 4
+    assert measured.trough_depth(curve) == 0
+
+
 def test_permutations_keep_the_mass_and_move_it():
     share = np.zeros((1, 1, 1, 6))
     share[..., 0] = share[..., 5] = 0.5
@@ -150,5 +170,6 @@ def test_odd_input_is_refused():
         interp.analyze(model, "distance_profile", prompts=[[1, 2, 3]])
     one = interp.analyze(model, "distance_profile", prompts=[list(range(20))], n_permutations=8)
     assert rows(one, "u_shape")["ci_low"].isna().all()
+    assert rows(one, "trough")["label"].isna().all()
     with pytest.raises(NotApplicable):
         interp.analyze(tiny("gpt2"), "distance_profile", length=8)

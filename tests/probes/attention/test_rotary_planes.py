@@ -13,7 +13,7 @@ import interp
 from interp.attention import ByDistance
 from interp.batch import Batch
 from interp.edits import RotaryPlane
-from interp.errors import NotApplicable
+from interp.errors import NotApplicable, TaskError
 from interp.measurement.rotary import PlaneScores, rotary_planes
 from probes.attention import _plane_removal as removal
 from probes.attention import _rotary_planes as measured
@@ -158,3 +158,32 @@ def test_positions_that_do_not_turn_are_refused():
     for name in ("rotary_heads", "plane_removal"):
         with pytest.raises(NotApplicable, match="no rotary planes"):
             interp.analyze(tiny("gpt2"), name)
+
+
+@pytest.mark.parametrize(("architecture", "reach"), [("mistral", 16), ("llama", 20)])
+def test_distances_are_those_that_a_query_sees(architecture, reach):
+    """Spread and correlation again from dense scores, up to the window of 17 or to half of the prompt."""
+    model = tiny(architecture)
+    ids = torch.randint(3, 64, (3, 40), generator=torch.Generator().manual_seed(0))
+    found = interp.analyze(model, "rotary_heads", prompts=ids, n_top=1, n_random=1)
+    run = model.run(Batch.of(ids), capture=["scores"])
+    curve = [
+        np.stack([run[f"L{layer}.scores"].diagonal(-d, 2, 3)[..., 20 - d :].mean((0, 2)) for d in range(reach + 1)])
+        for layer in range(2)
+    ]
+    assert_allclose(rows(found, "spread")["value"], np.stack(curve).std(1).ravel(), rtol=1e-4)
+
+
+def test_too_few_prompts_are_refused_before_anything_is_read(monkeypatch):
+    monkeypatch.setattr(measured, "_reading", lambda *_: pytest.fail("read"))
+    with pytest.raises(TaskError, match="2 prompts are too few"):
+        interp.analyze(tiny("llama"), "rotary_heads", prompts=torch.zeros(2, 20, dtype=torch.long))
+
+
+def test_scores_under_a_rotary_edit_are_not_taken_for_those_of_queries_and_keys():
+    model, ids = tiny("llama"), torch.randint(3, 64, (3, 20))
+    with (
+        model.editing([RotaryPlane("L0.pattern", planes=0)]),
+        pytest.raises(NotApplicable, match="rotary positions"),
+    ):
+        interp.analyze(model, "rotary_heads", prompts=ids)

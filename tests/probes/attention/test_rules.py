@@ -9,9 +9,10 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 from probe_cases import HEADLINES, LENGTH, named, variant
-from tiny_models import tiny
+from tiny_models import build, tiny
 
 import interp
+from interp.batch import Batch
 from interp.errors import NotApplicable, SchemaError, SiteError, TaskError
 from interp.measurement.registry import analyses
 from interp.plots import attention as plots_attention
@@ -110,3 +111,15 @@ def test_figures(planted, prompts):
         plots_attention.relevance_bars(rollout(tiny("llama"), prompts).table())
     with pytest.raises(SchemaError):
         plots_attention.profile_lines(lags.head(0))
+
+
+@pytest.mark.parametrize("name", ["entropy", "chunk_selection", "span_profile", "source_decay", "parallel_encoding"])
+def test_a_test_over_prompts_is_refused_before_anything_is_run(name):
+    model = interp.load(build("llama"))
+    batch = Batch.of(torch.randint(3, 64, (2, 60)))
+    interp.analyze(model, "previous_token", prompts=batch)  # what is read once is read
+    ran = []
+    model.torch_module.register_forward_pre_hook(lambda *_: ran.append(1))
+    with pytest.raises(TaskError, match="2 prompts are too few"):
+        interp.analyze(model, name, prompts=batch)
+    assert not ran

@@ -88,6 +88,18 @@ def test_places_of_tokens():
     assert set(places(tiny("llama"), ragged(16, "left"))) == {"first"}  # no tokenizer
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("architecture", ["llama", "mistral"])
+def test_all_positions_at_once_are_those_one_by_one(architecture, side):
+    found = shares(tiny(architecture), ragged(40, side))
+    every, stop = found.by_position(20), 20
+    assert_allclose(every, np.stack([found.of(found.at(p)) for p in range(stop)]), rtol=1e-12)
+    uniform = np.stack([found.uniform_of(found.at(p)) for p in range(stop)])
+    assert_allclose(found.uniform_by_position(stop), uniform, rtol=1e-12)
+    assert np.isnan(every[13:, 2]).all()  # the shortest has 13 tokens
+    assert np.isfinite(every[:13]).all()
+
+
 def test_random_keys_are_of_no_kind_after_the_first_and_early():
     model, batch = tiny("llama"), ragged(40, "left", lengths=(40, 32))
     found = shares(model, batch)

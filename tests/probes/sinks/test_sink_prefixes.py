@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+import transformers
 from numpy.testing import assert_allclose
 from probe_cases import blind, column, eager, resting, variant
 
 import interp
 from interp.errors import NotApplicable
-from probes.sinks._sink_prefixes import prefixed
+from probes.sinks._sink_prefixes import follows, prefixed
 
 QUICK = {"n_prompts": 10, "length": 40, "seed": 1}
 
@@ -51,6 +53,32 @@ def test_the_difference_is_that_of_dense_patterns_of_the_same_tokens(of_token):
     assert_allclose(column(of_token, "several_first"), each[0] / sum(each), atol=1e-5)
     second = eager(model, batches["bos"])[..., 1:, 1].mean((1, 3)).ravel()
     assert_allclose(column(of_token, "second_bos"), second, atol=1e-5)
+
+
+def of_context(n: int):
+    sizes = {"vocab_size": 64, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    none = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **none, n_positions=n)).eval()
+
+
+@pytest.mark.parametrize("context", [16, 24, 60])
+def test_every_beginning_fits_the_context_and_only_it_has_the_token(context):
+    model, length = interp.load(of_context(context)), min(40, context)
+    batches, inside = prefixed(model, 5, n=6, length=40, seed=0)
+    assert {b.ids.shape[1] for b in batches.values()} == {length}
+    assert {n: int((b.ids == 5).sum()) for n, b in batches.items()} == {
+        "none": 0,
+        "bos": 6,
+        "random": 0,
+        "several": 24,
+        "inside": 6,
+    }
+    assert (batches["inside"].ids[:, inside] == 5).all()
+
+
+def test_what_a_sink_follows():
+    token, position = np.array([True, True, False, False]), np.array([True, False, True, False])
+    assert follows(token, position).tolist() == ["both", "token", "position", "neither"]
 
 
 def test_a_head_that_keeps_to_the_position():

@@ -209,3 +209,9 @@ def test_a_planted_sink_is_found_and_nothing_in_a_model_without_one():
         token = interp.analyze(model, "sink_prefixes", **QUICK).table
         rows = token[(token["variant"] == "token") & token["label"].fillna(False).astype(bool)]
         assert rows["component"].tolist() == heads
+
+
+def test_spans_that_take_every_position_leave_none_elsewhere():
+    batch = Batch.of(torch.randint(3, 60, (4, 24)), spans={"document": (1, 24)})
+    found = interp.analyze(tiny("llama"), "sinks", prompts=batch, causal=False)
+    assert set(found.table["place"].dropna()) == {"first", "document"}
