@@ -56,22 +56,32 @@ def exactly(module: nn.Module, *args: object, **kwargs: object):
         wide = _in_float32(module)
         if not wide:
             return module(*args, **kwargs)
-        return torch.func.functional_call(module, wide, args, kwargs)
+        return torch.func.functional_call(module, wide, args, kwargs, tie_weights=False)
 
 
 def _in_float32(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers of half precision, wider; none where the module has others, or cannot be called so."""
+    """Parameters and buffers of half precision, wider; none where the module has others, or cannot be called so.
+
+    Each place that holds one is named once, also where its module is reached by several names (as in TransformerLens's
+    bridge): `functional_call` with ties would exchange it once for each name, and put the wider one back.
+    """
     if not upcasts(module):
         return {}
-    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    return {name: x.float() for name, x in state.items() if x.dtype in (torch.bfloat16, torch.float16)}
+    wider: dict[Tensor, Tensor] = {}
+    state = {}
+    for prefix, own in module.named_modules():
+        for name, x in (*own._parameters.items(), *own._buffers.items()):
+            if x is not None and x.dtype in (torch.bfloat16, torch.float16):
+                wider.setdefault(x, x.float())
+                state[f"{prefix}.{name}" if prefix else name] = wider[x]
+    return state
 
 
 def transposed(module: nn.Module, x: Tensor, along: Tensor) -> Tensor:
     """J^T along, J the Jacobian of the module at x, in float32 where `exactly` computes in it."""
     with alone(module), torch.enable_grad():
         x = x.detach().requires_grad_()
-        out = torch.func.functional_call(module, _in_float32(module), (x,))
+        out = torch.func.functional_call(module, _in_float32(module), (x,), tie_weights=False)
         return torch.autograd.grad(out, x, along.to(out))[0]
 
 

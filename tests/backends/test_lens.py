@@ -1,10 +1,12 @@
 """What is particular to a bridge: its own hooks, its processed weights, what it keeps."""
 
+import copy
+
 import pytest
 import torch
 import transformers
 from agreement import on
-from tiny_models import encoder, ragged
+from tiny_models import build, encoder, ragged
 from tolerance import assert_equal_to_rounding
 
 import interp
@@ -26,6 +28,22 @@ def test_a_bridge_keeps_its_own_hooks(bridge_of):
     assert len(seen) == 1
     assert_equal_to_rounding(run.logits, bridge(tokens.ids))
     assert len(bridge.blocks[1].mlp.hook_out.fwd_hooks) == 1
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_half_precision_weights_are_read_wider_and_left_as_they_are(name):
+    module, tokens = build(name).bfloat16(), ragged(8, "unpadded")
+    wanted = interp.load(copy.deepcopy(module)).weights()[1]
+    model = interp.load(module, backend="lens")
+    before = model.run(tokens).logits
+    own, weights = {n: (p, p.dtype) for n, p in model.torch_module.named_parameters()}, model.weights()
+    for x in ("w_q", "w_k", "w_v", "w_o"):
+        assert torch.equal(getattr(weights[1], x), getattr(wanted, x))
+    weights.source.turns(1, range(3))
+    weights.mlp(1)
+    after = {n: (p, p.dtype) for n, p in model.torch_module.named_parameters()}
+    assert all(p is own[n][0] and dtype == own[n][1] for n, (p, dtype) in after.items())
+    assert torch.equal(model.run(tokens).logits, before)
 
 
 def test_what_was_done_to_the_weights_is_recorded(bridge_of):
