@@ -74,12 +74,10 @@ def funnel(
     Variants, one row per layer with attention (component `A3`) unless said otherwise:
       coverage  as above, with null, p, q and label; the null is uniform attention, min(1, budget / n_i);
       curve     one row per layer and number of keys k (`position`: 1, 2, 4, ...), with its null;
-      entropy   H_i / log n_i, mean over the same rows; what a sink logit takes is an outcome like the keys and counted
-                in n_i here; the null is 1;
+      entropy   H_i / log n_i, mean over the same rows, a sink logit counted as one key more; the null is 1;
       budget    tokens of a budget that falls with depth in equal steps and adds up to `budget` per layer;
       pyramid   coverage under that budget; the null column holds coverage under the even one;
-      depth     one row: Spearman correlation of entropy with depth, mean over prompts; below 0 for a funnel. Null 0; no
-                value with fewer than three layers.
+      depth     one row: Spearman correlation of entropy with depth, mean over prompts; below 0 for a funnel. Null 0.
 
     p tests over prompts that coverage is at most 0.05 above its null (one-sided Student's t); q is over layers; a label
     needs q < 0.01. The steps: the last layer gets budget / `steepness`, the first 2 budget less that.

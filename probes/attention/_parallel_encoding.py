@@ -85,8 +85,7 @@ def parallel_encoding(
       rise_with_sinks      every block sees the first `sinks` tokens as well: a prefix that all share;
       entropy, entropy_with_sinks  one row per head and number of blocks (`position`, 1 for one text); the null is 1;
       correlation          Spearman's, of the head's entropy with the loss over prompts and numbers of blocks, each less
-                           its prompt's mean; null 0, p (over as many pairs as there are) and q; no value where
-                           the entropy is the same in all (the first layer's, which blocks do not change);
+                           its prompt's mean; null 0, p (over as many pairs as there are), q; none in the first layer;
       loss, loss_with_sinks  one row per number of blocks, component "model": loss of the rows asked, in nats;
                            the null is that of one text.
 
@@ -107,15 +106,12 @@ def parallel_encoding(
 
     Raises:
         NotApplicable: no room for 18 tokens or for two blocks, or attention that is not all softmax.
-        SchemaError: fewer than two tokens to ask, of which the last has no next one.
-        TaskError: prompts of fewer than 18 tokens or of several lengths, or fewer than three.
+        SchemaError: `n_ask` below 2. TaskError: prompts under 18 tokens or of several lengths, or fewer than three.
 
     Reference: Zhang et al. 2024 (arXiv 2412.16545), who count positions anew in each block; tests are ours.
     """
     if model.info.softmax_share != 1.0:
         raise NotApplicable(f"{model.info.name}: attention is not all softmax, and its rows have no entropy")
-    if n_ask < 2:  # noqa: PLR2004
-        raise SchemaError(f"n_ask {n_ask}: two tokens at least, of which the first is asked what comes next")
     data, n_ask, asked = _prompts(model, prompts, n_ask, n=n_prompts, length=length, bos=bos, seed=seed)
     width = data.batch.ids.shape[1]
     room = width - n_ask - sinks
@@ -206,6 +202,8 @@ def _prompts(
 
     Random ones end with pairs of neighbours of their own, and each first of a pair is asked; all last tokens of others.
     """
+    if n_ask < 2:  # noqa: PLR2004
+        raise SchemaError(f"n_ask {n_ask}: two tokens at least, of which the first is asked what comes next")
     if prompts is not None:
         own = own_prompts(model, prompts, least=LEAST)
         if own.batch.padded:
