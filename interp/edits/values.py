@@ -73,8 +73,16 @@ class Edit:
         """The edits of one site each that this one comes to; itself, unless it joins several sites."""
         return (self,)
 
+    @property
+    def order(self) -> int:
+        """Below 0 where it comes before the other edits of its site, above 0 where it comes behind them."""
+        return 0
+
     def begin(self, mask: Bool[Tensor, "batch prompt"], offset: int) -> None:
         """Start of a forward pass from a column on; edits that carry something from one site to another forget it."""
+
+    def follow(self, earlier: Sequence[Edit]) -> None:
+        """Take note of the edits that come before it at its site in this pass."""
 
 
 @dataclass(frozen=True, eq=False)

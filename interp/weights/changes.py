@@ -85,8 +85,9 @@ class WeightMatrices:
     def edits(self, changes: Mapping[Matrix, Float[Tensor, "..."]]) -> list[Edit]:
         """Edits after which the model runs with W + change, for each of the matrices given.
 
-        A change may require a gradient. Several changes of one layer take its input as the run has it, so all of them
-        hold together.
+        A change may require a gradient. Changes hold together, those of one matrix as well (they add up). They come
+        before other edits of activations, in whatever order they are given: other edits find the activations of the
+        changed model, and what the changed matrix reads is what they leave.
 
         Raises:
             SiteError: a matrix that there is none of, or a change of another shape.
@@ -143,7 +144,7 @@ class WeightChange(Apply):
         """A reader where the matrix reads, and a writer where it writes."""
         passage = _Passage(self)
         source, target = self.matrices.sites(self.matrix)
-        return [_Part(source, passage.read, passage), _Part(target, passage.write, passage)]
+        return [_Reader(source, passage.read, passage), _Writer(target, passage.write, passage)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,12 +156,28 @@ class _Part(Apply):
         self.passage.begin(mask, offset)
 
 
+class _Reader(_Part):
+    @property
+    def order(self) -> int:
+        return 1  # what the projection itself is given
+
+
+class _Writer(_Part):
+    @property
+    def order(self) -> int:
+        return -1  # what the projection itself gives
+
+    def follow(self, earlier: Sequence[Edit]) -> None:
+        self.passage.earlier = [e.passage.change for e in earlier if isinstance(e, _Writer)]  # of the same matrix
+
+
 class _Passage:
     """What one forward pass has read; a pass may come in pieces, which each site has in the same order."""
 
     def __init__(self, edit: WeightChange) -> None:
         self.row, self.change = edit.matrices.row(edit.matrix), edit.change
         self.length = edit.matrices.length if edit.matrix[1] in ("w_q", "w_k") else None
+        self.earlier: list[Tensor] = []
         self.begin(torch.ones(0, 0, dtype=torch.bool), 0)
 
     def begin(self, mask: Tensor, offset: int) -> None:
@@ -174,7 +191,12 @@ class _Passage:
     def write(self, y: Tensor) -> Tensor:
         column, x = self.pieces[self.written]
         self.written += 1
-        row = self.row(wide(x), self._positions(x, column), self.change.to(x.device))
+        x, positions, change = wide(x), self._positions(x, column), self.change.to(x.device)
+        if not self.earlier:
+            row = self.row(x, positions, change)
+        else:  # a norm behind the projection does not let changes be added one by one
+            before = torch.stack([own.to(x.device) for own in self.earlier]).sum(0)
+            row = self.row(x, positions, before + change) - self.row(x, positions, before)
         return y + row.reshape(y.shape).to(y.dtype)
 
     def _positions(self, x: Tensor, column: int) -> Int[Tensor, "batch pos"]:

@@ -28,7 +28,7 @@ from interp.results.figures import dots
 from interp.sites import Site
 from interp.tasks import PromptTask
 from interp.tasks.metrics import Metric, loss_nats
-from probes.arithmetic.mediation_controls import controls, retrieval_task
+from probes.arithmetic.mediation_controls import LEAST, controls, retrieval_task
 from probes.arithmetic.numbers import default_task
 
 ROLES = ("x", "y", "END")
@@ -128,13 +128,12 @@ def arithmetic_mediation(
         seed: of prompts, draws and bootstrap.
 
     Raises:
-        NotApplicable: a task without the roles x and y, or without both answers.
+        NotApplicable: a task without the roles x and y, without both answers, or without four prompts of one length.
 
     Reference: Stolfo et al. 2023 (arXiv 2305.15054).
     """
     task = default_task(model, n=n_prompts, seed=seed) if task is None else task
-    if not {"x", "y"} <= set(task.roles) or not task.wrong.shape[1]:
-        raise NotApplicable(f"{task.name} has no operands x and y, or no wrong answers: ask a task of sums")
+    _check(task)
     case = Case.of(model, task)
     at = [role for role in ROLES if role == "END" or not torch.equal(case.task.role(role), case.task.end)]
     nodes = _nodes(model, at)
@@ -159,6 +158,14 @@ def arithmetic_mediation(
     effects = _together(case, strong, n_random=n_random, rng=rng)
     table = table.sort_values("variant", key=lambda v: v.map(VARIANTS.index), kind="stable", ignore_index=True)
     return Findings(table, {**task.provenance(), "controls_left_out": left_out}, effects)
+
+
+def _check(task: PromptTask) -> None:
+    """Operands, both answers, and prompts of one template and length whose twins can be exchanged."""
+    if not {"x", "y"} <= set(task.roles) or not task.wrong.shape[1]:
+        raise NotApplicable(f"{task.name} has no operands x and y, or no wrong answers: ask a task of sums")
+    if int(task.groups.cpu().unique(return_counts=True)[1].max()) < LEAST:
+        raise NotApplicable(f"{task.name}: {len(task)} prompts, fewer than {LEAST} of one template and length")
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def mediator_tuning(
                  of these sets;
       accuracy   share of prompts with the right answer first among all tokens, after training; `clean` before;
       elsewhere  mean KL(before || after) of next tokens on prompts of random tokens, nats: what training costs.
-    A set for which there are fewer than five different sets of others has no row; provenance names it. q is
+    A set for which there are fewer than five different sets of as many others has no row; provenance names it. q is
     Benjamini-Hochberg over the sets of a variant; a label needs q < 0.01 and a gain above the null's.
 
     Args:
@@ -124,7 +124,7 @@ def mediator_tuning(
     before = trial.measure(())
     for name, units in chosen.items():
         drawn = [_others(units, heads, neurons, rng) for _ in range(TRIES * n_sets)]
-        sets = [own for own in dict.fromkeys(drawn) if own != ((), ())][:n_sets]
+        sets = [own for own in dict.fromkeys(drawn) if [*map(len, own)] == [*map(len, units)]][:n_sets]
         if len(sets) < stats.LEAST_NULLS:
             alone.append(name)
             continue

@@ -95,7 +95,7 @@ def number_filters(
 
     Raises:
         NotApplicable: operands or answers that are no numbers of one token each, or fewer than eight numbers.
-        SchemaError: a filter with a frequency that there is none of.
+        SchemaError: no filter, or one with a frequency that there is none of.
 
     Reference: Zhou et al. 2024 (arXiv 2406.03445), whose filters of outputs these are; those of operands, and nulls,
     are ours.
@@ -158,6 +158,8 @@ def _filters(n: int, filters: Mapping[str, Sequence[int]] | None) -> dict[str, l
     if filters is None:
         low = [k for k in every if n / k > SLOWEST_DIGIT]
         return {"low": low, "high": [k for k in every if k not in low]}
+    if not filters:
+        raise SchemaError("filters: none is given; leave it out for the low and the high waves")
     for name, keep in filters.items():
         stray = sorted(set(keep) - set(every))
         if stray:

@@ -74,7 +74,7 @@ def funnel(
     Variants, one row per layer with attention (component `A3`) unless said otherwise:
       coverage  as above, with null, p, q and label; the null is uniform attention, min(1, budget / n_i);
       curve     one row per layer and number of keys k (`position`: 1, 2, 4, ...), with its null;
-      entropy   H_i / log n_i, mean over the same rows; the null is 1;
+      entropy   H_i / log n_i, mean over the same rows, a sink logit counted as one key more; the null is 1;
       budget    tokens of a budget that falls with depth in equal steps and adds up to `budget` per layer;
       pyramid   coverage under that budget; the null column holds coverage under the even one;
       depth     one row: Spearman correlation of entropy with depth, mean over prompts; below 0 for a funnel. Null 0.
@@ -112,7 +112,7 @@ def funnel(
     curve = np.nan_to_num(sorted_rows).cumsum(-1)  # layer prompt head row key
     even = at_budget(curve, np.full(len(curve), budget))
     null = np.minimum(1.0, budget / seen).mean((1, 2))
-    entropy = _entropy(sorted_rows, seen)
+    entropy = _entropy(sorted_rows, seen, slot=model.info.sink_logits)
     q = stats.benjamini_hochberg(p := p_above((even - null[:, None]).T, margin=MARGIN))
     budgets = pyramid(budget, len(layers), steepness)
 
@@ -172,10 +172,13 @@ def pyramid(budget: int, n_layers: int, steepness: float) -> Int[np.ndarray, " l
 
 
 def _entropy(
-    rows: Float[np.ndarray, "layer prompt head row key"], seen: Float[np.ndarray, "layer prompt row"]
+    rows: Float[np.ndarray, "layer prompt head row key"], seen: Float[np.ndarray, "layer prompt row"], *, slot: bool
 ) -> Float[np.ndarray, "layer prompt"]:
-    """Mean of H_i / log n_i over heads and rows; rows that see one key have none."""
+    """Mean of H_i / log n_i over heads and rows, a sink slot being one key more; rows that see one key have none."""
     p = np.nan_to_num(rows)
+    if slot:
+        p = np.concatenate([p, np.maximum(1 - p.sum(-1, keepdims=True), 0)], -1)
+        seen = seen + 1
     nats = -(p * np.log(np.where(p > 0, p, 1.0))).sum(-1)
     most = np.where(seen > 1, np.log(np.maximum(seen, 2)), np.nan)
     return nan_mean(nan_mean(nats / most[:, :, None], axis=3), axis=2)

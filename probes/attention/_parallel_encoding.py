@@ -15,7 +15,7 @@ from torch import Tensor
 from interp import tasks
 from interp.batch import Batch, Prompts
 from interp.edits import Edit, KnockOut
-from interp.errors import NotApplicable, TaskError
+from interp.errors import NotApplicable, SchemaError, TaskError
 from interp.measurement.declaration import CAUSAL, TOKEN_LOGITS, Stage
 from interp.measurement.prompts import PromptSet, own_prompts, visible_keys
 from interp.measurement.registry import Findings, analysis
@@ -33,6 +33,8 @@ LEAST = 18
 """Tokens of the shortest prompt: two blocks of four, eight to ask with, and the first tokens."""
 RISE, SMALLEST = 0.03, 0.01
 """Rise of the normalised entropy from which a head is labelled, and up to which nothing is claimed."""
+ROUNDING = 1e-6
+"""Difference of normalised entropies that is none."""
 
 
 def _by_blocks(rows: pd.DataFrame) -> go.Figure:
@@ -83,7 +85,7 @@ def parallel_encoding(
       rise_with_sinks      every block sees the first `sinks` tokens as well: a prefix that all share;
       entropy, entropy_with_sinks  one row per head and number of blocks (`position`, 1 for one text); the null is 1;
       correlation          Spearman's, of the head's entropy with the loss over prompts and numbers of blocks, each less
-                           its prompt's mean; null 0, p (over as many pairs as there are) and q;
+                           its prompt's mean; null 0, p (over as many pairs as there are), q; none in the first layer;
       loss, loss_with_sinks  one row per number of blocks, component "model": loss of the rows asked, in nats;
                            the null is that of one text.
 
@@ -104,7 +106,7 @@ def parallel_encoding(
 
     Raises:
         NotApplicable: no room for 18 tokens or for two blocks, or attention that is not all softmax.
-        TaskError: prompts of fewer than 18 tokens or of several lengths, or fewer than three.
+        SchemaError: `n_ask` below 2. TaskError: prompts under 18 tokens or of several lengths, or fewer than three.
 
     Reference: Zhang et al. 2024 (arXiv 2412.16545), who count positions anew in each block; tests are ours.
     """
@@ -201,6 +203,8 @@ def _prompts(
 
     Random ones end with pairs of neighbours of their own, and each first of a pair is asked; all last tokens of others.
     """
+    if n_ask < 2:  # noqa: PLR2004
+        raise SchemaError(f"n_ask {n_ask}: two tokens at least, of which the first is asked what comes next")
     if prompts is not None:
         own = own_prompts(model, prompts, least=LEAST)
         if own.batch.padded:
@@ -230,7 +234,8 @@ def _correlation(model: Model, readings: Sequence[Readings]) -> pd.DataFrame:
     """Spearman of entropy with loss over prompts and numbers of blocks, both less their prompt's mean."""
     entropy = np.stack([r.entropy for r in readings])  # blocks prompt layer head
     loss = np.stack([r.loss for r in readings])
-    entropy, loss = entropy - entropy.mean(0), loss - loss.mean(0)
+    entropy, loss = (x - x.mean(0) for x in (entropy, loss))
+    entropy = np.where(np.abs(entropy) < ROUNDING, 0.0, entropy)  # ranks of rounding errors are no ranks
     flat = entropy.reshape(*entropy.shape[:2], -1)
     found = [stats.spearman(flat[..., i], loss, least=4) for i in range(flat.shape[-1])]
     shape = entropy.shape[2:]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from interp.attention import KeyMass
 from interp.batch import Batch, Prompts
-from interp.errors import NotApplicable, TaskError
+from interp.errors import NotApplicable, SchemaError, TaskError
 from interp.measurement.declaration import CAUSAL, TOKEN_LOGITS, Stage
 from interp.measurement.prompts import PromptSet, own_prompts, prompt_set, visible_keys
 from interp.measurement.registry import Findings, analysis
@@ -102,10 +102,13 @@ def source_decay(
 
     Raises:
         NotApplicable: the context has no room for a source of 8 tokens and T more.
+        SchemaError: fewer than two steps.
         TaskError: shorter sources, fewer than two tokens behind them, or fewer than three prompts.
 
     Reference: Fu et al. 2023 (arXiv 2304.04052), who bound the sensitivity by attention; null and test are ours.
     """
+    if n_steps < 2:  # noqa: PLR2004
+        raise SchemaError(f"n_steps {n_steps}: a fall from the first step to the last needs two steps at least")
     data, text, n_steps = _texts(
         model, prompts, n_source, n_steps=n_steps, n_prompts=n_prompts, length=length, bos=bos, seed=seed
     )

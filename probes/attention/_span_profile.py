@@ -188,14 +188,21 @@ def span_changes(
         by_span = [_change(pattern, v, z, slope.float().cpu(), far) for far in masks]
         changes.append(torch.stack([change for change, _ in by_span], 1))
         masses.append(by_span[0][1])
-    far = masks[0].sum(2) / (batch.positions + 1)
-    chance = (far * batch.mask).sum(1) / batch.mask.sum(1)
-    mass = torch.stack(masses, 1)
+    n_rows, mass = batch.mask.sum(1), torch.stack(masses, 1) / batch.mask.sum(1)[:, None, None]
+    chance = torch.stack([_uniform(batch, masks[0], w) for w in model.info.windows], 1) / n_rows[:, None]
     return (
         torch.stack(changes, 2).double().numpy(),
         mass.double().numpy(),
-        chance[:, None, None].expand(mass.shape).double().numpy(),
+        chance[..., None].expand(mass.shape).double().numpy(),
     )
+
+
+def _uniform(batch: Batch, far: Bool[Tensor, "batch query key"], window: int | None) -> Float[Tensor, " batch"]:
+    """Share of each row's visible keys that is far, summed over rows."""
+    place = batch.positions
+    distance = place[:, :, None] - place[:, None]
+    seen = (distance >= 0) & batch.mask[:, None] & (True if window is None else distance < window)
+    return ((far & seen).sum(2) / seen.sum(2).clamp(min=1) * batch.mask).sum(1)
 
 
 def _pattern(model: Model, batch: Batch, layer: int) -> Float[Tensor, "batch head query key"]:
@@ -211,7 +218,7 @@ def _change(
     slope: Float[Tensor, "batch query head d"],
     far: Bool[Tensor, "batch query key"],
 ) -> tuple[Float[Tensor, "batch head"], Float[Tensor, "batch head"]]:
-    """slope . (z of the kept keys, scaled up, less z), summed over queries; and the mean mass that is masked.
+    """slope . (z of the kept keys, scaled up, less z), and the mass that is masked, summed over queries.
 
     A row that keeps no mass at all, or from which nothing is masked, is left as it is.
     """
@@ -220,8 +227,7 @@ def _change(
     scaled = near / (1 - masked).clamp(min=TINY).mT[..., None]
     touched = far.any(2)[..., None] & (masked < 1 - TINY).mT  # batch query head
     change = torch.where(touched, (slope * (scaled - z)).sum(-1), 0.0).sum(1)
-    n_rows = (pattern.sum(-1) > 0).any(1).sum(1)
-    return change, masked.sum(-1) / n_rows[:, None]
+    return change, masked.sum(-1)
 
 
 def needed_span(

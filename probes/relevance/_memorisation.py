@@ -122,12 +122,11 @@ def memorisation(
 
     Raises:
         NotApplicable: no paragraphs to try, or fewer than four that are known by heart, or that are not.
-        SchemaError: a share that is none.
+        SchemaError: a share that is none, or fewer than two paragraphs.
 
     Reference: Stoehr et al. 2024 (arXiv 2403.19851); nulls, tests, and edits of random weights beside are ours.
     """
-    if not 0 < share <= 1:
-        raise SchemaError(f"share {share}: above 0, and at most 1")
+    _check(share, n_paragraphs)
     known, rest, facts = collect(model, prompts, others, prefix, n=n_paragraphs, seed=seed)
     length = max(known.batch.ids.shape[1], rest.batch.ids.shape[1])
     matrices = WeightMatrices.of(model.weights(), length=length)
@@ -143,6 +142,13 @@ def memorisation(
     facts["sha256"] = fingerprint([known.batch, rest.batch])
     table = pd.concat(rows, ignore_index=True)
     return Findings(table, facts, edit.rows(n_steps=n_steps, n_random=n_random, seed=seed))
+
+
+def _check(share: float, n_paragraphs: int) -> None:
+    if not 0 < share <= 1:
+        raise SchemaError(f"share {share}: above 0, and at most 1")
+    if n_paragraphs < 2:  # noqa: PLR2004
+        raise SchemaError(f"n_paragraphs {n_paragraphs}: two at least, of which one is held out")
 
 
 def _labels(parts: Sequence[Part]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int, Shaped
 
-from interp.attention import KeyMass, Mean
+from interp.attention import KeyMass
 from interp.batch import Prompts
 from interp.components import head_name
 from interp.edits import ablate_heads
@@ -148,8 +148,10 @@ def _rest_share(model: Model, mass: Float[np.ndarray, "prompt layer head"], doma
 def first_token_mass(model: Model, data: PromptSet, *, method: str = "auto") -> Float[np.ndarray, "prompt layer head"]:
     """Mean over query rows of each prompt of what they pay to the prompt's first token."""
     first = torch.nn.functional.one_hot(data.batch.first, data.batch.ids.shape[1]).bool()
-    mass = model.attention(data.batch, {"first": Mean(KeyMass(first), data.rows())}, method=method)["first"]
-    return mass.transpose(0, 1).double().nan_to_num().cpu().numpy()  # nowhere in reach of a window: nothing is paid
+    mass = model.attention(data.batch, {"first": KeyMass(first)}, method=method)["first"]
+    mass = mass.transpose(0, 1).double().nan_to_num().cpu()  # out of reach of a window: nothing is paid
+    rows = data.rows()[:, None, None].double()
+    return ((mass * rows).sum(-1) / rows.sum(-1)).numpy()
 
 
 def uniform_first(model: Model, data: PromptSet) -> Float[np.ndarray, "layer head"]:

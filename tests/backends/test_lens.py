@@ -1,5 +1,7 @@
 """What is particular to a bridge: its own hooks, its processed weights, what it keeps."""
 
+import copy
+
 import pytest
 import torch
 import transformers
@@ -38,6 +40,22 @@ def test_a_bridge_in_half_precision_is_as_before_once_its_weights_are_read():
     assert torch.equal(model.run(tokens).logits, before)
     turned = model.run(tokens, edits=[RotaryPlane("pattern", 0)]).logits
     assert (turned - before).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_half_precision_weights_are_read_wider_and_left_as_they_are(name):
+    module, tokens = build(name).bfloat16(), ragged(8, "unpadded")
+    wanted = interp.load(copy.deepcopy(module)).weights()[1]
+    model = interp.load(module, backend="lens")
+    before = model.run(tokens).logits
+    own, weights = {n: (p, p.dtype) for n, p in model.torch_module.named_parameters()}, model.weights()
+    for x in ("w_q", "w_k", "w_v", "w_o"):
+        assert torch.equal(getattr(weights[1], x), getattr(wanted, x))
+    weights.source.turns(1, range(3))
+    weights.mlp(1)
+    after = {n: (p, p.dtype) for n, p in model.torch_module.named_parameters()}
+    assert all(p is own[n][0] and dtype == own[n][1] for n, (p, dtype) in after.items())
+    assert torch.equal(model.run(tokens).logits, before)
 
 
 def test_what_was_done_to_the_weights_is_recorded(bridge_of):

@@ -8,6 +8,7 @@ from tiny_models import D_MODEL, N_HEADS, build, ragged, tiny
 from torch.testing import assert_close
 
 import interp
+from interp.edits import Ablate, Add, Scale
 from interp.errors import SiteError
 from interp.gradients import weight_gradients
 from interp.tokens.losses import token_losses
@@ -110,3 +111,52 @@ def test_what_there_is_not_is_refused():
     edits = matrices.edits({(0, "w_q"): matrices.values[0, "w_q"]})
     with pytest.raises(SiteError, match="prompts of 4 tokens"):
         model.run([[3, 4, 5, 6, 7]], edits=edits)
+
+
+def a_change(model, name, *, seed, length=9):
+    matrices = WeightMatrices.of(model.weights(), length=length)
+    own = matrices.values[name]
+    return matrices, 0.2 * torch.randn(own.shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(("arch", "name"), [("qwen3", (1, "w_q")), ("gemma2", (0, "w_out")), ("gemma2", (1, "w_o"))])
+def test_changes_of_one_matrix_add_up_behind_a_norm_as_well(arch, name):
+    model, batch = tiny(arch), ragged(9, "left", lengths=(9, 6))
+    matrices, one = a_change(model, name, seed=0)
+    more = [a_change(model, name, seed=i)[1] for i in (1, 2)]
+    wanted = model.run(batch, edits=matrices.edits({name: one + more[0] + more[1]})).logits[batch.mask]
+    parts = [matrices.edits({name: x}) for x in (one, *more)]
+    assert_close(model.run(batch, edits=sum(parts, [])).logits[batch.mask], wanted, rtol=1e-4, atol=1e-4)
+    with model.editing(parts[0]), model.editing(parts[1]):
+        assert_close(model.run(batch, edits=parts[2]).logits[batch.mask], wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_other_edits_are_of_the_changed_model_whatever_the_order():
+    model, batch, name = interp.load(build("gpt2")), ragged(6, "unpadded", lengths=(6, 6)), (1, "w_out")
+    matrices, change = a_change(model, name, seed=0)
+    push = Add("L1.mlp_post", torch.linspace(-3, 3, matrices.values[name].shape[0]))
+    scaled = Scale("L1.mlp_out", 3.0)
+    other = changed(model.torch_module, "gpt2", "w_out", change, N_HEADS)
+    wanted = other.run(batch, edits=[push, scaled]).logits
+    edits = matrices.edits({name: change})
+    assert_close(model.run(batch, edits=[*edits, push, scaled]).logits, wanted, rtol=1e-4, atol=1e-4)
+    assert_close(model.run(batch, edits=[push, scaled, *edits]).logits, wanted, rtol=1e-4, atol=1e-4)
+    with model.editing([push, scaled]):
+        assert_close(model.run(batch, edits=edits).logits, wanted, rtol=1e-4, atol=1e-4)
+
+    def loss(logits):
+        return token_losses(logits, batch.ids, batch.mask).nansum(1)
+
+    gone = weight_gradients(model, batch, loss, matrices, names=[name], edits=[Ablate("L1.mlp_out")])[1]
+    assert float(gone[name].abs().max()) == 0.0
+
+
+@pytest.mark.parametrize("backend", ["lens", "nnsight"])
+def test_changes_are_the_same_on_every_backend(backend):
+    module, batch = build("gemma2"), ragged(9, "left", lengths=(9, 6))
+    wanted = []
+    for model in (interp.load(module), interp.load(copy.deepcopy(module), backend=backend)):
+        matrices = WeightMatrices.of(model.weights(), length=9)
+        changes = {key: 0.1 * torch.ones_like(x).cumsum(-1).sin() for key, x in matrices.values.items()}
+        wanted.append(model.run(batch, edits=matrices.edits(changes)).logits[batch.mask])
+    assert_close(wanted[1], wanted[0], rtol=1e-3, atol=1e-3)

@@ -77,12 +77,16 @@ class Pass:
             self.mask, self.spans = mask, spans or {}
         self._place()
         for edits in self.edits.values():
-            for edit in edits:
+            for i, edit in enumerate(edits):
                 edit.begin(self.mask, offset)
+                edit.follow(edits[:i])
 
     def _place(self) -> None:
-        """Put the tokens of spans in place of their names in edits."""
-        self.edits = {place: [at_spans(edit, self.spans) for edit in edits] for place, edits in self.edits.items()}
+        """Put the tokens of spans in place of their names in edits, and edits of a place in order."""
+        self.edits = {
+            place: sorted((at_spans(edit, self.spans) for edit in edits), key=lambda edit: edit.order)
+            for place, edits in self.edits.items()
+        }
 
     @property
     def active(self) -> bool:

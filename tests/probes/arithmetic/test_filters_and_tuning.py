@@ -68,6 +68,8 @@ def test_sums_need_the_key_frequencies_and_slow_waves_know_the_size_alone():
     ids = tasks.addition(adder()).answers
     off = (logits[:, ids].argmax(1) - torch.tensor([ids.tolist().index(i) for i in task.answers[:, 0].tolist()])).abs()
     assert_allclose(error.loc[f"{place}: all", "value"], float(torch.minimum(off, 37 - off).double().mean()))
+    with pytest.raises(SchemaError, match="none is given"):
+        number_filters(adder(), filters={})
     with pytest.raises(SchemaError, match="no frequency 19"):
         number_filters(adder(), filters={"odd": [19]})
 
@@ -99,6 +101,19 @@ def test_the_same_result_and_exchanged_operands_cost_nothing():
     shares = [rows(result.table, v)["value"] for v in ("share", "retrieval_share")]
     assert_allclose(*shares, rtol=1e-5)
     assert "operator" in result.provenance["data"]["controls_left_out"]
+
+
+def test_two_sums_have_no_other_twins_to_be_told_from():
+    task = tasks.task("modular_addition", adder(), n=20)
+    with pytest.raises(NotApplicable, match="fewer than 4 of one template"):
+        arithmetic_mediation(adder(), task=task.select(slice(0, 2)), n_random=0)
+
+
+def test_sets_of_others_are_as_many():
+    model, task = adder(), tasks.task("modular_addition", adder(), n=8)
+    result = mediator_tuning(model, task=task, n_heads=model.info.n_heads, n_neurons=1, n_steps=1)
+    assert set(result.table["component"]) == {"neurons"}
+    assert result.provenance["data"]["too_few_others"] == ["heads", "heads and neurons"]
 
 
 def test_twins_of_controls_are_what_they_are_called():

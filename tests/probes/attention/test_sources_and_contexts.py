@@ -12,9 +12,9 @@ from tiny_models import tiny
 import interp
 from interp.batch import Batch
 from interp.edits import KnockOut
-from interp.errors import NotApplicable, TaskError
+from interp.errors import NotApplicable, SchemaError, TaskError
 from interp.tokens.losses import token_losses
-from probes.attention._parallel_encoding import blocks
+from probes.attention._parallel_encoding import Readings, _correlation, blocks
 from probes.attention._source_decay import sensitivity, written
 
 
@@ -77,6 +77,8 @@ def test_a_head_that_loses_the_source(planted):
 
 
 def test_what_is_no_source(prompts):
+    with pytest.raises(SchemaError, match="two steps at least"):
+        interp.analyze(tiny("llama"), "source_decay", n_steps=1)
     with pytest.raises(TaskError, match="give prompts as well"):
         interp.analyze(tiny("llama"), "source_decay", n_source=9)
     with pytest.raises(TaskError, match="a source of 39 tokens with 1 behind"):
@@ -140,7 +142,20 @@ def test_the_induction_head_scatters_and_the_loss_goes_along(planted):
     assert (with_sinks[1:] < loss[1:]).all()
 
 
+def test_rounding_errors_of_the_first_layer_have_no_ranks(prompts):
+    model, generator = tiny("llama"), np.random.default_rng(0)
+    readings = []
+    for _ in range(3):
+        entropy = generator.random((4, 2, model.info.n_heads))
+        entropy[:, 0] = 0.5 + 1e-8 * entropy[:, 0]
+        readings.append(Readings(entropy, generator.random(4)))
+    rho = _correlation(model, readings)["value"].to_numpy(dtype=float).reshape(2, -1)
+    assert np.isnan(rho[0]).all() and np.isfinite(rho[1]).all()
+
+
 def test_contexts_that_cannot_be_cut(prompts):
+    with pytest.raises(SchemaError, match="n_ask 1"):
+        interp.analyze(tiny("llama"), "parallel_encoding", prompts=prompts, n_ask=1)
     with pytest.raises(NotApplicable, match="cannot be cut into"):
         interp.analyze(tiny("llama"), "parallel_encoding", prompts=prompts, n_blocks=(30,))
     ragged = [prompts[0].tolist(), prompts[1, :30].tolist(), prompts[2].tolist()]

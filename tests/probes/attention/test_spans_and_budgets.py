@@ -65,7 +65,7 @@ def test_a_planted_funnel(prompts):
     assert_array_equal(column(found, "budget"), [7, 1])
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "gpt_oss"])
 def test_coverage_is_that_of_dense_rows(name, prompts):
     model, batch = tiny(name), Batch.of(prompts)
     found = interp.analyze(model, "funnel", prompts=prompts, budget=5, n_rows=4, steepness=5.0)
@@ -73,10 +73,14 @@ def test_coverage_is_that_of_dense_rows(name, prompts):
     assert_allclose(column(found, "coverage"), rows[..., :5].sum(-1).mean((1, 2, 3)), rtol=1e-5)
     pyramids = [rows[0, ..., :9].sum(-1).mean(), rows[1, ..., :1].sum(-1).mean()]
     assert_allclose(column(found, "pyramid"), pyramids, rtol=1e-5)
-    seen = np.minimum(np.arange(37, 41), model.info.windows[0] or 99)
-    nats = -(rows * np.log(np.maximum(rows, 1e-30))).sum(-1)
-    assert_allclose(column(found, "entropy"), (nats / np.log(seen)).mean((1, 2, 3)), rtol=1e-5)
-    assert_allclose(column(found, "coverage", "null"), (5 / seen).mean(), rtol=1e-12)
+    seen = np.stack([np.minimum(np.arange(37, 41), w or 99) for w in model.info.windows])
+    assert_allclose(column(found, "coverage", "null"), (5 / seen).mean(1), rtol=1e-12)
+    slot = 1 - rows.sum(-1, keepdims=True) if model.info.sink_logits else np.zeros((*rows.shape[:-1], 0))
+    outcomes = np.maximum(np.concatenate([rows, slot], -1), 1e-30)
+    most = np.log(seen + slot.shape[-1])[:, None, None]
+    assert_allclose(
+        column(found, "entropy"), (-(outcomes * np.log(outcomes)).sum(-1) / most).mean((1, 2, 3)), rtol=1e-5
+    )
 
 
 def test_depth_is_a_correlation_of_three_layers_or_more(prompts):
@@ -177,6 +181,22 @@ def test_the_induction_head_needs_far_keys_and_the_previous_token_head_none(plan
     assert done["set_id"] == f"last 2 keys: {far}"
     assert done["edited"] - done["clean"] > 0.5
     assert abs(done["random_mean"] - done["clean"]) < 0.1
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_oss"])
+def test_mass_beyond_a_span_is_of_real_rows_and_of_keys_in_the_window(name, prompts):
+    model, lengths = tiny(name), (40, 31, 26)
+    batch = Batch.of([row[:n].tolist() for row, n in zip(prompts, lengths, strict=False)], side="left")
+    found = interp.analyze(model, "span_profile", prompts=batch, spans=(4,), n_random=0)
+    i, j = np.arange(40)[:, None], np.arange(40)
+    far, masses, nulls = (i - j >= 4) & (j >= 1), [], []
+    for row, n in zip(prompts, lengths, strict=False):
+        pattern = eager(model, Batch.of([row[:n].tolist()]))[:, 0]
+        masses.append((pattern * far[:n, :n]).sum(-1).mean(-1))
+        seen = [(j <= i) & (i - j < (w or 99)) for w in model.info.windows]
+        nulls.append([((far & s).sum(1) / s.sum(1))[:n].mean() for s in seen])
+    assert_allclose(column(found, "mass"), np.mean(masses, 0).ravel(), atol=1e-5)
+    assert_allclose(column(found, "mass", "null"), np.repeat(np.mean(nulls, 0), 8), rtol=1e-6)
 
 
 def test_the_span_that_is_needed():

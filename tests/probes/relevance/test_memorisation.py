@@ -223,3 +223,8 @@ def test_all_hundred_paragraphs_are_forgotten_at_less_than_two_per_cent_of_the_l
     assert moved.loc["exact_match", "edited"] < 0.1 and moved.loc["exact_match", "random_mean"] > 0.9
     assert abs(moved.loc["other_loss", "edited"] / moved.loc["other_loss", "clean"] - 1) < 0.02
     assert zoo.entry("paragraphs").kind == "trained"
+
+
+def test_one_paragraph_cannot_be_held_out():
+    with pytest.raises(SchemaError, match="n_paragraphs 1"):
+        memorisation(interp.load(follower()), prompts=round_about(10), others=without_neurons(10), n_paragraphs=1)

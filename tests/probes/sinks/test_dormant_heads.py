@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
-from probe_cases import blind, column, named, variant
+from probe_cases import blind, column, eager, named, variant
+from tiny_models import ragged, tiny
 
 import interp
 from interp.errors import TaskError
+from interp.measurement.prompts import prompt_set
 from interp.zoo.planted import factory
 from interp.zoo.planted.mechanisms import Backcopy
-from probes.sinks._dormant_heads import switching
+from probes.sinks._dormant_heads import first_token_mass, switching
 
 N, LENGTH = 16, 24
 
@@ -98,6 +100,15 @@ def test_p_of_a_switch_is_a_share_of_exchanges():
     ways = np.array([1, 16, 36, 16, 1]) / 70
     assert null.item() == pytest.approx(float((ways * np.abs(np.arange(5) - 2) / 2).sum()), abs=0.02)
     assert switching([a, a], 10, seed=0)[2].item() == 1
+
+
+def test_rows_beyond_a_window_pay_nothing():
+    model, batch = tiny("mistral"), ragged(24, "unpadded", lengths=(24,) * 4)
+    data = prompt_set(model, batch.ids, n_prompts=4, length=24, bos="default", seed=0)
+    rows = data.rows()[0].numpy()
+    assert rows[20]  # beyond a window of 17
+    wanted = eager(model, batch)[:, :, :, :, 0][..., rows].mean(-1).transpose(1, 0, 2)
+    assert_allclose(first_token_mass(model, data), wanted, atol=1e-6)
 
 
 def test_refusals(backcopy):
