@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from interp.errors import PromptWarning, TaskError, nearest
+from interp.errors import PromptWarning, TaskError, UnknownTask, nearest
 from interp.shapes import brief
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Batch:
                 an unknown `bos`, one for what is no text, or "forced" where the tokenizer knows no beginning of text.
         """
         if bos not in BOS_POLICIES:
-            raise TaskError(f"unknown BOS policy {bos!r}; {nearest(str(bos), BOS_POLICIES)}")
+            raise UnknownTask(f"unknown BOS policy {bos!r}; {nearest(str(bos), BOS_POLICIES)}")
         if bos != "default" and not _is_text(prompts):
             raise TaskError(f"bos={bos!r} is about text, and ids are run as they are; leave `bos` out, or give text")
         if isinstance(prompts, Batch):

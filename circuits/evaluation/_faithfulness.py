@@ -180,7 +180,7 @@ def portions(
 ) -> Iterator[tuple[Case, Other]]:
     """Prompts in portions, each with what its removed edges carry."""
     if ablation not in ABLATIONS:
-        raise TaskError(f"unknown ablation {ablation!r}; {nearest(ablation, ABLATIONS)}")
+        raise UnknownTask(f"unknown ablation {ablation!r}; {nearest(ablation, ABLATIONS)}")
     means = _means(case, reference or case.task) if ablation == "mean" else {}
     for part in case.batches(batch_size):
         if ablation == "zero":

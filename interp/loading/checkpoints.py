@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import re
@@ -27,6 +26,7 @@ from transformers.utils import logging as hf_logging
 from interp import zoo
 from interp.backends import Checkpoint
 from interp.errors import ModelLoadError, first_line
+from interp.files import read_json
 from interp.loading.hooked.decoder import register
 from interp.loading.hooked.read import is_hooked, read_hooked
 from interp.loading.hub import snapshot
@@ -110,10 +110,8 @@ def _of_zoo(
 
 def _of_adapter(folder: Path, tokenizer: PreTrainedTokenizerBase | None, **options: Any) -> Checkpoint:
     """The base model that an adapter names, with the adapter in it."""
-    try:
-        base = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelLoadError(f"cannot read {ADAPTER} in {str(folder)!r}: {error}") from error
+    config = read_json(folder / ADAPTER, name=f"{ADAPTER} in {str(folder)!r}", error=ModelLoadError)
+    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
     if not isinstance(base, str) or not base:
         raise ModelLoadError(
             f"{ADAPTER} in {str(folder)!r} names no base model; load that one and put the adapter on it"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interp.results.files import atomic_write, writable_file
+from interp.files import atomic_write, writable_file
 from interp.results.results import Result
 from interp.several import several
 
@@ -31,6 +32,7 @@ def report(
     dictionary: Any = None,
     seed: int = 0,
     path: str | Path = "report.html",
+    force: bool = False,
     command: str | None = None,
     bos: str | None = None,
     progress: Callable[[Sequence[Analysis]], Any] | None = None,
@@ -55,6 +57,7 @@ def report(
         dictionary: with which each of `prompts` gets its attribution graph: one, a folder, a hub id, or "neurons".
         seed: of analyses, tasks and the sample prompt.
         path: file to write.
+        force: replace a file that is not an earlier page.
         command: shell command that made the report, shown for copying.
         bos: policy of the analyses' random prompts: "default", "forced" or "none"; None leaves it to each.
         progress: may wrap the list of analyses in a progress bar.
@@ -74,7 +77,7 @@ def report(
     >>> "parts sum to" in path.read_text(encoding="utf-8")
     True
     """
-    target = writable_file(Path(path).expanduser())
+    target = writable_file(path, force=force)
     from interp.measurement.registry import detect, find
     from interp.reports import circuits, graphs
     from interp.reports.features import views_of
@@ -96,8 +99,8 @@ def report(
     outcomes = circuits.find(model, pairs, seed=seed, method=method, told=told)
     parts = {"questions": questions, "circuits": outcomes, "graphs": made, "features": views}
     page = render(model, result, analyses=analyses, prompt=shown, **parts, seed=seed, command=command)
-    atomic_write(target, lambda p: p.write_text(page, encoding="utf-8", errors="backslashreplace"))
-    return target
+    write = partial(Path.write_text, data=page, encoding="utf-8", errors="backslashreplace")
+    return atomic_write(target, write, force=force)
 
 
 def _shown_prompt(model: Model, prompt: Any, questions: Sequence[Any]) -> Any:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from interp.errors import SchemaError, first_line, nearest
-from interp.results.files import atomic_write, writable
+from interp.results.files import atomic_write, writable, write_csv
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -137,19 +137,23 @@ class Result:
         first = rows.iloc[0]
         return figure_of(str(first["analysis"]), str(first["variant"]))(rows)
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
+    def save(self, path: str | os.PathLike[str], *, force: bool = False, quote: bool = False) -> Path:
         """Write to `.parquet` (table, interventions, provenance), `.json` (the same) or `.csv` (table alone).
 
-        The file appears whole or not at all.
+        The file appears whole or not at all. `force` replaces a file that is not an earlier result; `quote` keeps a
+        spreadsheet from executing text of a `.csv` (see `write_csv`).
+
+        Raises:
+            SchemaError: an unknown suffix.
+            InterpError: the file cannot be written, or is somebody else's.
         """
-        target = writable(path)
+        target = writable(path, force=force)
         writers: dict[str, Callable[[Path], object]] = {
             ".parquet": self._write_parquet,
-            ".csv": lambda p: self.table.to_csv(p, index=False),
+            ".csv": lambda p: write_csv(self.table, p, quote=quote),
             ".json": lambda p: p.write_text(self.to_json(), encoding="utf-8"),
         }
-        atomic_write(target, writers[target.suffix])
-        return target
+        return atomic_write(target, writers[target.suffix], force=force)
 
     def to_json(self) -> str:
         """One JSON document: provenance, rows, interventions; what does not apply is null."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import pandas as pd
 
 from interp.components import Edge
 from interp.errors import SchemaError
+from interp.files import read_json
 from interp.results.results import COLUMNS, Result, frame
 
 EDGE_COLUMNS = {"sender": "str", "receiver": "str", "port": "str"}
@@ -30,10 +30,7 @@ def load(path: str | os.PathLike[str]) -> Result:
 
 
 def _document(path: Path) -> Result:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SchemaError(f"cannot read {str(path)!r}: {error}") from error
+    content = read_json(path, error=SchemaError)
     if isinstance(content, dict) and isinstance(content.get("provenance"), dict):
         if {"rows", "interventions"} <= content.keys():
             return _table(content)

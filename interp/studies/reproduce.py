@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from interp import data
-from interp.errors import NotApplicable, SchemaError, nearest
+from interp.errors import NotApplicable, SchemaError, UnknownEntry, nearest
 from interp.loading.load import load
 from interp.measurement.registry import analyze, find
 from interp.model import Model
@@ -51,7 +51,7 @@ def published(name: str) -> Mapping[str, Any]:
     """
     tables = _tables()
     if name not in tables:
-        raise SchemaError(f"no published table {name!r}; {nearest(name, tables)}")
+        raise UnknownEntry(f"no published table {name!r}; {nearest(name, tables)}")
     return tables[name]
 
 

@@ -9,7 +9,7 @@ from random import Random
 from types import ModuleType
 from typing import Any
 
-from interp.errors import NotApplicable, SchemaError, TaskError, nearest
+from interp.errors import NotApplicable, SchemaError, TaskError, UnknownTask, nearest
 from interp.model import Model
 from interp.tasks import (
     agreement,
@@ -92,7 +92,7 @@ def task(
     """
     name = name.replace("-", "_")
     if split not in SPLITS:
-        raise TaskError(f"unknown split {split!r}; {nearest(split, SPLITS)}")
+        raise UnknownTask(f"unknown split {split!r}; {nearest(split, SPLITS)}")
     if n < 1:
         raise TaskError(f"{n} prompts asked for; at least 1 is needed")
     if source is None and planted.knows(model, name):
@@ -103,7 +103,7 @@ def task(
     if name == modular.FAMILY and model.tokenizer is None:
         return modular.modular_task(model, n=n, seed=seed, split=split, corruption=corruption)
     if name not in documents and name not in shipped_tasks():
-        raise TaskError(f"unknown task {name!r}; {nearest(name, {*task_names(), *documents})}")
+        raise UnknownTask(f"unknown task {name!r}; {nearest(name, {*task_names(), *documents})}")
     doc = documents[name] if name in documents else document(name)
     return _sample(doc, Speller(model, bos=bos), n=n, seed=seed, split=split, corruption=corruption, bos=bos)
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from interp.files import atomic_write, write_folder
 from interp.zoo.trained.recipe import B, Data, M, Recipe
 
 if TYPE_CHECKING:
@@ -58,8 +59,7 @@ class TrainingRun(Generic[M, B]):
         """Write the state; a crash in between leaves the one before."""
         state = {key: getattr(self, key).state_dict() for key in ("model", "optimizer", "data")}
         state |= {"facts": dict(self.recipe.facts), "step": self.step, "seconds": self.seconds}
-        torch.save(state, path.with_suffix(".new"))
-        path.with_suffix(".new").replace(path)
+        atomic_write(path, lambda p: torch.save(state, p), force=True)
 
     def restore(self, path: Path) -> None:
         """Go on from what was saved; ValueError where that is another run."""
@@ -132,6 +132,4 @@ def _report(run: TrainingRun[M, B], parts: Mapping[str, Tensor]) -> None:
 
 def save_half(model: PreTrainedModel, folder: Path) -> None:
     """A Hugging Face folder in float16; the model in memory stays as it is."""
-    deepcopy(model).half().save_pretrained(folder)
-    # safetensors writes a file that its owner alone can read; a package has to be readable by all.
-    (folder / "model.safetensors").chmod(0o644)
+    write_folder(folder, deepcopy(model).half().save_pretrained, force=True)
