@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from circuits.features.feature_graph import FeatureGraph
 from circuits.features.picture import draw as draw_graph
 from circuits.features.schema import document, parts_of
+from interp.errors import SchemaError
 from interp.files import atomic_write, read_json
 from interp.results.files import writable
 

@@ -96,12 +96,19 @@ def cannot_write(target: Path, error: Exception) -> InterpError:
 
 
 def check_replaceable(target: Path, place: Path, *, force: bool) -> None:
-    """Refuse what must not be replaced; `target` is what the user calls it, `place` where it is."""
-    if not os.path.lexists(place):
+    """Refuse what must not be replaced; `target` is what the user calls it, `place` where it is.
+
+    Raises:
+        InterpError: says why.
+        OSError: no name that a file can have.
+    """
+    try:
+        place.lstat()
+    except FileNotFoundError:
         return
     if not stat.S_ISREG(place.stat().st_mode):
         raise InterpError(f"cannot write {str(target)!r}: it is {kind_of(place)}; name a file")
-    if not os.access(place, os.W_OK):
+    if not os.access(place, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
         raise InterpError(f"cannot write {str(target)!r}: it is write-protected")
     if not force and place.stat().st_size and not is_ours(place):
         raise InterpError(

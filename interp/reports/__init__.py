@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from interp.reports.features import FeatureView
 
 __all__ = ["report"]
+TEXT: Mapping[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace"}
 
 
 def report(
@@ -41,8 +42,8 @@ def report(
 ) -> Path:
     """Write the attribution report of `model` and return its path.
 
-    The file needs no network and no other file: plotly.js, style and data are inside. It appears whole or not at all.
-    Everything asked for is checked before any of it is computed.
+    The file needs no network and no other file: plotly.js, style and data are inside. It appears whole or not at all;
+    everything asked for is checked before any of it is computed.
 
     Args:
         model: any loaded model.
@@ -99,8 +100,7 @@ def report(
     outcomes = circuits.find(model, pairs, seed=seed, method=method, told=told)
     parts = {"questions": questions, "circuits": outcomes, "graphs": made, "features": views}
     page = render(model, result, analyses=analyses, prompt=shown, **parts, seed=seed, command=command)
-    write = partial(Path.write_text, data=page, encoding="utf-8", errors="backslashreplace")
-    return atomic_write(target, write, force=force)
+    return atomic_write(target, partial(Path.write_text, data=page, **TEXT), force=force)
 
 
 def _shown_prompt(model: Model, prompt: Any, questions: Sequence[Any]) -> Any:
