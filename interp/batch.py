@@ -260,6 +260,7 @@ def _tokens(text: str, tokenizer: PreTrainedTokenizerBase | None, *, keep_end: b
         raise TaskError(EMPTY)
     if tokenizer is None:
         raise TaskError("this checkpoint has no tokenizer: give token ids instead of text")
+    check_text(text)
     words: Any = tokenizer
     ids = list(words(text, verbose=False)["input_ids"])
     bare = list(words(text, add_special_tokens=False, verbose=False)["input_ids"])
@@ -278,6 +279,18 @@ def _tokens(text: str, tokenizer: PreTrainedTokenizerBase | None, *, keep_end: b
         warn(f"the tokenizer ends text with {words.eos_token!r}: left out, so that the prompt ends with its last word")
         ids = ids[:-1]
     return ids
+
+
+def check_text(text: str) -> None:
+    """Refuse a text with half a character in it, as bytes of another encoding on a command line become.
+
+    Raises:
+        TaskError: says where.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise TaskError(f"the text is no Unicode: it has half a character at {error.start}") from error
 
 
 def _leading(ids: Sequence[int], token: int) -> int:

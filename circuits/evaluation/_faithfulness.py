@@ -23,7 +23,7 @@ from circuits.graph.graph import Graph
 from circuits.wiring.case import Case
 from circuits.wiring.edges import Other, run_edges, sent
 from interp.edits import Edit
-from interp.errors import SchemaError, TaskError, nearest
+from interp.errors import SchemaError, TaskError, UnknownTask, nearest
 from interp.model import Model
 from interp.results.provenance import recorded
 from interp.results.stats import bootstrap

@@ -32,6 +32,7 @@ from interp.loading.hooked.read import is_hooked, read_hooked
 from interp.loading.hub import snapshot
 from interp.loading.memory import adapted, check_device, dtype_of, module_of
 from interp.loading.shards import check_dtypes, check_keys, sha256, weight_files
+from interp.loading.sizes import check_sizes
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -163,9 +164,12 @@ def _weights(name: str, folder: Path, config: PretrainedConfig, **options: Any) 
     files = weight_files(folder)
     if getattr(config, "quantization_config", None) is None:
         check_dtypes(files)
+    auto_class = _auto_class(config)
+    with _quiet():
+        check_sizes(name, config, auto_class, files)
     try:
         with _quiet():
-            model_and_report: Any = _auto_class(config).from_pretrained(
+            model_and_report: Any = auto_class.from_pretrained(
                 folder,
                 config=config,
                 use_safetensors=True,

@@ -90,7 +90,7 @@ def header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
             if size > min(file.stat().st_size, 2**30):
                 raise ValueError("a header longer than the file")
             entries = json.loads(stream.read(size))
-        return {k: (v["dtype"], tuple(v["shape"])) for k, v in entries.items() if k != "__metadata__"}
+        return {k: (str(v["dtype"]), tuple(map(int, v["shape"]))) for k, v in entries.items() if k != "__metadata__"}
     except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelLoadError(f"corrupt weights in {str(file)!r}: {error or type(error).__name__}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,10 +63,11 @@ class Runs:
         `results` holds the rows of all runs with the run's id in front; a column that only some have is NULL in others.
 
         Raises:
-            SchemaError: DuckDB does not understand the question, what it says of it; or it takes more time, memory or rows
-            than `interp.results.sql` allows.
+            SchemaError: DuckDB does not understand the question, what it says of it; or it takes more time, memory or
+                rows than `interp.results.sql` allows.
         """
-        results = [(run, self.load(run)) for run in self.table["run"]]
+        where = zip(self.table["run"], self.table["path"], strict=True)
+        results = [(run, stored.load(self.folder / path)) for run, path in where]
         tables = {
             "runs": self.table,
             "results": _stack([(run, r.table) for run, r in results]),
@@ -143,7 +145,8 @@ def differences(a: Result, b: Result) -> dict[str, tuple[Any, Any]]:
 
 def _row(result: Result, names: list[str], path: str) -> dict[str, Any]:
     provenance = result.provenance
-    calls = [call for call in provenance.get("calls") or () if isinstance(call, Mapping)]
+    listed = provenance.get("calls")
+    calls = [call for call in listed if isinstance(call, Mapping)] if isinstance(listed, list) else []
     own = [provenance] if "run_id" in provenance else calls
     ids = [str(call.get("run_id", "")) for call in own]
     model = provenance.get("model")
@@ -158,8 +161,12 @@ def _row(result: Result, names: list[str], path: str) -> dict[str, Any]:
         "created": str(
             provenance.get("created_utc") or max((str(c.get("created_utc", "")) for c in calls), default="")
         ),
-        "seconds": provenance.get("seconds", sum(call.get("seconds", 0.0) for call in calls)),
+        "seconds": _number(provenance.get("seconds", sum(_number(call.get("seconds", 0.0)) for call in calls))),
     }
+
+
+def _number(value: Any) -> float:
+    return value if isinstance(value, int | float) else math.nan
 
 
 def _stack(tables: list[tuple[str, pd.DataFrame]]) -> pd.DataFrame:

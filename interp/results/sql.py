@@ -1,4 +1,4 @@
-"""Questions in SQL to a few tables: a question alone, with a limit of time, memory and size, and no way to other files."""
+"""Questions in SQL to a few tables: with limits of time, memory and size, and no way to other files."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def ask(sql: str, tables: Mapping[str, pd.DataFrame], *, seconds: float = SECOND
         raise SchemaError(f"DuckDB: the question took longer than {seconds:g} s and was ended") from error
     except duckdb.OutOfMemoryException as error:
         raise SchemaError(f"DuckDB: the question needs more than {human_bytes(MEMORY)} of memory") from error
-    except (duckdb.Error, UnicodeError, OverflowError, ValueError, RuntimeError, MemoryError) as error:
+    except (duckdb.Error, TypeError, OverflowError, ValueError, RuntimeError, MemoryError) as error:
         raise SchemaError(f"DuckDB: {first_line(error)}") from error
 
 

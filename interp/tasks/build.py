@@ -120,11 +120,17 @@ def _sample(
         raise TaskError(f"{doc.name} has no corruption {kind!r}; {nearest(kind, corruptions)}")
     templates = tuple(t for t in doc.templates if t.split in (None, split))
     words, coverage = fit_words(replace(doc, templates=templates), speller)
-    draw, place = (family.draw, None) if family.fit is None else family.fit(words, speller, kind)
+    try:
+        draw, place = (family.draw, None) if family.fit is None else family.fit(words, speller, kind)
+    except (KeyError, IndexError) as error:
+        raise _incomplete(doc, error) from error
     rng = Random(f"{doc.name} {split} {seed} {kind}")
     pairs: dict[tuple[int, ...], EncodedPair] = {}
     for _ in range(TRIES * (n + 10)):
-        example = draw(rng, words, kind)
+        try:
+            example = draw(rng, words, kind)
+        except (KeyError, IndexError, ValueError) as error:
+            raise _incomplete(doc, error) from error
         if example is not None and _in_split(example.key, split, doc):
             pair = speller.encode(example, first_token=doc.answer == "first token")
             if pair is not None:
@@ -156,6 +162,13 @@ def _sample(
             "seed": seed,
             **({} if place is None else {"deciding_token": place}),
         },
+    )
+
+
+def _incomplete(doc: Document, error: Exception) -> SchemaError:
+    """A list or row that the generator of the family looks for and the document does not have, or not enough of."""
+    return SchemaError(
+        f"{doc.source}: {doc.name} lacks what a task of family {doc.family!r} is made of: {error!r:.100}"
     )
 
 

@@ -188,10 +188,23 @@ def index_alone(content: bytes, folder: Path) -> None:
 
 def tokenizers() -> Iterator[Case]:
     """Files of a tokenizer."""
-    for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "added_tokens.json"):
+    for file in (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "vocab.json",
+        "added_tokens.json",
+    ):
         for name, content in TEXTS.items():
             yield Case("tokenizer", f"{file} {name}", DETECT, partial(write, f"model/{file}", content))
-    for key in ("tokenizer_class", "model_max_length", "bos_token", "eos_token", "added_tokens_decoder", "chat_template"):
+    for key in (
+        "tokenizer_class",
+        "model_max_length",
+        "bos_token",
+        "eos_token",
+        "added_tokens_decoder",
+        "chat_template",
+    ):
         for value in (None, 3, -1, "x", [], [1], {"a": 1}, True, 10**30):
             yield Case(
                 "tokenizer", f"{key} = {value!r}", DETECT, partial(put, "model/tokenizer_config.json", key, value)
@@ -207,7 +220,11 @@ def options() -> Iterator[Case]:
     for number in numbers:
         yield Case("option", f"--seed {number!r}", ("detect", MODEL, "-a", "previous_token", "--seed", number))
         yield Case("option", f"--top {number!r}", ("detect", MODEL, "-a", "previous_token", "--top", number))
-        yield Case("option", f"--n-prompts {number!r}", ("circuit", MODEL, "-t", "induction", "-m", "eap", "--n-random", "1", "--n-prompts", number))
+        yield Case(
+            "option",
+            f"--n-prompts {number!r}",
+            ("circuit", MODEL, "-t", "induction", "-m", "eap", "--n-random", "1", "--n-prompts", number),
+        )
         yield Case("option", f"--edges {number!r}", (*CIRCUIT, "--edges", number))
     words = ("", " ", "x", "\x1b[31m", "a b", "-", "../..", "induction\x00", "L0H1", "é" * 400, "\udcff")
     for word in words:
@@ -256,7 +273,12 @@ def targets() -> Iterator[Case]:
 
     for suffix in (".csv", ".json", ".parquet"):
         yield Case("target", f"somebody's {suffix}", (*ours, f"a{suffix}"), partial(foreign, f"a{suffix}"))
-        yield Case("target", f"somebody's board{suffix}", ("zoo", "verify", "--out", f"a{suffix}"), partial(foreign, f"a{suffix}"))
+        yield Case(
+            "target",
+            f"somebody's board{suffix}",
+            ("zoo", "verify", "--out", f"a{suffix}"),
+            partial(foreign, f"a{suffix}"),
+        )
     for name in ("model/model.safetensors", "model/config.json", "notes.html", "notes.txt"):
         make = partial(foreign, name) if name.startswith("notes") else lambda folder: None
         yield Case("target", f"report over {name}", ("report", MODEL, "-a", "sink", "--out", name), make)
@@ -271,9 +293,25 @@ def targets() -> Iterator[Case]:
     yield Case("target", "a link to somebody's", (*ours, "link.csv"), link)
     yield Case("target", "a link astray", (*ours, "astray.csv"), astray)
     yield Case("target", "a folder", (*ours, "x.csv"), folder_there)
-    for name in ("", ".csv", "none/x.csv", "n" * 300 + ".csv", "a\x00.csv", "x.CSV", "x.csv/", "model/config.json/x.csv"):
+    for name in (
+        "",
+        ".csv",
+        "none/x.csv",
+        "n" * 300 + ".csv",
+        "a\x00.csv",
+        "x.CSV",
+        "x.csv/",
+        "model/config.json/x.csv",
+    ):
         yield Case("target", f"{name!r:.30}", (*ours, name))
-    for name in ("/dev/null", "/dev/full", "/dev/stdout", "/proc/x.csv", "/proc/self/x.csv", "~nobody-of-this-name/x.csv"):
+    for name in (
+        "/dev/null",
+        "/dev/full",
+        "/dev/stdout",
+        "/proc/x.csv",
+        "/proc/self/x.csv",
+        "~nobody-of-this-name/x.csv",
+    ):
         yield Case("target", name, (*ours, name))
         yield Case("target", f"report to {name}", ("report", MODEL, "-a", "sink", "--out", name))
         yield Case("target", f"circuit to {name}", (*CIRCUIT, "--out", name))
@@ -348,7 +386,11 @@ def questions() -> Iterator[Case]:
         *("SELECT * FROM read_csv('/etc/passwd')", "SELECT * FROM 'x.parquet'", "SELECT * FROM glob('*')"),
         *("SELECT * FROM read_text('config.json')", "SELECT getenv('HOME')", "SELECT * FROM sys", "SELECT * FROM pd"),
         *("SELECT * FROM range(100000000)", "SELECT 1/0", "SELECT 'x'::INT", "SELECT error('\x1b[2J')"),
-        *("SELECT {'a': 'x'::BLOB} AS s, [1] AS l, MAP {'k': 1} AS m", "SELECT '\\xff\\xfe'::BLOB", "SELECT chr(27) AS x"),
+        *(
+            "SELECT {'a': 'x'::BLOB} AS s, [1] AS l, MAP {'k': 1} AS m",
+            "SELECT '\\xff\\xfe'::BLOB",
+            "SELECT chr(27) AS x",
+        ),
         *("SELECT DATE '9999-12-31' AS d, INTERVAL 1 DAY AS i, uuid() AS u", "SELECT '\x00'", "SELECT \udcff"),
         *("SELECT 170141183460469231731687303715884105727::HUGEINT AS h", "SELECT 1 AS a, 2 AS a", "DELETE FROM runs"),
         *("SELECT * FROM " + "(" * 5000, "SELECT " + "1+" * 20_000 + "1", "BEGIN", "CHECKPOINT", "VACUUM", "EXECUTE x"),
@@ -364,7 +406,11 @@ def prompts() -> Iterator[Case]:
         yield Case("prompt", f"graph {text!r:.20}", ("sae", "graph", "model", "-p", text, "--check", "0"))
         report = ("report", "model", "-a", "sink", "--out", "out.html", "--prompt", text)
         yield Case("prompt", f"report {text!r:.20}", (*report, "--answer", "no such word"))
-        yield Case("prompt", f"answer {text!r:.20}", ("report", "model", "-a", "sink", "--prompt", "w1", "--answer", text + "?"))
+        yield Case(
+            "prompt",
+            f"answer {text!r:.20}",
+            ("report", "model", "-a", "sink", "--prompt", "w1", "--answer", text + "?"),
+        )
     for name, content in TEXTS.items():
         if name not in ("deep", "digits"):
             text = ("sae", "features", "sae", "-m", "model", "--text", "text")
@@ -400,7 +446,16 @@ def dictionaries() -> Iterator[Case]:
         yield Case("dictionary", f"cfg {name}", load, partial(write, "sae/cfg.json", content))
         yield Case("dictionary", f"weights {name}", load, partial(write, "sae/sae_weights.safetensors", content))
         yield Case("dictionary", f"config.yaml {name}", load, partial(yaml_alone, content))
-    for key in ("architecture", "d_in", "d_sae", "dtype", "normalize_activations", "metadata", "k", "reshape_activations"):
+    for key in (
+        "architecture",
+        "d_in",
+        "d_sae",
+        "dtype",
+        "normalize_activations",
+        "metadata",
+        "k",
+        "reshape_activations",
+    ):
         for value in (None, 3, -1, "x", [], [1], {"a": 1}, 10**18):
             yield Case("dictionary", f"{key} = {value!r}", load, partial(put, "sae/cfg.json", key, value))
     for extra in (("--format", "x"), ("--site", "x"), ("--site", "L9.z"), ("--scale", "x"), ("--loss",), ("-p", "w1")):
@@ -410,7 +465,13 @@ def dictionaries() -> Iterator[Case]:
     for extra in (("-f", "10000000000000000000"), ("-f", "-1"), ("--member", "7"), ("--top", "0")):
         yield Case("dictionary", " ".join(extra), ("sae", "features", "sae", "-m", "model", "-p", "w1", *extra))
     train = ("sae", "train", "model", "--out", "made", "--steps", "1")
-    for extra in (("x",), ("L0.z",), ("L9.resid_post",), ("L0.resid_post", "--kind", "x"), ("L0.resid_post", "-k", "0")):
+    for extra in (
+        ("x",),
+        ("L0.z",),
+        ("L9.resid_post",),
+        ("L0.resid_post", "--kind", "x"),
+        ("L0.resid_post", "-k", "0"),
+    ):
         yield Case("dictionary", f"train {' '.join(extra)}", (*train, *extra))
     yield Case(
         "dictionary",

@@ -113,7 +113,9 @@ def fault(case: Case, base: Path, folder: Path, capfd) -> tuple[str | None, str]
         "traceback": "Traceback" in err + out,
         "unexpected": "unexpected " in err and "(--debug shows" in err,
         "replaced a file": bool(changed),
-        "half-written": code != 0 and len(after) > len(before) or any(".interp-" in n for n in after.keys() - before.keys()),
+        "half-written": code != 0
+        and len(after) > len(before)
+        or any(".interp-" in n for n in after.keys() - before.keys()),
         "no word": code != 0 and not (lines and lines[-1].startswith("interp: ")),
         "an escape": "\x1b" in out + err,
         "too long": code != 0 and lines and len(lines[-1]) > 3000,

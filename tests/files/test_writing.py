@@ -101,7 +101,9 @@ def test_an_empty_file_and_one_of_ours_are_replaced(tmp_path):
         assert path.read_text() == PAGE
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), RuntimeError("failed writing file")])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), RuntimeError("failed writing file")]
+)
 def test_what_stops_a_write_leaves_what_was_there(tmp_path, error):
     def fail(path):
         path.write_text("half")
