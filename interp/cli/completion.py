@@ -94,24 +94,24 @@ def _bash(found: list[Command], *, zsh: bool) -> str:
     shell = "zsh" if zsh else "bash"
     return f"""# Completion of interp for {shell}: eval "$(interp completion {shell})"
 {start}_interp() {{
-  local line="${{COMP_LINE:0:COMP_POINT}}" path="" cur="" prev="" word options="" words="" flags="" i
+  local line="${{COMP_LINE:0:$COMP_POINT}}" where="" cur="" prev="" word options="" words="" flags="" i
   local -a typed
-  read -r -a typed <<< "$line"
+  set -f; typed=($line); set +f
   [[ "$line" == *" " ]] && typed+=("")
   cur="${{typed[${{#typed[@]}}-1]}}"; prev="${{typed[${{#typed[@]}}-2]}}"
   for word in "${{typed[@]:1:${{#typed[@]}}-2}}"; do
     [[ "$word" == -* ]] && continue
-    if [[ -z "$path" ]]; then path="$word"
-    else for i in {groups}; do [[ "$path" == "$i" ]] && path="$path $word" && break; done
+    if [[ -z "$where" ]]; then where="$word"
+    else for i in {groups}; do [[ "$where" == "$i" ]] && where="$where $word" && break; done
     fi
   done
-  case "$path" in
+  case "$where" in
 {cases}
   esac
   for word in $flags; do [[ "$word" == "$prev" ]] && prev=""; done
   if [[ "$cur" == -* ]]; then words="$options"
   elif [[ "$prev" == -* ]]; then
-    case "$path|$prev" in
+    case "$where|$prev" in
 {chr(10).join(line for command in found for line in _bash_values(command))}
       *) words="" ;;
     esac

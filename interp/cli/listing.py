@@ -41,7 +41,14 @@ def list_names(
 
 
 def _names(kind: str, entries: index.Entries, width: int) -> str:
-    text = textwrap.fill(", ".join(entries), width, initial_indent="  ", subsequent_indent="  ", break_long_words=False)
+    text = textwrap.fill(
+        ", ".join(entries),
+        width,
+        initial_indent="  ",
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
     return f"{len(entries)} {'models' if kind == 'zoo' else kind} (interp list {kind})\n{text}\n"
 
 

@@ -13,6 +13,8 @@ from interp.cli import index
 from interp.errors import InterpError, nearest
 
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
+BOS = ("default", "forced", "none")
+"""As in `interp.tasks.synthetic`, which imports torch."""
 DEVICES = ("cpu", "cuda", "mps", "xpu", "npu", "hpu", "xla", "mlu")
 """Kinds of devices that models run on; which of them this machine has is seen when the model is put there."""
 LARGEST_SEED = 2**32 - 1

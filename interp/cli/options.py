@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from interp.cli.names import BOS
 from interp.cli.output import unguarded
 
 if TYPE_CHECKING:
@@ -33,16 +34,12 @@ def table_target(path: Path, *, force: bool) -> Path:
     return writable(path, force=force)
 
 
-BOS_POLICIES = ("default", "forced", "none")
-"""As in `interp.tasks.synthetic`, which imports torch."""
-
-
 def check_bos(policy: str | None) -> None:
     """Refuse an unknown policy as a usage error."""
     from interp.errors import nearest
 
-    if policy is not None and policy not in BOS_POLICIES:
-        raise typer.BadParameter(f"unknown BOS policy {policy!r}; {nearest(policy, BOS_POLICIES)}")
+    if policy is not None and policy not in BOS:
+        raise typer.BadParameter(f"unknown BOS policy {policy!r}; {nearest(policy, BOS)}")
 
 
 def say_left_out(reasons: Mapping[str, str]) -> None:

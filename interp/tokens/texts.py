@@ -69,7 +69,7 @@ def single_id(text: str, tokenizer: PreTrainedTokenizerBase | None) -> int:
         raise TaskError(f"{text!r:.100} is {len(ids)} tokens{pieces}; one is needed, and {_other_form(text, words)}")
     unknown = getattr(words, "unk_token_id", None)
     if unknown is not None and ids[0] == unknown and text != words.unk_token:
-        raise TaskError(f"{text!r} is not in this model's vocabulary: it is read as {words.unk_token}")
+        raise TaskError(f"{text!r:.100} is not in this model's vocabulary: it is read as {words.unk_token}")
     return ids[0]
 
 
