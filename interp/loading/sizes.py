@@ -17,7 +17,7 @@ LARGEST = 2**31 - 1
 """No size, count or id of a model is larger."""
 COUNTED = re.compile(r"(^|_)(layers?|blocks|experts|routed_experts)$")
 """Ends of the names of what there is a module or a row of weights for, each."""
-SPARE_FACTOR, SPARE_BYTES = 16, 2**31
+SPARE_FACTOR, SPARE_BYTES = 16, 2**29
 """How much larger than its files a model may be: buffers, tied weights, a file in four bits."""
 
 

@@ -42,8 +42,7 @@ def report(
 ) -> Path:
     """Write the attribution report of `model` and return its path.
 
-    The file needs no network and no other file: plotly.js, style and data are inside. It appears whole or not at all;
-    everything asked for is checked before any of it is computed.
+    The file needs no network and no other file, and appears whole or not at all. All is checked before any is computed.
 
     Args:
         model: any loaded model.

@@ -118,4 +118,6 @@ def _plain_other(value: Any) -> Any:
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
-    return value.item() if hasattr(value, "item") else str(value)
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    return None if pd.isna(value) else str(value)
