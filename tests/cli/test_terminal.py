@@ -30,9 +30,8 @@ PLANTED = "zoo:planted-induction"
 
 def interp(*arguments, **options):
     """The program in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-c", PROGRAM, *map(str, arguments)], capture_output=True, text=True, **options
-    )
+    command = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,8 @@ from interp.errors import InterpError
 root = pathlib.Path(tempfile.mkdtemp()); root.chmod(0o755)
 for name in ("closed", "open"): (root / name).mkdir()
 (root / "open").chmod(0o777); (root / "closed").chmod(0o555)
-(root / "open" / "kept.csv").write_text("analysis,variant,layer,head,component\\n"); (root / "open" / "kept.csv").chmod(0o444)
+kept = root / "open" / "kept.csv"
+kept.write_text("analysis,variant,layer,head,component\\n"); kept.chmod(0o444)
 if os.getuid() == 0: os.seteuid(65534)
 for path in ("closed/a.csv", "closed/b/c", "open/kept.csv"):
     for attempt in (lambda p: writable_file(p), lambda p: writable_folder(p, [])):
