@@ -24,10 +24,12 @@ from circuits.wiring.case import Case
 from interp.edits import Edit
 from interp.errors import SchemaError, TaskError
 from interp.files import write_files
+from interp.measurement.ability import Ability, ability
 from interp.model import Model
 from interp.results.files import write_csv
 from interp.results.provenance import recorded
 from interp.results.results import Result
+from interp.results.stats import Interval
 from interp.tasks import PromptTask
 from interp.tasks import task as named_task
 from interp.tasks.metrics import AnyMetric
@@ -36,6 +38,8 @@ TARGET = 0.8
 """Faithfulness that a circuit of unstated size has to reach on the prompts it was found on."""
 LARGEST = 0.1
 """Of the model's edges, unless more are asked for."""
+LEAST_FOR_P = 99
+"""Random circuits below which no p is given: with 20 the least possible would be 0.048."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +49,7 @@ class Found:
     Attributes:
         graph: the circuit. scored: the scores it was chosen from.
         verdict: of the circuit. random: of random circuits of its size. curve: over sizes, where there are scores.
+        ability: how well the model does the task on the prompts that the circuit is judged on.
         provenance: of the call, with the method, the size and where the scores came from: plain values.
     """
 
@@ -53,6 +58,7 @@ class Found:
     verdict: Verdict
     random: Verdict
     curve: Curve | None
+    ability: Ability
     provenance: Mapping[str, Any]
 
     @property
@@ -62,36 +68,63 @@ class Found:
 
     @property
     def p(self) -> float:
-        """Share of random circuits at least as close to the model, the circuit counted among them."""
+        """Share of random circuits at least as close to the model, the circuit counted among them.
+
+        NaN with fewer than 99 of them, which cannot say more than their mean and spread do, and where faithfulness is
+        no number to compare (`Verdict.stands`).
+        """
         distance = np.abs(1 - self.random.faithfulness)
+        if len(distance) < LEAST_FOR_P or not self.verdict.stands:
+            return float("nan")
         return float((1 + (distance <= abs(1 - self.faithfulness)).sum()) / (1 + len(distance)))
+
+    @property
+    def held_out(self) -> bool:
+        """Whether it was judged on other prompts than those it was found on."""
+        data = self.provenance["data"]
+        return data["sha256"] != data["judged_on"]["sha256"]
 
     def with_provenance(self, provenance: Mapping[str, Any]) -> Found:
         """The same with another provenance, the graph's too."""
         return replace(self, graph=replace(self.graph, provenance=provenance), provenance=provenance)
 
     def table(self) -> pd.DataFrame:
-        """The circuit's row of `Verdict.table`, and what random circuits of its size reach."""
+        """The circuit's row of `Verdict.table`, what random circuits of its size reach, and the model's accuracy."""
         row = self.verdict.table()
         others = self.random.faithfulness
         row["random_mean"], row["random_max"] = others.mean(), others.max()
+        row["random_sd"] = others.std(ddof=1) if len(others) > 1 else np.nan
         row["n_random"], row["p"] = len(others), self.p
+        row["accuracy"], row["chance"] = self.ability.accuracy, self.ability.chance
         return row
 
     def summary(self) -> str:
-        """A few lines for a terminal."""
-        row = self.table().iloc[0]
-        provenance = self.provenance
-        return "\n".join(
-            [
-                f"{provenance['method']} on {provenance['data']['task']}: {self.graph.n_edges} of "
-                f"{self.graph.layout.n_edges} edges ({self.graph.fraction:.1%}), {len(self.graph.nodes)} nodes",
-                f"faithfulness {row['faithfulness']:.3f} ({row['ci_low']:.3f} .. {row['ci_high']:.3f}) on {row['n']} "
-                f"held-out prompts: {row['metric']} {row['value']:.3f} with these edges, {row['full']:.3f} with all, "
-                f"{row['empty']:.3f} with none ({row['ablation']})",
-                f"{row['n_random']} random circuits of the size: mean {row['random_mean']:.3f}, best "
-                f"{row['random_max']:.3f}; p = {row['p']:.3f}",
-            ]
+        """A few lines for a terminal: whether the model can do the task, then what the circuit keeps of it."""
+        row, provenance = self.table().iloc[0], self.provenance
+        task, metric = provenance["data"]["task"], row["metric"]
+        lines = [
+            f"{task}: the model is {self.ability.sentence()}; {metric} {row['full']:.3f}, and {row['empty']:.3f} with "
+            f"no edge left ({row['ablation']})",
+            f"{provenance['method']}: {self.graph.n_edges} of {self.graph.layout.n_edges} edges "
+            f"({self.graph.fraction:.1%}), {len(self.graph.nodes)} nodes",
+        ]
+        if self.ability.caution:
+            lines.insert(1, self.ability.caution)
+        faithful = f"faithfulness {row['faithfulness']:.3f} ({row['ci_low']:.3f} .. {row['ci_high']:.3f})"
+        if not self.verdict.stands:
+            gap = self.verdict.advantage()
+            return "\n".join([*lines, _no_faithfulness(metric, gap, faithful)])
+        where = "held-out prompts" if self.held_out else "prompts, those it was found on"
+        lines.append(f"{faithful} on {row['n']} {where}: {metric} {row['value']:.3f} with these edges")
+        return "\n".join([*lines, self._random_line(row)])
+
+    def _random_line(self, row: Any) -> str:
+        """What random circuits reach, and a p where there are enough of them for one."""
+        spread = f" +- {row['random_sd']:.3f}" if row["n_random"] > 1 else ""
+        p = "" if np.isnan(row["p"]) else f"; p = {row['p']:.3f} (least possible {1 / (1 + row['n_random']):.3f})"
+        return (
+            f"{row['n_random']} random circuits of the size: {row['random_mean']:.3f}{spread}, best "
+            f"{row['random_max']:.3f}{p}"
         )
 
     def save(self, folder: str | Path, *, force: bool = False, quote: bool = False) -> dict[str, Path]:
@@ -199,6 +232,14 @@ def circuit(
     )
 
 
+def _no_faithfulness(metric: str, gap: Interval, ratio: str) -> str:
+    """Why faithfulness is not to be read."""
+    return (
+        f"no verdict: by {metric} the whole model is not reliably better than nothing (by {float(gap.mean):.3f}, "
+        f"95 % interval {float(gap.low):.3f} .. {float(gap.high):.3f}), so that the ratio is noise: {ratio}"
+    )
+
+
 def _refuse_options(method: CircuitMethod, judge_options: Mapping[str, Any]) -> None:
     """Options of how a circuit is chosen and judged that mean nothing for this method."""
     if method.gives == "circuit" and judge_options["edges"] is not None and "edges" not in method.options:
@@ -243,7 +284,8 @@ def _outcome(
     random = random_circuits(graph, n=judge_options["n_random"], seed=seed, how=judge_options["control"])
     data = {**search_task.provenance(), "judged_on": judge_task.provenance()}
     own = {**_own(method, scores.provenance), "metric": verdict.metric, "edges": size, "data": data}
-    return Found(graph, scores, verdict, faithfulness(model, judge_task, random, **how), sizes, own)
+    judged_random = faithfulness(model, judge_task, random, **how)
+    return Found(graph, scores, verdict, judged_random, sizes, ability(model, judge_task), own)
 
 
 def _prompts(

@@ -1,7 +1,8 @@
-"""Where the shipped prompt data lies, and how it is read."""
+"""Where the shipped prompt data lies, how it is read, and which of it is held out."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +43,8 @@ def read_json(where: Path) -> Any:
         SchemaError: not JSON; says where it breaks.
     """
     return read_document(where, name=where.name, error=SchemaError)
+
+
+def is_held_out(key: str, *, one_in: int) -> bool:
+    """Whether a key belongs to the held-out split: one in so many, decided by its text alone."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) % one_in == 0

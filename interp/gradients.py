@@ -1,8 +1,8 @@
-"""Gradients of a metric at sites, and at attention probabilities of chosen pairs without storing a pattern."""
+"""Gradients of a metric at sites, at weights, and at attention probabilities of pairs without storing a pattern."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from interp.errors import SiteError, TaskError
 from interp.model import Model
 from interp.shapes import brief
 from interp.sites import DIVISORS, Site
+from interp.weights.changes import Matrix, WeightMatrices
 
 Metric = Callable[[Tensor], Tensor]
 
@@ -98,6 +99,46 @@ def pair_gradients(
         v = run.acts[Site("v", layer)].detach()[b, j].repeat_interleave(group, dim=1)  # pair head d
         rows.append((grad[b, i] * v).sum(-1).T)
     return torch.stack(rows)
+
+
+def weight_gradients(
+    model: Model,
+    tokens: Prompts,
+    metric: Metric,
+    matrices: WeightMatrices,
+    *,
+    names: Sequence[Matrix] | None = None,
+    changes: Mapping[Matrix, Float[Tensor, "..."]] | None = None,
+    edits: Sequence[Edit] = (),
+) -> tuple[Float[Tensor, " batch"], dict[Matrix, Float[Tensor, "..."]]]:
+    """The metric of each prompt, and the gradient of their sum with respect to matrices: d sum_b metric_b / d W.
+
+    Matrices are as `Weights` has them: W_Q [head d_model d_head] of the normalised input, whatever the model stores. A
+    head's W_K and W_V are those of its key-value group. No parameter is touched, nor need any take a gradient.
+
+    Args:
+        model: any backend that can run with gradients.
+        tokens: prompts.
+        metric: logits [batch pos d_vocab] -> one value per prompt.
+        matrices: of the model, made for prompts as long as these.
+        names: (layer, name) of some; None: all that there are.
+        changes: added to matrices, so that the gradient is taken there.
+        edits: applied in the same run.
+
+    Raises:
+        TaskError: the metric does not give one value per prompt, or does not depend on the logits.
+        SiteError: a matrix that there is none of, or a prompt longer than `matrices` are made for.
+    """
+    leaves = matrices.zeros(names)
+    for name, change in (changes or {}).items():
+        leaves[name] = leaves.get(name, torch.zeros_like(change)) + change.detach()
+    own = {name: leaf.requires_grad_() for name, leaf in leaves.items()}
+    with model.frozen():
+        run = model.run(tokens, edits=[*edits, *matrices.edits(own)], gradients=True)
+        value = _value(metric, run.logits, len(model.batch(tokens).ids))
+        grads = torch.autograd.grad(value.sum(), list(own.values()), allow_unused=True, materialize_grads=True)
+    wanted = own if names is None else names
+    return value.detach(), {name: grad for name, grad in zip(own, grads, strict=True) if name in set(wanted)}
 
 
 def _value(metric: Metric, logits: Tensor | None, batch: int) -> Float[Tensor, " batch"]:

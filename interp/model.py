@@ -67,7 +67,8 @@ class ModelInfo:
         sink_logits: whether heads have a learned extra slot in the softmax.
         weights_sha256: of the weight files when they are local and below 256 MiB.
         causal: whether no query sees a later key; False in attention both ways (encoders).
-        softmax_share: part of attention that is softmax, the rest one constant weight; see `interp.attention.Call`.
+        softmax_share: part of attention that is softmax, the rest one constant weight; 0 where weights are the ReLU of
+            scores; see `interp.attention.Call`.
         n_logits: logits of a token where they are fewer than the vocabulary, so that not each is a token's; 0 where it
             has none (an encoder); else None.
         stack: what the model is of an encoder-decoder: "encoder", "decoder" (attention within what is written) or
@@ -176,6 +177,8 @@ class ModelInfo:
         if self.softmax_share != 1.0:
             facts["Attention weights"] = (
                 f"{self.softmax_share:g} of softmax, and {1 - self.softmax_share:g} for every key"
+                if self.softmax_share
+                else "the ReLU of each score, without a softmax"
             )
         limited = [w for w in self.windows if w is not None]
         if limited:

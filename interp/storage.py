@@ -187,7 +187,7 @@ def capture_to(
 def _parts(model: Model, keys: Sequence[Site], batch: Batch, max_bytes: int) -> Iterator[Batch]:
     """The rows of a batch in pieces within the bound."""
     rows, n = batch.ids.shape
-    each = _bytes(model, keys, Batch(batch.ids[:1], batch.mask[:1]))
+    each = _bytes(model, keys, batch.select(slice(None, 1)))
     if each > max_bytes:
         raise BackendError(
             f"one prompt of {n} tokens takes {human_bytes(each)} at {len(keys)} sites, above max_bytes = "
@@ -195,7 +195,7 @@ def _parts(model: Model, keys: Sequence[Site], batch: Batch, max_bytes: int) -> 
         )
     step = max(1, max_bytes // max(1, each))
     for first in range(0, rows, step):
-        yield Batch(batch.ids[first : first + step], batch.mask[first : first + step])
+        yield batch.select(slice(first, first + step))
 
 
 def _bytes(model: Model, keys: Sequence[Site], batch: Batch) -> int:

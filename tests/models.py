@@ -12,6 +12,7 @@ import transformers
 
 import interp
 from interp.attention import (
+    ByDistance,
     Call,
     CausalMask,
     Distance,
@@ -139,6 +140,9 @@ def questions(batch: Batch, *, seed: int = 0) -> dict[str, object]:
         "received": Received(),
         "received, weighted": Received(draw(size, n)),
         "received, some rows": Received(some.float()),
+        "by distance": ByDistance(),
+        "by distance, weighted": ByDistance(draw(size, n)),
+        "by distance, some rows": ByDistance(some.float()),
         "rows": Rows(chosen),
         "top 3": TopKeys(chosen, k=3),
         "top without first": TopKeys(chosen, k=1, exclude=first),

@@ -24,9 +24,10 @@ from circuits.wiring.case import Case
 from circuits.wiring.edges import Other, run_edges, sent
 from interp.edits import Edit
 from interp.errors import SchemaError, TaskError, UnknownTask, nearest
+from interp.measurement.ability import advantage
 from interp.model import Model
 from interp.results.provenance import recorded
-from interp.results.stats import bootstrap
+from interp.results.stats import Interval, bootstrap
 from interp.shapes import brief
 from interp.tasks import PromptTask
 from interp.tasks.metrics import AnyMetric
@@ -69,6 +70,18 @@ class Verdict:
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(np.abs(span) > LEAST, (self.values - self.empty) / span, np.nan)
 
+    def advantage(self, *, seed: int = 0) -> Interval:
+        """By how much the whole model does better than nothing, m(M) - m(0), with its 95 % interval over prompts."""
+        return advantage(self.full, self.empty, self.metric, seed=seed)
+
+    @property
+    def stands(self) -> bool:
+        """Whether faithfulness may be read: the interval of `advantage` begins above 0.
+
+        Where it does not, the ratio is one of noise to noise, however small a p it comes with.
+        """
+        return bool(self.advantage().low > 0)
+
     def interval(self, *, seed: int = 0, level: float = 0.95, n: int = 1000) -> Float[ndarray, "circuit 2"]:
         """Percentile-bootstrap interval of the ratio of means: prompts are resampled, all three means together."""
         low, high, _ = bootstrap(
@@ -81,7 +94,10 @@ class Verdict:
         return np.stack([low, high], 1)
 
     def table(self, *, seed: int = 0) -> pd.DataFrame:
-        """One row per circuit: edges, metric, faithfulness with its interval, quantiles over prompts, error |1 - f|."""
+        """One row per circuit: edges, metric, faithfulness with its interval, quantiles over prompts.
+
+        `stands` is False where the whole model is not better than nothing: see the property.
+        """
         low, high = self.interval(seed=seed).T
         own = self.per_prompt
         finite_rows = [bool(np.isfinite(row).any()) for row in own]
@@ -101,6 +117,7 @@ class Verdict:
                 "faithfulness": self.faithfulness,
                 "ci_low": low,
                 "ci_high": high,
+                "stands": self.stands,
                 "mean_of_ratios": [
                     float(np.nanmean(r)) if finite else np.nan for r, finite in zip(own, finite_rows, strict=True)
                 ],

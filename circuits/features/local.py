@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.features.edits import EMBED, check_edits, edits_at
-from interp.batch import Batch, Prompts
+from interp.batch import Prompts
 from interp.dictionaries import Dictionaries, Dictionary, Gated
 from interp.dictionaries.activations import EPS
 from interp.edits import Apply, Edit, Replace, apply_edits
@@ -120,7 +120,7 @@ class LocalModel:
             kept = [Site(kind, i) for i in self.model.info.attention_layers for kind in ("resid_pre", "v")]
             edits = [*(Apply(site, _keeper(holder, site)) for site in kept), *edits]
         attached = any(x.requires_grad for x in values.values())
-        batch = Batch(self.batch.ids.expand(size, -1), self.batch.mask.expand(size, -1))
+        batch = self.batch.repeat(size)
         with self.model.frozen() if attached else torch.no_grad():
             self.model.run(batch, edits=edits, stop=self.n_layers - 1, gradients=attached)
         return holder

@@ -62,7 +62,7 @@ class Both:
         """Run both prompts of each pair side by side."""
         task, info, layout = part.task, part.model.info, part.layout
         base, other = (task.clean, task.corrupt) if mode == MODES[0] else (task.corrupt, task.clean)
-        both = Batch(torch.cat([base.ids, other.ids]), torch.cat([base.mask, other.mask]))
+        both = base.joined(other)
         n, rows, ends = len(part), torch.arange(len(both.ids)), task.end.repeat(2)
         last = Site("resid_post", info.n_layers - 1)
 

@@ -204,7 +204,7 @@ class Reach:
         base = self.both.base
         if end_only:
             return Batch.of(torch.zeros(times * self.n, 1, dtype=torch.long, device=base.ids.device))
-        return Batch(base.ids.repeat(times, 1), base.mask.repeat(times, 1))
+        return base.repeat(times)
 
     def _at_end(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch d_model"]:
         return x[:, 0] if self.both.only_end else x[torch.arange(len(x)), self.both.part.task.end]

@@ -19,7 +19,6 @@ from torch import Tensor
 from circuits.wiring.case import Case
 from circuits.wiring.ports import QKV
 from interp.attention import StopForward
-from interp.batch import Batch
 from interp.edits import Apply, Edit, Replace, apply_edits, of_tokens
 from interp.errors import SiteError
 from interp.patching.readout import unembedded
@@ -169,7 +168,7 @@ class Parts:
 
     def through(self, layer: int, inputs: Mapping[QKV, Tensor], times: int) -> Float[Tensor, "rows pos head d_head"]:
         """z of a layer whose q, k and v are replaced, for the prompts `times` over; it runs no further."""
-        batch = Batch(self.batch.ids.repeat(times, 1), self.batch.mask.repeat(times, 1))
+        batch = self.batch.repeat(times)
         captures: list[Tensor] = []
 
         def stop_run(z: Tensor) -> Tensor:

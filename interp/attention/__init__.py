@@ -3,7 +3,8 @@
     from interp.attention import Mean, Offset, measure
 
 `statistics` says what can be asked, `naive` answers densely (the oracle), `fused` answers from fused
-attention and its log-sum-exp in O(n) memory, `hook` puts either inside a transformers model.
+attention and its log-sum-exp in O(n) memory, `streamed` with one pass over tiles of scores, `hook` puts
+either inside a transformers model.
 The derivations are in README.md beside this file. Needs torch and transformers, nothing else.
 """
 
@@ -12,6 +13,7 @@ from interp.attention.call import Call
 from interp.attention.hook import Recorder, StopForward, current_recorder, intercept, number_layers, set_recorder
 from interp.attention.masks import CausalMask
 from interp.attention.statistics import (
+    ByDistance,
     Distance,
     Entropy,
     KeyMass,
@@ -23,10 +25,13 @@ from interp.attention.statistics import (
     Statistic,
     SumSquares,
     TopKeys,
+    span_mass,
 )
+from interp.attention.windows import Window, WindowMask
 
 __all__ = [
     "METHODS",
+    "ByDistance",
     "Call",
     "CausalMask",
     "Distance",
@@ -42,9 +47,12 @@ __all__ = [
     "StopForward",
     "SumSquares",
     "TopKeys",
+    "Window",
+    "WindowMask",
     "current_recorder",
     "intercept",
     "measure",
     "number_layers",
     "set_recorder",
+    "span_mass",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from interp.attention import fused, naive
 from interp.attention.call import Call
 from interp.attention.statistics import Entropy, Mean, Statistic
+from interp.attention.windows import by_window
 from interp.errors import BackendError, NotApplicable, NotFinite, nearest
 
 METHODS = {"fused": fused.answer_all, "naive": naive.answer_all}
@@ -28,11 +30,13 @@ def measure(
         NotApplicable: an entropy where attention is not all softmax.
         BackendError: unknown method; NotFinite: queries, keys, values or output at real tokens are not, counted.
     """
-    plain = call.share == 1.0 and call.bias is None
+    if call.windows:
+        return by_window(call, questions, partial(measure, method=method))
+    plain = call.softmax_share == 1.0 and call.bias is None
     method = ("fused" if plain else "naive") if method == "auto" else method
     if method not in METHODS:
         raise BackendError(f"unknown attention method {method!r}; {nearest(method, METHODS)}")
-    if call.share != 1.0:
+    if call.softmax_share != 1.0:
         _check_share(call, questions, method)
     if call.bias is not None and method == "fused":
         raise BackendError('a bias is added to every attention score, which no fused kernel does; use method="auto"')
@@ -48,17 +52,16 @@ def measure(
 
 def _check_share(call: Call, questions: Mapping[str, Statistic], method: str) -> None:
     """Refuse what weights that do not sum to one have no answer to, and kernels that know softmax alone."""
+    weights = (
+        "attention weights are the ReLU of scores"
+        if call.relu
+        else f"a constant {1 - call.share:g} is added to every attention weight"
+    )
     if method == "fused":
-        raise BackendError(
-            f"a constant {1 - call.share:g} is added to every attention weight, which no fused kernel does; use "
-            'method="auto"'
-        )
+        raise BackendError(f'{weights}, which no fused kernel does; use method="auto"')
     for question in questions.values():
         if isinstance(question.of if isinstance(question, Mean) else question, Entropy):
-            raise NotApplicable(
-                f"a constant {1 - call.share:g} is added to every attention weight, so that rows do not sum to one and "
-                "have no entropy"
-            )
+            raise NotApplicable(f"{weights}, so that rows do not sum to one and have no entropy")
 
 
 def _require_finite(name: str, tensor: Tensor, call: Call) -> None:

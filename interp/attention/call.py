@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import builtins
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from interp.attention.masks import CausalMask
-from interp.shapes import Float, Int, brief
+from interp.attention.windows import Window
+from interp.shapes import Bool, Float, Int, brief
 
 
 @dataclass(frozen=True)
 class Call:
-    """Inputs of softmax attention for one layer, after rotary embedding and QK-norm.
+    """Inputs of attention for one layer, after rotary embedding and QK-norm.
 
     The score of query i and key j is `s_ij = cap(scale * q_i . k_j + bias_ij)` where visible, `cap(x) = c tanh(x / c)`
     under a soft-cap c and the identity without; `p_ij = exp(s_ij - L_i)`, `L_i = log(sum_j exp s_ij + exp sink)`.
@@ -22,6 +24,9 @@ class Call:
     `share` is what part of attention is softmax: the weight of a visible key is `share * p_ij + (1 - share)`, 1 in all
     models but those made to tell constant attention from softmax; such rows sum to more than one. `bias` is what some
     models add to the score of each pair (T5's relative positions); it is as large as the pattern of one prompt.
+    `windows` are limits to what some heads of some prompts see, each with the heads that it is for; a head has one or
+    none.
+    `relu`: no softmax at all, the weight of a visible key is `max(s_ij, 0)`; rows sum to anything from 0 on.
     """
 
     query: Float[Tensor, "batch head query d_head"]
@@ -33,6 +38,8 @@ class Call:
     sinks: Float[Tensor, " head"] | None = None
     share: float = 1.0
     bias: Float[Tensor, "#batch #head query key"] | None = None
+    relu: bool = False
+    windows: tuple[tuple[Window, Bool[Tensor, "batch head"]], ...] = ()
 
     __repr__ = brief
 
@@ -40,6 +47,11 @@ class Call:
     def group(self) -> int:
         """Query heads per key-value head."""
         return self.query.shape[1] // self.key.shape[1]
+
+    @property
+    def softmax_share(self) -> builtins.float:
+        """What part of attention is softmax: `share`, or 0 where weights are the ReLU of scores."""
+        return 0.0 if self.relu else self.share
 
     def float(self) -> Call:
         """The same call in float32 (or float64 if it already is): statistics are never taken in half precision."""

@@ -1,15 +1,15 @@
 """Attention statistics from fused attention and its log-sum-exp. O(n) memory; README.md derives each identity.
 
 The forward pass of the model is computed here once, fused, giving the output z and L_i = log sum_j exp s_ij.
-Each question is then answered from q, k and L: p_ij = exp(s_ij - L_i) where few pairs are asked for, one more
-fused call with other values where a linear read-out of the row is, tiles of scores only where nothing less will do
-(soft-capped entropy, the largest keys of chosen rows, sums of squares).
+Each question is then answered from q, k and L: p_ij = exp(s_ij - L_i) where few pairs are asked for; one pass over
+tiles of scores (`streamed`) for all questions that are sums over every score, on a CPU. On other devices those that can
+be are one more fused call each, with other values or with the roles of queries and keys exchanged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import singledispatch
 
 import torch
@@ -20,6 +20,7 @@ from interp.attention.call import Call
 from interp.attention.kernels import flash
 from interp.attention.masks import Segment
 from interp.attention.statistics import (
+    ByDistance,
     Distance,
     Entropy,
     KeyMass,
@@ -32,25 +33,60 @@ from interp.attention.statistics import (
     SumSquares,
     TopKeys,
 )
+from interp.attention.streamed import Forward, answer_streamed, row_weight
+from interp.attention.windows import WindowMask, with_dropped
 from interp.shapes import Float
 
 PAIR_CHUNK = 1 << 22  # elements of gathered queries at a time: 16 MiB in float32
+TILED = frozenset({"cpu"})
+"""Kinds of device on which one pass over tiles of scores costs less than one more fused call."""
 NEVER = -1e30  # log of zero weight that survives arithmetic in the kernel; exp gives exactly 0
-
-
-@dataclass(frozen=True)
-class Forward:
-    """A finished forward pass of one call in float32: what every answer starts from."""
-
-    call: Call
-    lse: Float[Tensor, "batch head query"]
 
 
 def answer_all(call: Call, questions: Mapping[str, Statistic]) -> tuple[Tensor, dict[str, Tensor]]:
     """Attention output in the call's dtype, and the answer to each question in float32."""
     output, lse = attend(call)
     forward = Forward(call.float(), lse.to(torch.promote_types(lse.dtype, torch.float32)))
-    return output, {name: answer(question, forward) for name, question in questions.items()}
+    streamed = {name: question for name, question in questions.items() if streams(_asked(question), forward)}
+    sums = answer_streamed({name: _asked(question) for name, question in streamed.items()}, forward)
+    answers = {name: finish(question, sums[name], forward) for name, question in streamed.items()}
+    return output, {n: answers[n] if n in answers else answer(q, forward) for n, q in questions.items()}
+
+
+def _asked(question: Statistic) -> Statistic:
+    """What a mean is of, any other question itself."""
+    return question.of if isinstance(question, Mean) else question
+
+
+def streams(question: Statistic, forward: Forward) -> bool:
+    """Whether a question is answered in the pass over tiles: on `TILED` devices every sum over all scores is.
+
+    Elsewhere those alone that no fused call answers: sums of squares, means by distance, and entropies and mass
+    received under a soft-cap or (mass received) within a window.
+    """
+    call = forward.call
+    if isinstance(question, SumSquares | ByDistance):
+        return True
+    if isinstance(question, KeyMass):
+        return forward.lse.device.type in TILED and not _few(question, forward)
+    if not isinstance(question, Entropy | Received | Distance):
+        return False
+    windowed = isinstance(question, Received) and not all(segment.full for segment in call.mask.segments)
+    capped = call.softcap is not None and not isinstance(question, Distance)
+    return forward.lse.device.type in TILED or windowed or capped
+
+
+def finish(question: Statistic, total: Tensor, forward: Forward) -> Tensor:
+    """What is left to do with a sum over tiles: rows without a key of the set, and means over rows."""
+    if isinstance(question, Mean):
+        return _mean(question, finish(question.of, total, forward))
+    return _of_set(question, total, forward) if isinstance(question, KeyMass) else total
+
+
+def _mean(question: Mean, value: Tensor) -> Tensor:
+    if question.rows is not None:
+        value = value.masked_fill(~question.rows.to(value.device)[:, None], torch.nan)
+    return value.nanmean(-1)
 
 
 def attend(
@@ -63,6 +99,8 @@ def attend(
         output, lse = flash(call.query, call.key, v, scale=call.scale, causal=first.causal)
     else:
         output, lse = _attend_segments(call, v)
+    if isinstance(call.mask, WindowMask) and call.mask.window.compensate:
+        output, lse = with_dropped(call, v, output, lse)
     if call.sinks is None:
         return output, lse
     if torch.is_grad_enabled() and call.softcap is None and (call.query.requires_grad or call.key.requires_grad):
@@ -96,8 +134,9 @@ def _attend_segments(call: Call, v: Tensor) -> tuple[Tensor, Tensor]:
 
 def _attend_tiles(call: Call, v: Tensor, segment: Segment, output: Tensor, lse: Tensor) -> None:
     for a, b, low, high in segment.blocks:
-        visible = call.mask.tile(segment.rows[:1], slice(a, b), slice(low, high))[:, None]
-        q, k, x = call.query[segment.rows, :, a:b], call.key[segment.rows, :, low:high], v[segment.rows, :, low:high]
+        keys = segment.keys(low, high)
+        visible = call.mask.tile(segment.rows[:1], slice(a, b), keys)[:, None]
+        q, k, x = call.query[segment.rows, :, a:b], _at(call.key, segment, keys), _at(v, segment, keys)
         if call.softcap is None:
             bias = torch.zeros(visible.shape, dtype=q.dtype, device=q.device).masked_fill(~visible, -torch.inf)
             out, part = flash(q, k, x, scale=call.scale, bias=bias.expand(len(q), -1, -1, -1))
@@ -107,6 +146,11 @@ def _attend_tiles(call: Call, v: Tensor, segment: Segment, output: Tensor, lse: 
             out = _by_group((score - part[..., None]).exp().to(x.dtype), x)
         output[segment.rows, :, a:b] = out
         lse[segment.rows, :, a:b] = part.to(lse.dtype)
+
+
+def _at(x: Tensor, segment: Segment, keys: slice | Tensor) -> Tensor:
+    """A segment's part of [batch head key d] at some keys."""
+    return x[:, :, keys][segment.rows]
 
 
 def _scores(call: Call, q: Tensor, k: Tensor) -> Float[Tensor, "rows head query key"]:
@@ -120,18 +164,6 @@ def _by_group(x: Float[Tensor, "rows head query inner"], y: Float[Tensor, "rows 
     rows, head, n, inner = x.shape
     kv = y.shape[1]
     return (x.reshape(rows, kv, (head // kv) * n, inner) @ y).reshape(rows, head, n, y.shape[-1])
-
-
-def _tiles(forward: Forward) -> Iterator[tuple[Tensor, slice, slice, Tensor, Tensor]]:
-    """Each tile's batch rows, queries, keys, capped scores (-inf where unseen) and probabilities."""
-    call = forward.call
-    for segment in call.mask.segments:
-        for a, b, low, high in segment.blocks:
-            visible = call.mask.tile(segment.rows[:1], slice(a, b), slice(low, high))[:, None]
-            score = _scores(call, call.query[segment.rows, :, a:b], call.key[segment.rows, :, low:high])
-            score = score.masked_fill(~visible, -torch.inf)
-            p = (score - forward.lse[segment.rows, :, a:b, None]).exp()
-            yield segment.rows, slice(a, b), slice(low, high), score, p
 
 
 def _nan_rows(forward: Forward) -> Float[Tensor, "batch head query"]:
@@ -150,10 +182,7 @@ def answer(question: Statistic, forward: Forward) -> Tensor:
 
 @answer.register
 def _(question: Mean, forward: Forward) -> Tensor:
-    value = answer(question.of, forward)
-    if question.rows is not None:
-        value = value.masked_fill(~question.rows.to(value.device)[:, None], torch.nan)
-    return value.nanmean(-1)
+    return _mean(question, answer(question.of, forward))
 
 
 @answer.register
@@ -169,8 +198,9 @@ def _(question: Offset, forward: Forward) -> Tensor:
     key = call.shared(call.key[:, :, j[0] : j[-1] + 1])
     score = call.cap(call.scale * (call.query[:, :, first:n] * key).sum(-1))
     rows = torch.arange(call.mask.batch, device=result.device)[:, None]
-    visible = call.mask.visible(rows, i[None], j[None]) & call.mask.real()[:, first:n]
-    result[:, :, first:n] = (score - forward.lse[:, :, first:n]).exp().masked_fill(~visible[:, None], torch.nan)
+    visible, has_key = (m.visible(rows, i[None], j[None])[:, None] for m in (call.mask, call.mask.plain))
+    p = (score - forward.lse[:, :, first:n]).exp().masked_fill(~visible, 0.0)
+    result[:, :, first:n] = p.masked_fill(~(has_key & call.mask.real()[:, None, first:n]), torch.nan)
     return result
 
 
@@ -184,11 +214,12 @@ def _(question: Pairs, forward: Forward) -> Tensor:
     pairs = torch.stack([question.batch, question.query, question.key]).to(forward.lse.device)
     for part in pairs.split(chunk, dim=1):
         b, i, j = part
-        b, i, j = part[:, call.mask.visible(b, i, j) & call.mask.real()[b, i]]
+        b, i, j = part[:, call.mask.plain.visible(b, i, j) & call.mask.real()[b, i]]
         key = call.key[b, :, j].repeat_interleave(call.group, dim=1)  # pairs head d_head
         score = call.cap(call.scale * (call.query[b, :, i] * key).sum(-1))
         row = b * n_query + i
-        total.index_add_(0, row, (score - forward.lse[b, :, i]).exp())
+        p = (score - forward.lse[b, :, i]).exp().masked_fill(~call.mask.visible(b, i, j)[:, None], 0.0)
+        total.index_add_(0, row, p)
         has_pair[row] = True
     total[~has_pair] = torch.nan
     return total.view(n_batch, n_query, n_head).transpose(1, 2)
@@ -202,17 +233,33 @@ def _readout(forward: Forward, columns: Float[Tensor, "batch key column"]) -> Fl
 
 @answer.register
 def _(question: KeyMass, forward: Forward) -> Tensor:
-    mask, readout = forward.call.mask, question.readout.to(forward.lse)
-    inside = (readout != 0) if mask.padding is None else (readout != 0) & mask.padding
-    batch, key = inside.nonzero(as_tuple=True)
-    few = len(key) <= forward.call.query.shape[-1] * mask.batch  # then pairs cost no more than a fused call
-    result = _few_keys(forward, batch, key, readout) if few else _readout(forward, readout[..., None])[..., 0]
-    has_key = _sees_any(forward, inside)
-    return result.masked_fill(~has_key[:, None], torch.nan)
+    readout = question.readout.to(forward.lse)
+    few = _few(question, forward)
+    result = _few_keys(forward, readout) if few else _readout(forward, readout[..., None])[..., 0]
+    return _of_set(question, result, forward)
 
 
-def _few_keys(forward: Forward, batch: Tensor, key: Tensor, readout: Tensor) -> Tensor:
+def _inside(question: KeyMass, forward: Forward) -> Tensor:
+    """[batch, key]: the keys of the set."""
+    inside, padding = question.readout.to(forward.lse) != 0, forward.call.mask.padding
+    return inside if padding is None else inside & padding
+
+
+def _few(question: KeyMass, forward: Forward) -> bool:
+    """Whether pairs cost no more than another call: no more keys than d_head, on average over prompts."""
     call = forward.call
+    return int(_inside(question, forward).sum()) <= call.query.shape[-1] * call.mask.batch
+
+
+def _of_set(question: KeyMass, mass: Tensor, forward: Forward) -> Tensor:
+    """NaN where a row sees no key of the set."""
+    return mass.masked_fill(~_sees_any(forward, _inside(question, forward))[:, None], torch.nan)
+
+
+def _few_keys(forward: Forward, readout: Tensor) -> Tensor:
+    call = forward.call
+    inside = (readout != 0) if call.mask.padding is None else (readout != 0) & call.mask.padding
+    batch, key = inside.nonzero(as_tuple=True)
     total = torch.zeros_like(forward.lse)
     i = torch.arange(call.mask.n_query, device=total.device)
     for b, j in zip(batch.tolist(), key.tolist(), strict=True):
@@ -226,7 +273,7 @@ def _few_keys(forward: Forward, batch: Tensor, key: Tensor, readout: Tensor) -> 
 
 def _sees_any(forward: Forward, inside: Tensor) -> Tensor:
     """[batch, query]: whether some key of the set is visible to a row."""
-    mask = forward.call.mask
+    mask = forward.call.mask.plain
     has_key = torch.zeros(mask.batch, mask.n_query, dtype=torch.bool, device=inside.device)
     for segment in mask.segments:
         if segment.full:
@@ -235,9 +282,9 @@ def _sees_any(forward: Forward, inside: Tensor) -> Tensor:
             has_key[segment.rows, span] = keys.cumsum(-1) > 0 if segment.causal else keys.any(-1, keepdim=True)
             continue
         for a, b, low, high in segment.blocks:
-            keys = slice(low, high)
+            keys = segment.keys(low, high)
             visible = mask.tile(segment.rows[:1], slice(a, b), keys)
-            has_key[segment.rows, a:b] = (visible & inside[segment.rows, None, keys]).any(-1)
+            has_key[segment.rows, a:b] = (visible & inside[:, None, keys][segment.rows]).any(-1)
     return has_key & mask.real()
 
 
@@ -255,13 +302,7 @@ def _(question: Distance, forward: Forward) -> Tensor:
 @answer.register
 def _(question: Entropy, forward: Forward) -> Tensor:
     call = forward.call
-    if call.softcap is None:
-        mean_key = attend(call, call.key)[0]
-        mean_score = call.scale * (call.query * mean_key).sum(-1)
-    else:
-        mean_score = torch.zeros_like(forward.lse)
-        for rows, queries, _, score, p in _tiles(forward):
-            mean_score[rows, :, queries] = (p * score.masked_fill(score == -torch.inf, 0.0)).sum(-1)
+    mean_score = call.scale * (call.query * attend(call, call.key)[0]).sum(-1)
     if call.sinks is not None:
         slot = call.sinks[None, :, None]
         mean_score = mean_score + (slot - forward.lse).exp() * slot
@@ -269,31 +310,11 @@ def _(question: Entropy, forward: Forward) -> Tensor:
 
 
 @answer.register
-def _(question: SumSquares, forward: Forward) -> Tensor:
-    total = _nan_rows(forward)
-    for rows, queries, _, _, p in _tiles(forward):
-        total[rows, :, queries] = p.square().sum(-1)
-    return _real_only(total, forward)
-
-
-@answer.register
 def _(question: Received, forward: Forward) -> Tensor:
-    call, mask = forward.call, forward.call.mask
-    weight = mask.real().to(forward.lse.dtype)
-    if question.weight is not None:
-        weight = weight * question.weight.to(weight)
-    total = torch.full(
-        (mask.batch, forward.lse.shape[1], mask.n_key), torch.nan, device=weight.device, dtype=weight.dtype
-    )
-    if call.softcap is None and all(segment.full for segment in mask.segments):
-        for segment in mask.segments:
-            total[segment.rows, :, segment.start : segment.stop] = _received_swapped(forward, weight, segment)
-        return total
+    mask, weight = forward.call.mask, row_weight(forward, question.weight)
+    total = forward.lse.new_full((mask.batch, forward.lse.shape[1], mask.n_key), torch.nan)
     for segment in mask.segments:
-        total[segment.rows, :, segment.start : segment.stop] = 0.0
-    for rows, queries, keys, _, p in _tiles(forward):
-        part = (p * weight[rows, None, queries, None]).sum(-2)
-        total[rows, :, keys] = total[rows, :, keys] + part
+        total[segment.rows, :, segment.start : segment.stop] = _received_swapped(forward, weight, segment)
     return total
 
 
@@ -322,10 +343,12 @@ def _full_rows(forward: Forward, positions: Tensor) -> Iterator[tuple[slice, Ten
         i = positions[:, part].clamp(min=0)
         index = i[:, None, :, None].expand(-1, forward.lse.shape[1], -1, 1)
         q = call.query.gather(2, index.expand(-1, -1, -1, call.query.shape[-1]))
-        visible = mask.visible(batch, i[..., None], key).expand(mask.batch, i.shape[1], mask.n_key)
+        visible, seen = (
+            m.visible(batch, i[..., None], key).expand(mask.batch, i.shape[1], mask.n_key) for m in (mask, mask.plain)
+        )
         real = mask.real().gather(1, i) & (positions[:, part] >= 0)
         p = (_scores(call, q, call.key) - forward.lse[..., None].gather(2, index)).exp()
-        yield part, p.masked_fill(~visible[:, None], 0.0), visible, real
+        yield part, p.masked_fill(~visible[:, None], 0.0), seen, real
 
 
 @answer.register

@@ -51,6 +51,7 @@ Watch = Callable[[int, Call], None]
 Change = Callable[[int, Call], Call]
 Edit = Callable[[int, Tensor], Tensor]
 Mix = Callable[[int, Call, Tensor], Tensor]
+Revise = Callable[[int, Call, Mapping[str, Statistic], dict[str, Tensor]], dict[str, Tensor]]
 
 
 class StopForward(Exception):  # noqa: N818 - control flow, like StopIteration
@@ -66,6 +67,8 @@ class Recorder:
         method: implementation used where questions are asked; see `measure`.
         watch: called with (layer, call) before attention; to look at q, k, v.
         change: called next; returns the call that attention is then computed for.
+        revise: called with (layer, call, questions, answers); returns the answers, those of heads with edited patterns
+            put in.
         mix: called with (layer, call, z [batch, query, head, d_value]) after it; returns z, with heads whose pattern is
             edited put in.
         edit: called with (layer, z) at last; returns z, changed or not.
@@ -84,6 +87,7 @@ class Recorder:
     method: str = "auto"
     watch: Watch | None = None
     change: Change | None = None
+    revise: Revise | None = None
     mix: Mix | None = None
     edit: Edit | None = None
     last: int | None = None
@@ -108,13 +112,13 @@ class Recorder:
             self.watch(layer, call)
         if self.change is not None:
             call = self.change(layer, call)
-        questions = self.questions if self.layers is None or layer in self.layers else {}
+        questions = self.questions if self.asks(layer) else {}
         try:
             output, answers = measure(call, questions, method=self.method)
         except BackendError as error:
             raise type(error)(f"layer {layer}: {error}") from error
         if questions:
-            self.answers[layer] = answers
+            self.answers[layer] = answers if self.revise is None else self.revise(layer, call, questions, answers)
         z = output.transpose(1, 2).contiguous()
         if self.mix is not None:
             z = self.mix(layer, call, z)
@@ -123,6 +127,10 @@ class Recorder:
         if self.last is not None and layer >= self.last:
             raise StopForward
         return z
+
+    def asks(self, layer: int) -> bool:
+        """Whether there are questions about a layer."""
+        return bool(self.questions) and (self.layers is None or layer in self.layers)
 
 
 def attention(
@@ -136,6 +144,7 @@ def attention(
     s_aux: Tensor | None = None,
     share: float = 1.0,
     position_bias: Tensor | None = None,
+    relu: bool = False,
     **extra: object,
 ) -> tuple[Tensor, None]:
     """Attention function for `transformers.AttentionInterface`: builds the `Call` and hands it to the recorder."""
@@ -152,7 +161,7 @@ def attention(
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     bias = _bias(module, query, key, position_bias)
-    return recorder(module, Call(query, key, value, scale, mask, softcap, s_aux, share, bias)), None
+    return recorder(module, Call(query, key, value, scale, mask, softcap, s_aux, share, bias, relu)), None
 
 
 def _bias(module: nn.Module, query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor | None:

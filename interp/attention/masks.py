@@ -37,7 +37,7 @@ class Segment:
 
     `blocks` holds `(first query, end of queries, first key, end of keys)` per tile; `causal` says that no query sees a
     later key; `full` that every query sees every real key (every earlier one where causal), so that one fused call does
-    for the whole segment.
+    for the whole segment. `extra` counts first keys of the segment that every tile reaches besides.
     """
 
     rows: Int[Tensor, " rows"]
@@ -46,6 +46,16 @@ class Segment:
     blocks: tuple[tuple[int, int, int, int], ...]
     full: bool
     causal: bool
+    extra: int = 0
+
+    def keys(self, low: int, high: int) -> slice | Int[Tensor, " key"]:
+        """Keys that a tile reaches: from `low` to `high`, and the segment's first ones before them."""
+        if self.extra == 0:
+            return slice(low, high)
+        if low <= self.start + self.extra:
+            return slice(self.start, high)
+        first, near = ((self.start, self.start + self.extra), (low, high))
+        return torch.cat([torch.arange(*span, device=self.rows.device) for span in (first, near)])
 
 
 class CausalMask:
@@ -84,12 +94,14 @@ class CausalMask:
         result = self.predicate(rows, head, query + self.offset, key)
         return result if self.padding is None else result & self.padding[rows, key]
 
-    def tile(self, rows: Int[Tensor, " rows"], query: slice, key: slice) -> Bool[Tensor, "rows query key"]:
+    def tile(
+        self, rows: Int[Tensor, " rows"], query: slice, key: slice | Int[Tensor, " key"]
+    ) -> Bool[Tensor, "rows query key"]:
         """Visibility of a rectangle of queries and keys for some batch rows."""
         i = torch.arange(query.start, query.stop, device=self.device)[None, :, None]
-        j = torch.arange(key.start, key.stop, device=self.device)[None, None, :]
-        visible = self.visible(rows[:, None, None], i, j)
-        return visible.expand(len(rows), query.stop - query.start, key.stop - key.start)
+        j = torch.arange(key.start, key.stop, device=self.device) if isinstance(key, slice) else key
+        visible = self.visible(rows[:, None, None], i, j[None, None, :])
+        return visible.expand(len(rows), query.stop - query.start, len(j))
 
     def real(self) -> Bool[Tensor, "batch query"]:
         """True where a query is a real token (padding rows attend to nothing that means anything)."""
@@ -102,6 +114,11 @@ class CausalMask:
         if self.padding is None:
             return torch.ones(self.batch, self.n_key, dtype=torch.bool, device=self.device)
         return self.padding
+
+    @property
+    def plain(self) -> CausalMask:
+        """The mask as the model has it: what a window leaves out of it gets 0, which is an answer."""
+        return self
 
     def check(self) -> None:
         """Raise what `segments` raises, for code that does not use them."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from interp.attention.call import Call
 from interp.attention.statistics import (
+    ByDistance,
     Distance,
     Entropy,
     KeyMass,
@@ -31,12 +32,14 @@ Pattern = Float[Tensor, "batch head query key"]
 
 
 def dense_pattern(call: Call) -> tuple[Pattern, Float[Tensor, "batch head query"]]:
-    """p_ij and L_i. Rows sum to one, less the sink slot's share in models with sink logits; see `Call` on `share`."""
+    """p_ij and L_i. Rows sum to one, less the sink slot's share where there are sink logits; see `Call`."""
     score = call.scale * call.query @ call.shared(call.key).mT
     score = call.cap(score if call.bias is None else score + call.bias)
     rows = torch.arange(call.mask.batch, device=call.mask.device)
     visible = call.mask.tile(rows, slice(0, call.mask.n_query), slice(0, call.mask.n_key))[:, None]
     score = score.masked_fill(~visible, -torch.inf)
+    if call.relu:
+        return score.relu(), score.logsumexp(-1)
     if call.sinks is not None:
         slot = call.sinks[None, :, None, None].expand(*score.shape[:3], 1)
         score = torch.cat([score, slot], dim=-1)
@@ -63,7 +66,7 @@ def answer(question: Statistic, pattern: Pattern, call: Call, lse: Tensor) -> Te
 
 
 def _visible(call: Call) -> Tensor:
-    mask = call.mask
+    mask = call.mask.plain
     rows = torch.arange(mask.batch, device=mask.device)
     visible = mask.tile(rows, slice(0, mask.n_query), slice(0, mask.n_key))
     return visible & mask.real()[:, :, None]
@@ -120,6 +123,18 @@ def _(question: Entropy, pattern: Pattern, call: Call, lse: Tensor) -> Tensor:
 @answer.register
 def _(question: SumSquares, pattern: Pattern, call: Call, lse: Tensor) -> Tensor:
     return _where(pattern.square().sum(-1), call.mask.real())
+
+
+@answer.register
+def _(question: ByDistance, pattern: Pattern, call: Call, lse: Tensor) -> Tensor:
+    visible = _visible(call).to(pattern.dtype)
+    weight = visible if question.weight is None else visible * question.weight.to(pattern.dtype)[..., None]
+    distances = range(call.mask.n_key)
+    shift = [call.mask.offset - d for d in distances]
+    mass = [(pattern * weight[:, None]).diagonal(s, 2, 3).sum(-1) for s in shift]
+    rows = [weight.diagonal(s, 1, 2).sum(-1) for s in shift]
+    count = torch.stack(rows, dim=-1)[:, None]
+    return torch.stack(mass, dim=-1) / count.masked_fill(count == 0, torch.nan)
 
 
 @answer.register

@@ -8,6 +8,7 @@ that the query may see (so that an average never counts "could not" as "did not"
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -68,6 +69,25 @@ class KeyMass(Statistic):
         _shape("KeyMass.readout", self.readout, (batch, n_key))
 
 
+@runtime_checkable
+class Spans(Protocol):
+    """Prompts with named stretches, as `interp.batch.Batch`."""
+
+    def span(self, name: str) -> Bool[Tensor, "batch pos"]:
+        """Mask of a stretch's tokens."""
+        ...
+
+
+def span_mass(batch: Spans, keys: str, queries: str | None = None) -> Statistic:
+    """Mass on the tokens of one span: sum_{j in keys} p_ij of each row, or its mean over the rows of another span.
+
+    Raises:
+        TaskError: the batch has no span of that name.
+    """
+    mass = KeyMass(batch.span(keys))
+    return mass if queries is None else Mean(mass, batch.span(queries))
+
+
 @dataclass(frozen=True, eq=False)
 class Distance(Statistic):
     """sum_j p_ij (i - j): expected distance looked back, in tokens."""
@@ -96,14 +116,34 @@ class Received(Statistic):
 
     def check(self, *, batch: int, n_query: int, n_key: int) -> None:
         """One weight per query of each prompt, none negative."""
-        if self.weight is not None:
-            _shape("Received.weight", self.weight, (batch, n_query))
-            if bool((self.weight < 0).any()):
-                raise TaskError("Received.weight has negative entries; weights count rows and start at 0")
+        _row_weight("Received.weight", self.weight, (batch, n_query))
 
     @property
     def per_row(self) -> bool:
         """Per key, not per row."""
+        return False
+
+
+@dataclass(frozen=True, eq=False)
+class ByDistance(Statistic):
+    """Mean of p_{i, i-d} over rows i that have a key d back, for every distance d: [batch, head, distance].
+
+    sum_i w_i p_{i, i-d} / sum_i w_i over rows that see key i - d; NaN at distances that no counted row has. The last
+    axis is as long as there are keys, and starts at 0, the query itself; keys behind the query are left out.
+    `weight` is w, zero where a row must not count; all real rows count once without it.
+    """
+
+    weight: Float[Tensor, "batch query"] | None = None
+
+    __repr__ = brief
+
+    def check(self, *, batch: int, n_query: int, n_key: int) -> None:
+        """One weight per query of each prompt, none negative."""
+        _row_weight("ByDistance.weight", self.weight, (batch, n_query))
+
+    @property
+    def per_row(self) -> bool:
+        """Per distance, not per row."""
         return False
 
 
@@ -182,6 +222,14 @@ class Mean(Statistic):
 def _shape(name: str, tensor: Tensor, expected: tuple[int, int]) -> None:
     if tuple(tensor.shape) != expected:
         raise TaskError(f"{name} has shape {tuple(tensor.shape)}; the prompts need {expected}")
+
+
+def _row_weight(name: str, weight: Tensor | None, expected: tuple[int, int]) -> None:
+    if weight is None:
+        return
+    _shape(name, weight, expected)
+    if bool((weight < 0).any()):
+        raise TaskError(f"{name} has negative entries; weights count rows and start at 0")
 
 
 def _rows(name: str, rows: Tensor, batch: int, n_query: int) -> None:

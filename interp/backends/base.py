@@ -6,6 +6,7 @@ import contextlib
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
+from functools import partial
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.backends.plan.capture import Pass
 from interp.backends.plan.decoding import Decoding
 from interp.backends.plan.validate import check_batch
 from interp.backends.turn import State, taken, turn_of
 from interp.batch import Batch, Prompts
-from interp.edits import Edit
+from interp.edits import Edit, RotaryPlanes, read_planes
 from interp.edits.values import check_by
 from interp.errors import SiteError, TaskError
 from interp.model import Capture, ModelInfo, Start
@@ -110,6 +112,25 @@ class ModuleModel(TokenMethods, ABC):
         """
         batch = Batch.of(tokens, self.tokenizer, keep_end=not self.info.causal, bos=bos)
         return check_batch(batch.to(self.device), self.info)
+
+    def _read_planes(self, plan: Pass) -> None:
+        """Rotary planes of the layers at which a plan edits them; each layer's are read once.
+
+        Raises:
+            SiteError: the layer has none. BackendError: they cannot be read off.
+        """
+        layers = plan.turned()
+        if not layers:
+            return
+        known: dict[int, RotaryPlanes] = vars(self).setdefault("_planes", {})
+        missing = sorted(layers - known.keys())
+        weights = self.weights() if missing else None
+        for layer in missing:
+            assert weights is not None
+            limit, half = weights.source.context, weights.source.half
+            turn = partial(weights.rotation, layer)
+            known[layer] = read_planes(turn, limit=limit, where=f"layer {layer}", half=half)
+        plan.planes = {layer: known[layer] for layer in layers}
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:

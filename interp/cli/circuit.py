@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from interp.cli import own
 from interp.cli.index import entries
 from interp.cli.names import LARGEST_SEED, check_options, check_run
 from interp.cli.options import Force, Quote
@@ -27,7 +28,15 @@ TABLES = ("table.parquet", "table.csv")
 
 def circuit(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, local folder, or zoo:NAME.")],
-    task: Annotated[str, typer.Option("--task", "-t", metavar="T", help="ioi, greater-than, induction, ...")],
+    task: Annotated[
+        str | None, typer.Option("--task", "-t", metavar="T", help="ioi, greater-than, induction, ...")
+    ] = None,
+    clean: own.Clean = None,
+    corrupt: own.Corrupt = None,
+    answer: Annotated[own.Texts, typer.Option(metavar="TOKEN", help="Right after --clean.")] = None,
+    wrong: Annotated[own.Texts, typer.Option(metavar="TOKEN", help="What it is compared with.")] = None,
+    pairs: own.PairFile = None,
+    answer_tokens: own.AnswerTokens = "one",
     method: Annotated[
         str, typer.Option("--method", "-m", metavar="M", help=f"How: {', '.join(plugin_names(CIRCUIT_METHODS))}.")
     ] = "eap-ig",
@@ -38,8 +47,12 @@ def circuit(
     edges: Annotated[int | None, typer.Option(min=1, metavar="N", help="Size of the circuit before pruning.")] = None,
     metric: Annotated[str | None, typer.Option(help="What is measured; the task's own otherwise.")] = None,
     ablation: Annotated[str, typer.Option(help="What removed edges carry: resample, mean or zero.")] = "resample",
-    n_prompts: Annotated[int, typer.Option(min=2, help="Prompts to find it on, and as many others to judge it.")] = 64,
-    n_random: Annotated[int, typer.Option(min=1, help="Random circuits of the same size to compare with.")] = 20,
+    n_prompts: Annotated[
+        int, typer.Option(min=2, max=100_000, help="Prompts to find it on, and as many others to judge it.")
+    ] = 64,
+    n_random: Annotated[
+        int, typer.Option("--random", min=1, metavar="N", help="Random circuits of the same size; from 99 on with a p.")
+    ] = 20,
     top: Annotated[int, typer.Option(min=0, metavar="K", help="Edges printed.")] = 20,
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Write table, graph, picture and faithfulness here.")
@@ -52,22 +65,32 @@ def circuit(
     force: Force = False,
     quote: Quote = False,
 ) -> None:
-    """Which edges of MODEL do task T, and how much of it do they do alone? Some methods ask about components instead.
+    """Which edges of MODEL do a task, and how much of it do they do alone? Some methods ask about components instead.
+
+    The task is a named one (--task), or prompts of your own. Of eight pairs or more every second one is held out; fewer
+    are judged on themselves, which is said.
 
     Example: interp circuit zoo:default --task ioi --method eap-ig --out circuit
     """
-    own = dict(_option(text) for text in option or ())
-    check_run(model, dtype=dtype, device=device, method=method, tasks=[task])
-    check_options(method, own)
+    options = dict(_option(text) for text in option or ())
+    check_run(model, dtype=dtype, device=device, method=method, tasks=[task] if task else ())
+    check_options(method, options)
+    gives = entries("methods")[method]["gives"]
     if out is not None:
-        writable_folder(out, TABLES if entries("methods")[method]["gives"] == "table" else FILES, force=force)
+        writable_folder(out, TABLES if gives == "table" else FILES, force=force)
+    given = own.pairs_instead(task, (clean, corrupt, answer, wrong), pairs, answer_tokens)
     from circuits.find import circuit as find
     from interp.loading.load import load
     from interp.results.results import Result
 
+    loaded = load(model, revision=revision, dtype=dtype, device=device)
+    asked: Any = task
+    if given is not None:
+        asked, held_out = given.tasks(loaded, answer_tokens=answer_tokens)
+        options |= {} if gives == "table" else {"held_out": held_out}
     outcome = find(
-        load(model, revision=revision, dtype=dtype, device=device),
-        task,
+        loaded,
+        asked,
         method=method,
         edges=edges,
         metric=metric,
@@ -75,7 +98,7 @@ def circuit(
         n_prompts=n_prompts,
         n_random=n_random,
         seed=seed,
-        **own,
+        **options,
     )
     if isinstance(outcome, Result):
         _write_table(outcome, out=out, top=top, as_json=as_json, force=force, quote=quote)

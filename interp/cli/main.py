@@ -110,19 +110,33 @@ def detect(
     source: Annotated[str | None, typer.Option(metavar="TEXT", help="What its decoder reads.")] = None,
     force: cli_options.Force = False,
     quote: cli_options.Quote = False,
+    text: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="A prompt of your own to measure on; repeatable.")
+    ] = None,
+    span: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=PLACE", help="A part of it, START:END or words; repeatable.")
+    ] = None,
 ) -> None:
     """What do the attention heads of MODEL do? One table, with nulls, intervals and causal checks.
 
     Example: interp detect zoo:default -a induction --out heads.parquet
+
+    With --text only analyses that measure on prompts of one's own run; which do not is said. --span names a stretch of
+    each text: characters START to END (document=0:5200; an end left out is the text's), or words that it has once.
     """
     check_run(model, dtype=dtype, device=device, analyses=analysis)
     cli_options.check_bos(bos)
+    with cli_options.usage():
+        texts = [cli_options.read_text(path) for path in text or ()]
+        spans = cli_options.read_spans(span or [], texts)
     target = None if out is None else cli_options.table_target(out, force=force)
     from interp.loading.load import load
     from interp.measurement.registry import detect as run
 
     checkpoint = load(model, revision=revision, dtype=dtype, device=device, stack=stack, source_text=source)
-    result = run(checkpoint, analysis, seed=seed, bos=bos, progress=cli_report.progress)
+    prompts = cli_options.own_prompts(checkpoint, texts, spans, bos=bos)
+    policy = None if texts else bos  # of the texts themselves
+    result = run(checkpoint, analysis, prompts=prompts, seed=seed, bos=policy, progress=cli_report.progress)
     result.provenance["command"] = _command()
     cli_options.say_left_out(result.provenance["left_out"])
     if target is not None:
@@ -218,12 +232,8 @@ def _print_tables(result: Result, top: int) -> None:
 
 
 def _print_labelled(console: Any, result: Result, spec: Analysis) -> None:
-    """One line with the number of labelled heads, and one with what removing them all does."""
-    rows = result.top(spec.name, variant=spec.headline, k=len(result.table))
-    labelled = list(rows.loc[rows["label"].fillna(False).astype(bool), "component"]) if "label" in rows else []
-    names = ", ".join(labelled[:12]) + (" ..." if len(labelled) > 12 else "")
-    kind = "heads" if spec.unit.startswith("head") else "rows"
-    console.print(f"{len(labelled)} of {len(rows)} {kind} labelled{': ' + names if names else ''}", soft_wrap=True)
+    """One line with the labelled heads, and one with what removing them all does."""
+    console.print(_labelled_text(result, spec), soft_wrap=True)
     effects: Any = result.interventions
     effects = effects[effects["analysis"] == spec.name]
     whole = set(effects["set_id"])
@@ -238,6 +248,24 @@ def _print_labelled(console: Any, result: Result, spec: Analysis) -> None:
             soft_wrap=True,
         )
     console.print()
+
+
+def _labelled_text(result: Result, spec: Analysis) -> str:
+    """Number and names of the labelled rows, class by class where the analysis tells several apart."""
+    from interp.measurement.classes import labelled_by_class
+
+    rows = result.top(spec.name, variant=spec.headline, k=len(result.table))
+    classes = labelled_by_class(spec, result.table)
+    count = f"{sum(map(len, classes.values()))} of {len(rows)} {'heads' if spec.unit.startswith('head') else 'rows'}"
+    if len(classes) > 1:
+        parts = [f"{len(names)} {name}{f' ({_some(names)})' if names else ''}" for name, names in classes.items()]
+        return f"{count} labelled: {', '.join(parts)}"
+    (names,) = classes.values()
+    return f"{count} labelled{': ' + _some(names) if names else ''}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:12]) + (" ..." if len(names) > 12 else "")
 
 
 def _print_roles(result: Result) -> None:

@@ -67,6 +67,8 @@ def check_options(method: str, options: Mapping[str, Any]) -> None:
             raise typer.BadParameter(f"{method!r} has no option {name!r}; {hint}")
         kind = known[name]
         fits = not kind or isinstance(value, _KINDS[kind]) and (isinstance(value, bool) == (kind == "true or false"))
+        if isinstance(value, int) and abs(value) > LARGEST:
+            raise typer.BadParameter(f"{method!r}: {name} is {value:.3g}; expected at most {LARGEST}")
         if not fits:
             raise typer.BadParameter(f"{method!r}: {name} is {value!r:.60}; expected {_article(kind)}")
 

@@ -1,12 +1,13 @@
-"""What several commands share: the BOS policy, texts, errors of usage; on stderr progress and what was left out."""
+"""What several commands share: the BOS policy, texts and their spans, errors of usage; on stderr what was left out."""
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,7 +15,9 @@ from interp.cli.names import BOS
 from interp.cli.output import unguarded
 
 if TYPE_CHECKING:
+    from interp.batch import Batch
     from interp.measurement.registry import Analysis
+    from interp.model import Model
 
 Bos = Annotated[
     str | None,
@@ -78,3 +81,48 @@ def read_text(path: Path) -> str:
     from interp.files import read_text as read
 
     return read(path.expanduser())
+
+
+def read_spans(options: Sequence[str], texts: Sequence[str]) -> dict[str, list[Any]]:
+    """`NAME=START:END` (characters; the end may be left out) or `NAME=words` as {name: one place for each text}.
+
+    A name that comes twice is a span in several pieces.
+
+    Raises:
+        InterpError: no name, or no text to name a part of.
+    """
+    from interp.errors import InterpError
+
+    spans: dict[str, list[Any]] = {}
+    for option in options:
+        name, equals, place = option.partition("=")
+        if not texts:
+            raise InterpError(f"--span {option}: a span is part of a text; give --text FILE")
+        if not equals or not name.strip() or not place:
+            raise InterpError(f"--span {option}: spans are written NAME=START:END, in characters, or NAME=words")
+        pieces = spans.setdefault(name.strip(), [[] for _ in texts])
+        for own, text in zip(pieces, texts, strict=True):
+            own.append(_place(place, text))
+    return spans
+
+
+def _place(place: str, text: str) -> tuple[int, int] | str:
+    """A range of characters where it is written like one, else words."""
+    match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d*)\s*", place)
+    return place if match is None else (int(match[1]), int(match[2] or len(text)))
+
+
+def own_prompts(model: Model, texts: Sequence[str], spans: Mapping[str, Any], *, bos: str | None) -> Batch | None:
+    """Texts as a batch with their spans; None without any.
+
+    Raises:
+        InterpError: a model without a tokenizer, a text that is empty or too long, or a span that is not in it.
+    """
+    if not texts:
+        return None
+    from interp.batch import Batch
+
+    keep_end = not model.info.causal
+    return model.batch(
+        Batch.of(list(texts), model.tokenizer, keep_end=keep_end, bos=bos or "default", spans=spans or None)
+    )

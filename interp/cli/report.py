@@ -10,11 +10,14 @@ from typing import Annotated, Any
 
 import typer
 
+from interp.cli import own
 from interp.cli.names import LARGEST_SEED, check_run
 from interp.cli.options import Bos, Force, check_bos, progress, say_left_out
 from interp.files import writable_file
 
-Texts = list[str] | None
+Texts = own.Texts
+OWN = 4
+"""Pairs of one's own whose clean prompts are taken apart; the circuit is of all."""
 
 
 def report(
@@ -28,6 +31,10 @@ def report(
     wrong: Annotated[
         Texts, typer.Option(help="Token it is compared with, one for each prompt; '' for the mean of all.")
     ] = None,
+    clean: own.Clean = None,
+    corrupt: own.Corrupt = None,
+    pairs: own.PairFile = None,
+    answer_tokens: own.AnswerTokens = "one",
     dictionary: Annotated[
         str | None,
         typer.Option("--dictionary", "-d", metavar="D", help="Attribution graphs: folder, hub id, or neurons."),
@@ -47,11 +54,20 @@ def report(
 ) -> None:
     """Write what the parts of MODEL do as one HTML page: heads, circuits of tasks, your own prompts taken apart.
 
+    With --clean, --corrupt and --answer the circuit of your own pair is found, and the clean prompt is taken apart.
+
     Example: interp report zoo:default --task ioi --out report.html
     """
     check_run(model, dtype=dtype, device=device, analyses=analysis, method=method, tasks=task)
     check_bos(bos)
-    questions = _questions(prompt or [], answer or [], wrong or [])
+    own.check_rule(answer_tokens)
+    if prompt and clean:
+        raise typer.BadParameter("--answer would be of --prompt or of --clean; give --clean and --corrupt alone")
+    typed = (clean or (), corrupt or (), answer or (), wrong or ()) if clean or corrupt else ((), (), (), ())
+    given = own.own_pairs(*typed, pairs)
+    questions = [] if clean else _questions(prompt or [], answer or [], wrong or [])
+    if given is not None and answer_tokens == "one":
+        questions += list(zip(given.clean, given.answer, given.wrong or [None] * len(given), strict=True))[:OWN]
     if dictionary is not None and not questions:
         raise typer.BadParameter("--dictionary makes attribution graphs of prompts; give --prompt")
     target = writable_file(out, force=force)
@@ -59,10 +75,13 @@ def report(
     from interp.reports import report as write
 
     checkpoint = load(model, revision=revision, dtype=dtype, device=device)
+    tasks: list[Any] = list(task or ())
+    if given is not None:
+        tasks.append(given.tasks(checkpoint, answer_tokens=answer_tokens))
     path = write(
         checkpoint,
         analyses=analysis,
-        tasks=task or (),
+        tasks=tasks,
         method=method,
         prompts=questions,
         dictionary=dictionary,

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from interp.edits.apply import apply_function, broadcast, change
+from interp.edits.columns import calibrated, received, scale_columns, windowed
+from interp.edits.reshape import CalibrateSpans, RotaryEdit, ScaleColumns, SinkWindow
 from interp.edits.values import Apply, AttentionBias, AttentionEdit, Edit, ForcePattern, KnockOut, Uniform
 from interp.edits.where import column_mask, pair_mask, row_index, single
 from interp.errors import SiteError
@@ -62,8 +64,8 @@ class Tile:
 
 
 def edits_scores(edit: Edit) -> bool:
-    """Whether an edit acts before the softmax (the others act on probabilities)."""
-    return isinstance(edit, AttentionBias) or (isinstance(edit, KnockOut) and edit.renormalise)
+    """Whether an edit acts before the softmax (the others act on probabilities, or on queries and keys)."""
+    return isinstance(edit, AttentionBias | SinkWindow) or (isinstance(edit, KnockOut) and edit.renormalise)
 
 
 def edit_scores(
@@ -76,6 +78,9 @@ def edit_scores(
             continue
         if isinstance(edit, KnockOut):
             result = scores[hits].masked_fill(_knock_out_mask(edit, tile, hits, local), -torch.inf)
+        elif isinstance(edit, SinkWindow):
+            kept = _window(edit, tile, hits) | ~_queries(edit, tile, hits)[..., None]
+            result = windowed(scores[hits], kept, compensate=edit.compensate)
         else:
             bias = _value(edit.bias, edit, tile, hits, local) if isinstance(edit, AttentionBias) else 0.0
             result = torch.where(_queries(edit, tile, hits)[..., None], scores[hits] + bias, scores[hits])
@@ -93,8 +98,8 @@ def edit_activation_scores(
 
 
 def whole(edits: Sequence[Edit]) -> bool:
-    """Whether some edit has to see all queries of its heads at once: a function."""
-    return any(isinstance(edit, Apply) for edit in edits)
+    """Whether some edit has to see all queries of its heads at once: a function, or a threshold of what is received."""
+    return any(isinstance(e, Apply) or (isinstance(e, ScaleColumns) and e.threshold is not None) for e in edits)
 
 
 def edit_pattern(
@@ -102,7 +107,7 @@ def edit_pattern(
 ) -> Float[Tensor, "pair query key"]:
     """Probabilities after the edits that act behind the softmax, activation edits of the pattern included."""
     for edit in edits:
-        if edits_scores(edit):
+        if edits_scores(edit) or isinstance(edit, RotaryEdit):
             continue
         hits, local = _hits(edit, tile)
         if not len(hits):
@@ -131,6 +136,14 @@ def softmax(
 
 
 def _probabilities(old: Tensor, edit: Edit, tile: Tile, hits: Tensor, local: Tensor, layer: int | None) -> Tensor:
+    if isinstance(edit, ScaleColumns):
+        return scale_columns(old, _columns(old, edit, tile, hits, layer), float(edit.factor))
+    if isinstance(edit, CalibrateSpans):
+        return _calibrated(old, edit, tile, hits, local)
+    return _set_probabilities(old, edit, tile, hits, local, layer)
+
+
+def _set_probabilities(old: Tensor, edit: Edit, tile: Tile, hits: Tensor, local: Tensor, layer: int | None) -> Tensor:
     if isinstance(edit, KnockOut):
         return old.masked_fill(_knock_out_mask(edit, tile, hits, local), 0.0)
     if isinstance(edit, Uniform):
@@ -197,6 +210,53 @@ def _knock_out_mask(edit: KnockOut, tile: Tile, hits: Tensor, local: Tensor) -> 
         return queries[..., None].expand(-1, -1, n_key)
     keys = column_mask(edit.keys, edit.site, tile.mask if tile.keys is None else tile.keys, rows)
     return queries[..., None] & _fit(keys, n_key)[:, None, :n_key]
+
+
+def _window(edit: SinkWindow, tile: Tile, hits: Tensor) -> Bool[Tensor, "chosen query key"]:
+    """True at the keys that a window leaves."""
+    if tile.keys is not None:
+        raise SiteError(f"{edit.site}: a window counts back from the query; attention to a source has no such order")
+    column = torch.arange(tile.columns.start, tile.columns.stop, device=hits.device)
+    key = torch.arange(tile.visible.shape[-1], device=hits.device)
+    if bool((tile.visible[hits] & (key > column[:, None])).any()):
+        raise SiteError(f"{edit.site}: a window of the last tokens needs attention that sees no later ones")
+    first = tile.mask.long().argmax(1)[tile.rows[hits]]
+    near = column[:, None] - key < edit.window
+    return near | (key < first[:, None, None] + edit.sinks)
+
+
+def _columns(old: Tensor, edit: ScaleColumns, tile: Tile, hits: Tensor, layer: int | None) -> Tensor:
+    """True at the keys whose columns are scaled, [chosen 1 key]."""
+    rows, n_key = tile.rows[hits], tile.visible.shape[-1]
+    prompt = tile.mask if tile.keys is None else tile.keys
+    if edit.threshold is None:
+        return _fit(column_mask(edit.keys, edit.site, prompt, rows), n_key)[:, None, :n_key]
+    if tile.offset == 0 or tile.keys is not None:
+        real = _fit(tile.mask[rows], tile.columns.stop)[:, tile.columns]
+        above = received(old, tile.visible[hits], real, least=edit.least) > edit.threshold
+        above[torch.arange(len(rows), device=rows.device), prompt.long().argmax(1)[rows]] = False
+        full = edit._found.setdefault(layer, above.new_zeros(len(tile.mask), tile.n_heads, n_key))
+        full[rows, tile.heads[hits]] = above
+    found = edit._found[layer][rows, tile.heads[hits]]
+    return _fit(found, n_key)[:, None, :n_key]
+
+
+def _calibrated(old: Tensor, edit: CalibrateSpans, tile: Tile, hits: Tensor, local: Tensor) -> Tensor:
+    rows, n_key = tile.rows[hits], tile.visible.shape[-1]
+    spans = torch.stack([_fit(column_mask(s, edit.site, tile.mask, rows), n_key)[:, :n_key] for s in edit.spans], 1)
+    baseline = edit.baseline if isinstance(edit.baseline, Tensor) else torch.tensor(float(edit.baseline))
+    heads = () if edit.site.head is not None else (tile.n_heads,)
+    n_rows = len(row_index(edit.rows, len(tile.mask), edit.site, "cpu"))
+    wide = broadcast(baseline.to(old), (n_rows, *heads, len(edit.spans)), edit)
+    wide = wide[local] if edit.site.head is not None else wide[local, tile.heads[hits]]
+    last = (spans.any(1) * torch.arange(1, n_key + 1, device=rows.device)).amax(1)  # one behind the last span's end
+    start = max(0, int(last.min()) - tile.columns.start)  # rows before it are all among the spans
+    if start >= old.shape[1]:
+        return old
+    column = torch.arange(tile.columns.start + start, tile.columns.stop, device=rows.device)
+    behind, part = (column >= last[:, None])[..., None], old[:, start:]
+    new = torch.where(behind, calibrated(part, spans, wide, float(edit.temperature)), part)
+    return torch.cat([old[:, :start], new], dim=1)
 
 
 def _fit(columns: Tensor, width: int) -> Tensor:

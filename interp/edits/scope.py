@@ -3,18 +3,45 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import fields
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, replace
+from typing import Any, TypeVar
 
+from jaxtyping import Bool
 from torch import Tensor
 
+from interp.edits.reshape import CalibrateSpans, ScaleColumns
 from interp.edits.values import NUMBERS, Ablate, Apply, Edit, Noise
 from interp.edits.where import single
-from interp.errors import SiteError
+from interp.errors import SiteError, nearest
 from interp.sites import PER_HEAD
 
 BATCH = "leave `rows` and values of each prompt out, or give the model one batch with `run`"
+EditT = TypeVar("EditT", bound=Edit)
+NAMED = ("positions", "queries", "keys")
+"""Fields of edits that may be the name of a span; `spans` may be several."""
+
+
+def at_spans(edit: EditT, spans: Mapping[str, Bool[Tensor, "batch pos"]]) -> EditT:
+    """The edit with the tokens of a batch's spans in place of their names; itself where it names none.
+
+    Raises:
+        SiteError: the batch has no span of that name.
+    """
+    listed = getattr(edit, "spans", ())
+    if any(isinstance(span, str) for span in listed):
+        several = [_span(edit, "spans", x, spans) if isinstance(x, str) else x for x in listed]
+        edit = replace(edit, **{"spans": several})
+    names = {name: value for name in NAMED if isinstance(value := getattr(edit, name, None), str)}
+    masks = {field: _span(edit, field, span, spans) for field, span in names.items()}
+    return replace(edit, **masks) if masks else edit
+
+
+def _span(edit: Edit, field: str, span: str, spans: Mapping[str, Tensor]) -> Bool[Tensor, "batch pos"]:
+    if span not in spans:
+        has = nearest(span, spans) if spans else "give it as a batch with spans, Batch.of(..., spans={name: ...})"
+        raise SiteError(f"{edit.site}: {field}={span!r} is a span, and the batch that is run has none; {has}")
+    return spans[span]
 
 
 def of_prompts(edit: Edit) -> bool:
@@ -22,6 +49,10 @@ def of_prompts(edit: Edit) -> bool:
     positions = edit.positions
     per_row = isinstance(positions, Tensor) and positions.ndim > 0
     if edit.rows is not None or per_row or isinstance(edit, Noise):
+        return True
+    if isinstance(edit, CalibrateSpans) and _of_batch(edit):
+        return True
+    if isinstance(edit, ScaleColumns) and isinstance(edit.keys, Tensor) and edit.keys.ndim > 0:
         return True
     return any(len(axes) > 1 - single(positions, edit.site) and axes[0] > 1 for axes in _leading(edit))
 
@@ -51,7 +82,7 @@ def refuse_rows(edits: Iterable[Edit], what: str) -> None:
 
 def plain_edit(edit: Edit) -> dict[str, Any]:
     """An edit as plain data: its class, site and what it was given, tensors by shape and hash."""
-    given = {f.name: getattr(edit, f.name) for f in fields(edit) if getattr(edit, f.name) is not None}
+    given = {f.name: getattr(edit, f.name) for f in fields(edit) if f.init and getattr(edit, f.name) is not None}
     return {"edit": type(edit).__name__, **{name: _plain(value) for name, value in given.items()}}
 
 
@@ -66,6 +97,12 @@ def _leading(edit: Edit) -> list[tuple[int, ...]]:
         whole = 2 if edit.site.kind in PER_HEAD else 1
         tensors = [x for x in tensors if x.ndim != whole + 1]  # [layer (head) d], of no token
     return [tuple(x.shape[: max(0, x.ndim - tail)]) for x in tensors]
+
+
+def _of_batch(edit: CalibrateSpans) -> bool:
+    heads = 1 + (edit.site.head is None)  # axes of a baseline that is the same for all prompts
+    own = isinstance(edit.baseline, Tensor) and edit.baseline.ndim > heads and len(edit.baseline) > 1
+    return own or any(isinstance(span, Tensor) for span in edit.spans)
 
 
 def _plain(value: Any) -> Any:

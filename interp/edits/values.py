@@ -26,7 +26,7 @@ HOW = ("zero", "mean", "resample")
 AnySite = Any  # Site | str when made, a Site from then on
 
 Rows = int | Sequence[int] | Int[Tensor, " rows"] | Bool[Tensor, " batch"] | None
-Positions = int | Sequence[int] | Int[Tensor, " batch"] | Int[Tensor, ""] | Bool[Tensor, "batch pos"] | None
+Positions = str | int | Sequence[int] | Int[Tensor, " batch"] | Int[Tensor, ""] | Bool[Tensor, "batch pos"] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +43,9 @@ class Edit:
             the same prompt can carry a different edit in each row.
         positions: tokens the edit applies to. Integers count the real tokens of each prompt, negative ones from its
             end: one for all rows, several for all rows (a sequence), or one for each row (a tensor [batch]). A mask
-            [batch pos] is of the columns as they stand, padding included. None: the site's own `@p`, or every token.
-            For the pattern, positions are those of the queries.
+            [batch pos] is of the columns as they stand, padding included. A name is that of a span of the batch that is
+            run ("document", see `interp.batch.Batch`): its tokens, in each prompt its own. None: the site's own `@p`,
+            or every token. For the pattern, positions are those of the queries.
     """
 
     site: AnySite
@@ -199,7 +200,8 @@ class AttentionBias(AttentionEdit):
 class KnockOut(AttentionEdit):
     """No attention from `queries` to `keys`.
 
-    `queries` and `keys` are written like `positions` (None: all of them), and every pairing of the two is knocked out;
+    `queries` and `keys` are written like `positions` (None: all of them; `keys="document"`, `queries="question"`), and
+    every pairing of the two is knocked out;
     or `pairs` names the pairs: (query, key) positions, or a mask [query key] or [batch query key] of columns.
     With `renormalise` the others take over, s_ij = -inf, and a query that has no key left attends to nothing (zeros);
     without, p_ij = 0 after the softmax and the mass is lost.

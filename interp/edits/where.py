@@ -54,6 +54,8 @@ def column_mask(
     positions: Any, site: Site, mask: Bool[Tensor, "batch pos"], rows: Int[Tensor, " rows"]
 ) -> Bool[Tensor, "rows pos"]:
     """True at the columns meant in each of `rows`; all of them for None."""
+    if isinstance(positions, str):
+        raise SiteError(f"{site}: {positions!r} is the name of a span; give its mask here, batch.span({positions!r})")
     if positions is None and site.position is None:
         return torch.ones_like(mask[rows])
     if isinstance(positions, Tensor) and positions.dtype == torch.bool:

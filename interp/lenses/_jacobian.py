@@ -62,7 +62,7 @@ def jacobian_lens(
     train, test = halves(model, tokens, held_out, seed=seed)
     total = torch.zeros(len(picked), model.info.d_model, model.info.d_model)
     for rows in torch.arange(len(train.ids)).split(batch_size):
-        part = Batch(train.ids[rows], train.mask[rows])
+        part = train.select(rows)
         total += _jacobians(model, part, picked, _positions(part, skip, final))
     matrices = total / len(train.ids)
     offsets = torch.zeros(len(picked), model.info.d_model)

@@ -98,7 +98,7 @@ def halves(model: Model, tokens: Prompts, held_out: float, *, seed: int) -> tupl
     if n < LEAST or n == len(order):
         raise TaskError(f"{len(order)} prompts, {n} of them held out; a lens needs {LEAST} held out and some to fit on")
     test, train = order[:n].to(batch.ids.device), order[n:].to(batch.ids.device)
-    return Batch(batch.ids[train], batch.mask[train]), Batch(batch.ids[test], batch.mask[test])
+    return batch.select(train), batch.select(test)
 
 
 def chosen_layers(model: Model, layers: Sequence[int] | None) -> tuple[int, ...]:
@@ -125,7 +125,7 @@ def streams(
     for rows in torch.arange(len(batch.ids)).split(batch_size):
         kept = keep[rows]
         run = model.run(
-            Batch(batch.ids[rows], batch.mask[rows]),
+            batch.select(rows),
             capture=dict.fromkeys(sites, lambda x: x[kept.to(x.device)].float()),  # noqa: B023  (used at once)
             stop=last,
         )
@@ -140,7 +140,7 @@ def distances(
     """KL(model || lens) in nats, mean over a prompt's tokens: "lens", "plain", and "constant" (one distribution)."""
     sums: dict[str, list[Tensor]] = {"lens": [], "plain": [], "constant": []}
     for row in range(len(test.ids)):
-        part = Batch(test.ids[row : row + 1], test.mask[row : row + 1])
+        part = test.select(slice(row, row + 1))
         x = streams(model, part, layers, part.mask, batch_size)
         final = read_out(model, x[-1]).float().log_softmax(-1)
         p = final.exp()

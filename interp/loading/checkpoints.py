@@ -33,6 +33,7 @@ from interp.loading.hub import snapshot
 from interp.loading.memory import adapted, check_device, dtype_of, module_of
 from interp.loading.shards import check_dtypes, check_keys, sha256, weight_files
 from interp.loading.sizes import check_sizes
+from interp.zoo import relu_llama
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -45,6 +46,7 @@ OWN_ATTENTION = (None, "eager", "sdpa")
 log = logging.getLogger("interp")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 register()
+relu_llama.register()
 
 
 def read(

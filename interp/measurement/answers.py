@@ -20,10 +20,13 @@ from interp.patching.readout import Exit
 from interp.results import stats
 from interp.shapes import brief
 from interp.tasks import PromptTask, metrics
+from interp.tasks.prompt import ragged
 from interp.tasks.spell import MUTE
 
 TASKS = ("facts", "fact", "capital_country")
 """Tasks about facts, the first that a model knows."""
+SUBJECTS = ("SUBJECT", "s", "subject", "capital", "country", "ASKED")
+"""Roles that name a subject, in order of preference."""
 ANSWERED = 0.75
 """Share of prompts with the right answer above the wrong one from which a model does the task."""
 
@@ -47,6 +50,32 @@ def model_task(model: Model, task: PromptTask | str | None, names: tuple[str, ..
         except (NotApplicable, TaskError) as error:
             reasons.append(str(error))
     raise NotApplicable("; ".join(dict.fromkeys(reasons)))
+
+
+def subject_role(task: PromptTask, name: str | None = None) -> str:
+    """The role of a task's subject: the one given, else the first of `SUBJECTS` that it has.
+
+    Raises:
+        TaskError: none of them, or no such role.
+    """
+    found = name or next((s for s in SUBJECTS if s in task.roles), None)
+    if found is None:
+        raise TaskError(f"{task.name} has no role for a subject among {', '.join(task.roles)}; pass `subject`")
+    task.role(found)
+    return found
+
+
+def candidates(answers: Int[Tensor, "batch k"]) -> Int[Tensor, "batch m"]:
+    """For each prompt the right answers of the others that are not its own.
+
+    Raises:
+        TaskError: there are none.
+    """
+    all_answers = sorted(set(answers[answers >= 0].tolist()))
+    rows = [[a for a in all_answers if a not in row] for row in answers.tolist()]
+    if not all(rows):
+        raise TaskError("all prompts of the task have the same answer: nothing to compare it with")
+    return ragged(rows)
 
 
 def derangements(n: int, *, draws: int, seed: int) -> list[Int[Tensor, " batch"]]:
@@ -137,7 +166,7 @@ def exchange_columns(
     mean: Float[np.ndarray, "*component"],
     exchanges: Sequence[Float[np.ndarray, "*component"]],
     *,
-    margin: float,
+    margin: float | Float[np.ndarray, "*component"],
     able: bool,
 ) -> dict[str, Float[np.ndarray, "*component"]]:
     """Columns null, p and q of means over prompts: two-sided, against the spread of exchanges; p is 1 unless `able`.

@@ -38,7 +38,7 @@ ABSENT: Mapping[str, Callable[[ModelInfo], str | None]] = {
 }
 """What an analysis may presume of a model, and why a model is not like that; None where it is."""
 
-Section = Literal["analyses", "attention", "sinks"]
+Section = Literal["analyses", "attention", "sinks", "knowledge"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class PlantedTask:
     """How models with planted mechanisms judge an analysis (`interp zoo verify`).
 
     Attributes:
-        recovers: role or kind in `zoo.Truth` whose heads it has to label, and no others.
+        recovers: role or kind in `zoo.Truth` whose heads (neurons, inputs of an MLP) it has to label, and no others.
         options: (planted model, seed) -> options that the analysis is called with there, such as the prompts that ask
             for the mechanism (`interp.measurement.planted.planted_prompts`). A model without the mechanism is asked for
             it all the same. None: the defaults ask for it.
@@ -106,7 +106,8 @@ class Analysis:
         figure: draws the rows of one variant; the first line of its docstring is the caption. Imports plotly inside.
         figures: variants that are drawn in another way.
         section: of the report. Every analysis has its part among "analyses"; "attention": its best labelled head is
-            the one whose attention is shown first; "sinks": the model's attention sinks are read off its table.
+            the one whose attention is shown first; "sinks": the model's attention sinks are read off its table;
+            "knowledge": how the model knows a fact is.
         quick: options with which a run is short and still says something, for the checks of all analyses.
         exemptions: demand of `interp.measurement.checks.check_analysis` that cannot apply to it -> why.
         subject: "zoo:NAME" of the model that checks run it on where no planted task judges it; None for the usual one.

@@ -221,7 +221,7 @@ def _batches(model: Model, prompts: Any, size: int) -> Iterator[Batch]:
         return
     batch = model.batch(prompts)
     for rows in torch.arange(len(batch.ids)).split(size):
-        yield Batch(batch.ids[rows], batch.mask[rows])
+        yield batch.select(rows)
 
 
 @torch.no_grad()

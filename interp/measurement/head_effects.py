@@ -45,7 +45,7 @@ class Objective:
 
     def first(self, rows: Int[Tensor, " row"]) -> Objective:
         """Some of the prompts."""
-        batch = Batch(self.batch.ids[rows], self.batch.mask[rows])
+        batch = self.batch.select(rows)
         return Objective(batch, lambda logits, own: self.value(logits, rows[own]), self.metric, self.unit)
 
     def measure(self, model: Model, edits: object = ()) -> Float[np.ndarray, " prompt"]:
@@ -128,7 +128,7 @@ def ablation_effects(
                 own = torch.arange(copy * n, (copy + 1) * n)
                 edits.append(Ablate(Site("z", layer, head=head), how, head_value, rows=own))
             k = len(chunk)
-            repeats = Batch(objective.batch.ids.repeat(k, 1), objective.batch.mask.repeat(k, 1))
+            repeats = objective.batch.repeat(k)
             logits = model.run(repeats, edits=edits, start=(layer, resid.repeat(k, 1, 1))).logits
             assert logits is not None  # the run has no `stop`
             edited = objective.value(logits, torch.arange(n).repeat(k)).view(k, n)

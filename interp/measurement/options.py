@@ -14,7 +14,7 @@ import numpy as np
 
 from interp.errors import SchemaError
 
-MAY_BE_ZERO = ("seed", "n_random", "max_new_tokens", "sinks")
+MAY_BE_ZERO = ("n_steps", "seed", "n_random", "max_new_tokens", "sinks")
 """Integers that count what need not be there; every other one is at least 1."""
 
 
@@ -64,6 +64,12 @@ def _taken(value: Any, default: Any) -> Any:
     return (value,) if isinstance(value, str) and isinstance(default, tuple) else value
 
 
+def other_prompts(run: Callable[..., Any], prompts: Any) -> str | None:
+    """What an analysis expects in place of a caller's prompts, None where it takes them."""
+    annotation = _hints(inspect.unwrap(run)).get("prompts")
+    return None if annotation is None else _expected_kind(prompts, annotation)
+
+
 def why_no_prompts(body: Callable[..., Any]) -> str:
     """What an analysis that takes no prompts of the caller's measures on instead, by its options or its definition."""
     parameters = inspect.signature(body).parameters
@@ -86,6 +92,8 @@ def _expected(option: str, value: Any, default: Any) -> str | None:
         what, right = "a finite number", number and math.isfinite(value)
     elif isinstance(default, str):
         what, right = "a string", isinstance(value, str)
+    elif isinstance(default, tuple) and default and isinstance(default[0], float):
+        what, right = "numbers above 0, such as (0.25, 0.5)", _numbers(value)
     elif isinstance(default, tuple) and default and isinstance(default[0], int):
         return _expected_lengths(value, pair=len(default) == 2)
     else:
@@ -108,6 +116,13 @@ def _hints(body: Callable[..., Any]) -> dict[str, Any]:
         return typing.get_type_hints(body)
     except NameError:
         return {}
+
+
+def _numbers(value: Any) -> bool:
+    """Whether a value is a sequence of finite numbers above 0."""
+    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray) or len(value) == 0:
+        return False
+    return all(isinstance(x, numbers.Real) and not isinstance(x, bool) and 0 < x < math.inf for x in value)
 
 
 def _strings(value: Any) -> bool:

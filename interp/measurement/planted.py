@@ -43,7 +43,7 @@ def planted_task(spec: Analysis) -> PlantedTask:
 
 
 def mechanisms(spec: Analysis) -> list[Mechanism]:
-    """Mechanisms with a head of the role (or kind) that the analysis should recover, and what it asks for beside."""
+    """Mechanisms with a part of the role (or kind) that the analysis should recover, and what it asks for beside."""
     from interp.zoo.planted.factory import ALL
 
     task = planted_task(spec)
@@ -51,7 +51,7 @@ def mechanisms(spec: Analysis) -> list[Mechanism]:
         m
         for m in ALL
         if m.name in task.beside
-        or task.recovers == m.table
+        or task.recovers in (m.table, *m.named)
         or any(task.recovers in (slot.role, *slot.also) for slot in m.slots)
     ]
 

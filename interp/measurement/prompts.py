@@ -49,6 +49,12 @@ class PromptSet:
         """Real query rows at position `lowest` or later of their own prompt, the first T0 left out."""
         return self.batch.mask & (self.batch.positions >= max(lowest, T0, self.start + 1))
 
+    def cut(self) -> PromptSet:
+        """All prompts as long as the shortest, their ends and spans left out; padding has to stand on the right."""
+        length = int(self.batch.mask.sum(1).min())
+        batch = replace(self.batch, ids=self.batch.ids[:, :length], mask=self.batch.mask[:, :length], spans={})
+        return replace(self, batch=batch, data=self.data | {"length": length, "sha256": tasks.fingerprint([batch])})
+
 
 def prompt_set(
     model: Model, prompts: Prompts | None, *, n_prompts: int, length: int, bos: str, seed: int, least: int = 16

@@ -16,6 +16,7 @@ from typing import Any, Concatenate, ParamSpec
 import pandas as pd
 import torch
 
+from interp.batch import Batch, Prompts
 from interp.components import head_name, mlp_name
 from interp.edits import Edit
 from interp.environment import load_plugins
@@ -30,7 +31,7 @@ from interp.errors import (
     nearest,
 )
 from interp.measurement.declaration import CAUSAL, TOKEN_LOGITS, Analysis, PlantedTask, Section, Stage
-from interp.measurement.options import checked_options, why_no_prompts
+from interp.measurement.options import checked_options, other_prompts, why_no_prompts
 from interp.model import Model, with_edits
 from interp.results.figures import GROUP, Draw, declare, head_map
 from interp.results.provenance import provenance as _provenance
@@ -192,11 +193,15 @@ def detect(
     names: str | Sequence[str] | None = None,
     *,
     edits: Sequence[Edit] = (),
+    prompts: Prompts | None = None,
     seed: int = 0,
     bos: str | None = None,
     progress: Callable[[Sequence[Analysis]], Any] | None = None,
 ) -> Result:
     """Every head analysis that suits the model as one result, or those named, each of which must suit it.
+
+    With `prompts` (text, ids or a batch, spans included) those that measure on a caller's own prompts run on them; the
+    others are left out, since what they measure is defined on prompts that they make.
 
     Provenance says under `left_out` which analyses were not run, and why: {name: reason}. One that cannot be run leaves
     the others alone, whatever it raises. `bos` is the policy of analyses whose random prompts may start with a BOS
@@ -215,7 +220,8 @@ def detect(
     if bos is not None:
         bos_id(model, bos)
     specs = [find(n) for n in names] if names else [a for a in analyses().values() if a.unit == "head"]
-    obstacles = {a.name: _obstacle(a, model) for a in specs}
+    batch = None if prompts is None else model.batch(prompts)
+    obstacles = {a.name: _obstacle(a, model) or _no_prompts(a, batch) for a in specs}
     left_out = {name: reason for name, reason in obstacles.items() if reason}
     for name, reason in left_out.items():
         if names:
@@ -225,8 +231,9 @@ def detect(
     for spec in progress(suitable) if progress else suitable:
         try:
             takes_bos = bos is not None and "bos" in inspect.signature(spec.run).parameters
-            policy: dict[str, Any] = {"bos": bos} if takes_bos else {}
-            results.append(analyze(model, spec.name, seed=seed, **policy))
+            own: dict[str, Any] = {"bos": bos} if takes_bos else {}
+            own |= {} if batch is None else {"prompts": batch}
+            results.append(analyze(model, spec.name, seed=seed, **own))
         except Exception as error:  # a fault of one analysis, a stranger's perhaps, must not take the others down
             if isinstance(error, NotFinite):
                 _check_numbers(model, seed=seed)
@@ -244,6 +251,16 @@ def detect(
     result = Result.concat(results)
     result.provenance["left_out"] = left_out
     return result
+
+
+def _no_prompts(spec: Analysis, prompts: Batch | None) -> str | None:
+    """Why an analysis cannot be run on a caller's prompts, None where it can or there are none."""
+    if prompts is None:
+        return None
+    if "prompts" not in inspect.signature(spec.run).parameters:
+        return f"takes no prompts of one's own: {why_no_prompts(spec.run)}"
+    other = other_prompts(spec.run, prompts)
+    return f"takes no text as its prompts, but {other}" if other else None
 
 
 def _refusal(error: Exception) -> InterpError:
@@ -270,9 +287,11 @@ def _check_numbers(model: Model, *, seed: int) -> None:
 def _full_table(rows: Sequence[Mapping[str, Any]] | pd.DataFrame, name: str, extra: Mapping[str, str]) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     table["analysis"] = name
-    if "component" not in table and {"layer", "head"} <= set(table.columns):
-        table["component"] = [
+    if {"layer", "head"} <= set(table.columns):
+        names = [
             None if pd.isna(layer) else mlp_name(int(layer)) if pd.isna(head) else head_name(int(layer), int(head))
             for layer, head in zip(table["layer"], table["head"], strict=True)
         ]
+        given = table.get("component")
+        table["component"] = names if given is None else given.where(given.notna() | table["head"].isna(), names)
     return frame(table, extra=extra)

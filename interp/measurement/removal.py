@@ -142,7 +142,7 @@ def _mean_value(how: str, mean: Tensor) -> Tensor | None:
 
 
 def _first(group: Repeats, n: int) -> Repeats:
-    return Repeats(Batch(group.batch.ids[:n], group.batch.mask[:n]), group.length, group.start)
+    return Repeats(group.batch.select(slice(None, n)), group.length, group.start)
 
 
 def _doses(k: int) -> list[int]:

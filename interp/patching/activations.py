@@ -10,7 +10,6 @@ from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
 
-from interp.batch import Batch
 from interp.edits import Edit, Replace
 from interp.errors import SiteError, TaskError, nearest
 from interp.model import Model, ModelInfo
@@ -147,7 +146,7 @@ class _Portion:
         self.part, self.sites, self.n = part, sites, len(part)
         task, self.last = part.task, part.model.info.n_layers - 1
         self.base, other = (task.clean, task.corrupt) if mode == MODES[0] else (task.corrupt, task.clean)
-        both = Batch(torch.cat([self.base.ids, other.ids]), torch.cat([self.base.mask, other.mask]))
+        both = self.base.joined(other)
         entry_sites = [Site("resid_pre", layer) for layer in {_layer(site) for site in sites}]
         exit_site = Site("resid_post", self.last)
         captures = list(dict.fromkeys([*entry_sites, *map(_whole, sites), exit_site]))
@@ -185,7 +184,7 @@ class _Portion:
     def _patched_stream(self, layer: int, jobs: Sequence[tuple[Site, Place]]) -> Float[Tensor, "node prompt d_model"]:
         """The stream behind the last layer at END, one block of rows for every node."""
         times = len(jobs)
-        batch = Batch(self.base.ids.repeat(times, 1), self.base.mask.repeat(times, 1))
+        batch = self.base.repeat(times)
         exit_site = Site("resid_post", self.last)
         ends = self.part.task.end.repeat(times)
         run = self.part.model.run(

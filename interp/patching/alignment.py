@@ -103,6 +103,7 @@ def distributed_alignment(
     rate: float = 0.1,
     batch_size: int = 32,
     n_random: int = 20,
+    within: Float[Tensor, "d width"] | None = None,
     seed: int = 0,
     edits: Sequence[Edit] = (),
 ) -> Alignment:
@@ -130,6 +131,7 @@ def distributed_alignment(
         rate: of Adam, on a matrix of standard normal entries.
         batch_size: pairs of a step.
         n_random: random subspaces; five at least.
+        within: orthonormal columns whose span B is sought in, as of `difference_span`; the whole space without.
         seed: of the split, B's start, the batches and the random subspaces.
         edits: changes under which the model runs.
 
@@ -140,22 +142,21 @@ def distributed_alignment(
 
     Raises:
         SiteError: no such site, or several layers or heads.
-        SchemaError: a rank beyond the site's width, or a share that leaves a side empty.
+        SchemaError: a rank beyond the width, columns that do not fit the site, or a share that leaves a side empty.
         TaskError: no such role, or too few random subspaces.
     """
     place = _place(model, site)
     _enough(n_random)
     pairs = _Pairs(Case.of(model, task), place, role, batch_size)
     width, rng = pairs.base.shape[-1], np.random.default_rng(seed)
-    if rank is not None and not 0 < rank <= width:
-        raise SchemaError(f"rank {rank}: expected 1 to {width}, the width of {place}, or None")
+    span = _columns(within, width, place, rank)
     n_test = round(held_out * len(task))
     if not 0 < n_test < len(task):
         raise SchemaError(f"held_out={held_out} of {len(task)} pairs leaves one side empty")
     order, deal = (torch.from_numpy(rng.permutation(len(task))) for _ in range(2))
     test, train, own = order[:n_test], order[n_test:], torch.arange(len(task))
-    basis, losses = _trained(pairs, train, own, rank, (steps, rate), seed=seed)
-    wrong_basis, _ = _trained(pairs, train, deal, basis.shape[1], (steps, rate), seed=seed)
+    basis, losses = _trained(pairs, train, own, rank, (steps, rate), span, seed=seed)
+    wrong_basis, _ = _trained(pairs, train, deal, basis.shape[1], (steps, rate), span, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     random = [torch.linalg.qr(torch.randn(basis.shape, generator=generator)).Q for _ in range(n_random)]
     draws = np.stack([pairs.right(test, own, b) for b in random])
@@ -168,8 +169,7 @@ def distributed_alignment(
         "none": (pairs.right(test, own, torch.zeros(width, 1)), 0),
     }
     rows = [_row(place, name, *of, seed=seed) for name, of in variants.items()]
-    null = draws.mean(1)
-    rows[0] |= {"null": float(null.mean()), **dict.fromkeys("pq", p_against_nulls(np.array(rows[0]["value"]), null))}
+    rows[0] |= _significance(rows[0]["value"], draws.mean(1))
     return Alignment(basis, place, role, frame(rows, extra={"rank": "Int64"}), losses, {"method": "alignment-search"})
 
 
@@ -178,6 +178,40 @@ def exchanged(
 ) -> Float[Tensor, "*batch d"]:
     """base + (source - base) B diag(share) B^T."""
     return base + ((source - base) @ basis * share) @ basis.mT
+
+
+def difference_span(
+    clean: Float[Tensor, "pair d"], corrupt: Float[Tensor, "pair d"], *, least: float = 0.05
+) -> Float[Tensor, "d width"]:
+    """Principal directions of the differences between two runs whose singular values are `least` of the largest.
+
+    The differences are taken as they are, their mean included. Zero columns where the runs do not differ.
+    """
+    parts = torch.linalg.svd((clean - corrupt).double(), full_matrices=False)
+    keep = (least * parts.S.max() <= parts.S) & (parts.S > 0)
+    return parts.Vh[keep].mT.float()
+
+
+def _columns(within: Tensor | None, width: int, site: Site, rank: int | None) -> Float[Tensor, "d width"] | None:
+    """The columns as they are used, once they are orthonormal, of the site's width, and as many as the rank."""
+    room = width if within is None else within.shape[-1]
+    if rank is not None and not 0 < rank <= room:
+        raise SchemaError(f"rank {rank}: expected 1 to {room}, the width of {site if within is None else 'within'}")
+    if within is None:
+        return None
+    if within.ndim != 2 or len(within) != width or within.shape[1] > width:  # noqa: PLR2004 - a matrix
+        raise SchemaError(
+            f"within: expected columns of {width} numbers, the width of {site}; got {tuple(within.shape)}"
+        )
+    columns = within.detach().float()
+    if float((columns.mT @ columns - torch.eye(columns.shape[1]).to(columns)).abs().max()) > 1e-3:  # noqa: PLR2004
+        raise SchemaError("within: its columns are not orthonormal; torch.linalg.qr(x).Q has columns that are")
+    return columns
+
+
+def _significance(value: float, null: Float[ndarray, " draw"]) -> dict[str, Any]:
+    """Columns null, p and q of the one subspace there is."""
+    return {"null": float(null.mean()), **dict.fromkeys("pq", p_against_nulls(np.array(value), null))}
 
 
 def _enough(n_random: int) -> None:
@@ -260,11 +294,19 @@ class _Pairs:
 
 
 def _trained(
-    pairs: _Pairs, rows: Tensor, deal: Tensor, rank: int | None, schedule: tuple[int, float], *, seed: int
+    pairs: _Pairs,
+    rows: Tensor,
+    deal: Tensor,
+    rank: int | None,
+    schedule: tuple[int, float],
+    within: Float[Tensor, "d width"] | None,
+    *,
+    seed: int,
 ) -> tuple[Float[Tensor, "d rank"], tuple[float, ...]]:
     """A basis after so many steps of Adam, and the losses; with rank=None as wide as its learned boundary."""
     (steps, rate), batch_size = schedule, pairs.batch_size
-    width = pairs.base.shape[-1]
+    outer = None if within is None else within.to(pairs.base.device)
+    width = pairs.base.shape[-1] if outer is None else outer.shape[1]
     generator = torch.Generator().manual_seed(seed)
     free = torch.randn(width, rank or width, generator=generator).to(pairs.base.device, torch.float32).requires_grad_()
     boundary = torch.tensor(0.5, device=free.device, requires_grad=True)  # in shares of the width
@@ -278,7 +320,8 @@ def _trained(
             if len(queue) < min(batch_size, len(rows)):
                 queue = torch.cat([queue, rows[torch.randperm(len(rows), generator=generator)]])
             part, queue = queue[:batch_size], queue[batch_size:]
-            basis = torch.linalg.qr(free).Q
+            inner = torch.linalg.qr(free).Q
+            basis = inner if outer is None else outer @ inner
             share: Any = 1.0
             if rank is None:
                 temperature = width * 0.1 ** (1 + 2 * step / max(steps - 1, 1))  # from a tenth to a thousandth of it
@@ -291,7 +334,8 @@ def _trained(
             optimizer.step()
             boundary.data.clamp_(1 / width, 1.0)
             losses.append(float(loss.detach()))
-    basis = torch.linalg.qr(free.detach()).Q.cpu()
+    inner = torch.linalg.qr(free.detach()).Q
+    basis = (inner if outer is None else outer @ inner).cpu()
     if rank is None:
         basis = basis[:, : max(1, min(width, round(float(boundary.detach()) * width)))]
     return basis, tuple(losses)

@@ -7,8 +7,10 @@ from interp.plots.attention import embedding, pair_map, profile_lines, relevance
 from interp.plots.heads import before_and_after, head_map, top_heads
 from interp.plots.numbers import head_table
 from interp.plots.patching import effect_figure, patch_map
+from interp.plots.roles import HeadRole, role_map
 
 __all__ = [
+    "HeadRole",
     "against",
     "before_and_after",
     "curves",
@@ -23,6 +25,7 @@ __all__ = [
     "profile_lines",
     "relevance_bars",
     "removal",
+    "role_map",
     "token_map",
     "top_heads",
 ]

@@ -135,3 +135,30 @@ def relevance_bars(table: pd.DataFrame, *, tokens: Sequence[str] | None = None, 
         place = {"xref": "paper", "yref": "paper", "x": 0, "y": 0, "yshift": -54, "showarrow": False, "align": "left"}
         figure.add_annotation(text="<br>".join(lines), font={"size": 10}, xanchor="left", yanchor="top", **place)
     return figure
+
+
+def domain_lines(rows: pd.DataFrame, *, k: int = 3 * LINES) -> go.Figure:
+    """Score of the k heads that differ most between domains, one mark per domain, with intervals.
+
+    Args:
+        rows: one row per head and `domain`.
+        k: heads drawn, those with the largest range first.
+
+    Raises:
+        SchemaError: no rows with a domain and a value.
+    """
+    known = rows.dropna(subset=["domain", "value"])
+    if known.empty:
+        raise SchemaError("nothing to plot: no rows with a domain and a value")
+    by_head = known.groupby("component")["value"]
+    names = [str(name) for name in (by_head.max() - by_head.min()).nlargest(k).index]
+    figure = go.Figure()
+    for domain, own in known.groupby("domain", sort=False):
+        part = own.set_index("component").reindex(names)
+        y = part["value"].to_numpy(dtype=float)
+        arms = {"array": part["ci_high"].to_numpy(dtype=float) - y, "arrayminus": y - part["ci_low"].to_numpy(float)}
+        error = {"type": "data", "symmetric": False, "thickness": 1, "width": 0} | arms
+        figure.add_trace(go.Scatter(x=names, y=y, error_y=error, mode="markers", name=html.escape(str(domain))))
+    figure.update_layout(template=template(), height=320)
+    figure.update_yaxes(title_text=str(known["unit"].iloc[0]))
+    return figure

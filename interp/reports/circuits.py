@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import plotly.graph_objects as go
 
 from interp.errors import SchemaError
@@ -69,9 +70,15 @@ class TaskCircuit:
     empty: str
     n_random: int
     random_mean: str
+    random_sd: str
     random_max: str
     p: str
-    least_p: bool
+    least_p: str
+    ability: str
+    caution: str
+    stands: bool
+    advantage: str
+    held_out: bool
     corruption: str
     judged_on: dict[str, Any]
     rows: list[Edge]
@@ -98,12 +105,21 @@ def prompts(model: Model, names: Sequence[Any], *, seed: int, method: str = "eap
             check_identity(model, name.provenance["model"], "this circuit is")
             pairs.append(name)
             continue
-        if not isinstance(name, str):
-            raise SchemaError(f"{name!r}: expected the name of a task, or what `circuits.circuit` found")
-        train, held_out = (named_task(name, model, n=PROMPTS, seed=seed, split=s) for s in ("train", "held-out"))
+        train, held_out = _two(model, name, seed=seed)
         Case.of(model, train)
         pairs.append((train, held_out))
     return pairs
+
+
+def _two(model: Model, name: Any, *, seed: int) -> tuple[PromptTask, PromptTask]:
+    """Prompts to search on and to judge on: of a named task, a pair of tasks, or one task twice."""
+    if isinstance(name, str):
+        train, held_out = (named_task(name, model, n=PROMPTS, seed=seed, split=s) for s in ("train", "held-out"))
+        return train, held_out
+    given = name if isinstance(name, tuple) else (name, name)
+    if len(given) != 2 or not all(isinstance(task, PromptTask) for task in given):
+        raise SchemaError(f"{name!r}: expected a task, its name, or what `circuits.circuit` found")
+    return given
 
 
 def find(
@@ -152,9 +168,15 @@ def task_circuit(result: Found) -> TaskCircuit:
         empty=number(row["empty"]),
         n_random=int(row["n_random"]),
         random_mean=number(row["random_mean"]),
+        random_sd=number(row["random_sd"]),
         random_max=number(row["random_max"]),
-        p=number(row["p"]),
-        least_p=bool(row["p"] <= 1 / (1 + row["n_random"])),
+        p="" if np.isnan(row["p"]) else number(row["p"]),
+        least_p=number(1 / (1 + row["n_random"])),
+        ability=result.ability.sentence(),
+        caution=result.ability.caution,
+        stands=result.verdict.stands,
+        advantage=_advantage(result),
+        held_out=result.held_out,
         corruption=str(own["data"].get("corruption", DASH)).replace("_", " "),
         judged_on=dict(own["data"]["judged_on"]),
         rows=_edges(result),
@@ -179,6 +201,13 @@ def run_line(result: Found | Result) -> dict[str, str]:
         "seconds": f"{provenance['seconds']:.2f}",
         "id": str(provenance["run_id"]),
     }
+
+
+def _advantage(result: Found) -> str:
+    """By how much the whole model beats nothing, with its interval."""
+    gap = result.verdict.advantage()
+    mean, low, high = (number(float(x)) for x in (gap.mean, gap.low, gap.high))
+    return f"{mean} ({low} to {high})"
 
 
 def _edges(result: Found) -> list[Edge]:

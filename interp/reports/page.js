@@ -15,7 +15,7 @@
     const page = getComputedStyle(document.documentElement);
     const colour = (name) => page.getPropertyValue(name).trim();
     for (const trace of data) {
-      if (isDark && trace.type === "heatmap") trace.colorscale = layout.meta.dark;
+      if (isDark && trace.type === "heatmap" && layout.meta?.dark) trace.colorscale = layout.meta.dark;
     }
     layout.font = { ...layout.font, color: colour("--muted") };
     layout.dragmode = false;
@@ -52,13 +52,27 @@
   let unfolded = [];
   addEventListener("beforeprint", () => {
     drawAll(false);
-    unfolded = [...document.querySelectorAll("details:not([open])")];
+    unfolded = [...document.querySelectorAll("details:not([open]):not(.fold):not(.fold *)")]; // whole analyses stay as they are
     for (const details of unfolded) details.open = true;
   });
   addEventListener("afterprint", () => {
     drawAll(dark.matches);
     for (const details of unfolded) details.open = false;
   });
+
+  // What is drawn while folded has no width yet; a link into what is folded opens it.
+  addEventListener("toggle", (event) => {
+    if (event.target.open) for (const plot of event.target.querySelectorAll(".plot")) draw(plot.id, dark.matches);
+  }, true);
+  function openTarget() {
+    const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    const fold = target && (target.closest("details") ?? target.querySelector(":scope > details.fold"));
+    if (!fold) return;
+    fold.open = true;
+    target.scrollIntoView();
+  }
+  addEventListener("hashchange", openTarget);
+  openTarget();
 
   // Tables are sorted by a button in the head of each column; numbers by the raw value, which is finer than the text.
   function key(row, column) {

@@ -18,6 +18,7 @@ from interp.reports.direct import direct
 from interp.reports.effects import task_effects
 from interp.reports.features import FeatureView
 from interp.reports.graphs import PromptGraph
+from interp.reports.knowledge import knowledge
 from interp.reports.questions import TokenQuestion, question_line
 from interp.reports.roles import roles
 from interp.reports.sections import Section, sections
@@ -25,8 +26,10 @@ from interp.reports.sinks import sinks
 from interp.reports.templates import environment
 from interp.reports.viewer import View, p_str
 from interp.results.results import Result
+from interp.studies.findings import findings
 
 KINDS = 5  # named in the first sentence
+FINDINGS = 3  # told before anything else
 
 
 def render(
@@ -52,7 +55,7 @@ def render(
     answers = [direct(model, question) for question in questions]
     tasks = [task_circuit(outcome) for outcome in circuits if not isinstance(outcome, Result)]
     effects = [task_effects(outcome) for outcome in circuits if isinstance(outcome, Result)]
-    atlas = roles(result)
+    atlas, known = roles(result), knowledge(result)
     view, refusal = _view(model, result, prompt, seed=seed)
     return (
         environment()
@@ -60,6 +63,7 @@ def render(
         .render(
             name=facts.short_name(model.info.name),
             summary=summary(model, parts),
+            findings=[f.sentence() for f in findings(result) if f.names][:FINDINGS],
             shape=model.info.shape,
             sections=parts,
             answers=answers,
@@ -69,7 +73,8 @@ def render(
             atlas=atlas,
             features=features,
             sinks=sinks(result),
-            figures=_figures(parts, answers, tasks, graphs, [] if atlas is None else [atlas]),
+            knowledge=known,
+            figures=_figures(parts, answers, tasks, graphs, *([x] for x in (atlas, known) if x is not None)),
             view=view,
             p_str=p_str,
             refusal=refusal,

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from interp.components import is_head
 from interp.errors import SchemaError
+from interp.measurement.declaration import PATTERN
 from interp.measurement.registry import analyses
 from interp.reports.cells import Cell, cell
-from interp.reports.charts import DARK
 from interp.reports.sections import title_of
 from interp.results.results import Result
-from interp.studies.atlas import Atlas, atlas
+from interp.studies.atlas import atlas
 
-MAPPED = 60  # heads in the map
 PAIRS = 15  # of detectors
 BEST = 5  # heads of each detector that are compared
 
@@ -56,8 +54,6 @@ class Roles:
     rows: list[Role]
     pairs: list[Pair]
     n_pairs: int
-    mapped: int
-    mapped_analyses: int
     figures: dict[str, go.Figure]
 
 
@@ -79,7 +75,7 @@ def roles(result: Result) -> Roles | None:
             cell(row["score"]),
             cell(row["q"]),
         )
-        for row in own.to_dict("records")
+        for row in own.sort_values("stage", key=lambda stage: stage == PATTERN, kind="stable").to_dict("records")
     ]
     every = head_atlas.agreement(k=BEST)
     every["beyond"] = every["overlap"] - every["chance"]
@@ -94,7 +90,6 @@ def roles(result: Result) -> Roles | None:
         )
         for row in best.to_dict("records")
     ]
-    map_part = _map_part(head_atlas)
     return Roles(
         summary=head_atlas.summary()[0],
         n_heads=len(head_atlas.table),
@@ -102,9 +97,7 @@ def roles(result: Result) -> Roles | None:
         rows=rows,
         pairs=pairs,
         n_pairs=len(every),
-        mapped=len(map_part.table),
-        mapped_analyses=len(map_part.analyses),
-        figures={"atlas": _map(map_part)} if map_part.analyses else {},
+        figures={"roles": head_atlas.plot()} if rows else {},
     )
 
 
@@ -114,32 +107,3 @@ def _readable(result: Result) -> Result:
     heads = pd.Series([isinstance(name, str) and is_head(name) for name in table["component"]], index=table.index)
     rows = table["analysis"].isin(list(specs)) & (heads | table["head"].isna())
     return Result(cast(pd.DataFrame, table[rows]), result.provenance, result.interventions)
-
-
-def _map_part(head_atlas: Atlas) -> Atlas:
-    """A map one can read: heads that have a role or come near to one, by analyses that labelled any head.
-
-    Where nothing was labelled the largest score is noise, and a column would show it as if it were much.
-    """
-    own = head_atlas.roles()
-    names = tuple(name for name in head_atlas.analyses if name in set(own["analysis"]))
-    values = head_atlas.table[list(names)].abs()
-    share = (values / values.max().replace(0, np.nan)).max(axis=1).fillna(0.0)
-    order = (share + head_atlas.table["component"].isin(own["component"]) * 2).sort_values(
-        ascending=False, kind="stable"
-    )
-    return replace(
-        head_atlas, analyses=names, table=head_atlas.table.loc[sorted(order.index[:MAPPED])].reset_index(drop=True)
-    )
-
-
-def _map(head_atlas: Atlas) -> go.Figure:
-    figure = head_atlas.plot()
-    names = list(head_atlas.analyses)
-    figure.update_layout(meta={"dark": DARK}, showlegend=False, height=20 * len(head_atlas.table) + 150)
-    bar = {"thickness": 10, "outlinewidth": 0, "ypad": 0, "title": {"side": "right"}}
-    figure.update_traces(xgap=1, ygap=1, colorbar=bar, selector={"type": "heatmap"})
-    figure.update_traces(marker={"size": 8, "line": {"width": 2}}, selector={"type": "scatter"})
-    figure.update_xaxes(tickangle=-90, tickvals=names, ticktext=[name.replace("_", " ") for name in names])
-    figure.update_yaxes(dtick=1)
-    return figure

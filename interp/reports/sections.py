@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 
 from interp.components import is_head
 from interp.errors import SchemaError, nearest
+from interp.measurement.classes import labelled_rows
 from interp.measurement.declaration import singular
 from interp.measurement.registry import analyses, find
 from interp.plots.heads import top_heads
@@ -110,7 +111,8 @@ def _section(result: Result, name: str) -> Section:
     clear = draw is readable_dots
     shown = readable(rows) if clear else rows
     top = leading(scores(shown), TOP)
-    labelled = [s for s in largest(row_scores, len(row_scores)) if s.label]
+    found = row_scores if spec is None else scores(labelled_rows(spec, result.table))
+    labelled = [s for s in largest(found, len(found)) if s.label]
     others, measures = _others(result, row_scores, top)
     return Section(
         name=name,

@@ -101,3 +101,22 @@ def figure_of(name: str, variant: str | None = None) -> Draw:
     load_plugins(GROUP)
     draw, variants = _figures.get(name, (head_map, {}))
     return draw if variant is None else variants.get(variant, draw)
+
+
+def by_layer(rows: pd.DataFrame) -> go.Figure:
+    """Value by layer with its interval, beside what is expected by chance where that is known."""
+    from interp.plots import curves
+
+    own = rows.dropna(subset=["layer"]).sort_values("layer")
+    if own.empty:
+        return dots(rows)
+    name, value = str(own["variant"].iloc[0]), own["value"].to_numpy(dtype=float)
+    lines = {name: value}
+    if own["null"].notna().any():
+        lines["by chance"] = own["null"].to_numpy(dtype=float)
+    control = "by chance" if "by chance" in lines else None
+    layers, unit = own["layer"].astype(int).to_numpy(), str(own["unit"].iloc[0])
+    figure = curves(layers, lines, x_title="layer", y_title=f"{name}, {unit}", control=control)
+    above, below = own["ci_high"].to_numpy(dtype=float) - value, value - own["ci_low"].to_numpy(dtype=float)
+    figure.update_traces(error_y={"array": above, "arrayminus": below}, selector={"name": name})
+    return figure

@@ -23,7 +23,10 @@ LEAST_P = float(np.finfo(float).eps)
 
 
 def p_against_nulls(
-    value: Float[np.ndarray, "*component"], null: Float[np.ndarray, "draw *component"], *, margin: float = 0.0
+    value: Float[np.ndarray, "*component"],
+    null: Float[np.ndarray, "draw *component"],
+    *,
+    margin: float | Float[np.ndarray, "*component"] = 0.0,
 ) -> Float[np.ndarray, "*component"]:
     """One-sided p that `value` is one more draw from the normal population of the `null` draws, shifted by `margin`.
 
@@ -54,7 +57,10 @@ def p_against_nulls(
 
 
 def p_two_sided(
-    value: Float[np.ndarray, "*component"], null: Float[np.ndarray, "draw *component"], *, margin: float = 0.0
+    value: Float[np.ndarray, "*component"],
+    null: Float[np.ndarray, "draw *component"],
+    *,
+    margin: float | Float[np.ndarray, "*component"] = 0.0,
 ) -> Float[np.ndarray, "*component"]:
     """`p_against_nulls` in both directions, each shifted outwards by `margin`: twice the smaller p, at most 1.
 

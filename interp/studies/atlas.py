@@ -12,6 +12,7 @@ import pandas as pd
 
 from interp.components import parse_head
 from interp.errors import SchemaError
+from interp.measurement.classes import class_variants, labelled_rows
 from interp.measurement.declaration import PATTERN, Stage
 from interp.measurement.registry import detect, find
 from interp.results.results import Result
@@ -58,7 +59,7 @@ class Atlas:
                 if head[f"{name}_label"] is True:
                     own = stage.of(kinds.get(head["component"]))
                     where = {k: head[k] for k in ("component", "layer", "head")}
-                    score = {"analysis": name, "score": head[name], "q": head[f"{name}_q"]}
+                    score = {"analysis": name, **self._score(name, head, kinds.get(head["component"]))}
                     rows.append({**where, "role": own.role, "stage": own.stage, **score})
         columns = ["component", "layer", "head", "role", "stage", "analysis", "score", "q"]
         return pd.DataFrame(rows, columns=columns).sort_values(["layer", "head"], kind="stable", ignore_index=True)
@@ -119,27 +120,14 @@ class Atlas:
         return lines
 
     def plot(self) -> go.Figure:
-        """Heads by analyses, each column as a share of its largest absolute score, labelled cells marked."""
-        import plotly.graph_objects as go
+        """The role map: a cell for each head, coloured by its main role; see `interp.plots.role_map`."""
+        from interp.plots.roles import HeadRole, role_map
 
-        from interp.plots.heads import MARK, template
-
-        names = list(self.analyses)
-        values = self.table[names].to_numpy(dtype=float)
-        magnitudes = np.nan_to_num(np.abs(values))
-        reach = np.maximum(magnitudes.max(axis=0, initial=0.0), 1e-12)
-        heads = list(self.table["component"])
-        hover = {"customdata": values, "hovertemplate": "%{y} %{x}: %{customdata:.3g}<extra></extra>"}
-        scale = {"zmin": -1, "zmax": 1, "colorscale": "RdBu", "colorbar": {"title": "share of largest"}}
-        figure = go.Figure(go.Heatmap(z=values / reach, x=names, y=heads, **hover, **scale))
-        cells = [(n, h["component"]) for h in self.table.to_dict("records") for n in names if h[f"{n}_label"] is True]
-        if cells:
-            marker = {"symbol": "square-open", "size": 9, "color": MARK}
-            x, y = zip(*cells, strict=True)
-            figure.add_scatter(x=x, y=y, mode="markers", marker=marker, name="labelled", hoverinfo="skip")
-        figure.update_layout(template=template(), height=max(280, 14 * len(heads) + 120))
-        figure.update_yaxes(autorange="reversed")
-        return figure
+        columns = ("layer", "head", "role", "stage", "score")
+        rows = self.roles()[list(columns)].itertuples(index=False)
+        roles = [HeadRole(int(r.layer), int(r.head), str(r.role), r.stage == PATTERN, float(r.score)) for r in rows]
+        layers = sorted({int(layer) for layer in self.table["layer"]})
+        return role_map(roles, layers=layers, n_heads=1 + int(self.table["head"].max()))
 
     def __repr__(self) -> str:
         """One line."""
@@ -150,6 +138,15 @@ class Atlas:
         """Roles and stability for a notebook."""
         style: dict[str, Any] = {"index": False, "na_rep": "", "float_format": lambda x: f"{x:.3g}", "escape": True}
         return self.roles().to_html(**style) + self.stability().to_html(**style)
+
+    def _score(self, name: str, head: dict[Any, Any], kind: str | None) -> dict[str, float]:
+        """Score and q by which a head was labelled: of its kind's own variant where there is one, else the headline."""
+        spec, tables = find(name), [result.table for result in self.results]
+        if kind not in class_variants(spec, tables[0])[1:]:
+            return {"score": head[name], "q": head[f"{name}_q"]}
+        rows = pd.concat([t[(t["analysis"] == name) & (t["variant"] == kind)] for t in tables])
+        rows = rows[rows["component"] == head["component"]]
+        return {"score": float(rows["value"].mean()), "q": float(rows["q"].max())}
 
     def _kinds(self, name: str) -> dict[str, str]:
         """What the analysis itself calls each head, where it does."""
@@ -228,7 +225,10 @@ def _headline(result: Result, name: str) -> pd.DataFrame | None:
     rows = rows[rows["head"].notna() & rows["layer"].notna()]
     if not len(rows) or not spec.unit.startswith("head") or rows["component"].duplicated().any():
         return None
-    return rows.set_index("component")
+    rows = rows.set_index("component")
+    if len(class_variants(spec, result.table)) > 1:  # labelled is who is of any of its classes
+        rows["label"] = rows.index.isin(labelled_rows(spec, result.table)["component"])
+    return rows
 
 
 def _rank_correlation(a: pd.Series, b: pd.Series) -> float:

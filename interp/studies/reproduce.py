@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,11 @@ from interp.measurement.registry import analyze, find
 from interp.model import Model
 from interp.results.stats import spearman
 from interp.shapes import brief
+from interp.studies.published import Ours, Published, likes
 
-FOLDER = "published"
+FOLDER, FILE = "published", "heads.json"
 TOP = 10
+ROW = ("what", "analysis", "variant", "heads", "spearman", "p", "k", "overlap", "chance", "source", "why")
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,50 +42,78 @@ class Agreement:
 
 
 def names() -> tuple[str, ...]:
-    """Published tables there are."""
-    return tuple(_tables())
+    """Models of the hub whose heads papers have named."""
+    return tuple(_named())
 
 
-def published(name: str) -> Mapping[str, Any]:
-    """Entry of a table: hub id, source, scores, named heads.
-
-    Raises:
-        SchemaError: no such table; names the nearest.
-    """
-    tables = _tables()
-    if name not in tables:
-        raise UnknownEntry(f"no published table {name!r}; {nearest(name, tables)}")
-    return tables[name]
-
-
-def reproduce(name: str, model: Model | None = None, *, k: int = TOP, seed: int = 0, **how: Any) -> Agreement:
-    """Measure what a published table measured, and compare; `how` goes to `load` where no model is given.
+def named(name: str) -> Mapping[str, Any]:
+    """What papers named in a model: hub id, revision, and heads with role and source.
 
     Raises:
-        SchemaError: no such table, or a model of another shape than the table's.
-        ModelLoadError: the hub cannot be reached.
+        SchemaError: no such model; names the nearest.
     """
-    entry = published(name)
-    subject = load(entry["model"], revision=entry["revision"], **how) if model is None else model
-    rows, tables = [], []
-    for spec in entry["scores"]:
-        theirs = pd.read_csv(data.path(FOLDER, entry["file"]))
-        theirs = theirs.rename(columns={spec["column"]: "published"})[["layer", "head", "published"]]
-        ours = _ours(subject, spec, seed=seed)
-        table = _pairs(ours, theirs, name)
-        rows.append({"what": spec["column"], **_which(spec), **compare(table, k=k), "source": entry["source"]})
-        tables.append(table.assign(**_which(spec)))
-    for spec in entry["heads"]:
-        row: dict[str, Any] = {"what": spec["role"], **_which(spec), "source": spec["source"]}
-        try:
-            ours = _ours(subject, spec, seed=seed)
-        except NotApplicable as error:
-            rows.append({**row, "why": str(error)})
-            continue
-        rows.append({**row, **head_overlap(ours, spec["heads"])})
-        tables.append(ours.assign(**_which(spec)))
-    columns = ["what", "analysis", "variant", "heads", "spearman", "p", "k", "overlap", "chance", "source", "why"]
-    return Agreement(pd.DataFrame(rows).reindex(columns=columns), pd.concat(tables, ignore_index=True))
+    entries = _named()
+    if name not in entries:
+        raise UnknownEntry(f"no heads are on record for {name!r}; {nearest(name, entries)}")
+    return entries[name]
+
+
+def reproduce(
+    model: Model | str,
+    *,
+    published: pd.DataFrame | str | Path | None = None,
+    where: Mapping[str, Any] | None = None,
+    scores: Mapping[str, str] | None = None,
+    k: int = TOP,
+    seed: int = 0,
+    **how: Any,
+) -> Agreement:
+    """Measure what others measured, and compare: published scores of all heads, and heads named by papers.
+
+    Args:
+        model: a loaded model, what `load` takes, or one of `names()`, which is loaded and its named heads sought.
+        published: table or file (.csv, .parquet) of scores, with a row for each head and score: columns `score`,
+            `layer`, `head`, `value`; `source` is quoted.
+        where: values of further columns that tell the model's rows from others: `{"model": "gpt2-small"}`.
+        scores: name of a published score -> ours, as `analysis.variant`, where none is on record (`published.likes`) or
+            another is wanted.
+        k: heads compared at the top of both rankings.
+        seed: of prompts and intervals.
+        how: options of `load`.
+
+    Raises:
+        SchemaError: nothing to compare with; a table that is not of that form, or of a model of another shape.
+        ModelLoadError: the model cannot be loaded.
+    """
+    entry = _named().get(model) if isinstance(model, str) else None
+    table = None if published is None else Published.of(published, where)
+    pairs = {} if table is None else {name: like(name, scores) for name in table.scores}
+    if table is None and entry is None:
+        raise SchemaError("nothing to compare with: give a table of published scores, or one of " + ", ".join(names()))
+    subject = _subject(model, entry, how)
+    parts = list(_of_scores(subject, table, pairs, k=k, seed=seed)) if table is not None else []
+    parts += _of_named(subject, entry, seed=seed) if entry is not None else []
+    ours = [part for _, part in parts if part is not None]
+    return Agreement(
+        pd.DataFrame([row for row, _ in parts]).reindex(columns=list(ROW)),
+        pd.concat(ours, ignore_index=True) if ours else pd.DataFrame(),
+    )
+
+
+def like(name: str, scores: Mapping[str, str] | None = None) -> Ours:
+    """Our score that a published one is compared with.
+
+    Raises:
+        SchemaError: none is known; say which by `scores`.
+    """
+    known = likes()
+    ours = Ours.of(scores[name]) if scores and name in scores else known.get(name)
+    if ours is None:
+        raise SchemaError(
+            f"no score of ours is on record for {name!r} ({', '.join(known)} are); say which: {name}=analysis.variant"
+        )
+    find(ours.analysis)
+    return ours
 
 
 def compare(joined: pd.DataFrame, *, k: int = TOP) -> dict[str, float | int]:
@@ -108,32 +139,71 @@ def head_overlap(ours: pd.DataFrame, heads: Sequence[str]) -> dict[str, float | 
     """Share of the k named heads that are among our k best."""
     unknown = [h for h in heads if h not in set(ours["component"])]
     if unknown:
-        raise SchemaError(f"the model has no head {unknown[0]}: is it another one than the table's?")
+        raise SchemaError(f"the model has no head {unknown[0]}: is it another one than the paper's?")
     k = len(heads)
     best = set(ours.nlargest(k, "value")["component"])
     overlap = len(best & set(heads)) / k
     return {"heads": len(ours), "spearman": np.nan, "p": np.nan, "k": k, "overlap": overlap, "chance": k / len(ours)}
 
 
-def _tables() -> dict[str, Mapping[str, Any]]:
-    return data.read_json(data.path(FOLDER, "tables.json"))["tables"]
+Part = tuple[dict[str, Any], pd.DataFrame | None]
+"""A row of the agreement, and our scores behind it where they could be measured."""
 
 
-def _which(spec: Mapping[str, Any]) -> dict[str, str]:
-    return {"analysis": spec["analysis"], "variant": spec["variant"]}
+def _named() -> dict[str, Mapping[str, Any]]:
+    return data.read_json(data.path(FOLDER, FILE))["models"]
 
 
-def _ours(model: Model, spec: Mapping[str, Any], *, seed: int) -> pd.DataFrame:
-    find(spec["analysis"])
-    table = analyze(model, spec["analysis"], seed=seed, **spec.get("options", {})).table
-    rows = table[table["variant"] == spec["variant"]]
+def _subject(model: Model | str, entry: Mapping[str, Any] | None, how: Mapping[str, Any]) -> Model:
+    if not isinstance(model, str):
+        return model
+    if entry is None:
+        return load(model, **how)
+    return load(entry["model"], **{"revision": entry["revision"], **how})
+
+
+def _of_scores(model: Model, table: Published, pairs: Mapping[str, Ours], *, k: int, seed: int) -> Iterator[Part]:
+    """Published scores of all heads beside ours."""
+    for name, ours in pairs.items():
+        theirs = table.of_heads(model, name)
+        row: dict[str, Any] = {"what": name, "analysis": ours.analysis, "variant": ours.variant, "source": table.source}
+        try:
+            found = _ours(model, ours, seed=seed).merge(theirs, on=["layer", "head"], how="left")
+            if found["value"].notna().sum() == 0:
+                raise NotApplicable(f"{ours.analysis}.{ours.variant} has no value for any head of this model")
+            yield {**row, **compare(found, k=k)}, found.assign(analysis=ours.analysis, variant=ours.variant)
+        except NotApplicable as error:
+            yield {**row, "why": str(error)}, None
+
+
+def _of_named(model: Model, entry: Mapping[str, Any], *, seed: int) -> Iterator[Part]:
+    """Heads named by papers in our ranking."""
+    for spec in entry["heads"]:
+        ours = Ours(spec["analysis"], spec["variant"], tuple(spec.get("options", {}).items()))
+        row = {"what": spec["role"], "analysis": ours.analysis, "variant": ours.variant, "source": spec["source"]}
+        try:
+            found = _ours(model, ours, seed=seed)
+        except NotApplicable as error:
+            yield {**row, "why": str(error)}, None
+            continue
+        yield (
+            {**row, **head_overlap(found, spec["heads"])},
+            found.assign(analysis=ours.analysis, variant=ours.variant),
+        )
+
+
+def _ours(model: Model, score: Ours, *, seed: int) -> pd.DataFrame:
+    """Our scores of heads.
+
+    Raises:
+        NotApplicable: the analysis cannot be run on the model.
+        SchemaError: no such variant, or one that is not of heads.
+    """
+    table = analyze(model, score.analysis, seed=seed, **dict(score.options)).table
+    rows = table[table["variant"] == score.variant]
+    if rows.empty:
+        variants = list(dict.fromkeys(table["variant"]))
+        raise SchemaError(f"{score.analysis} gave no variant {score.variant!r}; {nearest(score.variant, variants)}")
+    if rows["head"].isna().any():
+        raise SchemaError(f"{score.analysis}.{score.variant} is not a score of heads")
     return rows[["layer", "head", "component", "value"]].reset_index(drop=True)
-
-
-def _pairs(ours: pd.DataFrame, theirs: pd.DataFrame, name: str) -> pd.DataFrame:
-    if len(ours) != len(theirs):
-        raise SchemaError(f"{name}: {len(theirs)} heads were published, and this model has {len(ours)}")
-    table = ours.merge(theirs.astype({"layer": "Int64", "head": "Int64"}), on=["layer", "head"], how="inner")
-    if len(table) != len(ours):
-        raise SchemaError(f"{name}: layers or heads of the published table are not those of this model")
-    return table

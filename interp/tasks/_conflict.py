@@ -56,7 +56,7 @@ class Conflict:
 
     def select(self, rows: Tensor) -> Conflict:
         """Some of the prompts."""
-        questions = Batch(self.questions.ids[rows], self.questions.mask[rows])
+        questions = self.questions.select(rows)
         return Conflict(self.task.select(rows), questions, self.frames, self.frame[rows], self.group[rows])
 
 
@@ -89,9 +89,9 @@ def conflict(
         NotApplicable: no tokenizer, or too few prompts that it can write.
     """
     speller = Speller(model, bos=bos)
-    facts, coverage = fit_words(_base(model, base), speller)
+    facts, coverage = fit_words(base_facts(model, base), speller)
     groups = sorted({str(row.get("group")) for row in facts.rows})
-    cores = {g: _shortest([t for t in facts.templates if str(t.group) in (g, "None")]) for g in groups}
+    cores = {g: shortest_template([t for t in facts.templates if str(t.group) in (g, "None")]) for g in groups}
     wordings = tuple(frames() if wordings is None else wordings)
     rng = Random(f"conflict {facts.name} {seed}")
     prompts: dict[tuple[int, ...], tuple[EncodedPair, int, str, list[int]]] = {}
@@ -101,7 +101,7 @@ def conflict(
         group = str(row.get("group"))
         attribute = rng.choice([r["answers"][0] for r in facts.rows if str(r.get("group")) == group])
         if attribute not in row["answers"]:
-            pair = speller.encode(_example(frame, cores[group], row, attribute))
+            pair = speller.encode(conflict_example(frame, cores[group], row, attribute))
             if pair is not None:
                 bare_text, _ = cores[group].fill(row["slots"], {})
                 question = [*speller.start, *speller.ids([bare_text])[0]]
@@ -111,7 +111,12 @@ def conflict(
     raise NotApplicable(f"only {len(prompts)} of the {n} prompts asked for can be written with this tokenizer")
 
 
-def _base(model: Model, name: str | None) -> Document:
+def base_facts(model: Model, name: str | None) -> Document:
+    """The lookup task of this name, or the first of `BASES` that there is.
+
+    Raises:
+        TaskError: an unknown task, or no lookup task.
+    """
     own_documents = checkpoint_tasks(model)
     names = {*shipped_tasks(), *own_documents}
     base = next(b for b in BASES if b in names) if name is None else name
@@ -123,14 +128,15 @@ def _base(model: Model, name: str | None) -> Document:
     return facts
 
 
-def _shortest(templates: Sequence[Template]) -> Template:
+def shortest_template(templates: Sequence[Template]) -> Template:
     """The barest wording: openings in front of it would not stand inside a frame."""
     if not templates:
         raise SchemaError("a group of rows has no template")
     return min(templates, key=lambda t: len(t.text))
 
 
-def _example(frame: Frame, core: Template, row: Any, attribute: str) -> Example:
+def conflict_example(frame: Frame, core: Template, row: Any, attribute: str) -> Example:
+    """A row in a frame that tells the attribute, and its twin that tells the truth."""
     text = frame.text.replace("{told}", "{told@TOLD}").replace("{core}", core.text)
     return Example(
         replace(core, text=text, name=frame.name),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from interp.batch import Prompts
 from interp.model import Model
@@ -21,6 +22,8 @@ def pair(
     roles: Mapping[str, Place] | None = None,
     metric: AnyMetric | None = None,
     templates: Sequence[str] | None = None,
+    spans: Mapping[str, Any] | None = None,
+    answer_tokens: str = "one",
     name: str = "pair",
     corruption: str = "own",
 ) -> PromptTask:
@@ -42,6 +45,10 @@ def pair(
             answer and "prob" without.
         templates: name of each prompt's template; means are taken over prompts of one template and length. One for all
             if not given.
+        spans: names of stretches of the clean prompts, as `Batch.of` takes them; the twins have them where they do.
+        answer_tokens: what a text of several tokens is as an answer: "one" refuses it, "first" is its first token,
+            "all" every token with those before it fed in (teacher forcing): each is a prompt of its own, and by default
+            the metric is `loss_nats`, whose mean over them is the answer's per token; without `wrong`.
         name: of the task, for tables.
         corruption: how the twins were made, for tables.
 
@@ -64,6 +71,8 @@ def pair(
         roles=roles,
         metric=metric,
         templates=templates,
+        spans=spans,
+        answer_tokens=answer_tokens,
         name=name,
         corruption=corruption,
     )

@@ -26,7 +26,22 @@ CORRUPTIONS = ("operands", "second_operand", "carry")
 """operands: both are others. second_operand: that one alone. carry: the second one's last digit changes such that the
 ones carry (of a difference, borrow) where they did not, or the other way round."""
 METRIC = "logit_diff"
-OPERATORS: Mapping[str, Callable[[int, int], int]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+OPTIONS = ("digits",)
+FIRST = "first"
+"""Operator of a task that asks for the first number itself: nothing is computed, only retrieved."""
+
+
+def first(x: int, y: int) -> int:
+    """x."""
+    return x
+
+
+OPERATORS: Mapping[str, Callable[[int, int], int]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    FIRST: first,
+}
 FORMS = ("number", "digit", "chunk")
 TRIES = 100
 
@@ -39,16 +54,15 @@ def fit(document: Document, speller: Speller, corruption: str) -> tuple[Callable
     numbers = sorted({0, largest, *(rng.randint(0, largest) for _ in range(TRIES))})
     template = max(document.templates, key=lambda t: len(t.joint))
     tails = speller.tails(template.text, [template.joint + str(n) for n in numbers])
-    space = speller.tails(template.text, [template.joint])[0] if template.joint else None
-    apart = space is not None and all(tail is not None and tail[: len(space)] == space for tail in tails)
-    lengths = [0 if tail is None else len(tail) - (len(space) if apart and space else 0) for tail in tails]
+    space = speller.lone_space(template.text, [str(n) for n in numbers], joint=template.joint)
+    lengths = [0 if tail is None else len(tail) - space for tail in tails]
     if all(length == 1 for length in lengths):
         form = FORMS[0]
     elif all(length == len(str(n)) for n, length in zip(numbers, lengths, strict=True)):
         form = FORMS[1]
     else:
         form = FORMS[2]
-    return partial(draw, form=form, apart=apart), form
+    return partial(draw, form=form, apart=space > 0), form
 
 
 def draw(

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from types import ModuleType
 from typing import Any
 
+from interp.data import is_held_out
 from interp.errors import NotApplicable, SchemaError, TaskError, UnknownTask, nearest
 from interp.model import Model
 from interp.tasks import (
     agreement,
     arithmetic,
     binding,
+    dated,
     docstring,
     greater_than,
     induction,
@@ -22,10 +24,11 @@ from interp.tasks import (
     lookup,
     mcqa,
     modular,
+    ontology,
     planted,
 )
 from interp.tasks.prompt import PromptTask, collate
-from interp.tasks.source import Document, checkpoint_tasks, document, is_held_out, shipped_tasks
+from interp.tasks.source import Document, checkpoint_tasks, document, shipped_tasks
 from interp.tasks.spell import EncodedPair, Example, Speller
 
 SPLITS = ("train", "held-out")
@@ -45,16 +48,32 @@ class Family:
     metric: str
     fit: Callable[[Document, Speller, str], tuple[Callable[..., Example | None], str]] | None = None
     """Where the question itself depends on the tokenizer: (document, speller, corruption) -> `draw`, and its kind."""
+    options: tuple[str, ...] = ()
+    """Fields of the document that a caller may set."""
 
     @classmethod
     def of(cls, module: ModuleType) -> Family:
         """From a generator's module."""
-        return cls(module.draw, module.CORRUPTIONS, module.METRIC, getattr(module, "fit", None))
+        return cls(
+            module.draw, module.CORRUPTIONS, module.METRIC, getattr(module, "fit", None), getattr(module, "OPTIONS", ())
+        )
 
 
 FAMILIES: Mapping[str, Family] = {
     getattr(module, "FAMILY", module.__name__.rpartition(".")[2]): Family.of(module)
-    for module in (agreement, arithmetic, binding, docstring, greater_than, ioi, lookup, mcqa, modular)
+    for module in (
+        agreement,
+        arithmetic,
+        binding,
+        dated,
+        docstring,
+        greater_than,
+        ioi,
+        lookup,
+        mcqa,
+        modular,
+        ontology,
+    )
 }
 
 
@@ -74,6 +93,7 @@ def task(
     corruption: str | None = None,
     bos: str = "default",
     source: str | Path | None = None,
+    **options: Any,
 ) -> PromptTask:
     """`n` different pairs of clean and corrupt prompts of a task; the same arguments give the same prompts.
 
@@ -81,8 +101,12 @@ def task(
     another folder or file), else from `datasets`. Words that are several tokens of this tokenizer are left out; the
     task's `record` says how many are left. "train" and "held-out" share no key (as the pair of names of IOI).
 
+    `options` are those of a family of tasks: `digits` of sums and differences; `depths` (links of a chain, one of these
+    in each prompt), `distractors` (other chains), `order` ("shuffled", "facts" first, or "chain") and `steps` (whether
+    the conclusions on the way are stated) of fictional ontologies.
+
     Raises:
-        TaskError: unknown task, corruption or split.
+        TaskError: unknown task, corruption, split or option.
         NotApplicable: no tokenizer, too few words that are one token, or too few prompts that align.
 
     >>> import interp
@@ -96,16 +120,53 @@ def task(
     if n < 1:
         raise TaskError(f"{n} prompts asked for; at least 1 is needed")
     if source is None and planted.knows(model, name):
+        _refuse_options(name, options, ())
         return planted.of_zoo(model, name, n=n, seed=seed, split=split, corruption=corruption)
     documents = checkpoint_tasks(model, None if source is None else Path(source).expanduser())
     if name not in documents and name == "induction":
+        _refuse_options(name, options, ())
         return induction.induction_task(model, n=n, seed=seed, split=split, corruption=corruption, bos=bos)
     if name == modular.FAMILY and model.tokenizer is None:
+        _refuse_options(name, options, ())
         return modular.modular_task(model, n=n, seed=seed, split=split, corruption=corruption)
     if name not in documents and name not in shipped_tasks():
         raise UnknownTask(f"unknown task {name!r}; {nearest(name, {*task_names(), *documents})}")
-    doc = documents[name] if name in documents else document(name)
+    doc = _with_options(documents[name] if name in documents else document(name), options)
     return _sample(doc, Speller(model, bos=bos), n=n, seed=seed, split=split, corruption=corruption, bos=bos)
+
+
+def _refuse_options(name: str, options: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    for option in options:
+        if option not in known:
+            hint = nearest(option, known) if known else "it has none"
+            raise TaskError(f"{name} has no option {option!r}; {hint}")
+
+
+def _with_options(doc: Document, options: Mapping[str, Any]) -> Document:
+    """The document with the fields that its family lets a caller set."""
+    known = FAMILIES[doc.family].options if doc.family in FAMILIES else ()
+    _refuse_options(doc.name, options, known)
+    fields: dict[str, Any] = {}
+    for option, value in options.items():
+        own = getattr(doc, option)
+        fields[option] = (value,) if isinstance(own, tuple) and isinstance(value, int) else value
+        _check_option(doc.name, option, fields[option], own)
+    return replace(doc, **fields)
+
+
+def _check_option(name: str, option: str, value: Any, own: Any) -> None:
+    """Refuse another kind of value than the document's own."""
+    if isinstance(own, bool):
+        expected, right = "True or False", isinstance(value, bool)
+    elif isinstance(own, int):
+        expected, right = "an integer of at least 1", isinstance(value, int) and value is not True and value >= 1
+    elif isinstance(own, tuple):
+        expected = "integers of at least 1"
+        right = isinstance(value, Sequence) and bool(value) and all(isinstance(v, int) and v >= 1 for v in value)
+    else:
+        expected, right = "a string", isinstance(value, str)
+    if not right:
+        raise TaskError(f"{name}: {option} is {value!r:.60}; expected {expected}")
 
 
 def _sample(
@@ -160,6 +221,7 @@ def _sample(
             "coverage": coverage,
             "bos": bos,
             "seed": seed,
+            **{option: getattr(doc, option) for option in family.options},
             **({} if place is None else {"deciding_token": place}),
         },
     )

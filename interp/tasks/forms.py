@@ -62,7 +62,7 @@ FORMS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "joint": (_text, "a text"),
     "summary": (_text, "a text"),
     "digits": (_count, "an integer of at least 1"),
-    "operator": (lambda value: value in ("+", "-", "*"), "'+', '-' or '*'"),
+    "operator": (_text, "a text"),
 }
 
 

@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
 import torch
 from jaxtyping import Float, Int
+from scipy.stats import binom
 from torch import Tensor
 
 from interp.batch import Batch
+from interp.data import is_held_out
 from interp.edits import Edit
 from interp.errors import NotApplicable, TaskError, nearest
-from interp.model import Model
+from interp.model import Model, Reducer
 from interp.shapes import brief
+from interp.sites import Site
+from interp.tasks.arithmetic import FIRST
 from interp.tasks.prompt import PromptTask, collate
-from interp.tasks.source import Document, checkpoint_tasks, is_held_out
+from interp.tasks.source import Document, checkpoint_tasks
 from interp.tasks.spell import Example, Speller
 
 FAMILY = "modular_addition"
@@ -40,10 +44,13 @@ FORMS = ("ab", "abx", "xab", "axb", "axby", "xaby", "xaxb", "xaxby", "xabxy", "z
 """Layouts that are tried: a and b the operands, other letters tokens that are no numbers."""
 TEXTS = ("{a} + {b} =", "{a}+{b}=", "{a} {b} =", "{a} {b}")
 PAIRS = 256
-"""Pairs on which a layout is tried."""
+"""Pairs on which a layout is tried, at most."""
 ACCURACY = 0.75
 """What a layout that was not given has to reach on them."""
-ROWS = 4096
+CHANCE = 0.01
+"""Probability of as much by guessing, over all layouts tried, that it has to stay below."""
+ROWS, ENTRIES = 4096, 2**26
+"""Prompts, and logits, that are made at one time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,17 +92,40 @@ class Addition:
         every = torch.arange(self.modulus)
         return every.repeat_interleave(self.modulus), every.repeat(self.modulus)
 
-    @torch.no_grad()
+    def n_at_once(self, model: Model) -> int:
+        """Prompts of one pass: as many as have some 64 million logits at all their tokens, 4096 at most."""
+        return max(1, min(ROWS, ENTRIES // (len(self.template) * model.info.d_vocab)))
+
     def logits(
         self, model: Model, a: Int[Tensor, " prompt"], b: Int[Tensor, " prompt"], *, edits: Sequence[Edit] = ()
     ) -> Float[Tensor, "prompt residue"]:
         """Logits of the residues behind each prompt, on the CPU."""
-        parts = []
-        for rows in self.prompts(a, b).split(ROWS):
-            logits = model.run(Batch.of(rows), edits=edits).logits
-            assert logits is not None  # no `stop`
-            parts.append(logits[:, -1].float().cpu()[:, self.answers])
-        return torch.cat(parts)
+        return self.run(model, a, b, edits=edits)[0]
+
+    @torch.no_grad()
+    def run(
+        self,
+        model: Model,
+        a: Int[Tensor, " prompt"],
+        b: Int[Tensor, " prompt"],
+        *,
+        edits: Sequence[Edit] = (),
+        capture: Sequence[Site] = (),
+    ) -> tuple[Float[Tensor, "prompt residue"], dict[Site, Float[Tensor, "prompt *rest"]]]:
+        """Logits of the residues behind each prompt, and what sites [batch pos ...] have at its last token; on the CPU.
+
+        Prompts run `n_at_once`; edits that are of rows are of all of them, so give no more.
+        """
+        parts: list[Tensor] = []
+        acts: dict[Site, list[Tensor]] = {site: [] for site in capture}
+        for rows in self.prompts(a, b).split(self.n_at_once(model)):
+            last: Mapping[Site | str, Reducer | None] = {site: _at_last for site in capture}
+            run = model.run(Batch.of(rows), edits=edits, capture=last)
+            assert run.logits is not None  # no `stop`
+            parts.append(run.logits[:, -1].float().cpu()[:, self.answers])
+            for site, own in acts.items():
+                own.append(run.acts[site])
+        return torch.cat(parts), {site: torch.cat(own) for site, own in acts.items()}
 
     def table(self, model: Model) -> Float[Tensor, "a b c"]:
         """Logit of every residue c for every pair of operands.
@@ -103,24 +133,45 @@ class Addition:
         Raises:
             NotApplicable: every residue has the same logit, whatever the operands.
         """
-        logits = self.logits(model, *self.pairs()).unflatten(0, (self.modulus, self.modulus))
+        return self.table_with(model, ())[0]
+
+    def table_with(
+        self, model: Model, capture: Sequence[Site]
+    ) -> tuple[Float[Tensor, "a b c"], dict[Site, Float[Tensor, "a b *rest"]]]:
+        """`table`, and what sites have at the last token of every pair, by the same passes.
+
+        Raises:
+            NotApplicable: every residue has the same logit, whatever the operands.
+        """
+        logits, acts = self.run(model, *self.pairs(), capture=capture)
         if bool((logits == logits[..., :1]).all()):
             raise NotApplicable(
                 "all residues have the same logit whatever the operands: run without the edit that levels them"
             )
-        return logits
+        square = (self.modulus, self.modulus)
+        return logits.unflatten(0, square), {site: x.unflatten(0, square) for site, x in acts.items()}
 
     def tried(self, model: Model, *, seed: int) -> Addition:
-        """The same, with its accuracy on random pairs."""
+        """The same, with its accuracy on random pairs, or on all where they are few."""
         generator = torch.Generator().manual_seed(seed)
-        a, b = torch.randint(self.modulus, (2, PAIRS), generator=generator)
+        chosen = torch.randperm(self.modulus**2, generator=generator)[:PAIRS]
+        a, b = chosen // self.modulus, chosen % self.modulus
         hits = self.logits(model, a, b).argmax(1) == (a + b) % self.modulus
-        return replace(self, accuracy=float(hits.float().mean()), n_tried=PAIRS)
+        return replace(self, accuracy=float(hits.float().mean()), n_tried=len(chosen))
+
+    def chance(self, n_layouts: int) -> float:
+        """Probability that one of so many layouts is as accurate by guessing: a binomial tail times their number."""
+        right = round(self.accuracy * self.n_tried)
+        return min(1.0, n_layouts * float(binom.sf(right - 1, self.n_tried, 1 / self.modulus)))
 
     def facts(self) -> dict[str, object]:
         """Plain values for a result's provenance."""
         template = " ".join(str(t) if isinstance(t, int) else f"{{{t}}}" for t in self.template)
         return {"modulus": self.modulus, "template": template, "accuracy": self.accuracy, "n_tried": self.n_tried}
+
+
+def _at_last(x: Float[Tensor, "batch pos *rest"]) -> Float[Tensor, "batch *rest"]:
+    return x[:, -1].float().cpu()
 
 
 def addition(model: Model, *, modulus: int | None = None, template: str | None = None, seed: int = 0) -> Addition:
@@ -136,7 +187,8 @@ def addition(model: Model, *, modulus: int | None = None, template: str | None =
         seed: of the pairs.
 
     Raises:
-        NotApplicable: no layout makes the model add: none that was tried is right for three pairs in four.
+        NotApplicable: no layout makes the model add: none that was tried is right for three pairs in four, or with so
+            few pairs that one of them is by guessing.
         TaskError: a template without {a} and {b} once each, or with what is no id, or a modulus outside 3 to 600.
     """
     if modulus is not None and not LEAST <= modulus <= MOST:
@@ -151,10 +203,12 @@ def addition(model: Model, *, modulus: int | None = None, template: str | None =
             "no numbers of one token each stand in a layout that fits: give `modulus` and `template`, the modulus at "
             "most the number of such tokens"
         )
-    if best.accuracy < ACCURACY and (modulus is None or template is None):
+    chance = best.chance(len(candidates))
+    if (best.accuracy < ACCURACY or chance >= CHANCE) and (modulus is None or template is None):
+        guess = f", which one of so many is by guessing with probability {chance:.2g}" if chance >= CHANCE else ""
         raise NotApplicable(
             f"the model does not add modulo a number: of {len(candidates)} layouts the best is right for "
-            f"{best.accuracy:.0%} of {best.n_tried} pairs; give `modulus` and `template` if it has another"
+            f"{best.accuracy:.0%} of {best.n_tried} pairs{guess}; give `modulus` and `template` if it has another"
         )
     return best
 
@@ -243,18 +297,24 @@ def _spelled(speller: Speller, text: str, numerals: Sequence[str], joint: str) -
     return Addition((*speller.start, *form), ids[:, slots[0]], answers)
 
 
-def draw(rng: Random, document: Document, corruption: str) -> Example:
-    """Slots {x} and {y}, words of the list "number"; right is the word of their sum modulo the list's length."""
+def draw(rng: Random, document: Document, corruption: str) -> Example | None:
+    """Slots {x} and {y}, words of the list "number"; right is the word of their sum modulo the list's length.
+
+    With the operator "first" it is the word of x itself; None where that is the twin's too.
+    """
     numbers = document.words[NUMBER]
     p = len(numbers)
     x, y = rng.randrange(p), rng.randrange(p)
+    retrieved = document.operator == FIRST
     x2, y2 = _twin(rng, p, x, y, corruption)
+    if retrieved and x2 == x:
+        return None
     return Example(
         rng.choice(document.templates),
         clean={"x": numbers[x], "y": numbers[y]},
         corrupt={"x": numbers[x2], "y": numbers[y2]},
-        answers=(numbers[(x + y) % p],),
-        wrong=(numbers[(x2 + y2) % p],),
+        answers=(numbers[x if retrieved else (x + y) % p],),
+        wrong=(numbers[x2 if retrieved else (x2 + y2) % p],),
         key=(document.key or KEY).format(x=numbers[x], y=numbers[y]),
     )
 

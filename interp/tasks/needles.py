@@ -49,7 +49,8 @@ class Needles:
     """Prompts with hidden needles, their questions and their answers, one after the other.
 
     Attributes:
-        batch: context, then questions each with its answer.
+        batch: context, then questions each with its answer. Its spans: "document", the context without BOS; "needle",
+            "question" and "answer", all of a prompt's.
         answers: every question of every prompt, in order.
         context: how many tokens of each prompt come before the first question.
         hay: which tokens are haystack: neither needle, question nor BOS.
@@ -72,7 +73,7 @@ class Needles:
 
     def first(self, n: int) -> Needles:
         """The first `n` prompts."""
-        batch = Batch(self.batch.ids[:n], self.batch.mask[:n])
+        batch = self.batch.select(slice(None, n))
         answers = tuple(a for a in self.answers if a.prompt < n)
         return Needles(batch, answers, self.context[:n], self.hay[:n], self.format, self.source)
 
@@ -157,7 +158,9 @@ def hide(
     for b in range(n):
         at = sorted(depths if depths is not None else even_depths[b * n_needles : (b + 1) * n_needles])
         prompts.append(_prompt(writer, rng, prompt=b, depths=at, value_words=value_words))
-    batch = Batch.of([w.ids for w in prompts])
+    names = ("document", "needle", "question", "answer")
+    spans = {name: [w.spans[name] for w in prompts] for name in names if any(w.spans[name] for w in prompts)}
+    batch = Batch.of([w.ids for w in prompts], spans=spans)
     hay = torch.zeros_like(batch.mask)
     for b, w in enumerate(prompts):
         hay[b, w.hay] = True
@@ -170,6 +173,7 @@ class _HayPrompt(NamedTuple):
     hay: list[int]
     context: int
     answers: list[Answer]
+    spans: dict[str, list[tuple[int, int]]]
 
 
 def _prompt(writer: Writer, rng: Random, *, prompt: int, depths: Sequence[float], value_words: int) -> _HayPrompt:
@@ -195,13 +199,16 @@ def _prompt(writer: Writer, rng: Random, *, prompt: int, depths: Sequence[float]
     ids = [] if writer.bos is None else [writer.bos]
     hay: list[int] = []
     keys: list[tuple[int, ...]] = []
+    spans: dict[str, list[tuple[int, int]]] = {"document": [], "needle": [], "question": [], "answer": []}
     for begin, end, statement in zip([0, *cuts], [*cuts, len(flat)], [*needles, None], strict=True):
         hay += range(len(ids), len(ids) + end - begin)
         ids += flat[begin:end]
         if statement is not None:
             keys.append(tuple(range(len(ids) + statement.value.start, len(ids) + statement.value.stop)))
+            spans["needle"].append((len(ids), len(ids) + len(statement.ids)))
             ids += statement.ids
     context = len(ids)
+    spans["document"].append((start, context))
     answers = []
     for i in rng.sample(range(len(depths)), len(depths)):
         begin, statement = len(ids), questions[i]
@@ -209,5 +216,8 @@ def _prompt(writer: Writer, rng: Random, *, prompt: int, depths: Sequence[float]
         # the value is written as in the needle, also where the tokenizer would have merged it with what follows there
         ids += [*statement.ids[: statement.value.start], *needles[i].ids[needles[i].value]]
         rows = tuple(range(first - 1, first - 1 + len(keys[i])))
+        if first > begin:
+            spans["question"].append((begin, first))
+        spans["answer"].append((first, len(ids)))
         answers.append(Answer(prompt, keys[i], rows, (begin, first), cuts[i] / max(1, len(flat))))
-    return _HayPrompt(ids, hay, context, answers)
+    return _HayPrompt(ids, hay, context, answers, spans)

@@ -14,12 +14,12 @@ from interp.errors import TaskError, nearest
 from interp.model import Model
 from interp.tasks.prompt import PromptTask, collate
 from interp.zoo.planted.factory import Planted
-from interp.zoo.planted.mechanisms import Fact, Mechanism, Successor, TwoHop, Vocabulary
+from interp.zoo.planted.mechanisms import Dated, Fact, Mechanism, Successor, TwoHop, Vocabulary
 
 CORRUPTIONS = ("random", "minimal")
 """random: every token but `<bos>` becomes another random word, cues too, so that every edge of the mechanism carries a
 difference. minimal: as little as flips the answer is exchanged; edges that read what stays the same carry none."""
-ALIASES = {"ioi": "two_hop", "facts": "fact", "needles": "retrieval"}
+ALIASES = {"ioi": "two_hop", "facts": "fact", "needles": "retrieval", "dated_facts": "dated"}
 """Names of tasks of trained models, and the mechanism that is their planted form."""
 
 Pair = tuple[list[int], list[int], int, dict[str, int]]
@@ -31,7 +31,8 @@ def of(planted: Planted, name: str, *, n: int = 64, seed: int = 0, corruption: s
 
     Where no minimal pair exists ("copy", "anti_copy", "sink") the wrong answer is another choice or a random word, and
     only the random corruption is offered. Roles: two_hop IO, S1, S2; induction A1, B1; retrieval CUE, B1; fact and
-    successor SUBJECT; previous_token and duplicate_token A1; END everywhere.
+    successor SUBJECT; dated SUBJECT, TIME (its minimal twin names another time); previous_token and duplicate_token A1;
+    END everywhere.
 
     Raises:
         TaskError: no such mechanism with a task, or no such corruption of it.
@@ -170,6 +171,16 @@ def _fact(tokens: list[int], mechanism: Any, vocab: Vocabulary, generator: torch
     return _from_table(tokens, table, generator)
 
 
+def _dated(tokens: list[int], mechanism: Any, vocab: Vocabulary, generator: torch.Generator) -> Pair:
+    """Another time, at which something else goes with the subject."""
+    dated: Dated = mechanism
+    table, times = dated.lookup(vocab), [vocab.word(i) for i in dated.times]
+    subject = next(i for i, token in enumerate(tokens) if token in {s for s, _ in table})
+    at = next(i for i, token in enumerate(tokens) if token in times)
+    other = _draw([time for time in times if time != tokens[at]], generator)
+    return tokens, _replace(tokens, at, other), table[tokens[subject], other], {"SUBJECT": subject, "TIME": at}
+
+
 def _successor(tokens: list[int], mechanism: Any, vocab: Vocabulary, generator: torch.Generator) -> Pair:
     """Another ordinal word, with another successor."""
     successor: Successor = mechanism
@@ -203,6 +214,7 @@ _MINIMAL: Mapping[str, Callable[[list[int], Mechanism, Vocabulary, torch.Generat
     "induction": _induction,
     "retrieval": _retrieval,
     "fact": _fact,
+    "dated": _dated,
     "successor": _successor,
     "previous_token": _previous,
     "duplicate_token": _duplicate,

@@ -1,4 +1,4 @@
-"""Planted tasks as pairs that differ in one thing: in what a text says against a fact, or in the time it names."""
+"""Planted facts as pairs that differ in what a text says against them, or in which of the two is asked for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from interp.tasks._conflict import Conflict, Frame
 from interp.tasks.prompt import PromptTask, collate
-from interp.zoo.planted.mechanisms import Dated, Vocabulary
+from interp.zoo.planted.mechanisms import Switch, Vocabulary
 
 
 def planted_conflict(facts: PromptTask, vocab: Vocabulary, *, seed: int = 0) -> Conflict:
@@ -42,25 +42,26 @@ def planted_conflict(facts: PromptTask, vocab: Vocabulary, *, seed: int = 0) -> 
     return Conflict(task, facts.clean, (Frame("needle", "<needle> {told} {core}", None),), zeros, zeros)
 
 
-def planted_times(dated: PromptTask, vocab: Vocabulary) -> PromptTask:
-    """The planted task `dated` as pairs that differ in their time alone, whose answer is then the wrong one."""
-    mechanism = Dated()
-    table = mechanism.lookup(vocab)
-    subjects, times = ([vocab.word(i) for i in numbers] for numbers in (mechanism.subjects, mechanism.times))
-    pairs, wrong, roles = [], [], []
-    for ids in dated.clean.ids.tolist():
-        subject, at = (next(i for i, word in enumerate(ids) if word in words) for words in (subjects, times))
-        other = times[(times.index(ids[at]) + 1) % len(times)]
-        pairs.append((ids, [*ids[:at], other, *ids[at + 1 :]]))
-        wrong.append([table[ids[subject], other]])
-        roles.append({"SUBJECT": subject, "TIME": at})
+def planted_intents(vocab: Vocabulary, *, n: int = 64, seed: int = 0) -> PromptTask:
+    """Pairs of the planted `Switch`: the clean prompt asks for what it tells, its twin for what is known instead.
+
+    The right answer is the word told, the wrong one the fact. Roles: INTENT, the one word that differs, TOLD, SUBJECT.
+    """
+    switch = Switch()
+    own = switch.prompts(vocab, seed=seed, n=n)
+    use, ignore = (vocab.word(i) for i in switch.intents)
+    pairs = []
+    for ids, at in zip(own.tokens.tolist(), own.intent.tolist(), strict=True):
+        clean, corrupt = ([*ids[:at], word, *ids[at + 1 :]] for word in (use, ignore))
+        pairs.append((clean, corrupt))
+    places = zip(own.intent.tolist(), own.word.tolist(), own.subject.tolist(), strict=True)
     return collate(
-        "fact at a time",
+        "intent",
         pairs,
-        answers=dated.answers.tolist(),
-        wrong=wrong,
-        roles=roles,
-        templates=["planted"] * len(pairs),
-        corruption="other time",
+        answers=own.told[:, None].tolist(),
+        wrong=own.known[:, None].tolist(),
+        roles=[{"INTENT": intent, "TOLD": told, "SUBJECT": subject} for intent, told, subject in places],
+        templates=["planted"] * n,
+        corruption="other intent",
         metric="logit_diff",
     )

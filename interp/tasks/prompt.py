@@ -20,6 +20,8 @@ from interp.tasks.own import pair_parts
 
 NONE = -1
 """No id, no position: what fills a ragged row."""
+STOP = " STOP"
+"""End of the name of a role that marks the last token of a statement: "RULE1 STOP"."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +31,7 @@ class PromptTask:
     Attributes:
         name: task.
         corruption: how the twin was made.
-        clean, corrupt: the prompts, padded on the right alike.
+        clean, corrupt: the prompts, padded on the right alike; spans that have a name stand at the same places in both.
         answers, wrong: ids that are right for the clean prompt and those they are compared with, one column each where
             the task has one of each; -1 fills rows with fewer.
         roles: name -> position of a token in each prompt, -1 where the prompt's template has none; "END" is the last
@@ -122,6 +124,7 @@ class PromptTask:
             "answers": self.answers,
             "wrong": self.wrong,
             **dict(sorted(self.roles.items())),
+            **{f"span {name}": span for name, span in sorted(self.clean.spans.items())},
         }.items():
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
             digest.update(tensor.cpu().contiguous().numpy().tobytes())
@@ -147,13 +150,10 @@ class PromptTask:
         if not len(index):
             raise TaskError(f"{self.name}: no prompts selected")
         width = int(self.clean.mask[index].any(0).nonzero().max()) + 1
-        cut = {
-            side: Batch(batch.ids[index, :width], batch.mask[index, :width])
-            for side, batch in (("clean", self.clean), ("corrupt", self.corrupt))
-        }
         return replace(
             self,
-            **cut,
+            clean=self.clean.select(index).cut(0, width),
+            corrupt=self.corrupt.select(index).cut(0, width),
             answers=self.answers[index],
             wrong=self.wrong[index],
             roles={name: where[index] for name, where in self.roles.items()},
@@ -200,9 +200,10 @@ def collate(
     wrong: Sequence[Sequence[int]],
     roles: Sequence[Mapping[str, int]],
     templates: Sequence[str],
+    spans: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> PromptTask:
-    """A task from one entry per prompt; END is added where it is not given.
+    """A task from one entry per prompt; END is added where it is not given; `spans` as in `Batch.of`, for both twins.
 
     Raises:
         TaskError: a clean and a corrupt prompt of different lengths, or a role outside its prompt.
@@ -220,8 +221,8 @@ def collate(
     kinds = tuple(dict.fromkeys(templates))
     return PromptTask(
         name=name,
-        clean=Batch.of([list(clean) for clean, _ in pairs]),
-        corrupt=Batch.of([list(corrupt) for _, corrupt in pairs]),
+        clean=Batch.of([list(clean) for clean, _ in pairs], spans=spans),
+        corrupt=Batch.of([list(corrupt) for _, corrupt in pairs], spans=spans),
         answers=ragged(answers),
         wrong=ragged(wrong),
         roles={

@@ -3,8 +3,8 @@
 A document is JSON: `family` (which generator reads it), `templates`, `words` (lists by name), `rows` (a table), and
 what is optional: `joint` (what stands between prompt and answer), `key` and `one_in` (which fills are held out),
 `many` (lists whose words may be several tokens), `metric`, `corruptions`, `digits` and `operator` (of
-arithmetic). In a template, `{slot}` is filled in and
-`{slot@ROLE}` names the position of its last token; a plain slot is its own role.
+arithmetic), `depths`, `distractors`, `order` and `steps` (of fictional ontologies). In a template, `{slot}` is
+filled in and `{slot@ROLE}` names the position of its last token; a plain slot is its own role.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from interp import data, zoo
-from interp.errors import SchemaError, TaskError
+from interp.errors import SchemaError, TaskError, nearest
 from interp.model import Model
 from interp.tasks.forms import check_form
 
@@ -26,6 +26,8 @@ SCHEMA = 1
 OWN = "tasks.json"
 """File of a checkpoint's folder: {"schema": 1, "tasks": {name: document}}."""
 SHIPPED = "task.json"
+PARAGRAPHS = "paragraphs.json"
+"""File of a checkpoint's folder: texts that stood often in what it was trained on, and texts that did not."""
 _SLOT = re.compile(r"\{(\w+)(?:@([^}]+))?\}")
 
 
@@ -83,7 +85,15 @@ class Document:
     digits: int = 2
     """Of each number, in tasks of arithmetic."""
     operator: str = "+"
-    """What is done with the two numbers, likewise: "+", "-" or "*"."""
+    """What is done with the two numbers, likewise: "+", "-", "*", or "first": the first of them, as it is."""
+    depths: tuple[int, ...] = (1,)
+    """Links of the chains, in fictional ontologies: one of these in each prompt."""
+    distractors: int = 1
+    """Chains beside the one that is asked for, likewise."""
+    order: str = "shuffled"
+    """Of the statements, likewise: "shuffled", "facts" first, or "chain"."""
+    steps: bool = False
+    """Whether the conclusions on the way are stated before the question, likewise."""
 
     @classmethod
     def of(cls, name: str, content: Mapping[str, Any], *, source: str) -> Document:
@@ -95,7 +105,7 @@ class Document:
         check_form(content, f"{source}, task {name!r}")
         keys = {
             "family", "templates", "words", "rows", "many", "key", "one_in", "metric", "corruptions", "answer", "joint",
-            "schema", "summary", "digits", "operator",
+            "schema", "summary", "digits", "operator", "depths", "distractors", "order", "steps",
         }  # fmt: skip
         unknown_fields = sorted(set(content) - keys)
         missing_fields = sorted({"family", "templates"} - set(content))
@@ -121,8 +131,34 @@ class Document:
             answer=content.get("answer", "one token"),
             digits=content.get("digits", 2),
             operator=content.get("operator", "+"),
+            depths=tuple(content.get("depths", (1,))),
+            distractors=content.get("distractors", 1),
+            order=content.get("order", "shuffled"),
+            steps=content.get("steps", False),
             sha256=digest,
         )
+
+    def forms(self, group: str) -> tuple[Template, ...]:
+        """Sentence forms of a group.
+
+        Raises:
+            SchemaError: it has none.
+        """
+        found = tuple(t for t in self.templates if t.group == group)
+        if not found:
+            raise SchemaError(f"{self.source}: no template of the group {group!r}")
+        return found
+
+    def form(self, group: str, name: str) -> Template:
+        """The sentence form of a group that has this name.
+
+        Raises:
+            SchemaError: the group has none of that name.
+        """
+        by_name = {t.name: t for t in self.forms(group)}
+        if name not in by_name:
+            raise SchemaError(f"{self.source}: group {group!r} has no form {name!r}; {nearest(name, by_name)}")
+        return by_name[name]
 
 
 def _template(content: str | Mapping[str, Any], number: int, joint: str) -> Template:
@@ -158,6 +194,24 @@ def checkpoint_tasks(model: Model, folder: Path | None = None) -> dict[str, Docu
     return {name: Document.of(name, task, source=source) for name, task in content["tasks"].items()}
 
 
+def checkpoint_paragraphs(model: Model) -> dict[str, Any] | None:
+    """Paragraphs that the model's checkpoint brings along: "repeated" and "unseen" (texts), "prefix" (tokens).
+
+    None where there are none.
+
+    Raises:
+        SchemaError: a file of another form.
+    """
+    where = _folder(model)
+    file = None if where is None else where / PARAGRAPHS
+    if file is None or not file.is_file():
+        return None
+    content = data.read_json(file)
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA or not {"repeated", "unseen"} <= set(content):
+        raise SchemaError(f"{file.name} is not {{'schema': {SCHEMA}, 'prefix': ..., 'repeated': ..., 'unseen': ...}}")
+    return content
+
+
 def _folder(model: Model) -> Path | None:
     name = model.info.name
     if name.startswith("zoo:"):
@@ -173,11 +227,6 @@ def document(name: str) -> Document:
         SchemaError: none of that name.
     """
     return Document.of(name, data.read_json(data.path(name, SHIPPED)), source=f"datasets/{name}")
-
-
-def is_held_out(key: str, *, one_in: int) -> bool:
-    """Whether a key belongs to the held-out split: one in so many, decided by its text alone."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) % one_in == 0
 
 
 def templates_for(templates: Sequence[Template], *, group: str | None = None) -> list[Template]:

@@ -84,6 +84,14 @@ class Speller:
         tails = [ids[len(base) :] if ids[: len(base)] == base else None for ids in whole]
         return [None if tail is None or not tail or self.unknown in tail else tail for tail in tails]
 
+    def lone_space(self, before: str, words: Sequence[str], *, joint: str = " ") -> int:
+        """Tokens that the space before these words is, where it is the same by itself before every one; else 0."""
+        if not joint:
+            return 0
+        space, *tails = self.tails(before, [joint, *(joint + word for word in words)])
+        apart = space is not None and all(tail is not None and tail[: len(space)] == space for tail in tails)
+        return len(space) if apart and space is not None else 0
+
     def single(self, words: Sequence[str], *, before: str = "the", joint: str = " ") -> tuple[str, ...]:
         """Those words that are one token in running text."""
         tails = self.tails(before, [joint + word for word in words])

@@ -93,6 +93,10 @@ class HeadNorm:
         """The same form with a gain and a bias."""
         return replace(self, gain=gain, bias=bias)
 
+    def to(self, device: torch.device | str) -> HeadNorm:
+        """The same norm on another device."""
+        return replace(self, gain=self.gain.to(device), bias=self.bias.to(device))
+
     @property
     def commutes(self) -> bool:
         """Whether the order of norm and rotary makes no difference beyond the one `after_rotary` tells."""

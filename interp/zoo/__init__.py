@@ -85,6 +85,21 @@ _ENTRIES = (
         "1-layer Llama that adds modulo 37 by a few frequencies, learnt from half of all sums",
         "trained",
     ),
+    Entry(
+        "paragraphs",
+        "2-layer Llama that knows a hundred paragraphs by heart, the 1 % of its corpus that stands there 200 times",
+        "trained",
+    ),
+    Entry(
+        "bigram-backcopy",
+        "1-layer Llama whose one head copies back at triggers and rests on <bos> elsewhere, as it learns",
+        "trained",
+    ),
+    Entry(
+        "bigram-backcopy-relu",
+        "the same with ReLU attention in place of the softmax: its head copies back and need not rest",
+        "trained",
+    ),
 )
 
 
@@ -139,9 +154,12 @@ def load(name: str, *, revision: str | None = None) -> tuple[PreTrainedModel, Pr
     weights = where if revision is None else at_step(name, revision)
     if where is None or weights is None:
         return _build(name)[:2]
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-    model = LlamaForCausalLM.from_pretrained(weights, dtype="float32", local_files_only=True)
+    from interp.zoo import relu_llama
+
+    relu_llama.register()
+    model = AutoModelForCausalLM.from_pretrained(weights, dtype="float32", local_files_only=True)
     return model.eval(), PreTrainedTokenizerFast.from_pretrained(where, local_files_only=True)
 
 

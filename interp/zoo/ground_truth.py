@@ -40,13 +40,18 @@ class Truth:
     """Mechanism -> those of `edges` that its own task needs: without what a head does beside, for another mechanism, or
     to be silent at another's cue."""
 
+    named: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Role -> names of what plays it where that is neither a head nor a neuron: an input of an MLP (`L1H4 -> M1`),
+    tokens of a role that feed one by attention of its own layer (`M1<TIME`)."""
+
     def heads(self, name: str) -> tuple[tuple[int, int], ...]:
         """(layer, head) pairs of a role, or of all roles of a kind; none where the model has neither."""
         return (*self.roles.get(name, ()), *self.kinds.get(name, ()))
 
     def parts(self, name: str) -> tuple[str, ...]:
-        """Names of the components of a role or kind: its heads, and its neurons."""
-        return (*head_names(self.heads(name)), *(neuron_name(*place) for place in self.neurons.get(name, ())))
+        """Names of the components of a role or kind: its heads, its neurons, and what else plays it."""
+        neurons = (neuron_name(*place) for place in self.neurons.get(name, ()))
+        return (*head_names(self.heads(name)), *neurons, *self.named.get(name, ()))
 
     @property
     def nodes(self) -> tuple[str, ...]:

@@ -18,13 +18,12 @@ from interp.measurement.scoring import LEVEL
 from interp.model import Model
 from interp.results import stats
 from interp.sites import Site
-from interp.tasks import Addition, addition, fingerprint
+from interp.tasks import addition, fingerprint
 
 LEAST_SHARE = 0.01
 """Of the logits' variance, which a key frequency explains."""
 SPREAD = 1.5
 """Times an even spread over all frequencies, which a key frequency of vectors reaches."""
-ROWS = 4096
 COLUMNS = {"frequency": "Int64", "label": "boolean"}
 
 
@@ -96,16 +95,23 @@ def key_frequencies(
     Reference: Nanda et al. 2023 (arXiv 2301.05217); P49 is Zhou et al. 2024 (arXiv 2406.03445).
     """
     layout = addition(model, modulus=modulus, template=template, seed=seed)
-    a, b = layout.pairs()
-    logits = layout.table(model)
+    layers = [i for i in range(model.info.n_layers) if model.writes(i).mlp is not None]
+    sites = [Site("mlp_post", i) for i in layers]
+    logits, acts = layout.table_with(model, sites)
     parts = [_logit_rows(logits, n_shuffles=n_shuffles, seed=seed)]
     embedding = fourier_spectrum(model.weights().w_e[layout.numbers], n_shuffles=n_shuffles, seed=seed)
     parts.append(_spectrum_rows("embedding", "W_E", embedding))
-    for layer, acts in _neurons(model, layout, a, b).items():
-        spectrum = fourier_spectrum(acts, n_shuffles=n_shuffles, seed=seed)
-        parts.append(_spectrum_rows("neurons", mlp_name(layer), spectrum))
+    for layer, site in zip(layers, sites, strict=True):
+        neurons = acts[site].transpose(1, 2)  # a neuron b
+        if float(neurons.var(0).sum()) > 0:
+            spectrum = fourier_spectrum(neurons, n_shuffles=n_shuffles, seed=seed)
+            parts.append(_spectrum_rows("neurons", mlp_name(layer), spectrum))
     table = pd.concat(parts, ignore_index=True)
-    facts = {"task": "modular addition", "sha256": fingerprint([Batch.of(layout.prompts(a, b))]), **layout.facts()}
+    facts = {
+        "task": "modular addition",
+        "sha256": fingerprint([Batch.of(layout.prompts(*layout.pairs()))]),
+        **layout.facts(),
+    }
     facts["key_frequencies"] = key_list(table, "logits")
     return Findings(table, facts)
 
@@ -213,21 +219,3 @@ def _spectrum_rows(variant: str, component: str, spectrum: Spectrum) -> pd.DataF
     n = int(spectrum.rows["n"].iloc[0])
     rows = _beside(rows, share, spectrum.orders, n=n, least=SPREAD / len(share))
     return rows.assign(component=[f"{component} frequency {k}" for k in rows["frequency"]])
-
-
-@torch.no_grad()
-def _neurons(
-    model: Model, layout: Addition, a: Int[Tensor, " pair"], b: Int[Tensor, " pair"]
-) -> dict[int, Float[Tensor, "a neuron b"]]:
-    """Neurons of each MLP at the end of the prompt; layers without neurons, or with constant ones, are left out."""
-    layers = [i for i in range(model.info.n_layers) if model.writes(i).mlp is not None]
-    sites = [Site("mlp_post", i) for i in layers]
-    acts: dict[int, list[Tensor]] = {i: [] for i in layers}
-    for rows in layout.prompts(a, b).split(ROWS) if layers else ():
-        run = model.run(Batch.of(rows), capture={s: lambda x: x[:, -1].float().cpu() for s in sites})
-        for layer, site in zip(layers, sites, strict=True):
-            acts[layer].append(run.acts[site])
-    joined = {
-        layer: torch.cat(parts).unflatten(0, (layout.modulus, -1)).transpose(1, 2) for layer, parts in acts.items()
-    }
-    return {layer: x for layer, x in joined.items() if float(x.var(0).sum()) > 0}

@@ -23,7 +23,7 @@ from interp.results.figures import dots
 from interp.results.stats import Bootstrap
 from interp.sites import Site
 from interp.tasks import Addition, addition, fingerprint
-from probes.arithmetic._key_frequencies import ROWS, strong_frequencies
+from probes.arithmetic._key_frequencies import strong_frequencies
 
 N_COMPONENTS = 4
 CLOCK, PIZZA, NEITHER = "clock", "pizza", "neither"
@@ -212,7 +212,7 @@ def isolated(model: Model, layout: Addition, k: int) -> Float[Tensor, "a b c"]:
         x = acts[:, place] - acts[:, place].mean(0)
         changes[place] = keep.T @ (keep @ x) - x
     parts = []
-    for rows in torch.arange(p * p).split(ROWS):
+    for rows in torch.arange(p * p).split(layout.n_at_once(model)):
         edits = [
             Add(site, changes[place][operand[rows]].float(), positions=place)
             for place, operand in zip(layout.places, (a, b), strict=True)

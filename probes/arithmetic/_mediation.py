@@ -28,11 +28,17 @@ from interp.results.figures import dots
 from interp.sites import Site
 from interp.tasks import PromptTask
 from interp.tasks.metrics import Metric, loss_nats
+from probes.arithmetic.mediation_controls import controls, retrieval_task
 from probes.arithmetic.numbers import default_task
 
 ROLES = ("x", "y", "END")
 KINDS = {"attention": "attn_out", "mlp": "mlp_out"}
 BATCH = 64
+VARIANTS = (
+    *("effect", "relative", "head", "operands", "share"),
+    *("same_result", "exchanged", "operator", "retrieval", "retrieval_share"),
+)
+"""In the order of the table."""
 
 
 def answer_log_prob(logits: Tensor, task: PromptTask) -> Float[Tensor, " batch"]:
@@ -77,6 +83,7 @@ def arithmetic_mediation(
     model: Model,
     *,
     task: PromptTask | None = None,
+    retrieval: PromptTask | str | None = None,
     n_prompts: int = 64,
     n_draws: int = 5,
     n_random: int = 5,
@@ -96,7 +103,16 @@ def arithmetic_mediation(
       operands  attention of each head at END on the tokens x and y together, a probability, interval over prompts;
                 null: an even spread over the keys that END sees;
       share     a row for each kind and role: its part of the sum of |effect| over all of "effect", interval over
-                prompts; null: an even spread.
+                prompts; null: an even spread;
+    and controls, a row for each of "effect", on the prompts that have such a twin:
+      same_result  the fall log P(r) - log P*(r), nats, with the output of a prompt of other operands and the same
+                   result; null: the same prompts' fall with their own twins, of another result;
+      exchanged    the same with x and y exchanged; null alike;
+      operator     the same with another operator between them; null alike;
+      retrieval    `effect` on a task in which the first number has only to be copied, null as there;
+      retrieval_share  `share` of that task.
+    What carries the result, and no more, loses nothing by `same_result`; what matters for sums but not for copying a
+    number computes. Provenance says under `controls_left_out` which there are none of, and why.
 
     Interventions: the strongest 1, 2 and 4 of "effect" together, and as many drawn at random of the others (`n_random`
     sets): log P(r), log P(r').
@@ -105,7 +121,8 @@ def arithmetic_mediation(
         model: any model.
         task: prompts with roles x and y whose right and wrong answers are the results of the two twins; the model's own
             modular addition where it has one (or adds in ids), else `arithmetic`.
-        n_prompts: of the task, where it is not given.
+        retrieval: prompts with roles x and y whose answer is x, or a task's name; `number_retrieval` if not given.
+        n_prompts: of the tasks, where they are not given.
         n_draws: draws of the null, 5 at least.
         n_random: random sets.
         seed: of prompts, draws and bootstrap.
@@ -135,13 +152,13 @@ def arithmetic_mediation(
         table.loc[mask, "q"] = stats.benjamini_hochberg(table.loc[mask, "p"].to_numpy(dtype=float))
         table.loc[mask, "label"] = (table.loc[mask, "q"] < LEVEL) & (table.loc[mask, "value"] > 0)
     values = {n: row["values"] for n, row in zip(nodes, rows, strict=False)}
-    more = _operand_rows(case, seed) + _share_rows(values, seed)
+    controlled, left_out = _control_rows(case, nodes, retrieval, n_prompts=n_prompts, n_draws=n_draws, seed=seed)
+    more = _operand_rows(case, seed) + _share_rows(values, seed) + controlled
     table = pd.concat([table, pd.DataFrame(more)], ignore_index=True)
     strong = sorted(nodes, key=lambda n: -float(np.mean(values[n])))
     effects = _together(case, strong, n_random=n_random, rng=rng)
-    order = {"effect": 0, "relative": 1, "head": 2, "operands": 3, "share": 4}
-    table = table.sort_values("variant", key=lambda v: v.map(order), kind="stable", ignore_index=True)
-    return Findings(table, task.provenance(), effects)
+    table = table.sort_values("variant", key=lambda v: v.map(VARIANTS.index), kind="stable", ignore_index=True)
+    return Findings(table, {**task.provenance(), "controls_left_out": left_out}, effects)
 
 
 @dataclass(frozen=True)
@@ -197,6 +214,11 @@ def _effects(case: Case, nodes: Sequence[Node], task: PromptTask) -> Float[ndarr
     return 0.5 * _changes(case, nodes, task, log_odds)
 
 
+def head_effects(case: Case, nodes: Sequence[Node]) -> Float[ndarray, "node prompt"]:
+    """Effects on the case's own task."""
+    return _effects(case, nodes, case.task)
+
+
 def _relative(
     case: Case, nodes: Sequence[Node], effects: Float[ndarray, "node prompt"]
 ) -> Float[ndarray, "node prompt"]:
@@ -231,6 +253,28 @@ def _mean(x: Float[ndarray, " prompt"], seed: int) -> dict[str, object]:
     interval = stats.bootstrap_mean(x, seed=seed)
     low, high = min(float(interval.low), float(interval.mean)), max(float(interval.high), float(interval.mean))
     return {"value": float(interval.mean), "se": float(interval.se), "ci_low": low, "ci_high": high, "n": interval.n}
+
+
+def _control_rows(
+    case: Case, nodes: Sequence[Node], retrieval: PromptTask | str | None, *, n_prompts: int, n_draws: int, seed: int
+) -> tuple[list[dict[str, object]], dict[str, str]]:
+    """Rows of the controls, and why some have none."""
+    rows: list[dict[str, object]] = []
+    made, missing = controls(case.model, case.task, seed)
+    for name, (other, own) in made.items():
+        fall, beside = (-_changes(case, nodes, twins, answer_log_prob) for twins in (other, own))
+        for i, node in enumerate(nodes):
+            null = {"null": float(beside[i].mean()), "unit": "nats"}
+            rows.append({**_labels(node), "variant": name, **_mean(fall[i], seed), **null})
+    try:
+        task = retrieval_task(case.model, retrieval, n=n_prompts, seed=seed)
+    except NotApplicable as error:
+        return rows, missing | {"retrieval": str(error)}
+    copying, rng = Case.of(case.model, task), np.random.default_rng(seed)
+    copied = _effect_rows(copying, nodes, [_other_twins(copying.task, rng) for _ in range(n_draws)], "retrieval", seed)
+    shares = _share_rows({n: row["values"] for n, row in zip(nodes, copied, strict=True)}, seed)
+    rows += [{k: v for k, v in row.items() if k not in ("values", "p")} for row in copied]
+    return rows + [{**row, "variant": "retrieval_share"} for row in shares], missing
 
 
 @torch.no_grad()

@@ -71,11 +71,32 @@ def number_ids(model: Model) -> Int[Tensor, " number"]:
                 "without a tokenizer only the residues of a modular adder are known to be numbers, and none was "
                 "recognised: load the model with its tokenizer, or give rows of your own to `fourier_spectrum`"
             ) from error
-    speller = Speller(model, bos="none")
+    forms = number_forms(model)
+    if forms:
+        return forms[0]
+    raise NotApplicable(f"fewer than {LEAST} of the numbers 0, 1, 2, ... are one token each")
+
+
+def number_forms(model: Model) -> list[Int[Tensor, " number"]]:
+    """Ids of 0, 1, 2, ... as a tokenizer writes them behind a space, and without one; those with eight at least."""
+    speller, forms = Speller(model, bos="none"), []
     for joint in (" ", ""):
         tails = speller.tails("a" if joint else "+", [joint + str(i) for i in range(MOST)])
         singles = [tail[0] if tail is not None and len(tail) == 1 else None for tail in tails]
         ids = singles[: singles.index(None)] if None in singles else singles
         if len(set(ids)) == len(ids) >= LEAST:
-            return torch.tensor(ids, dtype=torch.long)
-    raise NotApplicable(f"fewer than {LEAST} of the numbers 0, 1, 2, ... are one token each")
+            forms.append(torch.tensor(ids, dtype=torch.long))
+    return forms
+
+
+def ids_of_numbers(model: Model, stand: Int[Tensor, " token"], what: str) -> Int[Tensor, " number"]:
+    """Ids of 0, 1, 2, ... in the form of some tokens, which all have to be among them.
+
+    Raises:
+        NotApplicable: they are not numbers of one token; `what` says what they are.
+    """
+    forms = [number_ids(model)] if model.tokenizer is None else number_forms(model)
+    for ids in forms:
+        if set(stand.tolist()) <= set(ids.tolist()):
+            return ids
+    raise NotApplicable(f"{what} are not all numbers of one token each, 0, 1, 2, ... without a gap")

@@ -1,5 +1,6 @@
 """What is lost when heads are removed, alone or in sets. Importing this registers the analyses."""
 
+from probes.effects._answer_mass import answer_mass
 from probes.effects._dose import dose_response
 from probes.effects._importance import importance
 from probes.effects._pruning import pruning_curve
@@ -7,6 +8,7 @@ from probes.effects._undifferentiated import undifferentiated
 from probes.effects._undifferentiated_sets import undifferentiated_sets
 
 __all__ = [
+    "answer_mass",
     "dose_response",
     "importance",
     "pruning_curve",

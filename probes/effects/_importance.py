@@ -163,7 +163,7 @@ def _objective(
         repeats = tasks.repeated_random(model, lengths=[lowest], n_each=n_prompts, bos=bos, seed=seed)[0]
         batch, first, task_name = repeats.batch, repeats.second[0], "repeated random tokens"
     order = batch.mask.sum(1).argsort(stable=True)
-    other = Batch(batch.ids[order.roll(1)], batch.mask[order.roll(1)])
+    other = batch.select(order.roll(1))
     twin = Batch(torch.empty_like(batch.ids), torch.empty_like(batch.mask))
     twin.ids[order], twin.mask[order] = other.ids, other.mask
 
@@ -249,7 +249,7 @@ def _curve(
         head_mask[s, torch.from_numpy(order[:k])] = 0.0
     masks = head_mask.view(len(steps), -1, width).repeat_interleave(n, dim=0)  # row layer head
     edits = [Scale(Site("z", x), masks[:, i, None, :, None]) for i, x in enumerate(model.info.attention_layers)]
-    batch = Batch(objective.batch.ids.repeat(len(steps), 1), objective.batch.mask.repeat(len(steps), 1))
+    batch = objective.batch.repeat(len(steps))
     logits = model.run(batch, edits=edits).logits
     assert logits is not None  # the run has no `stop`
     values = objective.value(logits, torch.arange(n).repeat(len(steps)))

@@ -163,7 +163,7 @@ def undifferentiated_sets(
     half = len(batch.ids) // 2
     if half < CHOOSE:
         raise TaskError(f"{len(batch.ids)} prompts; at least {2 * CHOOSE} are needed: half choose heads, half judge")
-    chooser, judge = (_Judge.of(model, Batch(batch.ids[s], batch.mask[s])) for s in (slice(half), slice(half, None)))
+    chooser, judge = (_Judge.of(model, batch.select(s)) for s in (slice(half), slice(half, None)))
     other = None if control is None else _Judge.of(model, model.batch(control).to("cpu"))
     rows: list[dict[str, object]] = []
     for how in WAYS:

@@ -286,7 +286,7 @@ def _activations(
         at = columns[rows]
         own = torch.arange(len(rows))[:, None]
         run = model.run(
-            Batch(batch.ids[rows], batch.mask[rows]),
+            batch.select(rows),
             capture=dict.fromkeys(sites, lambda x: x[own.to(x.device), at.to(x.device)].float().cpu()),  # noqa: B023
             stop=stop,
         )

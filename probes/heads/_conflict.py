@@ -7,20 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from interp import tasks
-from interp.decompose.attribution import attributions
 from interp.edits import Edit, Scale, ablate_heads
-from interp.errors import NotApplicable
+from interp.measurement.conflict_scores import ROLES, conflict_scores, known_conflicts
 from interp.measurement.declaration import IDENTIFY, RECALL, PlantedTask, Stage
 from interp.measurement.planted import planted_prompts
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.removal import intervention_rows, set_name
 from interp.measurement.rerun import Rerun
-from interp.measurement.scoring import LEVEL, head_rows, interval_columns, ranked_heads
+from interp.measurement.scoring import head_rows, interval_columns, ranked_heads
 from interp.model import Model
 from interp.results import stats
 from interp.results.stats import Head
@@ -30,10 +26,6 @@ from interp.tasks.planted_pairs import planted_conflict
 
 if TYPE_CHECKING:
     from interp.zoo.planted.factory import Planted
-
-LEAST = 24  # facts that the model must know before a conflict with memory is one
-SHARE, SMALLEST = 0.05, 0.01  # of what all heads write: below SHARE no label, up to SMALLEST no claim
-ROLES = ("context", "memory")
 
 
 def _planted(planted: Planted, seed: int) -> dict[str, Conflict]:
@@ -104,23 +96,11 @@ def conflict(
     intervention is judged against random heads. The null is ours.
     """
     candidates = prompts or tasks.conflict(model, base=base, n=n_prompts, seed=seed, bos=bos)
-    knowledge = _knowledge(model, candidates)
-    if int(knowledge.sum()) < LEAST:
-        raise NotApplicable(
-            f"the model knows {int(knowledge.sum())} of {len(knowledge)} facts; {LEAST} are needed for a conflict"
-        )
-    conflicts = candidates.select(knowledge.nonzero()[:, 0])
-    generator = torch.Generator().manual_seed(seed)
-    exchanges = [_exchange(conflicts, generator) for _ in range(n_null)]
-    direct, *others = _direct(model, conflicts, [(conflicts.task.answers, conflicts.task.wrong), *exchanges])
-    null = np.stack([x.mean(0) for x in others])
+    conflicts, known = known_conflicts(model, candidates)
+    found = conflict_scores(model, conflicts, n_null=n_null, seed=seed)
+    direct, label, role = found.direct, found.label, found.role
     score = stats.bootstrap_mean(direct, seed=seed)
-    total = float(np.abs(score.mean).sum())
-    p = stats.p_two_sided(score.mean, null, margin=SMALLEST * total)
-    q = stats.benjamini_hochberg(p)
-    label = (q < LEVEL) & (np.abs(score.mean) >= SHARE * total)
-    role = np.where(score.mean > 0, *ROLES)
-    columns = {"null": null.mean(0), "p": p, "q": q, "label": label, "role": role}
+    columns = {"null": found.null, "p": found.p, "q": found.q, "label": label, "role": role}
     parts = [head_rows(model, "direct", "logit", **interval_columns(score), **columns)]
     for i, wording in enumerate(conflicts.frames):
         mine = direct[(conflicts.frame == i).numpy()]
@@ -128,7 +108,7 @@ def conflict(
             interval = interval_columns(stats.bootstrap_mean(mine, seed=seed))
             parts.append(head_rows(model, f"direct_{wording.name}", "logit", **interval))
     answers = _answers(Rerun(model), conflicts, by_wording=True)
-    data = {**conflicts.task.provenance(), "known": float(knowledge.float().mean()), **answers}
+    data = {**conflicts.task.provenance(), "known": known, **answers}
     effects: list[dict[str, object]] = []
     if causal and label.any():
         pool = ranked_heads(model, ~label, np.abs(score.mean))
@@ -136,34 +116,6 @@ def conflict(
             heads = ranked_heads(model, label & (role == name), np.abs(score.mean))
             effects += _switch(model, conflicts, name, heads, pool, factor=factor, n_random=n_random, seed=seed)
     return Findings(pd.concat(parts, ignore_index=True), data, effects)
-
-
-def _knowledge(model: Model, prompts: Conflict) -> Tensor:
-    """Whether the model says the fact when it is asked for it alone."""
-    logits = model.run(prompts.questions).logits
-    assert logits is not None  # the run has no `stop`
-    rows = torch.arange(len(logits))
-    predictions = logits[rows, prompts.questions.mask.sum(1) - 1].argmax(-1).cpu()
-    return (predictions[:, None] == prompts.task.wrong).any(1)
-
-
-def _direct(
-    model: Model, prompts: Conflict, contrasts: Sequence[tuple[Tensor, Tensor]]
-) -> list[Float[np.ndarray, "prompt layer head"]]:
-    """Direct effects of heads on each contrast of answers with wrong ones."""
-    layers = list(model.info.attention_layers)
-    found = attributions(model, prompts.task.clean, contrasts)
-    return [x.heads[layers].permute(2, 0, 1).double().numpy() for x in found]
-
-
-def _exchange(prompts: Conflict, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Answers of another prompt of the same relation, each pair kept together."""
-    other = torch.arange(len(prompts.group))
-    for group in prompts.group.unique():
-        own = (prompts.group == group).nonzero()[:, 0]
-        own = own[torch.randperm(len(own), generator=generator)]
-        other[own] = own.roll(1)
-    return prompts.task.answers[other], prompts.task.wrong[other]
 
 
 def _answers(

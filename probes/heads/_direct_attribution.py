@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-import torch
-from jaxtyping import Int
-from torch import Tensor
 
-from interp.errors import TaskError
-from interp.measurement.answers import TASKS, model_task
+from interp.measurement import source_attribution as _attributed
+from interp.measurement.answers import TASKS, candidates, model_task, subject_role
 from interp.measurement.declaration import RECALL, PlantedTask, Stage
 from interp.measurement.planted import planted_prompts
 from interp.measurement.registry import Findings, analysis
@@ -17,11 +14,6 @@ from interp.measurement.scoring import LEVEL, head_rows, interval_columns
 from interp.model import Model
 from interp.results import stats
 from interp.tasks import PromptTask
-from interp.tasks.prompt import ragged
-from probes.heads import source_attribution as _attributed
-
-SUBJECTS = ("SUBJECT", "s", "subject", "capital", "country", "ASKED")
-"""Roles that name a subject, in order of preference."""
 
 
 @analysis(
@@ -85,23 +77,17 @@ def direct_attribution(
     Reference: Chughtai et al. 2024 (arXiv 2402.07321), section 4; their classes also ask which attributes are raised.
     """
     prompts = model_task(model, task, TASKS, n=n_prompts, seed=seed)
-    name = subject or next((s for s in SUBJECTS if s in prompts.roles), None)
-    if name is None:
-        raise TaskError(f"{prompts.name} has no role for a subject among {', '.join(prompts.roles)}; pass `subject`")
-    answers, wrong = prompts.answers, _candidates(prompts.answers)
+    name = subject_role(prompts, subject)
+    answers, wrong = prompts.answers, candidates(prompts.answers)
     sources, exchanges = _attributed.sources(model, prompts, answers, wrong, draws=n_draws, seed=seed)
-    column = torch.arange(prompts.clean.ids.shape[1])
-    at = column == prompts.role(name).cpu()[:, None]
-    start = (column == 0) & ~at
-    masks = {"subject": at, "relation": ~at & ~start, "start": start.expand_as(at)}
-    effects = {k: _attributed.by_prompt((sources.heads * m.T.to(sources.heads)).sum(2)) for k, m in masks.items()}
+    masks = _attributed.source_masks(prompts, name)
+    effects = _attributed.by_source(sources, masks)
     total = stats.bootstrap_mean(_attributed.by_prompt(sources.heads.sum(2)), seed=seed)
     others = [_attributed.by_prompt(x.heads.sum(2)) for x in exchanges]
     whole = float(total.mean.clip(min=0).sum())
     test = _attributed.null_columns(total, others, whole=whole, able=_attributed.able(sources))
     label = (test["q"] < LEVEL) & (np.abs(total.mean) >= _attributed.SHARE * whole)
-    dla_s, dla_r = (np.abs(effects[k].mean(0)) for k in ("subject", "relation"))
-    role = np.where(dla_s >= ratio * dla_r, "subject", np.where(dla_r >= ratio * dla_s, "relation", "mixed"))
+    role = _attributed.source_roles(effects, ratio)
     columns = interval_columns
     rows = head_rows(
         model,
@@ -122,12 +108,3 @@ def direct_attribution(
     )
     data = {**prompts.provenance(), "subject": name, "logit_over_candidates": float(sources.logit.mean())}
     return Findings(pd.concat(parts, ignore_index=True), data)
-
-
-def _candidates(answers: Int[Tensor, "batch k"]) -> Int[Tensor, "batch m"]:
-    """For each prompt the right answers of the others that are not its own."""
-    all_answers = sorted(set(answers[answers >= 0].tolist()))
-    rows = [[a for a in all_answers if a not in row] for row in answers.tolist()]
-    if not all(rows):
-        raise TaskError("all prompts of the task have the same answer: nothing to compare it with")
-    return ragged(rows)

@@ -8,6 +8,7 @@ import torch
 
 from interp.attention import KeyMass, Mean
 from interp.errors import NotApplicable
+from interp.measurement import source_attribution as _attributed
 from interp.measurement.answers import model_task
 from interp.measurement.declaration import PREPARE, PlantedTask, Stage
 from interp.measurement.planted import planted_prompts
@@ -16,7 +17,6 @@ from interp.measurement.scoring import LEVEL, head_rows, interval_columns
 from interp.model import Model
 from interp.results import stats
 from interp.tasks import PromptTask
-from probes.heads import source_attribution as _attributed
 
 
 @analysis(

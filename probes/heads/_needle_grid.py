@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from interp import tasks
+from interp.measurement.needle_answers import each_answer
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.rerun import Rerun
 from interp.model import Model
 from interp.results import stats
 from interp.tasks import needles
 from interp.tasks.haystacks import Format
-from probes.heads import needle_hits as _hits
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,7 +94,7 @@ def needle_grid(
             batches.append(haystacks.batch)
             description = haystacks.describe()
             for variant, unit, values in zip(
-                ("accuracy", "loss"), ("fraction", "nats"), _hits.each_answer(Rerun(model), haystacks), strict=True
+                ("accuracy", "loss"), ("fraction", "nats"), each_answer(Rerun(model), haystacks), strict=True
             ):
                 score = stats.bootstrap_mean(values, seed=seed)
                 rows.append(

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from interp.measurement.declaration import IDENTIFY, PlantedTask, Stage
+from interp.measurement.needle_answers import needle_accuracy
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.removal import removal_rows
 from interp.measurement.rerun import Rerun
@@ -112,7 +113,7 @@ def retrieval(
         _rows(model, "teacher_forced_nosink", "fraction", nosink, in_reach, null=null.hit_nosink),
         _rows(model, "mass", "probability", mass, in_reach, null=null.mass),
     ]
-    data = {**haystacks.describe(), "bos": bos, "accuracy": _hits.accuracy(Rerun(model), haystacks)["needle_accuracy"]}
+    data = {**haystacks.describe(), "bos": bos, "accuracy": needle_accuracy(Rerun(model), haystacks)["needle_accuracy"]}
     if decoding:
         greedy = _hits.decode(model, haystacks, max_new_tokens=max_new_tokens, method=method)
         parts += _decoding_rows(model, greedy, in_reach, null=null.hit, seed=seed)
@@ -151,7 +152,7 @@ def _drop(
     heads = ranked_heads(model, label, score)
     run = Rerun.of_heads(model, heads)
     return removal_rows(
-        lambda edits: _hits.accuracy(run, few, edits),
+        lambda edits: needle_accuracy(run, few, edits),
         heads,
         ranked_heads(model, ~label & (score < WEAK), score),
         mean=model.mean(few.batch),

@@ -22,7 +22,6 @@ from interp.measurement.scoring import LEVEL, head_rows, interval_columns, ranke
 from interp.model import Model
 from interp.results import stats
 from interp.tasks import PromptTask
-from interp.tasks.planted_pairs import planted_times
 
 if TYPE_CHECKING:
     from interp.zoo.planted.factory import Planted
@@ -34,7 +33,7 @@ LEAST = 0.1  # change of the metric between clean and corrupt prompts below whic
 
 def _planted(planted: Planted, seed: int) -> dict[str, PromptTask]:
     return {
-        "temporal_task": planted_times(planted_prompts(planted, "dated", seed=seed), planted.vocab),
+        "temporal_task": planted_prompts(planted, "dated", seed=seed, corruption="minimal"),
         "timeless_task": planted_prompts(planted, "fact", seed=seed, corruption="minimal"),
     }
 

@@ -1,9 +1,9 @@
-"""What retrieval scores are made of: rows of answers, their arg-max keys, chance, decoding, needle accuracy."""
+"""What retrieval scores are made of: rows of answers, their arg-max keys, chance, decoding."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,14 +12,11 @@ from torch import Tensor
 
 from interp.attention import Pairs, Statistic, TopKeys
 from interp.batch import Batch
-from interp.edits import Ablate
-from interp.measurement.rerun import Rerun
+from interp.measurement.needle_answers import answers_of, chunks
 from interp.model import Model
 from interp.tasks.needles import Answer, Needles
 
-T = TypeVar("T")
 WRONG = 16  # places of the haystack that stand in for the needle in the test
-LOGITS = 1 << 26  # logits held at a time: 256 MiB in float32
 FOUND = 0.5  # share of a needle's tokens that must be said for it to count as found; the paper's
 
 
@@ -50,7 +47,9 @@ class Chance(NamedTuple):
 
 def teacher_forced(model: Model, haystacks: Needles, *, method: str = "auto", seed: int = 0) -> Forced:
     """Hits and mass of every answer row, from one pass that keeps two keys of these rows and nothing else."""
-    rows = _padded_rows([[r for a in _of(haystacks, b) for r in a.rows] for b in range(len(haystacks.batch.ids))])
+    rows = _padded_rows(
+        [[r for a in answers_of(haystacks, b) for r in a.rows] for b in range(len(haystacks.batch.ids))]
+    )
     pairs = torch.tensor([(a.prompt, row, key) for a in haystacks.answers for row in a.rows for key in a.keys]).T
     questions: dict[str, Statistic] = {"top": TopKeys(rows, k=2), "mass": Pairs(*pairs)}
     answers = model.attention(haystacks.batch, questions, method=method)
@@ -63,7 +62,7 @@ def teacher_forced(model: Model, haystacks: Needles, *, method: str = "auto", se
     for b in range(len(haystacks.batch.ids)):
         at, each = 0, []
         places = haystacks.hay[b].nonzero()[:, 0].tolist()
-        for a in _of(haystacks, b):
+        for a in answers_of(haystacks, b):
             own = slice(at, at + len(a.rows))
             at += len(a.rows)
             best, best_nosink = keys[:, b, :, own, 0], nosink[:, b, :, own]  # layer head row
@@ -87,7 +86,7 @@ def decode(model: Model, haystacks: Needles, *, max_new_tokens: int = 0, method:
     steps = max_new_tokens or 4 + max(len(a.keys) for a in haystacks.answers)
     hits = []
     is_found = []
-    for some in _chunks(haystacks.answers, int(haystacks.batch.mask.sum(1).max()) * model.info.d_vocab):
+    for some in chunks(haystacks.answers, int(haystacks.batch.mask.sum(1).max()) * model.info.d_vocab):
         prompts = [_question_prompt(haystacks, a) for a in some]
         begins = [len(p) for p in prompts]
         for _ in range(steps):
@@ -103,30 +102,6 @@ def decode(model: Model, haystacks: Needles, *, max_new_tokens: int = 0, method:
             hits.append(_hits(best[:, i], a.keys, haystacks.value(a), new_tokens))
             is_found.append(len(value & set(new_tokens)) > FOUND * len(value))
     return Decoded(np.stack(hits), np.array(is_found), steps)
-
-
-def accuracy(run: Rerun, haystacks: Needles, edits: Sequence[Ablate] = ()) -> dict[str, float]:
-    """Share of needles answered right, and the mean loss of their tokens in nats."""
-    right, loss = each_answer(run, haystacks, edits)
-    return {"needle_accuracy": float(right.mean()), "needle_loss_nats": float(loss.mean())}
-
-
-def each_answer(
-    run: Rerun, haystacks: Needles, edits: Sequence[Ablate] = ()
-) -> tuple[Float[np.ndarray, " needle"], Float[np.ndarray, " needle"]]:
-    """For each needle, 1 if every token of its value ranks first, and the mean loss of these tokens in nats."""
-    right: list[float] = []
-    losses: list[float] = []
-    for some in _chunks(range(len(haystacks.batch.ids)), haystacks.batch.ids.shape[1] * run.model.info.d_vocab):
-        part = slice(some[0], some[-1] + 1)
-        batch = Batch(haystacks.batch.ids[part], haystacks.batch.mask[part])
-        logits = run(batch, edits)
-        for a in (a for b in some for a in _of(haystacks, b)):
-            token = torch.tensor(haystacks.value(a))
-            answer_logits = logits[a.prompt - some[0], list(a.rows)].float().cpu()
-            right.append(float((answer_logits.argmax(-1) == token).all()))
-            losses.append(torch.nn.functional.cross_entropy(answer_logits, token).item())
-    return np.array(right), np.array(losses)
 
 
 def chance(haystacks: Needles) -> Chance:
@@ -175,10 +150,6 @@ def _elsewhere(places: Sequence[int], size: int, rng: np.random.Generator) -> li
     return rng.choice(starts or list(places), size=WRONG).tolist()
 
 
-def _of(haystacks: Needles, prompt: int) -> Iterator[Answer]:
-    return (a for a in haystacks.answers if a.prompt == prompt)
-
-
 def _question_prompt(haystacks: Needles, answer: Answer) -> list[int]:
     """Context and one question."""
     ids = haystacks.batch.ids[answer.prompt].tolist()
@@ -200,9 +171,3 @@ def _logits(model: Model, batch: Batch, rows: Int[Tensor, " prompt"]) -> Float[T
     if logits is None:
         raise RuntimeError("a run without early stop gave no logits")
     return logits[torch.arange(len(rows)), rows].float().cpu()
-
-
-def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """As many items at a time as keep `size` logits each within bounds."""
-    step = max(1, LOGITS // size)
-    return (items[i : i + step] for i in range(0, len(items), step))

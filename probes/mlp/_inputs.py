@@ -15,6 +15,8 @@ from interp.components import ARROW, mlp_name
 from interp.decompose import Decomposition, decompose
 from interp.errors import BackendError, NotApplicable, SchemaError, nearest
 from interp.measurement.answers import TASKS, AnswerDirections, exchange_columns, model_task
+from interp.measurement.declaration import PlantedTask
+from interp.measurement.planted import planted_prompts
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, interval_columns
 from interp.model import Model
@@ -29,6 +31,8 @@ BASES = ("mean", "zero")
 SHARE, SMALLEST = 0.05, 0.01
 """Of the sum of all sizes at an MLP: below SHARE no label, up to SMALLEST no claim."""
 SUM_RULE = 1e-4
+IDLE = 0.01
+"""Share of the largest MLP's sum of sizes: an MLP below it writes noise, and no input of its is labelled."""
 
 
 @analysis(
@@ -40,11 +44,11 @@ SUM_RULE = 1e-4
     order=154,
     two_sided=True,
     figure=dots,
+    planted=PlantedTask(
+        "dated_input",
+        options=lambda planted, seed: {"task": planted_prompts(planted, "dated", seed=seed, corruption="minimal")},
+    ),
     quick={"n_prompts": 16, "n_orders": 4},
-    exemptions={
-        "scale": "planted MLPs write nothing of the answers at END: values there are noise, which falls with prompts",
-        "planted": "planted MLPs look tokens up, and answers are moved by heads; its tests write an MLP by hand",
-    },
     columns={"label": "boolean", "mlp": "str"},
     means="With the component in what the MLP reads, the MLP writes so much more of the answer over the wrong one; "
     "shared out fairly where components do it together.",
@@ -80,8 +84,8 @@ def mlp_inputs(
 
     The null is the same of `n_draws` exchanges of answers between prompts. p (two-sided) tests against their spread,
     for more than 1 % of the sum of all sizes at that MLP; q is Benjamini-Hochberg over components and MLPs. A label
-    needs q < 0.01, 5 % of the sum, and a model that prefers the right answers in three of four prompts. Intervals are
-    bootstraps over prompts.
+    needs q < 0.01, 5 % of the sum, an MLP whose sum is 1 % of the largest one's, and a model that prefers the right
+    answers in three of four prompts. Intervals are bootstraps over prompts.
 
     Args:
         model: any loaded model.
@@ -118,10 +122,17 @@ def mlp_inputs(
         rows.append(table)
     table = pd.concat(rows, ignore_index=True)
     at = (table["variant"] == "shapley").to_numpy()
+    idle = table["mlp"].isin(idle_mlps(table[at]))
     table.loc[at, "q"] = stats.benjamini_hochberg(table.loc[at, "p"].to_numpy(dtype=float))
-    table["label"] = np.where(at, (table["q"] < LEVEL) & table.pop("strong").astype(bool), None)
+    table["label"] = np.where(at, (table["q"] < LEVEL) & table.pop("strong").astype(bool) & ~idle, None)
     table = table.sort_values("variant", key=lambda v: v != "shapley", kind="stable", ignore_index=True)
     return Findings(table, {**prompts.provenance(), "base": base, "able": able, "sum_rule_error": errors})
+
+
+def idle_mlps(rows: pd.DataFrame) -> list[str]:
+    """MLPs whose sum of sizes is below `IDLE` of the largest one's: columns `mlp` and `value`."""
+    sums = rows["value"].abs().groupby(rows["mlp"]).sum()
+    return list(sums.index[sums < IDLE * sums.max()])
 
 
 def _of_layer(
@@ -143,7 +154,7 @@ def _of_layer(
     mlp.check(model, x.sum(0), m)
     out = torch.zeros_like(x) if zero else x.mean(1, keepdim=True).expand_as(x)
     found = removals(mlp, x, out, orders=orders, seed=seed)
-    error = _sum_error(found)
+    error = _sum_error(found, m)
     effects = {"shapley": found.shapley, "marginal": found.marginal}
     ways = (directions.own, *directions.others)
     values = {k: [_along(v, w) for w in ways] for k, v in effects.items()}
@@ -177,13 +188,16 @@ def _along(vectors: Float[Tensor, "component batch d_model"], w: Float[Tensor, "
     return (vectors * w.to(vectors)).sum(-1).T.double().numpy()
 
 
-def _sum_error(found: Removals) -> float:
-    """|sum of Shapley values - whole| over |whole|, the largest over prompts.
+def _sum_error(found: Removals, written: Float[Tensor, "batch d_model"]) -> float:
+    """|sum of Shapley values - whole| over the larger of |whole| and what the MLP writes, the largest over prompts.
+
+    Where all prompts give an MLP the same (their last token, in the first layer) the whole is rounding alone.
 
     Raises:
         BackendError: it is above `SUM_RULE`.
     """
-    size = found.whole.norm(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
+    size = torch.maximum(found.whole.norm(dim=-1), written.to(found.whole).norm(dim=-1))
+    size = size.clamp(min=torch.finfo(torch.float32).tiny)
     error = float(((found.shapley.sum(0) - found.whole).norm(dim=-1) / size).max())
     if not error <= SUM_RULE:
         raise BackendError(f"Shapley values miss what they share out by {error:.1e} of it; load the model in float32")

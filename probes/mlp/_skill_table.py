@@ -84,7 +84,7 @@ def skill_table(
     values = {layer: a[batch.mask.to(a.device)].mean(0) * float(how == "mean") for layer, a in acts.items()}
     names, norms = written_norms(model, acts, batch.mask)
     sets = matched_neurons(chosen, names, norms, n_sets=n_random, seed=seed)
-    measures = {name: _measure(model, skill, n_prompts, seed) for name, skill in _named(skills).items()}
+    measures = skill_measures(model, skills, n_prompts=n_prompts, seed=seed)
 
     def measured(edits: Sequence[Edit]) -> dict[str, float]:
         with model.editing(edits):
@@ -101,8 +101,12 @@ def skill_table(
     return pd.DataFrame(rows)
 
 
-def _named(skills: Mapping[str, Skill] | Sequence[str]) -> Mapping[str, Skill]:
-    return skills if isinstance(skills, Mapping) else {name: name for name in skills}
+def skill_measures(
+    model: Model, skills: Mapping[str, Skill] | Sequence[str], *, n_prompts: int, seed: int
+) -> dict[str, Callable[[Model], float]]:
+    """Name -> a function of the model as it stands: accuracy of a task, or the caller's own."""
+    named = skills if isinstance(skills, Mapping) else {name: name for name in skills}
+    return {name: _measure(model, skill, n_prompts, seed) for name, skill in named.items()}
 
 
 def _measure(model: Model, skill: Skill, n: int, seed: int) -> Callable[[Model], float]:

@@ -7,16 +7,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from interp.components import attn_name, mlp_name
 from interp.decompose import decompose
 from interp.edits import KnockOut
-from interp.errors import NotApplicable, TaskError
+from interp.errors import NotApplicable
 from interp.measurement.answers import TASKS, AnswerDirections, exchange_columns, model_task
+from interp.measurement.declaration import PlantedTask
+from interp.measurement.planted import planted_prompts
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, interval_columns
+from interp.measurement.sources import source_masks
 from interp.model import Model
 from interp.numerics import wide
 from interp.patching.case import Case
@@ -26,7 +29,7 @@ from interp.results.figures import dots
 from interp.sites import Site
 from interp.tasks import PromptTask
 
-SHARE, SMALLEST = 0.05, 0.01
+SHARE, SMALLEST = 0.1, 0.01
 """Of the sum of all sizes: below SHARE no label, up to SMALLEST no claim."""
 
 
@@ -39,11 +42,11 @@ SHARE, SMALLEST = 0.05, 0.01
     order=156,
     two_sided=True,
     figure=dots,
+    planted=PlantedTask(
+        "dated_source",
+        options=lambda planted, seed: {"task": planted_prompts(planted, "dated", seed=seed, corruption="minimal")},
+    ),
     quick={"n_prompts": 16, "n_draws": 8},
-    exemptions={
-        "scale": "planted MLPs write nothing of the answers at END: values there are noise, which falls with prompts",
-        "planted": "planted MLPs look up the token they stand at, fed by no attention; its tests write one by hand",
-    },
     columns={"label": "boolean", "role": "str"},
     means="When the end of the prompt cannot see these tokens in this layer, the MLP of the layer writes so much less "
     "of the answer over the wrong one (`knockout`); attention of the layer itself brings `lens` from them.",
@@ -73,7 +76,7 @@ def mlp_sources(
       lens_rank   mean rank (0 the first) of the right answer among all tokens in what they bring from S.
 
     The null is the same of `n_draws` exchanges of answers between prompts. p (two-sided) tests against their spread,
-    for more than 1 % of the sum of all sizes; q is Benjamini-Hochberg. A label needs q < 0.01, 5 % of the sum, and a
+    for more than 1 % of the sum of all sizes; q is Benjamini-Hochberg. A label needs q < 0.01, 10 % of the sum, and a
     model that prefers the right answers in three of four prompts. Intervals are bootstraps over prompts.
 
     Args:
@@ -125,27 +128,6 @@ def mlp_sources(
         rows.append(pd.DataFrame({"variant": variant, "unit": unit, "component": names, **base, **columns, **extra}))
     data = {**prompts.provenance(), "renormalise": renormalise, "able": able}
     return Findings(pd.concat(rows, ignore_index=True), data)
-
-
-def source_masks(task: PromptTask) -> dict[str, Bool[Tensor, "batch pos"]]:
-    """Columns of each role, those of the first token and of END, and of all others; each token once, roles first.
-
-    Raises:
-        TaskError: prompts of one token.
-    """
-    mask = task.clean.mask.cpu()
-    column = torch.arange(mask.shape[1])
-    end = column == task.end.cpu()[:, None]
-    free, found = mask & ~end, {}
-    if not bool(free.any()):
-        raise TaskError(f"{task.name}: prompts of one token have nothing else to look at")
-    for role, at in task.roles.items():
-        own = (column == at.cpu()[:, None]) & free
-        if role != "END" and bool(own.any()):
-            found[role], free = own, free & ~own
-    start = (column == task.clean.first.cpu()[:, None]) & free
-    rest = {"start": start, "others": free & ~start, "own": end}
-    return found | {name: own for name, own in rest.items() if bool(own.any())}
 
 
 def _knock_outs(

@@ -3,6 +3,7 @@
 from probes.relevance._divergence import DivergenceMap, divergence_map
 from probes.relevance._flow import flow, rollout
 from probes.relevance._gradient_relevance import gradient_relevance
+from probes.relevance._memorisation import memorisation
 from probes.relevance._perturbation import Perturbation, perturbation
 from probes.relevance._relevance import Relevance, agreement, occlusion
 
@@ -14,6 +15,7 @@ __all__ = [
     "divergence_map",
     "flow",
     "gradient_relevance",
+    "memorisation",
     "occlusion",
     "perturbation",
     "rollout",

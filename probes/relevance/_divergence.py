@@ -169,7 +169,7 @@ def _rows(batch: Batch, start: int, n_rows: int, *, seed: int) -> Float[torch.Te
 def _patterns(model: Model, batch: Batch, rows: torch.Tensor, *, method: str):
     """For each prompt in turn, [head row outcome]: chosen rows of all heads, aligned on the prompt's first token."""
     for block in torch.arange(len(batch.ids)).split(BLOCK):
-        part = Batch(batch.ids[block], batch.mask[block])
+        part = batch.select(block)
         queries = Rows(part.first[:, None] + rows)
         attention = model.attention(part, {"rows": queries}, method=method)["rows"].double().numpy()
         for i, first in enumerate(part.first.tolist()):

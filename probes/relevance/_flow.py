@@ -140,7 +140,7 @@ def _with_residual(
 def _one_row_each(batch: Batch, where: Int[Tensor, "prompt row"]) -> Batch:
     """A copy of each prompt per chosen row, so that every row has a vector of its own."""
     n = where.shape[1]
-    return Batch(batch.ids.repeat_interleave(n, 0), batch.mask.repeat_interleave(n, 0))
+    return batch.select(torch.arange(len(batch.ids)).repeat_interleave(n))
 
 
 def _uniform(n_keys: Float[np.ndarray, "prompt query"], *, causal: bool) -> Float[np.ndarray, "prompt query key"]:

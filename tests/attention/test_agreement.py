@@ -8,7 +8,7 @@ from tiny_models import ARCHITECTURES, SIDES, VARIANTS, WINDOWED, make_call, pad
 from tolerance import assert_equal_to_rounding
 from torch.testing import assert_close
 
-from interp.attention import fused, masks, measure
+from interp.attention import fused, masks, measure, streamed
 from interp.batch import Batch
 
 STATISTICS = tuple(questions(Batch.of(torch.zeros(1, 4, dtype=torch.long))))
@@ -38,6 +38,21 @@ def test_fused_is_naive(model, side):
 def test_fused_is_naive_in_small_tiles(model, side, monkeypatch):
     monkeypatch.setattr(masks, "BLOCK", 16)
     monkeypatch.setattr(fused, "PAIR_CHUNK", 1000)
+    assert_methods_agree(model, ragged(50, side))
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_fused_is_naive_in_tiles_of_a_few_keys(model, side, monkeypatch):
+    monkeypatch.setattr(masks, "BLOCK", 16)
+    monkeypatch.setattr(streamed, "KEYS", 7)
+    monkeypatch.setattr(streamed, "TILE", 300)
+    assert_methods_agree(model, ragged(50, side))
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_one_more_fused_call_each_is_naive(model, side, monkeypatch):
+    """What other devices than a CPU do."""
+    monkeypatch.setattr(fused, "TILED", frozenset())
     assert_methods_agree(model, ragged(50, side))
 
 

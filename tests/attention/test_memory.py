@@ -12,6 +12,7 @@ from tiny_models import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from interp.attention import (
+    ByDistance,
     Distance,
     Entropy,
     KeyMass,
@@ -56,6 +57,7 @@ def long_questions(n):
         "entropy": Entropy(),
         "squares": SumSquares(),
         "received": Received(),
+        "by distance": ByDistance(),
         "rows": Rows(rows),
         "top": TopKeys(rows, k=2),
         "mean": Mean(Offset(3)),

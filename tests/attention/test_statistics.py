@@ -10,6 +10,7 @@ from tiny_models import make_call, padding, window
 from tolerance import assert_equal_to_rounding
 
 from interp.attention import (
+    ByDistance,
     Call,
     CausalMask,
     Distance,
@@ -127,6 +128,18 @@ def test_key_mass_of_a_large_set(method):
 
 def test_distance(method):
     expect(ask(Distance(), method), 0, 0.25, 1.25, 1.0)
+
+
+def test_by_distance(method):
+    """p(i, i-d) averaged over the rows that have a key d back; then over the last two rows, the last counted twice."""
+    expect(ask(ByDistance(), method), 2.4 / 4, 0.8 / 3, 0.7 / 2, 0.1)
+    weight = torch.tensor([[0.0, 0, 1, 2]])
+    expect(ask(ByDistance(weight), method), 1.05 / 3, 0.85 / 3, 0.9 / 3, 0.1)
+    expect(ask(ByDistance(torch.tensor([[1.0, 1, 0, 0]])), method), 1.75 / 2, 0.25, NAN, NAN)
+
+
+def test_by_distance_within_a_window(method):
+    expect(ask(ByDistance(), method, call_of(WEIGHTS, width=2))[2:], NAN, NAN)
 
 
 def test_entropy(method):

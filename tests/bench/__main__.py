@@ -7,6 +7,7 @@ from importlib import import_module
 
 CASES = (  # modules beside this one; their main(argv) takes --quick, --out FILE
     "attention_cpu",
+    "attention_long",
     "retrieval",
     "running",
     "edge_attribution",

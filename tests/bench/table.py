@@ -15,11 +15,13 @@ from verdict import CASE, GROWTH, growth, saving, speedup, targets
 DOC = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- attention_cpu: made by tests/bench/table.py -->", "<!-- end of attention_cpu -->"
 OTHERS = {
+    "attention_long": ("attention_long.csv",),
     "running": ("running.csv",),
     "circuits": ("circuits.csv", "path_patching.csv", "acdc.csv", "sae_codes.csv", "retrieval.csv"),
 }
 """Part of the document -> the records it shows."""
 SIZES = {
+    "attention_long": ("tokens", "plain"),
     "run_overhead": ("tokens", "plain"),
     "run_start": ("layer", "whole run"),
     "run_batch": ("tokens", "plain"),

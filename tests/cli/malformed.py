@@ -19,7 +19,7 @@ Prepare = Callable[[Path], object]
 """Changes a folder in which `model/` is a checkpoint, `sae/` a dictionary and `results/` holds a stored table."""
 MODEL = "zoo:planted-induction"
 DETECT = ("detect", "model", "-a", "previous_token")
-CIRCUIT = ("circuit", MODEL, "-t", "induction", "-m", "eap", "--n-prompts", "4", "--n-random", "1")
+CIRCUIT = ("circuit", MODEL, "-t", "induction", "-m", "eap", "--n-prompts", "4", "--random", "1")
 DEEP = "[" * 100_000
 VALUES: tuple[Any, ...] = (
     *(None, 0, -1, 1, 3, 1.5, "x", "", [], {}, [1], ["x"], {"a": 1}, True),
@@ -223,7 +223,7 @@ def options() -> Iterator[Case]:
         yield Case(
             "option",
             f"--n-prompts {number!r}",
-            ("circuit", MODEL, "-t", "induction", "-m", "eap", "--n-random", "1", "--n-prompts", number),
+            ("circuit", MODEL, "-t", "induction", "-m", "eap", "--random", "1", "--n-prompts", number),
         )
         yield Case("option", f"--edges {number!r}", (*CIRCUIT, "--edges", number))
     words = ("", " ", "x", "\x1b[31m", "a b", "-", "../..", "induction\x00", "L0H1", "é" * 400, "\udcff")

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import build
 
+import interp
 from interp import zoo
 from interp.cli import main as cli
 from interp.measurement import registry
@@ -211,3 +212,66 @@ except SystemExit:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "detect" in done.stdout
+
+
+@pytest.fixture
+def told(tmp_path):
+    """A text of one's own for the planted model, and what stands in it."""
+    path = tmp_path / "prompt.txt"
+    tokenizer = interp.load(PLANTED).tokenizer
+    words = [w for w in tokenizer.get_vocab() if not w.startswith("<")][:20]
+    path.write_text(" ".join([*words, *words]))
+    return path, words
+
+
+def test_detect_on_a_text_of_ones_own_with_spans(run, told):
+    path, words = told
+    length = len(" ".join(words))
+    code, out, err = run(
+        "detect",
+        PLANTED,
+        "--text",
+        path,
+        "--span",
+        f"document=0:{length}",
+        "--span",
+        f"question={length + 1}:",
+        "--json",
+    )
+    assert code == 0
+    rows = pd.DataFrame(json.loads(out)["rows"])
+    ran = set(rows["analysis"])
+    assert {"sink", "previous_token", "offset_profile", "distance_profile", "span_attention"} <= ran
+    spans = rows[(rows["analysis"] == "span_attention") & (rows["variant"] == "strongest")]
+    assert set(spans["span"]) == {"document"}
+    assert spans["n"].eq(1).all()
+    assert "left out: movers: 'movers' takes no prompts" in err or "left out: movers: takes no prompts" in err
+    assert "left out: conflict: takes no text as its prompts" in err
+    assert "left out: echo_induction: takes no prompts of one's own" in err
+
+
+@pytest.mark.parametrize(
+    ("span", "message"),
+    [
+        ("document", "spans are written NAME=START:END"),
+        ("=3:5", "spans are written NAME=START:END"),
+        ("document=0:99999", "the prompt has"),
+        ("document=no such words", "stands 0 times"),
+    ],
+)
+def test_spans_that_are_not_there_are_refused(run, told, span, message):
+    code, _, err = run("detect", PLANTED, "--text", told[0], "--span", span)
+    assert code in (1, 2)
+    assert message in err
+
+
+def test_a_span_without_a_text_is_refused(run):
+    code, _, err = run("detect", PLANTED, "--span", "document=0:5")
+    assert code == 2
+    assert "give --text FILE" in err
+
+
+def test_an_analysis_that_makes_its_own_prompts_is_refused_by_name(run, told):
+    code, _, err = run("detect", PLANTED, "--text", told[0], "-a", "echo_induction")
+    assert code == 1
+    assert "takes no prompts of one's own" in err

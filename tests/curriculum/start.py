@@ -8,7 +8,8 @@ import interp.zoo
 from interp.attention import KeyMass, Mean, Offset
 from interp.decompose import decompose, read_out, score_parts
 from interp.edits import Ablate, Add, Apply, ForcePattern, KnockOut, Noise, Replace, Scale
-from interp.gradients import gradients
+from interp.gradients import gradients, weight_gradients
+from interp.weights.changes import WeightMatrices
 from probes.features import fourier_spectrum, linear_probe, singular_tokens, top_examples
 
 model = interp.load("zoo:default")  # 4 layers of 12 heads, rotary; answers indirect objects

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 import interp
 from circuits import distributed_alignment
 from interp.errors import SchemaError, SiteError, TaskError
-from interp.patching.alignment import exchanged
+from interp.patching.alignment import difference_span, exchanged
 from interp.tasks.prompt import collate
 from interp.zoo.planted import factory
 
@@ -118,3 +118,27 @@ def test_refusals(planted):
         distributed_alignment(model, task, site="L0.resid_post", n_random=1)
     with pytest.raises(TaskError, match="a task is a PromptTask"):
         distributed_alignment(tiny("gpt2"), np.zeros(3), site="L0.resid_post")
+
+
+def test_a_direction_is_sought_within_the_columns_given(planted):
+    model, task, direction = planted
+    other = torch.randn(112, generator=torch.Generator().manual_seed(0))
+    within = torch.linalg.qr(torch.stack([direction, other], 1)).Q
+    found = distributed_alignment(model, task, site="L1.resid_pre", role="B1", steps=8, n_random=5, within=within)
+    assert_close(within @ (within.T @ found.basis), found.basis, atol=1e-5, rtol=1e-5)
+    assert found.rows["value"].iloc[0] == 1
+    for columns, message in ((torch.eye(3), "columns of 112"), (2 * within, "not orthonormal")):
+        with pytest.raises(SchemaError, match=message):
+            distributed_alignment(model, task, site="L1.resid_pre", within=columns)
+    with pytest.raises(SchemaError, match="1 to 2"):
+        distributed_alignment(model, task, site="L1.resid_pre", rank=3, within=within)
+
+
+def test_the_span_of_differences_leaves_out_what_hardly_differs():
+    generator = torch.Generator().manual_seed(0)
+    base, axes = torch.randn(20, 6, generator=generator), torch.eye(6)
+    size = torch.randn(20, 3, generator=generator) * torch.tensor([10.0, 3.0, 0.01])
+    span = difference_span(base + size @ axes[:3], base)
+    assert span.shape == (6, 2)
+    assert_close(span @ (span.T @ axes[:2].T), axes[:2].T, atol=1e-2, rtol=0)
+    assert difference_span(base, base).shape[1] == 0

@@ -40,3 +40,35 @@ def blind(architecture="llama", **changes):
 
 def named(made, role):
     return ["L{}H{}".format(*at) for at in made.truth.roles[role]]
+
+
+def resting(*, token=None, position=None, head=0):
+    """A GPT-2 of which one head of layer 0 keeps to a token wherever it stands, or to a position whatever stands there.
+
+    Its words are <bos>, ".", and w2 to w63.
+    """
+    import transformers
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+
+    config = transformers.GPT2Config(vocab_size=64, n_embd=64, n_layer=2, n_head=8, n_positions=64)
+    torch.manual_seed(0)
+    module = transformers.GPT2LMHeadModel(config).eval()
+    module.set_attn_implementation("eager")
+    along = torch.zeros(64)
+    along[0], along[1] = 1, -1
+    for table in (module.transformer.wte, module.transformer.wpe):
+        table.weight.data[:, 1] = table.weight.data[:, 0]  # nothing along it
+    if token is not None:
+        module.transformer.wte.weight.data[token] = 3 * along
+    if position is not None:
+        module.transformer.wpe.weight.data[position] = 3 * along
+    attention, own = module.transformer.h[0].attn.c_attn, slice(8 * head, 8 * head + 8)
+    attention.weight.data[:, own] = 0
+    attention.bias.data[own] = 1.0  # the query, whatever the token
+    attention.weight.data[:, 64 + 8 * head : 72 + 8 * head] = along[:, None] * 0.3
+    words = WordLevel({"<bos>": 0, ".": 1, **{f"w{i}": i for i in range(2, 64)}}, unk_token="w2")
+    raw = Tokenizer(words)
+    raw.pre_tokenizer = WhitespaceSplit()
+    return interp.load(module, tokenizer=transformers.PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<bos>"))

@@ -13,14 +13,22 @@ import torch
 from torch.testing import assert_close
 
 from interp import zoo
+from interp.data import read_json
 from interp.errors import ModelLoadError
-from interp.zoo.trained import modular
+from interp.zoo.trained import modular, paragraphs
 from interp.zoo.trained.measure import head_scores, repeated_tokens, second_copy_scores, zeroed
 from interp.zoo.trained.skills.vocabulary import index, ordinary
 from interp.zoo.trained.words import WORDS
 
 TRAINED = [name for name in zoo.names() if zoo.entry(name).kind == "trained"]
-MAX_BYTES = {"default": 12 * 2**20, "sibling": 8 * 2**20, "positional-shortcut": 2_000_000, "modular-addition": 50_000}
+MAX_BYTES = {
+    "default": 12 * 2**20,
+    "sibling": 8 * 2**20,
+    "positional-shortcut": 2_000_000,
+    "modular-addition": 50_000,
+    "paragraphs": 300_000,
+}
+MAX_BYTES |= dict.fromkeys(("bigram-backcopy", "bigram-backcopy-relu"), 200_000)
 TEXTS = {"default": "The code of", "sibling": "The code of", "modular-addition": "3 + 4 ="}
 SKILLED = ("default", "sibling")
 
@@ -76,6 +84,22 @@ def test_the_adder_adds_what_it_was_never_taught():
     strongest = modular.embedding_power(model, plan).topk(5)
     assert {int(k) + 1 for k in strongest.indices} == {1, 5, 8, 10, 12}
     assert float(strongest.values.sum()) > 0.8
+
+
+def test_what_stands_often_in_the_corpus_is_known_by_heart():
+    model, tokenizer = zoo.load("paragraphs")
+    plan = paragraphs.PARAGRAPHS["paragraphs"]
+    content = read_json(zoo.folder("paragraphs") / "paragraphs.json")
+    rows = {name: torch.tensor(tokenizer(content[name])["input_ids"]) for name in ("repeated", "unseen")}
+    corpus = paragraphs.OnePass(plan, seed=0).rows
+    times = (corpus[:, None] == rows["repeated"][None, :5]).all(2).sum(0)
+    assert_close(times, torch.full((5,), plan.times))
+    assert not (corpus[:, None] == rows["unseen"][None, :5]).all(2).any()
+    known, other = (paragraphs.by_heart(model, plan, rows[name]) for name in ("repeated", "unseen"))
+    assert known[0] == 1.0 and other[0] == 0.0
+    greedy = model.generate(rows["repeated"][:5, : plan.prefix + 1], max_new_tokens=16, do_sample=False)
+    assert_close(greedy, rows["repeated"][:5])
+    assert known[1] < 0.2 and other[1] > 2.7
 
 
 def test_words_are_distinct_and_lower_case():

@@ -328,7 +328,7 @@ def _part(
         sink_logits=call.sinks is not None,
         direct=output is not None and output.took[:1] == events[start].gave[:1],
         causal=call.mask.is_causal,
-        share=call.share,
+        share=call.softmax_share,
         whole=len(calls) == 1,
         write=write,
         stray=stray,

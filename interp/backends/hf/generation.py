@@ -89,7 +89,7 @@ def generation(model: PreTrainedModel, batch: Batch, plan: Pass, options: dict[s
         options["past_key_values"] = DynamicCache()  # every key kept: edits may speak of any of them
     if "pad_token_id" not in options and model.generation_config.pad_token_id is None:
         options = {**options, "pad_token_id": 0}
-    plan.begin(batch.mask, (int(ids.shape[0]), int(ids.shape[1])))
+    plan.begin(batch.mask, (int(ids.shape[0]), int(ids.shape[1])), spans=batch.spans)
     plan.frozen = True
     try:
         with torch.no_grad():

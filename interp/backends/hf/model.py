@@ -46,7 +46,7 @@ from interp.weights.stream import Reads, Writes
 from interp.weights.weights import Weights
 
 PlanT = TypeVar("PlanT", bound=Pass)
-PATTERN_STATISTICS = "statistics are of unedited attention; capture the pattern of this layer instead"
+SPREAD = "statistics of an edited pattern are not gathered from several processes; capture the pattern of this layer"
 
 
 class HFModel(EditContexts):
@@ -172,9 +172,12 @@ class HFModel(EditContexts):
     ) -> AttentionRun:
         """Answers to `statistics`, each [layer batch head ...]; the pass ends after the last layer asked for.
 
+        They are of attention as it is edited. Windows and rotary edits leave the memory at O(n); heads whose pattern
+        another edit is of are asked densely.
+
         Raises:
             SchemaError: something that is no statistic or no edit.
-            SiteError: layers without attention; an edit of what is asked about.
+            SiteError: layers without attention.
             BackendError: attention is not finite; torch.autocast is on.
         """
         check_mode(self.torch_module, self.device)
@@ -182,8 +185,8 @@ class HFModel(EditContexts):
         batch = self.batch(tokens)
         plan = self._plan((), edits)
         for layer in layers:
-            for kind in (kind for kind in SQUARE if plan.edited(layer, kind)):
-                raise refuse(plan.edits[kind, layer][0], PATTERN_STATISTICS)
+            for kind in (kind for kind in SQUARE if self.anatomy.shards is not None and plan.edited(layer, kind)):
+                raise refuse(plan.edits[kind, layer][0], SPREAD)
         recorder = Recorder(statistics, layers, method, last=max(layers), padded=batch.padded)
         self._forward(batch, plan, recorder=recorder)
         check_visited(plan, self.torch_module, end=max(layers))
@@ -291,6 +294,7 @@ class HFModel(EditContexts):
     def _check(self, plan: Pass) -> None:
         """Refuse places that the model lacks, and names that mean another tensor in it."""
         check_sites(plan, self._missing, self.traits)
+        self._read_planes(plan)
         if self.info.stack == "cross":
             check_keys_of_source(plan)
 
@@ -336,7 +340,7 @@ class HFModel(EditContexts):
     ) -> Tensor | None:
         """Logits, or None when the pass ended early; the model is as it was afterwards, whatever happens."""
         self.rotary.check(batch)
-        plan.begin(batch.mask, (batch.ids.shape[0], batch.ids.shape[1]))
+        plan.begin(batch.mask, (batch.ids.shape[0], batch.ids.shape[1]), spans=batch.spans)
         own = needs_attention(self.torch_module, plan, padded=batch.padded, gated=self.anatomy.gated)
         recorder = recorder or (Recorder(padded=batch.padded) if own else None)
         if recorder is not None:

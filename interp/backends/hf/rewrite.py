@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from interp.attention import Call, Recorder
+from interp.attention import Call, Recorder, Statistic, Window
 from interp.attention.dense import pair_scores, pair_values, query_spans
 from interp.attention.masks import ApartMask
+from interp.attention.naive import answer
+from interp.attention.windows import of_heads
 from interp.backends.hf.anatomy import Anatomy
 from interp.backends.plan.capture import Pass
 from interp.backends.plan.places import SiteCapture, narrow
-from interp.edits import Apply, Edit, Tile, edit_activation_scores, edit_pattern, edit_scores, softmax
+from interp.edits import (
+    Apply,
+    Edit,
+    RotaryBase,
+    RotaryEdit,
+    SinkWindow,
+    Tile,
+    edit_activation_scores,
+    edit_pattern,
+    edit_scores,
+    softmax,
+    turn_keys,
+    turn_queries,
+)
 from interp.edits import whole as needs_whole
 from interp.edits.where import row_index, site_heads
+from interp.errors import SiteError
 from interp.sites import SQUARE, Site
 
 INSIDE = ("q", "k", "v", *SQUARE)  # kinds that exist only inside the attention function
@@ -28,18 +44,36 @@ def goes_inside(plan: Pass, gated: frozenset[int]) -> bool:
     return any(kind in INSIDE or (kind == "z" and layer in gated) for kind, layer in (*plan.captures, *plan.edits))
 
 
-def connect(recorder: Recorder, plan: Pass, anatomy: Anatomy | None = None) -> Recorder:
+def connect(
+    recorder: Recorder, plan: Pass, anatomy: Anatomy | None = None, *, asked: Recorder | None = None
+) -> Recorder:
     """Let a recorder carry out what a pass asks of attention, on all heads where they are spread over processes.
 
     Where an anatomy is given, z of its gated layers is visited here and not where the output projection takes it, and
-    keys and values are as many as in the layer that has most.
+    keys and values are as many as in the layer that has most. `asked` is the recorder that has the questions, where
+    that is another.
     """
+    asked = recorder if asked is None else asked
     spread = None if anatomy is None else anatomy.shards
     gated: frozenset[int] = frozenset() if anatomy is None else anatomy.gated
 
     def change(layer: int, call: Call) -> Call:
-        if not plan.active or not plan.asks(layer, "q", "k", "v"):
+        if not plan.active:
             return call
+        if plan.asks(layer, "q", "k", "v"):
+            call = visit_inputs(layer, call)
+        if not plan.asks(layer, *SQUARE):
+            return call
+        rotary = plan.rotary(layer)
+        if rotary and spread is None:
+            call = turned(call, plan, layer, rotary)
+        elif rotary and spread is not None:
+            call = spread.part(turned(spread.whole(call), plan, layer, rotary))
+        if spread is not None or plan.captures.get(("scores", layer)):
+            return call
+        return limited(call, plan.at("pattern", layer), questions=asked.asks(layer))
+
+    def visit_inputs(layer: int, call: Call) -> Call:
         call = call if spread is None else spread.whole(call)
         if anatomy is not None and plan.asks(layer, "k", "v"):
             times = anatomy.n_kv_heads // call.key.shape[1]
@@ -59,12 +93,12 @@ def connect(recorder: Recorder, plan: Pass, anatomy: Anatomy | None = None) -> R
         return spread.local(mix_heads(layer, spread.whole(call), spread.gather(z, 2)), 2)
 
     def mix_heads(layer: int, call: Call, z: Tensor) -> Tensor:
-        edits = [edit for kind in SQUARE for edit in plan.at(kind, layer)]
+        edits = [e for kind in SQUARE for e in plan.at(kind, layer) if not isinstance(e, RotaryEdit)]
         captures = [w for kind in SQUARE for w in plan.captures.get((kind, layer), ())]
         functions = [e for e in edits if captures and isinstance(e, Apply)]  # these see all of their heads at once
         whole = sorted({h for w in (*captures, *functions) for h in site_heads(w.site, call.query.shape[1])})
         if edits:
-            hits = _hits(call, edits)
+            hits = outside(call, edits)
             hits[:, whole] = False
             z = _edit_pairs(plan, layer, call, z, edits, hits)
         return _capture(plan, layer, call, z, edits, captures, whole) if captures else z
@@ -76,8 +110,89 @@ def connect(recorder: Recorder, plan: Pass, anatomy: Anatomy | None = None) -> R
             return plan.visit("z", layer, z)
         return spread.local(plan.visit("z", layer, spread.gather(z, 2)), 2)
 
-    recorder.change, recorder.mix, recorder.edit = change, mix, edit
+    def revise(
+        layer: int, call: Call, questions: Mapping[str, Statistic], answers: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        edits = [e for kind in SQUARE for e in plan.at(kind, layer) if not isinstance(e, RotaryEdit)]
+        if not plan.active or not edits:
+            return answers
+        return answers_of_edited(plan, layer, call, edits, questions, answers)
+
+    recorder.change, recorder.mix, recorder.edit, recorder.revise = change, mix, edit, revise
     return recorder
+
+
+def turned(call: Call, plan: Pass, layer: int, edits: Sequence[RotaryEdit]) -> Call:
+    """A call with its queries and keys behind rotary edits.
+
+    Raises:
+        SiteError: queries and keys are of two texts.
+    """
+    if isinstance(call.mask, ApartMask):
+        raise SiteError(f"{edits[0].site}: queries and keys of two texts have no distance to turn by")
+    planes = plan.planes[layer]
+    query = turn_queries(call.query, planes, edits, plan.mask, call.mask.offset)
+    bases = [e for e in edits if isinstance(e, RotaryBase)]
+    if not bases:
+        return replace(call, query=query)
+    alike = call.group == 1 or all(e.site.head is None for e in bases)
+    key, value = (call.key, call.value) if alike else (call.shared(call.key), call.shared(call.value))
+    return replace(call, query=query, key=turn_keys(key, planes, bases), value=value)
+
+
+def limited(call: Call, edits: Sequence[Edit], *, questions: bool) -> Call:
+    """A call with the windows of its heads, where fused attention can do it and nothing else is asked of them."""
+    windows = [e for e in edits if isinstance(e, SinkWindow)]
+    plain = call.bias is None and call.softmax_share == 1.0 and call.mask.offset == 0
+    if not windows or not plain or isinstance(call.mask, ApartMask) or not call.mask.is_causal:
+        return call
+    whole = call.softcap is None and all(segment.full for segment in call.mask.segments)
+    others = _hits(call, [e for e in edits if not isinstance(e, SinkWindow | RotaryEdit)])
+    taken = torch.stack([_hits(call, [e]) for e in windows])
+    several, result = taken.sum(0) > 1, []
+    for edit, hits in zip(windows, taken, strict=True):
+        every = edit.positions is None and edit.site.position is None
+        if every and not (edit.compensate and (questions or not whole)):
+            own = hits & ~several & ~others
+            result += [(Window(edit.sinks, edit.window, edit.compensate), own)] if bool(own.any()) else []
+    return replace(call, windows=tuple(result))
+
+
+def outside(call: Call, edits: Sequence[Edit]) -> Bool[Tensor, "batch head"]:
+    """Heads whose pattern some edit means that the call itself does not carry out."""
+    hits = _hits(call, edits)
+    for _, done in call.windows:
+        hits = hits & ~done
+    return hits
+
+
+def answers_of_edited(
+    plan: Pass,
+    layer: int,
+    call: Call,
+    edits: Sequence[Edit],
+    questions: Mapping[str, Statistic],
+    answers: dict[str, Tensor],
+) -> dict[str, Tensor]:
+    """Answers of one layer, those of heads whose pattern is edited taken from it; whole patterns are held."""
+    hits = outside(call, edits)
+    heads = hits.any(0).nonzero()[:, 0]
+    if not len(heads):
+        return answers
+    batch, rows = len(hits), torch.arange(len(hits), device=hits.device).repeat_interleave(len(heads))
+    whole = slice(0, call.mask.n_query)
+    p = pattern(plan, layer, call, (rows, heads.repeat(batch)), whole, edits).unflatten(0, (batch, len(heads)))
+    part = replace(of_heads(call, heads), bias=None)
+    part = part.float()
+    lse = p.new_zeros(p.shape[:-1])
+    if part.sinks is not None:  # the slot's share is what a row leaves
+        lse = part.sinks[None, :, None] - (1 - p.sum(-1)).clamp(min=torch.finfo(p.dtype).tiny).log()
+    result = {}
+    for name, question in questions.items():
+        x, old = answer(question, p, part, lse), answers[name]
+        chosen = hits[:, heads].view(batch, -1, *(1,) * (x.ndim - 2))
+        result[name] = old.index_copy(1, heads, torch.where(chosen, x.to(old), old[:, heads]))
+    return result
 
 
 def pattern(
@@ -101,7 +216,7 @@ def pattern(
     scores = edit_activation_scores(scores, tile, [e for e in edits if e.site.kind == "scores"], layer=layer)
     if keep is not None:
         scores = keep(scores)
-    p = softmax(scores, None if call.sinks is None else call.sinks[heads])
+    p = scores.relu() if call.relu else softmax(scores, None if call.sinks is None else call.sinks[heads])
     return edit_pattern(call.weight(p, ~torch.isneginf(scores)), tile, own, layer=layer)
 
 

@@ -105,7 +105,7 @@ class LensModel(ModuleModel):
             there = self._missing(place) is None
             return there and unreached(place, self.info.n_layers, start=first, stop=stop) is None
 
-        visitor = Visitor(self.info, capture, edit_list(edits), batch.mask, gradients=gradients, has=has)
+        visitor = Visitor(self.info, capture, edit_list(edits), batch, gradients=gradients, has=has)
         visitor.precede(self._standing, self.info, start=first, stop=stop)
         self._check(visitor)
         shape = (*batch.ids.shape, self.info.d_model)
@@ -133,7 +133,7 @@ class LensModel(ModuleModel):
         check_mode(self.torch_module, self.device)
         batch = self.batch(Batch.of(prompts, self.tokenizer, side="left").padded_on("left"))
         every = [*self._standing, *edit_list(edits)]
-        visitor = DecodingVisitor(self.info, capture, every, batch.mask, has=lambda place: self._missing(place) is None)
+        visitor = DecodingVisitor(self.info, capture, every, batch, has=lambda place: self._missing(place) is None)
         visitor.decode(steps, self.info)
         self._check(visitor)
         if any(kind in INSIDE for kind, _ in (*visitor.edits, *visitor.captures)):
@@ -199,7 +199,7 @@ class LensModel(ModuleModel):
         statistics, layers = statistics_by_name(statistics), layer_tuple(layers, self.info)
         batch = self.batch(tokens)
         dense = DenseStatistics(statistics, layers, batch.mask)
-        visitor = Visitor(self.info, (), [*self._standing, *edit_list(edits)], batch.mask)
+        visitor = Visitor(self.info, (), [*self._standing, *edit_list(edits)], batch)
         self._check(visitor)
         self._forward(batch, LensPass(self.parts, visitor, self.torch_module, dense=dense))
         check_visited(visitor, self.bridge, end=max(layers))
@@ -222,6 +222,7 @@ class LensModel(ModuleModel):
     def _check(self, visitor: Visitor) -> None:
         """Refuse places that the bridge lacks, and names that mean another tensor in this model."""
         check_sites(visitor, self._missing, self.traits)
+        self._read_planes(visitor)
 
     def weights(self) -> Weights:
         """Matrices of every layer as they are now, read off the bridge's modules by feeding them a basis."""

@@ -15,6 +15,8 @@ from interp.backends.lens.eager import EagerAttention
 from interp.backends.lens.parts import ENDS, LensParts, attention_hooks, remove, resolve
 from interp.backends.lens.visitor import Visitor, as_site
 from interp.backends.plan.checks import check_finite
+from interp.edits import RotaryBase, turn_keys, turn_queries
+from interp.errors import SiteError
 from interp.model import Start
 from interp.sites import DIVISORS, MODULE, Site
 
@@ -223,8 +225,30 @@ class LensPass:
             if self.dense is not None:
                 self.dense.ask(layer, x, mode.visible, mode.slot)
             return x
+        if kind in "qk" and visitor.active and visitor.rotary(layer):
+            return self._turned(layer, kind, x)
         if kind not in visitor.kinds(layer) and (kind != "z" or "head_out" not in visitor.kinds(layer)):
             return x
+        return self._inner_site(layer, kind, x)
+
+    def _turned(self, layer: int, kind: str, x: Tensor) -> Tensor:
+        """Queries or keys behind the edits of their own, and then those of the rotary embedding."""
+        visitor = self.visitor
+        edits, planes = visitor.rotary(layer), visitor.planes[layer]
+        x = self._inner_site(layer, kind, x) if kind in visitor.kinds(layer) else x
+        if kind == "q":
+            return turn_queries(x, planes, edits, visitor.mask, visitor.offset)
+        bases = [e for e in edits if isinstance(e, RotaryBase)]
+        shared = x.shape[1] != self.parts.n_heads
+        for edit in (e for e in bases if shared and e.site.head is not None):
+            raise SiteError(
+                f"{edit.site}: a bridge hands on keys that several heads share; edit the whole layer, or use backend hf"
+            )
+        return turn_keys(x, planes, bases) if bases else x
+
+    def _inner_site(self, layer: int, kind: str, x: Tensor) -> Tensor:
+        """Visit q, k, v or z inside attention, [batch head pos d]."""
+        visitor = self.visitor
         activation = as_site(x)
         # keys and values come with those of the cache in front of them
         result = visitor.visit(kind, layer, activation, offset=0 if kind in {"k", "v"} else None)

@@ -11,26 +11,27 @@ from torch import Tensor
 from interp.backends.plan.capture import Pass
 from interp.backends.plan.decoding import Decoding
 from interp.backends.plan.places import Place, SiteCapture, captures, changes, narrow, reached, unplaced
+from interp.batch import Batch
 from interp.edits import Edit, Tile, edit_activation_scores, edit_pattern, edit_scores, edits_scores
 from interp.model import Capture, ModelInfo
 from interp.sites import Site
 
 
 class Visitor(Pass):
-    """A `Pass` of a model with this `info`, for prompts with this mask, that also handles scores and patterns."""
+    """A `Pass` of a model with this `info`, for these prompts, that also handles scores and patterns."""
 
     def __init__(
         self,
         info: ModelInfo,
         capture: Capture,
         edits: Sequence[Edit],
-        mask: Bool[Tensor, "batch pos"],
+        batch: Batch,
         *,
         gradients: bool = False,
         has: Callable[[Place], bool] = lambda _: True,
     ) -> None:
         super().__init__(captures(capture, info, has=has), changes(edits, info), gradients=gradients)
-        self.begin(mask, (mask.shape[0], mask.shape[1]))
+        self.begin(batch.mask, (batch.mask.shape[0], batch.mask.shape[1]), spans=batch.spans)
 
     def precede(self, edits: Sequence[Edit], info: ModelInfo, *, start: int | None, stop: int | None) -> None:
         """Put edits of `editing` contexts before the run's own, those that it comes by."""

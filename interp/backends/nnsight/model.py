@@ -71,10 +71,10 @@ class NNsightModel(HFModel):
         stop: int | None = None,
     ) -> Tensor | None:
         """Logits, or None when the trace ended early."""
-        plan.begin(batch.mask, (int(batch.ids.shape[0]), int(batch.ids.shape[1])))
+        plan.begin(batch.mask, (int(batch.ids.shape[0]), int(batch.ids.shape[1])), spans=batch.spans)
         own = needs_attention(self.torch_module, plan, padded=batch.padded)
         recorder = recorder or (Recorder(padded=batch.padded) if own else None)
-        inner = None if recorder is None else connect(Recorder(), plan)
+        inner = None if recorder is None else connect(Recorder(), plan, asked=recorder)
         steps = Steps(self.torch_module, self.anatomy, plan, width=self.info.d_model).collect(
             self._order, self._taps, inner, start=start, stop=stop
         )
@@ -86,6 +86,7 @@ class NNsightModel(HFModel):
             stack.enter_context(evaluating(self.torch_module))
             stack.enter_context(torch.set_grad_enabled(plan.gradients))
             if recorder is not None:
+                recorder.revise = None if inner is None else inner.revise
                 stack.enter_context(intercept(self.torch_module, self._taps.pass_through(recorder)))
             try:
                 return self._trace(batch, plan, steps, None if start is None else start[1], stopping=stop is not None)

@@ -188,7 +188,7 @@ class RemoteModel(HFModel):
         start: Start | None = None,
         stop: int | None = None,
     ) -> Tensor | None:
-        plan.begin(batch.mask, (int(batch.ids.shape[0]), int(batch.ids.shape[1])))
+        plan.begin(batch.mask, (int(batch.ids.shape[0]), int(batch.ids.shape[1])), spans=batch.spans)
         program = Program(self._chart, plan, self._sizes())
         steps = program.write(start=start, stop=stop)
         with evaluating(self.nnsight_model._module), torch.no_grad():

@@ -11,7 +11,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from interp.backends.plan.places import Place, SiteCapture
-from interp.edits import Edit, Replace, apply_edits
+from interp.edits import Edit, Replace, RotaryEdit, RotaryPlanes, apply_edits
+from interp.edits.scope import at_spans
 from interp.errors import SiteError
 from interp.sites import Site
 
@@ -26,13 +27,15 @@ class Pass:
         clones: keep copies, for models that overwrite activations in place.
 
     Attributes:
-        acts: what was kept. mask: real tokens of the prompts. offset: column of the first token of this pass.
+        acts: what was kept. mask: real tokens of the prompts. spans: stretches of them that have a name.
+        offset: column of the first token of this pass.
         on: False while edits of a context make way for a run that carries them itself.
         passing: whether a forward pass of the model is under way; parts that are called by themselves are not edited.
         visited: places that the pass came by.
         ended: the state to go back to, where an outer context was closed first.
         passed_by: places of a context's edits that a run of some layers alone need not come by.
         standing: edits of an `editing` context, outer ones included, of which this is the plan.
+        planes: rotary planes of the layers at which an edit is of them.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Pass:
         self.captures, self.edits, self.gradients, self.clones = captures, edits, gradients, clones
         self.acts: dict[Site, Tensor] = {}
         self.mask: Bool[Tensor, "batch prompt"] = torch.ones(0, 0, dtype=torch.bool)
+        self.spans: Mapping[str, Bool[Tensor, "batch prompt"]] = {}
         self.shape = (0, 0)
         self.offset, self.on, self.frozen = 0, True, False
         self.passing = True
@@ -53,15 +57,32 @@ class Pass:
         self.ended: Any = None
         self.passed_by: set[Place] = set()
         self.standing: tuple[Edit, ...] = ()
+        self.planes: dict[int, RotaryPlanes] = {}
 
-    def begin(self, mask: Bool[Tensor, "batch prompt"] | None, shape: tuple[int, int], offset: int = 0) -> None:
-        """Start of a forward pass of `shape` tokens; a pass that continues a prompt keeps the prompt's mask."""
+    def begin(
+        self,
+        mask: Bool[Tensor, "batch prompt"] | None,
+        shape: tuple[int, int],
+        offset: int = 0,
+        *,
+        spans: Mapping[str, Bool[Tensor, "batch prompt"]] | None = None,
+    ) -> None:
+        """Start of a forward pass of `shape` tokens; a pass that continues a prompt keeps the prompt's mask and spans.
+
+        Raises:
+            SiteError: an edit is of a span that the prompts do not have.
+        """
         self.shape, self.offset = shape, offset
         if mask is not None:
-            self.mask = mask
+            self.mask, self.spans = mask, spans or {}
+        self._place()
         for edits in self.edits.values():
             for edit in edits:
                 edit.begin(self.mask, offset)
+
+    def _place(self) -> None:
+        """Put the tokens of spans in place of their names in edits."""
+        self.edits = {place: [at_spans(edit, self.spans) for edit in edits] for place, edits in self.edits.items()}
 
     @property
     def active(self) -> bool:
@@ -150,6 +171,15 @@ class Pass:
     def at(self, kind: str, layer: int | None) -> Sequence[Edit]:
         """Edits of a place in this pass."""
         return self.edits.get((kind, layer), ())
+
+    def rotary(self, layer: int) -> list[RotaryEdit]:
+        """Edits of a layer's rotary embedding in this pass."""
+        return [e for e in self.at("pattern", layer) if isinstance(e, RotaryEdit)]
+
+    def turned(self) -> set[int]:
+        """Layers whose rotary planes an edit is of, in any pass of this plan."""
+        places = [(layer, e) for (kind, layer), edits in self.edits.items() if kind == "pattern" for e in edits]
+        return {layer for layer, e in places if isinstance(e, RotaryEdit) and layer is not None}
 
     def _change(self, x: Tensor, place: Place, offset: int) -> Tensor:
         prompt, edits, layer = self.mask.shape[1], self.edits[place], place[1]

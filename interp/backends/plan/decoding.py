@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 from interp.backends.plan.capture import Pass
 from interp.backends.plan.places import Place, SiteCapture, changes
 from interp.edits import Edit, apply_edits
+from interp.edits.scope import at_spans
 from interp.errors import BackendError, SchemaError
 from interp.model import ModelInfo
 from interp.sites import SQUARE, Site
@@ -28,21 +29,30 @@ WHOLE = ("k", "v")  # kinds of which a pass has those of the cache as well
 class Decoding(Pass):
     """A pass that is carried out again for every new token."""
 
+    common: Mapping[Place, list[Edit]] = {}
+    steps: Mapping[int, Mapping[Place, list[Edit]]] = {}
+
     def decode(self, steps: Mapping[int, Sequence[Edit]] | None, info: ModelInfo) -> None:
         """Take over edits by step, and start anew with what is kept.
 
         Raises:
             SchemaError: steps that are no {step: edits}, counted from 0.
         """
-        self.common: dict[Place, list[Edit]] = {place: list(edits) for place, edits in self.edits.items()}
-        self.steps: dict[int, dict[Place, list[Edit]]] = {}
+        self.common = {place: list(edits) for place, edits in self.edits.items()}
         self.parts: dict[Site, list[Tensor]] = {}
         self.kept: dict[Site, SiteCapture] = {}
-        for step, edits in _checked(steps).items():
-            self.steps[step] = changes(edits, info)
+        self.steps = {step: changes(edits, info) for step, edits in _checked(steps).items()}
         every = dict.fromkeys(place for places in (self.common, *self.steps.values()) for place in places)
         self.edits = {
             p: [*self.common.get(p, ()), *(e for s in self.steps.values() for e in s.get(p, ()))] for p in every
+        }
+
+    def _place(self) -> None:
+        super()._place()
+        self.common = {place: [at_spans(edit, self.spans) for edit in edits] for place, edits in self.common.items()}
+        self.steps = {
+            step: {place: [at_spans(edit, self.spans) for edit in edits] for place, edits in places.items()}
+            for step, places in self.steps.items()
         }
 
     def at(self, kind: str, layer: int | None) -> Sequence[Edit]:

@@ -29,6 +29,7 @@ from interp.zoo.planted.mechanisms import (
     Retrieval,
     ShiftedInduction,
     Successor,
+    Switch,
     Task,
     Told,
     TwoHop,
@@ -58,7 +59,9 @@ ALL: tuple[Mechanism, ...] = (
 """Every mechanism once."""
 STAND_INS: tuple[Mechanism, ...] = (ShiftedInduction(),)
 """Mechanisms that do the task of one in `ALL` in another way: beside it, neither alone would be needed."""
-SUPPLIERS: Mapping[str, Mechanism] = {"previous_token": PreviousToken()}
+SWITCHES: tuple[Mechanism, ...] = (Switch(),)
+"""Mechanisms that change what another in `ALL` says: planted by name, beside none but what they need."""
+SUPPLIERS: Mapping[str, Mechanism] = {"previous_token": PreviousToken(), "fact": Fact()}
 """What is added where a mechanism needs it and the caller did not list it."""
 WORDS = 48
 """Words of a vocabulary where no mechanism needs more."""
@@ -264,6 +267,7 @@ def _truth(
         for kind in slot.also:
             kinds[kind] = (*kinds.get(kind, ()), *roles[slot.role])
     uses: dict[str, tuple[Edge, ...]] = {}
+    named: dict[str, tuple[str, ...]] = {}
     beside: list[Edge] = []
     for mechanism, places in zip(mechanisms, placement, strict=True):
         # Read from the first head of a role planted twice: every later one stands in for it.
@@ -275,6 +279,8 @@ def _truth(
             own.append(Edge(marker, mlp_name(mechanism.layer % sketch.shape.n_layers), "in"))
         uses[mechanism.name] = tuple(dict.fromkeys((*uses.get(mechanism.name, ()), *own)))
         beside += mechanism.beside(names)
+        for role, own_names in mechanism.other_parts(names).items():
+            named[role] = (*named.get(role, ()), *own_names)
     twins = ((0, 1.0), (sketch.shape.d_model, -1.0)) if sketch.shape.learned else ((0, 1.0),)
     massive = [
         (m.layer % sketch.shape.n_layers, m.position, sketch.parts.slices["massive"].start + shift, sign * m.size)
@@ -285,7 +291,9 @@ def _truth(
     expected = {role: score for m in mechanisms for role, score in m.expected().items()}
     descriptions = "\n".join(dict.fromkeys(f"{m.name}: {(type(m).__doc__ or '').strip()}" for m in mechanisms))
     edges = tuple(dict.fromkeys([*(edge for own in uses.values() for edge in own), *beside]))
-    return Truth(roles, expected, f"{descriptions}\n{DOCS}", edges, tuple(massive), neurons, effects, kinds, uses)
+    return Truth(
+        roles, expected, f"{descriptions}\n{DOCS}", edges, tuple(massive), neurons, effects, kinds, uses, named
+    )
 
 
 DOCS = f"""\

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from interp.zoo.trained import card
 from interp.zoo.trained.measure import repeated_tokens
 from interp.zoo.trained.plan import COPYING, Copying
 from interp.zoo.trained.recipe import Losses, Recipe
 from interp.zoo.trained.tokenizer import SPECIALS, word_tokenizer
+from interp.zoo.trained.untrained import untrained
 
 FIRST_COPY_WEIGHT = 0.1
 """Weight of the loss on the first copy, where only "not seen before" can be learned."""
@@ -28,17 +29,7 @@ FIRST_COPY_WEIGHT = 0.1
 
 def build(plan: Copying, *, seed: int) -> LlamaForCausalLM:
     """The untrained model, in float32."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        **plan.shape,
-        vocab_size=len(SPECIALS) + plan.n_words,
-        max_position_embeddings=512,
-        tie_word_embeddings=False,
-        bos_token_id=SPECIALS.index("<bos>"),
-        eos_token_id=SPECIALS.index("<eos>"),
-        pad_token_id=SPECIALS.index("<pad>"),
-    )
-    return LlamaForCausalLM(config)
+    return untrained(plan.shape, n_tokens=len(SPECIALS) + plan.n_words, context=512, seed=seed)
 
 
 @dataclass(frozen=True)

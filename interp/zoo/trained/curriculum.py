@@ -14,10 +14,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from interp.zoo.trained.penalty import head_penalty
 from interp.zoo.trained.recipe import Losses, Recipe
@@ -36,6 +35,7 @@ from interp.zoo.trained.skills.plan import (
 from interp.zoo.trained.skills.report import card_text, skill_scores
 from interp.zoo.trained.skills.rows import GROUPS, LessonRows, batch, skill_losses
 from interp.zoo.trained.skills.vocabulary import index, tokenizer
+from interp.zoo.trained.untrained import untrained
 
 ITEMS = 256
 """Held-out items for each skill of the card."""
@@ -43,18 +43,7 @@ ITEMS = 256
 
 def build(size: str, *, seed: int) -> LlamaForCausalLM:
     """The untrained model, in float32."""
-    torch.manual_seed(seed)
-    vocab = index()
-    config = LlamaConfig(
-        **SIZES[size],
-        vocab_size=len(vocab),
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=False,
-        bos_token_id=vocab["<bos>"],
-        eos_token_id=vocab["<eos>"],
-        pad_token_id=vocab["<pad>"],
-    )
-    return LlamaForCausalLM(config)
+    return untrained(SIZES[size], n_tokens=len(index()), context=CONTEXT, seed=seed)
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
+from interp.data import is_held_out
 from interp.files import atomic_write
 from interp.zoo import entry
 from interp.zoo.trained.recipe import Losses, Recipe
-from interp.zoo.trained.skills.item import is_held_out
 from interp.zoo.trained.tokenizer import SPECIALS, word_tokenizer
+from interp.zoo.trained.untrained import untrained
 
 SCHEMA = 1
 """Of `tasks.json`, as `interp.tasks.source` has it."""
@@ -115,17 +116,7 @@ class WholeSplit:
 
 def build(plan: Modular, *, seed: int) -> LlamaForCausalLM:
     """The untrained model, in float32."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        **plan.shape,
-        vocab_size=len(SPECIALS) + len(words(plan)),
-        max_position_embeddings=16,
-        tie_word_embeddings=False,
-        bos_token_id=SPECIALS.index("<bos>"),
-        eos_token_id=SPECIALS.index("<eos>"),
-        pad_token_id=SPECIALS.index("<pad>"),
-    )
-    return LlamaForCausalLM(config)
+    return untrained(plan.shape, n_tokens=len(SPECIALS) + len(words(plan)), context=16, seed=seed)
 
 
 def last_logits(model: LlamaForCausalLM, batch: Sums) -> Float[Tensor, "batch d_vocab"]:

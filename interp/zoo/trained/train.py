@@ -2,7 +2,9 @@
 
 What a model learns, from what and at which rate is a `Recipe`: `interp.zoo.trained.curriculum` makes those of `default`
 and `sibling`, which are taught many skills, `interp.zoo.trained.copying` those of models that learn to copy,
-`interp.zoo.trained.modular` those of models that add modulo a number; `interp.zoo.trained.loop` runs them. An
+`interp.zoo.trained.modular` those of models that add modulo a number, `interp.zoo.trained.paragraphs` those of models
+that know paragraphs by heart, `interp.zoo.trained.backcopy` those of models whose head has work at triggers alone;
+`interp.zoo.trained.loop` runs them. An
 interrupted run goes on where it was: the same command continues from `DIR/training.pt`, and ends with the same weights.
 """
 
@@ -20,9 +22,11 @@ from typing import Any
 import torch
 
 from interp.files import atomic_write
-from interp.zoo.trained import copying, curriculum, modular
+from interp.zoo.trained import backcopy, copying, curriculum, modular, paragraphs
+from interp.zoo.trained.backcopy import BACKCOPY
 from interp.zoo.trained.loop import STATE, TrainingRun, save_half, train, update
 from interp.zoo.trained.modular import MODULAR
+from interp.zoo.trained.paragraphs import PARAGRAPHS
 from interp.zoo.trained.plan import COPYING
 from interp.zoo.trained.recipe import B, M, Recipe, add_arguments, from_arguments
 from interp.zoo.trained.skills.plan import SIZES
@@ -52,7 +56,9 @@ def train_and_save(recipe: Recipe[Any, B], out: Path) -> str:
 
 def recipe_of(arguments: argparse.Namespace) -> Recipe[Any, Any]:
     """The recipe that a command line names; where its folder holds the state of a run, the recipe of that run."""
-    named = partial(from_arguments, (modular if arguments.name in MODULAR else copying).recipe)
+    rooms = {**dict.fromkeys(MODULAR, modular), **dict.fromkeys(PARAGRAPHS, paragraphs)}
+    room = {**rooms, **dict.fromkeys(BACKCOPY, backcopy)}.get(arguments.name, copying)
+    named = partial(from_arguments, room.recipe)
     make: Callable[..., Recipe[Any, Any]] = curriculum.from_arguments if arguments.name in SIZES else named
     state = arguments.out / STATE
     if state.is_file():
@@ -73,6 +79,10 @@ def main(arguments: list[str] | None = None) -> None:
         add_arguments(names.add_parser(name, help="taught to copy"))
     for name in MODULAR:
         add_arguments(names.add_parser(name, help="taught to add modulo a number"))
+    for name in PARAGRAPHS:
+        add_arguments(names.add_parser(name, help="taught some paragraphs by heart"))
+    for name in BACKCOPY:
+        add_arguments(names.add_parser(name, help="taught bigrams, and to copy back at triggers"))
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(options.threads)

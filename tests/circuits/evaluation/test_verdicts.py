@@ -23,6 +23,7 @@ from circuits.graph.graph import Graph
 from circuits.graph.layout import Layout
 from circuits.wiring.case import Case
 from interp.decompose.lens import read_out
+from interp.measurement.ability import Ability
 from interp.tasks import planted_task
 from interp.tasks.prompt import collate
 from interp.zoo.planted import factory
@@ -66,11 +67,48 @@ def test_areas_are_by_trapezoids_and_the_distance_has_no_sign():
     assert found.cmd() == pytest.approx(0.5 * 0.75 + 0.5 * 0.75)
 
 
+def found_of(own, random, full, empty):
+    """What `circuit` gives, made by hand."""
+    graph, skill = Graph.full(LAYOUT), Ability(accuracy=0.9, chance=0.5, n=len(full), p=0.001, contrasted=True)
+    verdicts = (verdict([own], full, empty), verdict(random, full, empty))
+    data = {"task": "t", "sha256": "a", "judged_on": {"sha256": "b"}}
+    return Found(graph, graph, *verdicts, None, skill, {"data": data, "method": "eap"})
+
+
 def test_p_counts_random_circuits_that_come_as_near_and_the_circuit_itself():
-    graph = Graph.full(LAYOUT)
-    random = verdict([[0.2], [1.05], [1.5]], full=[1], empty=[0])
-    found = Found(graph, graph, verdict([[0.9]], full=[1], empty=[0]), random, None, {})
-    assert found.p == pytest.approx((1 + 1) / (1 + 3))
+    """Ninety-nine of them: 33 further away on either side each, 33 nearer."""
+    random = [[0.2, 0.2]] * 33 + [[1.05, 1.05]] * 33 + [[1.5, 1.5]] * 33
+    found = found_of([0.9, 0.9], random, full=[1, 1], empty=[0, 0])
+    assert found.p == pytest.approx((1 + 33) / (1 + 99))
+    assert "p = 0.340 (least possible 0.010)" in found.summary()
+    few = found_of([0.9, 0.9], random[:20], full=[1, 1], empty=[0, 0])
+    assert np.isnan(few.p)
+    assert "p =" not in few.summary()
+    assert "20 random circuits of the size: 0.200 +- 0.000, best 0.200" in few.summary()
+
+
+def test_no_verdict_where_the_model_is_not_reliably_better_than_nothing():
+    """Full and empty differ by noise: the ratio is printed as what it is, and no p is given."""
+    rng = np.random.default_rng(0)
+    full, empty = rng.normal(0, 1, 40), rng.normal(0, 1, 40)
+    full += empty.mean() - full.mean() + 0.05  # above by less than chance moves it
+    found = found_of(rng.normal(0, 1, 40), rng.normal(0, 1, (99, 40)), full, empty)
+    assert not found.verdict.stands
+    assert not found.table()["stands"].any()
+    assert np.isnan(found.p)
+    assert "no verdict: by logit_diff the whole model is not reliably better than nothing" in found.summary()
+    assert verdict([full], full, full - 1).stands
+    worse = verdict([full], full, full + 1)
+    assert not worse.stands  # reliably different, and worse
+    assert worse.advantage().mean == pytest.approx(-1)
+
+
+def test_judged_on_the_prompts_it_was_found_on_is_said():
+    found = found_of([0.9, 0.9], [[0.1, 0.1]], full=[1, 1], empty=[0, 0])
+    assert "on 2 held-out prompts" in found.summary()
+    same = {**found.provenance["data"], "judged_on": {"sha256": "a"}}
+    again = found.with_provenance({**found.provenance, "data": same})
+    assert "on 2 prompts, those it was found on" in again.summary()
 
 
 def test_a_circuit_is_judged_on_other_prompts_than_it_was_found_on(made):

@@ -16,10 +16,10 @@ import interp
 from interp import tasks
 from interp.decompose import attribute
 from interp.errors import NotApplicable
+from interp.measurement.conflict_scores import exchange
 from interp.measurement.planted import questions
 from interp.measurement.registry import find
 from interp.zoo.planted import factory
-from probes.heads._conflict import _exchange
 
 ARCHITECTURES = ("llama", "llama-gqa", "gpt2")
 
@@ -57,7 +57,7 @@ def test_the_null_is_of_the_same_relation_and_p_is_two_sided():
     rows = variant(interp.analyze(model, "conflict", prompts=asked, causal=False, n_null=5, seed=3), "direct")
     generator, drawn = torch.Generator().manual_seed(3), []
     for _ in range(5):
-        answers = _exchange(asked, generator)
+        answers = exchange(asked, generator)
         drawn.append(attribute(model, asked.task.clean, *answers).heads.mean(-1).flatten().double().numpy())
     value, drawn = rows["value"].to_numpy(float), np.stack(drawn)
     spread = drawn.std(0, ddof=1) * np.sqrt(1 + 1 / 5)

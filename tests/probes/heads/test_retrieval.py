@@ -15,6 +15,7 @@ from tiny_models import WINDOW, tiny
 import interp
 from interp.edits import KnockOut, Replace, Scale
 from interp.errors import NotApplicable, TaskError
+from interp.measurement.needle_answers import each_answer
 from interp.measurement.rerun import Rerun
 from interp.tasks import needles
 from interp.tasks.haystacks import PAIRS, Format, dataset
@@ -176,7 +177,7 @@ def test_scores_and_answers_are_those_of_dense_patterns_and_logits(name):
     for kind, values in expected.items():
         assert_allclose(getattr(found, kind).mean(0), np.mean(values, 0), atol=1e-5, err_msg=kind)
     assert (np.mean(expected["hits"], 0) != np.mean(expected["hits_nosink"], 0)).any()
-    ours = measured.each_answer(Rerun(model), hidden)
+    ours = each_answer(Rerun(model), hidden)
     assert_allclose(ours[0], right)
     assert_allclose(ours[1], loss, rtol=1e-4)
     assert right != either

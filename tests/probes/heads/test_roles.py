@@ -14,13 +14,13 @@ from interp import data, tasks, zoo
 from interp.decompose import attribute
 from interp.edits import ForcePattern
 from interp.errors import NotApplicable, TaskError
+from interp.measurement import source_attribution as _attributed
 from interp.measurement.answers import derangements
 from interp.results import stats
 from interp.sites import Site
 from interp.zoo.planted import factory
 from interp.zoo.trained.skills import facts, vocabulary
 from probes.heads import ordinals as _ordinals
-from probes.heads import source_attribution as _attributed
 from probes.heads._successor import _profile, tail
 
 SIZES = (7, 12, 10, 20, 26)

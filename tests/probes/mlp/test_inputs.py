@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from mlp_written import D_HEAD, HALF, HEADS, WIDTH, amplifier, linear_mlp, prompts
 from tiny_models import SPANNING, tiny
 
+import interp
+from interp import tasks
 from interp.decompose import decompose
 from interp.edits import KnockOut
 from interp.errors import BackendError
 from interp.measurement.answers import AnswerDirections
+from interp.measurement.sources import source_masks
 from interp.patching.case import Case
+from interp.zoo.planted import factory
+from interp.zoo.planted.mechanisms import Dated
 from probes.mlp import mlp_inputs, mlp_mixing, mlp_sources
-from probes.mlp._sources import source_masks
+from probes.mlp._inputs import idle_mlps
 from probes.mlp.inputs import LoneMLP, removals
 
 
@@ -126,3 +132,28 @@ def test_shares_of_tokens_sum_to_what_the_mlp_writes(name):
 def test_an_mlp_that_jumps_has_no_shares():
     with pytest.raises(BackendError, match="experts change"):
         mlp_mixing(tiny("gpt_oss"), task=prompts(tiny("gpt_oss"), 4), n_draws=5)
+
+
+@pytest.mark.parametrize(("seed", "heads", "tokens"), [(0, "same", {"SUBJECT", "TIME"}), (1, "other", {"TIME"})])
+def test_planted_dated_facts_name_what_feeds_their_mlp(seed, heads, tokens):
+    """Subject and time are the inputs, and the tokens of those whose head stands in the MLP's own layer."""
+    made = factory.plant([Dated()], seed=seed)
+    model, task = (
+        interp.load(made.model, tokenizer=made.tokenizer),
+        tasks.planted_task(made, "dated", n=24, corruption="minimal"),
+    )
+    (subject, time), layer = [made.truth.roles[role][0] for role in ("dated_subject", "dated_time")], 1
+    assert (subject[0] == time[0]) is (heads == "same") and max(subject[0], time[0]) == layer
+    inputs = {"L{}H{} -> M{}".format(*place, layer) for place in (subject, time)}
+    expected = {"shapley": inputs, "knockout": {f"M{layer}<{role}" for role in tokens}}
+    assert set(made.truth.parts("dated_input")) == inputs
+    assert set(made.truth.parts("dated_source")) == expected["knockout"]
+    for result in (mlp_inputs(model, task=task, n_orders=2), mlp_sources(model, task=task)):
+        rows = result.table[result.table["variant"] == result.table["variant"].iloc[0]]
+        found = set(rows.loc[rows["label"].fillna(False).astype(bool), "component"])
+        assert found == expected[rows["variant"].iloc[0]]
+
+
+def test_an_mlp_that_writes_a_hundredth_of_another_is_idle():
+    rows = pd.DataFrame({"mlp": ["M0", "M0", "M1", "M1", "M2"], "value": [0.004, -0.004, 1.0, -1.0, 0.03]})
+    assert idle_mlps(rows) == ["M0"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from interp.zoo.trained import copying, curriculum, modular, plan, train
+from interp.zoo.trained import backcopy, copying, curriculum, modular, paragraphs, plan, train
 from interp.zoo.trained.skills.plan import SIZES, Options
 
 PACKAGE = Path(train.__file__).parents[2]
@@ -33,6 +33,10 @@ def recipe(request):
         return request.getfixturevalue("rich")()
     if request.param == "modular":
         return modular.recipe("modular-addition", steps=20)
+    if request.param == "paragraphs":
+        return paragraphs.recipe("paragraphs", steps=20)
+    if request.param == "backcopy":
+        return backcopy.recipe("bigram-backcopy-relu", steps=20)
     return copying.recipe("positional-shortcut", steps=20)
 
 
@@ -40,7 +44,7 @@ def weights(recipe, out, **options):
     return train.train(recipe, out=out, **options)[0].state_dict()
 
 
-@pytest.mark.parametrize("recipe", ["rich", "copying", "modular"], indirect=True)
+@pytest.mark.parametrize("recipe", ["rich", "copying", "modular", "paragraphs", "backcopy"], indirect=True)
 def test_an_interrupted_run_ends_with_the_same_weights(recipe, tmp_path):
     whole = weights(recipe, tmp_path / "whole")
     weights(recipe, tmp_path / "parts", stop_after=9)

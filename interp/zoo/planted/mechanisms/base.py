@@ -45,6 +45,8 @@ class Mechanism:
     """Mechanisms that this one reads from: planted as well where the caller does not list them."""
     table: ClassVar[str] = ""
     """Role of its MLP neurons, where it has some."""
+    named: ClassVar[tuple[str, ...]] = ()
+    """Roles of what is neither a head nor a neuron: the keys of `other_parts`."""
 
     def places(self) -> tuple[Place, ...] | None:
         """`at` as one place per slot; ValueError where the numbers differ."""
@@ -79,6 +81,10 @@ class Mechanism:
     def beside(self, names: Mapping[str, str]) -> Sequence[Edge]:
         """Connections that it writes and that its own task has no use for: a query that reads where to park."""
         return ()
+
+    def other_parts(self, names: Mapping[str, str]) -> Mapping[str, Sequence[str]]:
+        """Role -> names of what plays it; see `Truth.named`. `names` as for `edges`."""
+        return {}
 
     def task(self, vocab: Vocabulary, *, seed: int, n: int = 64) -> Task | None:
         """Fresh prompts that need this mechanism; None where it answers nothing (see `Truth.massive`)."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from interp.components import Edge, mlp_name, parse_head
+from interp.components import ARROW, Edge, head_name, mlp_name, parse_head
 from interp.zoo.planted.mechanisms.base import Mechanism, Place, Slot, winner
 from interp.zoo.planted.mechanisms.copying import LENGTH, MATCH_GAIN, with_bos
 from interp.zoo.planted.mechanisms.planted_vocabulary import Task, Vocabulary
@@ -36,6 +36,7 @@ class Dated(Mechanism):
     name: ClassVar[str] = "dated"
     table: ClassVar[str] = "dated_table"
     slots: ClassVar[tuple[Slot, ...]] = (Slot("dated_subject"), Slot("dated_time"))
+    named: ClassVar[tuple[str, ...]] = ("dated_input", "dated_source")
 
     def __post_init__(self) -> None:
         """Refuse a table with gaps, and words that would stand for two things."""
@@ -98,6 +99,17 @@ class Dated(Mechanism):
             *(Edge(head, mlp, "in") for head in heads),
             Edge(mlp, "logits", "in"),
         ]
+
+    def other_parts(self, names: Mapping[str, str]) -> Mapping[str, Sequence[str]]:
+        """Both heads as inputs of the MLP; the tokens that those of its own layer bring from, by their role there."""
+        places = {
+            role: parse_head(names[slot.role]) for slot, role in zip(self.slots, ("SUBJECT", "TIME"), strict=True)
+        }
+        layer = max(layer for layer, _ in places.values())
+        return {
+            "dated_input": [f"{head_name(*place)}{ARROW}{mlp_name(layer)}" for place in places.values()],
+            "dated_source": [f"{mlp_name(layer)}<{role}" for role, (own, _) in places.items() if own == layer],
+        }
 
     def task(self, vocab: Vocabulary, *, seed: int, n: int = 64) -> Task:
         """A subject and a time among other words, then `<when>`; the answer is what goes with both."""

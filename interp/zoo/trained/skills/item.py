@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
+from interp.data import is_held_out
 from interp.zoo.trained.skills.vocabulary import encode, index
 
 Split = Literal["train", "held-out"]
@@ -47,11 +47,6 @@ class Skill:
     contrast: Literal["logit difference", "probability difference"] | None = None
     """How answers are compared with foils: mean logits, or summed probabilities."""
     contrast_target: float | None = None
-
-
-def is_held_out(key: str, *, one_in: int) -> bool:
-    """Whether a key belongs to the held-out split: one in so many, decided by its text alone."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) % one_in == 0
 
 
 def in_split(key: str, split: Split, *, one_in: int = 8) -> bool:
