@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from interp.batch.halves import check_text
 from interp.batch.spans import character_offsets, check_mask, check_name, read_spans
 from interp.errors import PromptWarning, TaskError, UnknownTask, nearest
 from interp.shapes import brief
@@ -379,18 +380,6 @@ def _tokens(text: str, tokenizer: PreTrainedTokenizerBase | None, *, keep_end: b
         warn(f"the tokenizer ends text with {words.eos_token!r}: left out, so that the prompt ends with its last word")
         ids = ids[:-1]
     return ids
-
-
-def check_text(text: str) -> None:
-    """Refuse a text with half a character in it, as bytes of another encoding on a command line become.
-
-    Raises:
-        TaskError: says where.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise TaskError(f"the text is no Unicode: it has half a character at {error.start}") from error
 
 
 def _leading(ids: Sequence[int], token: int) -> int:

@@ -25,6 +25,8 @@ from interp.tasks.synthetic import BOS_POLICIES
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = "import sys; sys.argv[0] = 'interp'; from interp.cli.main import main; main()"
+EARLY = "import sys; sys.argv[0] = 'interp'; import interp.cli"
+"""The first of our modules: before it nobody of ours can answer to Ctrl-C."""
 PLANTED = "zoo:planted-induction"
 
 
@@ -205,7 +207,10 @@ builtins.__import__ = slow
 def test_ctrl_c_at_any_time():
     for n in range(40):
         victim = subprocess.Popen(
-            [sys.executable, "-c", f"print(flush=True); {PROGRAM}", "detect", PLANTED], stderr=-1, stdout=-1, text=True
+            [sys.executable, "-c", f"{EARLY}; print(flush=True); {PROGRAM}", "detect", PLANTED],
+            stderr=-1,
+            stdout=-1,
+            text=True,
         )
         victim.stdout.readline()
         time.sleep(0.15 + 0.15 * n)

@@ -19,7 +19,7 @@ def folder(tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("num_hidden_layers", 10**6, "num_hidden_layers is 1000000 by config.json, and the files hold"),
+        ("num_hidden_layers", 1000, "num_hidden_layers is 1000 by config.json, and the files hold"),
         ("vocab_size", 10**18, "vocab_size is 1e[+]18 by config.json, which no model has"),
         ("max_position_embeddings", 10**30, "max_position_embeddings is 1e[+]30 by config.json"),
         ("hidden_size", 200_000, "by config.json the model has"),
