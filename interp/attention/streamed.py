@@ -17,7 +17,7 @@ from torch import Tensor
 from interp.attention.call import Call
 from interp.attention.masks import Segment
 from interp.attention.statistics import ByDistance, Distance, Entropy, KeyMass, Received, Statistic, SumSquares
-from interp.shapes import Float, Int
+from interp.shapes import Bool, Float, Int
 
 TILE = 1 << 18
 """Scores in a tile, of all its heads: 1 MiB in float32."""
@@ -178,7 +178,7 @@ class SumSquaresTotal(Total):
 class ReadoutTotal(Total):
     """sum_j p_ij x_j for numbers x [batch key]."""
 
-    def __init__(self, forward: Forward, readout: Float[Tensor, "batch key"]) -> None:
+    def __init__(self, forward: Forward, readout: Bool[Tensor, "batch key"] | Float[Tensor, "batch key"]) -> None:
         super().__init__(forward)
         self.readout = readout.to(forward.lse)
 

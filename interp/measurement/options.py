@@ -122,7 +122,7 @@ def _numbers(value: Any) -> bool:
     """Whether a value is a sequence of finite numbers above 0."""
     if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray) or len(value) == 0:
         return False
-    return all(isinstance(x, numbers.Real) and not isinstance(x, bool) and 0 < x < math.inf for x in value)
+    return all(isinstance(x, numbers.Real) and not isinstance(x, bool) and 0 < float(x) < math.inf for x in value)
 
 
 def _strings(value: Any) -> bool:

@@ -124,8 +124,8 @@ class Atlas:
         from interp.plots.roles import HeadRole, role_map
 
         columns = ("layer", "head", "role", "stage", "score")
-        rows = self.roles()[list(columns)].itertuples(index=False)
-        roles = [HeadRole(int(r.layer), int(r.head), str(r.role), r.stage == PATTERN, float(r.score)) for r in rows]
+        rows: Any = self.roles()[list(columns)].itertuples(index=False, name=None)
+        roles = [HeadRole(layer, head, role, stage == PATTERN, score) for layer, head, role, stage, score in rows]
         layers = sorted({int(layer) for layer in self.table["layer"]})
         return role_map(roles, layers=layers, n_heads=1 + int(self.table["head"].max()))
 

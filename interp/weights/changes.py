@@ -105,7 +105,7 @@ class WeightMatrices:
         if name == "w_o":
             return _behind(w.w_o.flatten(0, 1), w.b_o, w.norm_after)
         norm, turns = getattr(w, f"{name[-1]}_norm"), self.turns.get(layer) if name != "w_v" else None
-        turn = None if turns is None else turns["w_q w_k".split().index(name)]
+        turn = None if turns is None else turns[["w_q", "w_k"].index(name)]
         return _head_row(getattr(w, name), getattr(w, f"b_{name[-1]}"), norm, turn)
 
     def sites(self, matrix: Matrix) -> tuple[Site, Site]:

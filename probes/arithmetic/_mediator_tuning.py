@@ -283,7 +283,7 @@ def _rows(name: str, units: Units, before: Measured, after: Sequence[Measured], 
         values = [own[variant] - start for own in after]
         null = np.array([x.mean() for x in values[1:]])
         columns = interval_columns(stats.bootstrap_mean(values[0][:, None], seed=seed))
-        own = {key: np.ravel(x)[0] for key, x in columns.items()}
+        own = {key: np.ravel(np.asarray(x))[0] for key, x in columns.items()}
         p = float(stats.p_against_nulls(own["value"][None], null[:, None])[0])
         rows.append({"variant": variant, "component": name, **own, "null": null.mean(), "p": p, "unit": unit})
         rows[-1] |= {"clean": before[variant].mean(), "k": len(units[0]) + len(units[1])}

@@ -318,7 +318,8 @@ def _row(
     own, *others = [draw[i] for draw in draws]
     null = np.array([x.mean() for x in others])
     p = float(stats.p_two_sided(np.array([own.mean()]), null[:, None])[0])
-    interval = {k: np.ravel(v)[0] for k, v in interval_columns(stats.bootstrap_mean(own[:, None], seed=seed)).items()}
+    columns = interval_columns(stats.bootstrap_mean(own[:, None], seed=seed))
+    interval = {k: np.ravel(np.asarray(v))[0] for k, v in columns.items()}
     unit = "number" if metric == "error" else "fraction"
     return {
         "variant": metric,

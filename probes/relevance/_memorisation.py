@@ -134,7 +134,7 @@ def memorisation(
     rows = _gradient_rows(model, matrices, known, rest, seed)
     rows += _contrast_rows(model, matrices, known, rest, n_draws, seed)
     sizes = [output_gradients(model, part) for part in (known, rest)]
-    rows.append(_share_rows("activation", output_parts(model), *sizes, seed))
+    rows.append(_share_rows("activation", output_parts(model), sizes[0], sizes[1], seed))
     rows += [_rarity_rows(model, known, rest, seed), *_token_rows(model, known, rest, seed)]
     edit = Unlearning.of(model, matrices, known, rest, share=share, seed=seed)
     rows.append(_localisation_row(edit, n_sets, seed))
@@ -188,8 +188,8 @@ def _gradient_rows(
     layers = sorted({p.layer for p in parts})
     at = np.array([[p.layer == layer for layer in layers] for p in parts], dtype=float)
     labels = {"component": [f"layer {i}" for i in layers], "layer": layers, "matrix": None}
-    by_layer = [shares(own["mean"]) @ at for own in sizes]
-    return [*rows, _beside_rows("layer", labels, *by_layer, "fraction", seed)]
+    known_layers, rest_layers = (shares(own["mean"]) @ at for own in sizes)
+    return [*rows, _beside_rows("layer", labels, known_layers, rest_layers, "fraction", seed)]
 
 
 def _contrast_rows(

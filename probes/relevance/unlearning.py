@@ -50,7 +50,7 @@ class Unlearning:
     gradient: Mapping[Matrix, Float[Tensor, "..."]]
     top: Entries
     step: float
-    before: tuple[Float[ndarray, " paragraph"], Float[ndarray, " paragraph"]]
+    before: tuple[Float[ndarray, " paragraph"], Float[ndarray, " other"]]
 
     __repr__ = brief
 
