@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from circuits.methods import find as find_method
 from circuits.wiring.case import Case
 from interp.edits import Edit
 from interp.errors import SchemaError, TaskError
+from interp.files import write_files
 from interp.measurement.ability import Ability, ability
 from interp.model import Model
+from interp.results.files import write_csv
 from interp.results.provenance import recorded
 from interp.results.results import Result
 from interp.results.stats import Interval
@@ -124,25 +127,26 @@ class Found:
             f"{row['random_max']:.3f}{p}"
         )
 
-    def save(self, folder: str | Path) -> dict[str, Path]:
+    def save(self, folder: str | Path, *, force: bool = False, quote: bool = False) -> dict[str, Path]:
         """Write edges.csv, graph.json, circuit.dot, circuit.html (plotly inside, no network) and faithfulness.csv.
 
+        All of them appear or none. `force` replaces files that are not an earlier circuit; `quote` as in `Result.save`.
+
         Raises:
-            SchemaError: the folder cannot be made.
+            InterpError: the folder cannot be written to, or a file in it is somebody else's.
         """
-        target = Path(folder).expanduser()
-        try:
-            target.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SchemaError(f"cannot write to {str(target)!r}: {error.strerror}") from error
-        paths = {n: target / n for n in ("edges.csv", "faithfulness.csv", "graph.json", "circuit.dot", "circuit.html")}
-        self.graph.table().to_csv(paths["edges.csv"], index=False)
         sizes = self.table() if self.curve is None else pd.concat([self.table(), self.curve.table()])
-        sizes.to_csv(paths["faithfulness.csv"], index=False)
-        self.graph.save(paths["graph.json"])
-        paths["circuit.dot"].write_text(self.graph.to_dot(), encoding="utf-8")
-        paths["circuit.html"].write_text(page(self.graph, self.summary()), encoding="utf-8")
-        return paths
+        texts = {
+            "graph.json": self.graph.to_json(),
+            "circuit.dot": self.graph.to_dot(),
+            "circuit.html": page(self.graph, self.summary()),
+        }
+        writers: dict[str, Callable[[Path], object]] = {
+            "edges.csv": lambda p: write_csv(self.graph.table(), p, quote=quote),
+            "faithfulness.csv": lambda p: write_csv(sizes, p, quote=quote),
+        }
+        writers |= {name: partial(Path.write_text, data=text, encoding="utf-8") for name, text in texts.items()}
+        return write_files(folder, writers, force=force)
 
     def __repr__(self) -> str:
         return f"<Found {self.graph!r}, faithfulness {self.faithfulness:.3f}>"

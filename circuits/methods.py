@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from circuits.graph.graph import Graph
 from interp.environment import CIRCUIT_METHODS, plugin_names
-from interp.errors import SchemaError, nearest
+from interp.errors import SchemaError, UnknownEntry, nearest
 from interp.model import with_edits
 from interp.results.results import Result
 
@@ -87,7 +87,7 @@ class CircuitMethod:
         for option in options:
             if option not in self.options:
                 hint = nearest(option, self.options) if self.options else "it has none of its own"
-                raise SchemaError(f"{self.name!r} has no option {option!r}; {hint}")
+                raise UnknownEntry(f"{self.name!r} has no option {option!r}; {hint}")
 
 
 _registry: dict[str, CircuitMethod] = {}
@@ -150,7 +150,7 @@ def find(name: str) -> CircuitMethod:
     if name not in _registry:
         entries = metadata.entry_points(group=CIRCUIT_METHODS, name=name)
         if not entries:
-            raise SchemaError(f"unknown method {name!r}; {nearest(name, names())}")
+            raise UnknownEntry(f"unknown method {name!r}; {nearest(name, names())}")
         for entry in entries:
             entry.load()
     if name not in _registry:

@@ -2,8 +2,9 @@
 
     python docs/_generate.py
 
-writes two kinds. `COMMITTED` are plain Markdown, kept in git because they are worth reading where they lie; a test
-compares them with what this file makes. The rest is directives for Sphinx, ignored by git: the API, the data sets.
+writes two kinds. `COMMITTED` are plain Markdown, kept in git because they are worth reading where they lie, and the
+index of names that the command line reads; a test compares them with what this file makes. The rest is directives for
+Sphinx, ignored by git: the API, the data sets.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from _lists import architectures, datasets, i_want_to, sites, where_things_are
 from _markdown import DOCS, ROOT
-from _reference import analyses, api, cli, families, tables
+from _reference import analyses, api, cli, families, index, tables
 
 
 def table_in(text: str, name: str, table: str) -> str:
@@ -32,6 +33,7 @@ COMMITTED: dict[Path, Callable[[], str]] = {
     DOCS / "reference" / "sites.md": sites,
     DOCS / "reference" / "where-things-are.md": where_things_are,
     DOCS / "how-to" / "i-want-to.md": i_want_to,
+    ROOT / "interp" / "cli" / "index.json": index,
     ROOT / "README.md": lambda: table_in((ROOT / "README.md").read_text(encoding="utf-8"), "analyses", families()),
 }
 

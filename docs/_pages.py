@@ -108,6 +108,7 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
         (
             "interp.results.stats",
             "interp.results.runs",
+            "interp.files",
             "interp.studies.atlas",
             "interp.studies.dynamics",
             "interp.studies.findings",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -34,11 +35,20 @@ def cli() -> str:
     """docs/reference/cli.md."""
     parts = [
         f"# Command line\n\n{NOTE}\n",
-        "What each command prints when asked for `--help`. Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted.\n"
-        "Data goes to stdout, progress and complaints to stderr; `interp --debug COMMAND` shows a traceback.\n",
+        "What each command prints when asked for `--help`. Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted,\n"
+        "141 nobody reads the output; what they mean, and what happens to files:\n"
+        "[files and exit codes](files-and-exit-codes.md). Data goes to stdout, progress and complaints to stderr;\n"
+        "`interp --debug COMMAND` shows a traceback.\n",
     ]
     parts += [f"## {path}\n\n```text\n{text.rstrip()}\n```\n" for path, text in commands()]
     return "\n".join(parts)
+
+
+def index() -> str:
+    """interp/cli/index.json: names of analyses, tasks, methods and models, for the command line."""
+    from interp.cli.index import make
+
+    return json.dumps(make(), indent=1) + "\n"
 
 
 def label_rule(spec: Any) -> str:

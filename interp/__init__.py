@@ -13,9 +13,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from interp.environment import __version__
-
 _HOME = {
+    "__version__": "interp.environment",
     "load": "interp.loading.load",
     "Model": "interp.model",
     "ModelInfo": "interp.model",
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
     from interp.decompose import logit_lens as logit_lens
     from interp.edits import Ablate as Ablate
     from interp.edits import ablate_heads as ablate_heads
+    from interp.environment import __version__ as __version__
     from interp.errors import InterpError as InterpError
     from interp.lenses import jacobian_lens as jacobian_lens
     from interp.lenses import tuned_lens as tuned_lens

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from interp.errors import SchemaError, nearest
+from interp.files import read_json as read_document
 
 
 def root() -> Path:
@@ -42,10 +42,7 @@ def read_json(where: Path) -> Any:
     Raises:
         SchemaError: not JSON; says where it breaks.
     """
-    try:
-        return json.loads(where.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise SchemaError(f"cannot read {where.name}: {error}") from error
+    return read_document(where, name=where.name, error=SchemaError)
 
 
 def is_held_out(key: str, *, one_in: int) -> bool:

@@ -37,6 +37,29 @@ class SchemaError(InterpError):
     """A table, an option or a file that does not have the declared form."""
 
 
+class UnknownName(InterpError):  # noqa: N818  (a state of affairs)
+    """A name, or the value of an option, that there is none of: what was typed has to be corrected.
+
+    The command line ends with 2 for every error of this class, with 1 for others.
+    """
+
+
+class UnknownEntry(UnknownName, SchemaError):  # noqa: N818
+    """Of an analysis, a method, a table, a column."""
+
+
+class UnknownTask(UnknownName, TaskError):  # noqa: N818
+    """Of a task, a split, a metric."""
+
+
+class UnknownSite(UnknownName, SiteError):  # noqa: N818
+    """Of a kind of place."""
+
+
+class UnknownModel(UnknownName, ModelLoadError):  # noqa: N818
+    """Of a model or checkpoint in the package, a dtype, a device, a backend."""
+
+
 class CheckError(InterpError):
     """An extension that does not keep what is promised of all of its kind; says which promises, and how."""
 

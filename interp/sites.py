@@ -17,7 +17,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from interp.errors import SiteError, nearest
+from interp.errors import SiteError, UnknownSite, nearest
 
 KINDS: dict[str, str] = {
     "embed": "token embedding, with positions where they are added [batch pos d_model]",
@@ -196,7 +196,7 @@ class Site:
     def __post_init__(self) -> None:
         """Check the kind and that what narrows it makes sense for it."""
         if self.kind not in KINDS and not _MODULE.match(self.kind):
-            raise SiteError(f"unknown site kind {self.kind!r}; {nearest(str(self.kind), KINDS)}")
+            raise UnknownSite(f"unknown site kind {self.kind!r}; {nearest(str(self.kind), KINDS)}")
         for name in ("first", "last", "head", "position"):
             if type(getattr(self, name)) is not int and getattr(self, name) is not None:
                 object.__setattr__(self, name, _number(name, getattr(self, name)))
@@ -292,7 +292,7 @@ def _parse(text: str) -> Site:
         return Site(LENS[stem][0], layer, alias=text)
     if lens:
         known = [name.removeprefix("blocks.") for name in LENS if name.startswith("blocks.")]
-        raise SiteError(f"unknown site {text!r}: {nearest(lens['rest'], known)}")
+        raise UnknownSite(f"unknown site {text!r}: {nearest(lens['rest'], known)}")
     named = _MODULE.match(text)
     if named:
         side = ":input" if named["side"] == "input" else ""

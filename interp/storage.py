@@ -23,6 +23,7 @@ from torch import Tensor
 from interp.batch import Batch, Prompts
 from interp.environment import human_bytes, versions
 from interp.errors import BackendError, SchemaError, SiteError, nearest
+from interp.files import WRITER, atomic_write, read_json
 from interp.model import Model
 from interp.sites import Site
 
@@ -64,12 +65,12 @@ class Store:
             SchemaError: no index there, or one that this version cannot read.
         """
         path = Path(folder)
-        try:
-            index = json.loads((path / INDEX).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise SchemaError(f"{os.fspath(folder)!r} has no readable {INDEX}: not written by capture_to") from error
-        if index.get("schema_version") != SCHEMA:
-            raise SchemaError(f"{os.fspath(folder)!r} has schema {index.get('schema_version')}; this reads {SCHEMA}")
+        index = read_json(path / INDEX, name=f"the {INDEX} of {os.fspath(folder)!r}", error=SchemaError)
+        schema = index.get("schema_version") if isinstance(index, dict) else None
+        if schema != SCHEMA:
+            raise SchemaError(
+                f"{os.fspath(folder)!r} has schema {schema}, or was not written by capture_to; this reads {SCHEMA}"
+            )
         return cls(path, index)
 
     def __len__(self) -> int:
@@ -273,7 +274,7 @@ class _Writer:
         """Write what is held to a new file, then the index."""
         if self.numbers:
             name = f"{len(self.index['files']):05d}.safetensors"
-            self._write(name, lambda path: save_file(self.buffer, path))
+            self._write(name, lambda path: save_file(self.buffer, path, metadata={"writer": WRITER}))
             self.index["files"].append({"name": name, "batches": self.numbers, "bytes": self.size})
             self.index["prompts_sha256"] += self.hashes
             self.buffer, self.numbers, self.hashes = {}, [], []
@@ -285,13 +286,7 @@ class _Writer:
         """Let a file appear whole or not at all."""
         if self.model.rank > 0:
             return
-        target = self.folder / name
-        part = target.with_name(f".{name}.part")
-        try:
-            write(part)
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
+        atomic_write(self.folder / name, write)
 
 
 def _sha256(batch: Batch) -> str:

@@ -23,7 +23,7 @@ from circuits.graph.graph import Graph
 from circuits.wiring.case import Case
 from circuits.wiring.edges import Other, run_edges, sent
 from interp.edits import Edit
-from interp.errors import SchemaError, TaskError, nearest
+from interp.errors import SchemaError, TaskError, UnknownTask, nearest
 from interp.measurement.ability import advantage
 from interp.model import Model
 from interp.results.provenance import recorded
@@ -197,7 +197,7 @@ def portions(
 ) -> Iterator[tuple[Case, Other]]:
     """Prompts in portions, each with what its removed edges carry."""
     if ablation not in ABLATIONS:
-        raise TaskError(f"unknown ablation {ablation!r}; {nearest(ablation, ABLATIONS)}")
+        raise UnknownTask(f"unknown ablation {ablation!r}; {nearest(ablation, ABLATIONS)}")
     means = _means(case, reference or case.task) if ablation == "mean" else {}
     for part in case.batches(batch_size):
         if ablation == "zero":

@@ -15,7 +15,7 @@ from circuits.graph.graph import Graph
 from circuits.methods import CircuitMethod, circuit_methods, find
 from circuits.wiring.case import Case
 from interp.components import EMBED, LOGITS
-from interp.errors import SchemaError, TaskError, nearest
+from interp.errors import SchemaError, TaskError, UnknownEntry, nearest
 from interp.loading.load import load
 from interp.model import Model
 from interp.parallel import each
@@ -65,7 +65,7 @@ def scoreboard(
     ):
         for name in names:
             if name not in valid_names:
-                raise SchemaError(f"unknown {what} {name!r}; {nearest(name, valid_names)}")
+                raise UnknownEntry(f"unknown {what} {name!r}; {nearest(name, valid_names)}")
     cases = [(m, a, s) for m in mechanisms for a in architectures for s in range(seeds)]
     case_rows = each(
         lambda case: _case(*case, methods=method_names, n=n, noise=noise), cases, jobs=jobs, progress=progress

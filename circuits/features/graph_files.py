@@ -12,7 +12,8 @@ from circuits.features.feature_graph import FeatureGraph
 from circuits.features.picture import draw as draw_graph
 from circuits.features.schema import document, parts_of
 from interp.errors import SchemaError
-from interp.results.files import atomic_write, writable
+from interp.files import atomic_write, read_json
+from interp.results.files import writable
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
 class AttributionGraph(FeatureGraph):
     """What acts on the logits of one prompt through which features; see `FeatureGraph` for its fields."""
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write JSON in Neuronpedia's graph schema, with what `load` needs beside it."""
-        target = writable(path)
+    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> Path:
+        """Write JSON in Neuronpedia's graph schema, with what `load` needs beside it.
+
+        `force` replaces a file that is not an earlier graph.
+        """
+        target = writable(path, force=force)
         text = json.dumps(document(self))
-        atomic_write(target, lambda p: p.write_text(text, encoding="utf-8"))
-        return target
+        return atomic_write(target, lambda p: p.write_text(text, encoding="utf-8"), force=force)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> AttributionGraph:
@@ -36,11 +39,7 @@ class AttributionGraph(FeatureGraph):
         Raises:
             SchemaError: no such file, no JSON, or a graph that other software wrote and that lacks what is needed.
         """
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise SchemaError(f"{os.fspath(path)!r} cannot be read as JSON: {error}") from error
-        return cls(**parts_of(content))
+        return cls(**parts_of(read_json(Path(path), error=SchemaError)))
 
     def draw(self, *, title: str = "") -> go.Figure:
         """Figure: tokens along x, layers upwards; the strongest edges."""

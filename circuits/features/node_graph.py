@@ -123,9 +123,9 @@ class FeatureCircuit:
             raise SchemaError(f"{count} nodes; expected 1 to {len(self.ranking)}, those that change")
         return self.ranking.take(np.arange(count))
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the tables to `.parquet`, `.json` or `.csv`; `load` reads the first."""
-        return self.result().save(path)
+    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> Path:
+        """Write the tables to `.parquet`, `.json` or `.csv`; `load` reads the first. `force` as in `Result.save`."""
+        return self.result().save(path, force=force)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> FeatureCircuit:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from interp.components import Link, kind, layer_of
+from interp.files import WRITER
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -32,6 +33,7 @@ def networkx(
 def dot(nodes: Sequence[str], links: Sequence[Link], n_layers: int) -> str:
     """Graphviz text, one rank per layer."""
     lines = [
+        f"// {WRITER}",
         "digraph circuit {",
         '  rankdir="BT"; node [shape=box, style=rounded, fontname="sans-serif"];',
         '  edge [fontname="sans-serif", fontsize=9];',

@@ -23,6 +23,8 @@ from circuits.graph import select
 from circuits.graph.layout import Layout
 from interp.components import EMBED, LOGITS, Edge, Link
 from interp.errors import SchemaError
+from interp.files import atomic_write, read_text
+from interp.files.reading import MOST_JSON
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -239,7 +241,7 @@ class Graph:
         """
         try:
             content = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SchemaError(f"not JSON: {error}") from error
         if not isinstance(content, dict) or content.get("schema") != SCHEMA:
             raise SchemaError(f"not a circuit of schema {SCHEMA}")
@@ -254,15 +256,19 @@ class Graph:
                 array[place] = np.nan if value is None else value
         return replace(graph, columns=columns)
 
-    def save(self, path: str | Path) -> Path:
-        """Write `to_json`; returns the path."""
-        Path(path).write_text(self.to_json(), encoding="utf-8")
-        return Path(path)
+    def save(self, path: str | Path, *, force: bool = False) -> Path:
+        """Write `to_json`, whole or not at all; returns the path. `force` replaces a file that is not ours."""
+        text = self.to_json()
+        return atomic_write(Path(path).expanduser(), lambda p: p.write_text(text, encoding="utf-8"), force=force)
 
     @classmethod
     def load(cls, path: str | Path) -> Graph:
-        """From a file written by `save`."""
-        return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        """From a file written by `save`.
+
+        Raises:
+            SchemaError: not such a file, or one that cannot be read.
+        """
+        return cls.from_json(read_text(Path(path), most=MOST_JSON, error=SchemaError))
 
     def to_networkx(self) -> nx.MultiDiGraph:
         """Nodes with `layer`, edges keyed by port with `score`; a group's edge goes to each of its heads."""

@@ -1,5 +1,6 @@
 """Prompts as token ids with their padding mask, and the spans in them that have a name."""
 
+from interp.batch.halves import check_text
 from interp.batch.prompts import BOS_POLICIES, Batch, warn
 from interp.batch.prompts import Prompts as Prompts
 from interp.batch.spans import Span as Span
@@ -7,5 +8,6 @@ from interp.batch.spans import Span as Span
 __all__ = [
     "BOS_POLICIES",
     "Batch",
+    "check_text",
     "warn",
 ]

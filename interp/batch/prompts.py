@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from interp.batch.halves import check_text
 from interp.batch.spans import character_offsets, check_mask, check_name, read_spans
-from interp.errors import PromptWarning, TaskError, nearest
+from interp.errors import PromptWarning, TaskError, UnknownTask, nearest
 from interp.shapes import brief
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ class Batch:
         cls, prompts: Prompts, tokenizer: PreTrainedTokenizerBase | None, *, side: str, keep_end: bool, bos: str
     ) -> Batch:
         if bos not in BOS_POLICIES:
-            raise TaskError(f"unknown BOS policy {bos!r}; {nearest(str(bos), BOS_POLICIES)}")
+            raise UnknownTask(f"unknown BOS policy {bos!r}; {nearest(str(bos), BOS_POLICIES)}")
         if bos != "default" and not _is_text(prompts):
             raise TaskError(f"bos={bos!r} is about text, and ids are run as they are; leave `bos` out, or give text")
         if isinstance(prompts, Batch):
@@ -360,6 +361,7 @@ def _tokens(text: str, tokenizer: PreTrainedTokenizerBase | None, *, keep_end: b
         raise TaskError(EMPTY)
     if tokenizer is None:
         raise TaskError("this checkpoint has no tokenizer: give token ids instead of text")
+    check_text(text)
     words: Any = tokenizer
     ids = list(words(text, verbose=False)["input_ids"])
     bare = list(words(text, add_special_tokens=False, verbose=False)["input_ids"])

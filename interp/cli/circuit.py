@@ -5,18 +5,25 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from interp.cli import own
-from interp.cli.options import usage
+from interp.cli.index import entries
+from interp.cli.names import LARGEST_SEED, check_options, check_run
+from interp.cli.options import Force, Quote
 from interp.environment import CIRCUIT_METHODS, plugin_names
+from interp.files import writable_folder, write_files
 
 if TYPE_CHECKING:
     from circuits.find import Found
     from interp.results.results import Result
+
+FILES = ("edges.csv", "faithfulness.csv", "graph.json", "circuit.dot", "circuit.html")
+TABLES = ("table.parquet", "table.csv")
 
 
 def circuit(
@@ -40,7 +47,9 @@ def circuit(
     edges: Annotated[int | None, typer.Option(min=1, metavar="N", help="Size of the circuit before pruning.")] = None,
     metric: Annotated[str | None, typer.Option(help="What is measured; the task's own otherwise.")] = None,
     ablation: Annotated[str, typer.Option(help="What removed edges carry: resample, mean or zero.")] = "resample",
-    n_prompts: Annotated[int, typer.Option(min=2, help="Prompts to find it on, and as many others to judge it.")] = 64,
+    n_prompts: Annotated[
+        int, typer.Option(min=2, max=100_000, help="Prompts to find it on, and as many others to judge it.")
+    ] = 64,
     n_random: Annotated[
         int, typer.Option("--random", min=1, metavar="N", help="Random circuits of the same size; from 99 on with a p.")
     ] = 20,
@@ -48,11 +57,13 @@ def circuit(
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Write table, graph, picture and faithfulness here.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of prompts and random circuits.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of prompts and random circuits.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...")] = None,
+    force: Force = False,
+    quote: Quote = False,
 ) -> None:
     """Which edges of MODEL do a task, and how much of it do they do alone? Some methods ask about components instead.
 
@@ -61,23 +72,22 @@ def circuit(
 
     Example: interp circuit zoo:default --task ioi --method eap-ig --out circuit
     """
-    from circuits import methods
+    options = dict(_option(text) for text in option or ())
+    check_run(model, dtype=dtype, device=device, method=method, tasks=[task] if task else ())
+    check_options(method, options)
+    gives = entries("methods")[method]["gives"]
+    if out is not None:
+        writable_folder(out, TABLES if gives == "table" else FILES, force=force)
+    given = own.pairs_instead(task, (clean, corrupt, answer, wrong), pairs, answer_tokens)
     from circuits.find import circuit as find
     from interp.loading.load import load
     from interp.results.results import Result
 
-    options = dict(_option(text) for text in option or ())
-    given = own.pairs_instead(task, (clean, corrupt, answer, wrong), pairs, answer_tokens)
-    with usage():
-        chosen = methods.find(method)
-        chosen.check(options)
-    if out is not None and out.is_file():
-        raise typer.BadParameter(f"{str(out)!r} is a file; name a folder")
     loaded = load(model, revision=revision, dtype=dtype, device=device)
     asked: Any = task
     if given is not None:
         asked, held_out = given.tasks(loaded, answer_tokens=answer_tokens)
-        options |= {} if chosen.gives == "table" else {"held_out": held_out}
+        options |= {} if gives == "table" else {"held_out": held_out}
     outcome = find(
         loaded,
         asked,
@@ -91,9 +101,9 @@ def circuit(
         **options,
     )
     if isinstance(outcome, Result):
-        _write_table(outcome, out=out, top=top, as_json=as_json)
+        _write_table(outcome, out=out, top=top, as_json=as_json, force=force, quote=quote)
     else:
-        _write_circuit(outcome, out=out, top=top, as_json=as_json)
+        _write_circuit(outcome, out=out, top=top, as_json=as_json, force=force, quote=quote)
 
 
 def _option(text: str) -> tuple[str, Any]:
@@ -103,13 +113,13 @@ def _option(text: str) -> tuple[str, Any]:
         raise typer.BadParameter(f"{text!r}: options of a method are written NAME=VALUE")
     try:
         return name, json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return name, value
 
 
-def _write_circuit(outcome: Found, *, out: Path | None, top: int, as_json: bool) -> None:
+def _write_circuit(outcome: Found, *, out: Path | None, top: int, as_json: bool, force: bool, quote: bool) -> None:
     if out is not None:
-        for path in outcome.save(out).values():
+        for path in outcome.save(out, force=force, quote=quote).values():
             sys.stderr.write(f"wrote {path}\n")
     if as_json:
         document = {
@@ -128,13 +138,14 @@ def _write_circuit(outcome: Found, *, out: Path | None, top: int, as_json: bool)
         sys.stdout.write(f"... and {n_more} more\n")
 
 
-def _write_table(result: Result, *, out: Path | None, top: int, as_json: bool) -> None:
+def _write_table(result: Result, *, out: Path | None, top: int, as_json: bool, force: bool, quote: bool) -> None:
     """What a method without a circuit says: its table, the strongest components first where it is printed."""
     result.provenance["command"] = _command()
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        for name in ("table.parquet", "table.csv"):
-            sys.stderr.write(f"wrote {result.save(out / name)}\n")
+        for path in write_files(
+            out, {name: partial(result.save, quote=quote) for name in TABLES}, force=force
+        ).values():
+            sys.stderr.write(f"wrote {path}\n")
     if as_json:
         sys.stdout.write(result.to_json() + "\n")
         return

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp.cli import options
+from interp.cli.names import LARGEST_SEED, check_run
+from interp.files import writable_file, writable_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,11 +58,13 @@ def load(
     revision: Revision = None,
     dtype: Dtype = "float32",
     device: Device = None,
+    force: options.Force = False,
 ) -> None:
     """What do a dictionary's files hold, and does it do in MODEL what they claim? A mismatch is refused, with numbers.
 
     Example: interp sae load zoo:default/resid2 --model zoo:default --save saelens sae
     """
+    check_run(model, dtype=dtype, device=device)
     from interp.dictionaries import load as load_dictionary
     from interp.dictionaries.fit import check, quality
     from interp.dictionaries.training.files import LAYOUTS, write
@@ -70,8 +74,8 @@ def load(
     _check_names(format, site, site_out)
     if save is not None and save[0] not in LAYOUTS:
         raise typer.BadParameter(f"no dictionary is written as {save[0]!r}; {nearest(save[0], LAYOUTS)}")
-    if save is not None and Path(save[1]).is_file():
-        raise typer.BadParameter(f"{save[1]!r} is a file; name a folder")
+    if save is not None:
+        writable_folder(save[1], (), force=force)
     for name, wanted in (("--loss", loss), ("--prompt", prompt), ("--text", text)):
         if wanted and model is None:
             raise typer.BadParameter(f"{name} is for measuring, and there is no model to measure in; give --model")
@@ -84,7 +88,7 @@ def load(
         found = check(checkpoint, d, prompts)
         found = quality(checkpoint, d, prompts, loss=True) if loss else found
     if save is not None:
-        write(d, save[1], save[0])
+        write(d, save[1], save[0], force=force)
         sys.stderr.write(f"wrote {save[1]}\n")
     members, measured = _members(d), _measured(d, found)
     if as_json:
@@ -124,21 +128,25 @@ def features(
         Path | None, typer.Option(metavar="FILE", help="Write .csv, .json or .parquet; .html with --feature.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the random directions beside a feature's logits.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of the random directions beside a feature's logits.")
+    ] = 0,
     dictionary_revision: OwnRevision = None,
     revision: Revision = None,
     dtype: Dtype = "float32",
     device: Device = None,
+    force: options.Force = False,
+    quote: options.Quote = False,
 ) -> None:
     """Which features are active on a prompt? With --feature: what is one active on, and which logits does it push?
 
     Example: interp sae features zoo:default/resid2 --model zoo:default --prompt "The code of goose is"
     """
+    check_run(model, dtype=dtype, device=device)
     from interp.dictionaries import load as load_dictionary
     from interp.dictionaries.dictionary import member_of
     from interp.dictionaries.fit import check
     from interp.loading.load import load as load_model
-    from interp.results.files import writable, writable_file
 
     _check_names(format, site, site_out)
     prompts = _prompts(prompt, text)
@@ -147,8 +155,7 @@ def features(
     if out is not None:
         if feature is not None and out.suffix != ".html":
             raise typer.BadParameter(f"what is said of one feature is a page; end {str(out)!r} in .html")
-        with options.usage():
-            out = writable_file(out) if feature is not None else writable(out)
+        out = writable_file(out, force=force) if feature is not None else options.table_target(out, force=force)
     d = load_dictionary(dictionary, format=format, revision=dictionary_revision, site=site, site_out=site_out)
     with options.usage():
         n = member_of(d, member).n_features
@@ -157,9 +164,9 @@ def features(
     checkpoint = load_model(model, revision=revision, dtype=dtype, device=device)
     check(checkpoint, d, measure=measure)
     if feature is not None:
-        _one(checkpoint, d, feature, prompts, member=member, k=top, seed=seed, out=out, as_json=as_json)
+        _one(checkpoint, d, feature, prompts, member=member, k=top, seed=seed, out=out, as_json=as_json, force=force)
     else:
-        _all(checkpoint, d, prompts, top=top, out=out, as_json=as_json)
+        _all(checkpoint, d, prompts, top=top, out=out, as_json=as_json, force=force, quote=quote)
 
 
 def _one(
@@ -173,6 +180,7 @@ def _one(
     seed: int,
     out: Path | None,
     as_json: bool,
+    force: bool,
 ) -> None:
     from interp.reports.features import feature_view
     from interp.texts import sources
@@ -182,26 +190,28 @@ def _one(
         sys.stderr.write(f"no --prompt and no --text: looked at in {len(prompts)} Python sources of this machine\n")
     view: FeatureView = feature_view(model, d, feature, prompts, member=member, k=k, seed=seed)
     if out is not None:
-        sys.stderr.write(f"wrote {view.save(out)}\n")
+        sys.stderr.write(f"wrote {view.save(out, force=force)}\n")
     sys.stdout.write((json.dumps(view.document(), indent=1) if as_json else view.summary()) + "\n")
 
 
 def _all(
-    model: Model, d: Dictionary | Dictionaries, prompts: list[str], *, top: int, out: Path | None, as_json: bool
+    model: Model,
+    d: Dictionary | Dictionaries,
+    prompts: list[str],
+    *,
+    top: int,
+    out: Path | None,
+    as_json: bool,
+    force: bool,
+    quote: bool,
 ) -> None:
     from interp.dictionaries.activity import features as active
-    from interp.results.files import atomic_write
+    from interp.results.files import write_table
 
     found = active(model, d, prompts)
     table = _texts(found, model)
     if out is not None:
-        writers: dict[str, Any] = {
-            ".csv": lambda path: table.to_csv(path, index=False),
-            ".json": lambda path: table.to_json(path, orient="records", indent=1),
-            ".parquet": lambda path: table.to_parquet(path, index=False),
-        }
-        atomic_write(out, writers[out.suffix])
-        sys.stderr.write(f"wrote {out}\n")
+        sys.stderr.write(f"wrote {write_table(table, out, force=force, quote=quote)}\n")
     best = found.by_feature(len(table) if as_json else top)
     best["token"] = _tokens(best["token"].tolist(), model)
     if as_json:

@@ -1,15 +1,18 @@
 """The command line: data on stdout, progress and complaints on stderr, library calls and nothing else in between.
 
-Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted. Heavy imports wait until a command runs.
+Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted, 141 nobody reads the output any more. Heavy imports wait until a
+command runs.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -35,19 +38,25 @@ from interp.cli import (
 from interp.cli import (
     zoo as cli_zoo,
 )
-from interp.errors import InterpError, SchemaError
+from interp.cli.completion import completion
+from interp.cli.listing import list_names
+from interp.cli.names import LARGEST_SEED, check_run
+from interp.cli.output import abandon, printable, printable_streams, unguarded
+from interp.environment import __version__
+from interp.errors import InterpError, SchemaError, UnknownName
 
 if TYPE_CHECKING:
     from interp.measurement.registry import Analysis
     from interp.results.results import Result
 
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
+FAILED, USAGE, INTERRUPTED, UNREAD = 1, 2, 130, 141
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer exports the leaf of its usage errors alone
 
 app = typer.Typer(
     name="interp",
     help="Look inside transformer language models.",
     no_args_is_help=True,
+    add_completion=False,  # `interp completion` knows the names too
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -58,17 +67,28 @@ app.command()(cli_circuit.circuit)
 app.command()(cli_report.report)
 app.command()(cli_runs.runs)
 app.command()(cli_reproduce.reproduce)
+app.command("list")(list_names)
+app.command()(completion)
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, local folder, or zoo:NAME.")]
-Seed = Annotated[int, typer.Option(help="Seed of prompts, intervals and random controls.")]
+Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of prompts, intervals and random controls.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...")]
 Names = Annotated[list[str] | None, typer.Option("--analysis", "-a", metavar="NAME", help="Run this one; repeatable.")]
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"interp {__version__}\n")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")] = False,
 ) -> None:
     """Look inside transformer language models."""
@@ -88,6 +108,8 @@ def detect(
     bos: cli_options.Bos = None,
     stack: Annotated[str | None, typer.Option(help="Of an encoder-decoder: encoder or decoder.")] = None,
     source: Annotated[str | None, typer.Option(metavar="TEXT", help="What its decoder reads.")] = None,
+    force: cli_options.Force = False,
+    quote: cli_options.Quote = False,
     text: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="A prompt of your own to measure on; repeatable.")
     ] = None,
@@ -102,19 +124,15 @@ def detect(
     With --text only analyses that measure on prompts of one's own run; which do not is said. --span names a stretch of
     each text: characters START to END (document=0:5200; an end left out is the text's), or words that it has once.
     """
-    from interp.loading.load import load
-    from interp.measurement.registry import detect as run
-    from interp.measurement.registry import find
-    from interp.results.files import writable
-
+    check_run(model, dtype=dtype, device=device, analyses=analysis)
+    cli_options.check_bos(bos)
     with cli_options.usage():
-        cli_options.check_bos(bos)
-        for name in analysis or ():
-            find(name)
-        target = None if out is None else _table_path(out)
         texts = [cli_options.read_text(path) for path in text or ()]
         spans = cli_options.read_spans(span or [], texts)
-    target = None if target is None else writable(target)
+    target = None if out is None else cli_options.table_target(out, force=force)
+    from interp.loading.load import load
+    from interp.measurement.registry import detect as run
+
     checkpoint = load(model, revision=revision, dtype=dtype, device=device, stack=stack, source_text=source)
     prompts = cli_options.own_prompts(checkpoint, texts, spans, bos=bos)
     policy = None if texts else bos  # of the texts themselves
@@ -122,7 +140,7 @@ def detect(
     result.provenance["command"] = _command()
     cli_options.say_left_out(result.provenance["left_out"])
     if target is not None:
-        result.save(target)
+        result.save(target, force=force, quote=quote)
         _say(f"wrote {target}")
     if as_json:
         sys.stdout.write(result.to_json() + "\n")
@@ -137,14 +155,17 @@ def demo(
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where the page goes.")] = Path("report.html"),
     prompt: Annotated[str | None, typer.Option(help="Text to show attention on, instead of random tokens.")] = None,
     seed: Seed = 0,
+    force: cli_options.Force = False,
 ) -> None:
     """Detect the heads of the shipped model, print the best, and write a page about them."""
+    from interp.files import writable_file
+
+    check_run(model)
+    target = writable_file(out, force=force)
     from interp.loading.load import load
     from interp.measurement.registry import detect as run
     from interp.reports import report
-    from interp.results.files import writable_file
 
-    target = writable_file(out)
     checkpoint = load(model)
     if prompt is not None:
         checkpoint.batch(prompt)  # a prompt that cannot be run is refused before the work, not after it
@@ -152,7 +173,7 @@ def demo(
     result.provenance["command"] = _command()
     cli_options.say_left_out(result.provenance["left_out"])
     _print_tables(result, 3)
-    path = report(checkpoint, results=result, prompt=prompt, seed=seed, path=target, command=_command())
+    path = report(checkpoint, results=result, prompt=prompt, seed=seed, path=target, force=force, command=_command())
     sys.stdout.write(f"report: {path.resolve()}\n")
 
 
@@ -188,7 +209,7 @@ def _print_tables(result: Result, top: int) -> None:
 
     from interp.measurement.registry import find
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, file=unguarded(sys.stdout))
     for name in result.table["analysis"].unique():
         spec = find(name)
         rows = result.top(name, variant=spec.headline, k=top)
@@ -199,7 +220,12 @@ def _print_tables(result: Result, top: int) -> None:
             interval = f"{row['ci_low']:.3f} .. {row['ci_high']:.3f}"
             label = "yes" if row.get("label") is True else ""
             table.add_row(
-                row["component"], f"{row['value']:.3f}", interval, f"{row['null']:.3f}", f"{row['q']:.1e}", label
+                printable(row["component"]),
+                f"{row['value']:.3f}",
+                interval,
+                f"{row['null']:.3f}",
+                f"{row['q']:.1e}",
+                label,
             )
         console.print(table)
         _print_labelled(console, result, spec)
@@ -251,14 +277,6 @@ def _print_roles(result: Result) -> None:
             sys.stdout.write("Roles\n" + "\n".join(atlas(result).summary()) + "\n")
 
 
-def _table_path(path: Path) -> Path:
-    from interp.results.files import SUFFIXES
-
-    if path.suffix not in SUFFIXES:
-        raise SchemaError(f"cannot tell the format of {str(path)!r}; end it in {', '.join(SUFFIXES)}")
-    return path
-
-
 def _say(text: str) -> None:
     sys.stderr.write(text + "\n")
 
@@ -272,27 +290,75 @@ def _command() -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: runs a command and turns every failure into one line on stderr and an exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments
-    if not sys.stderr.isatty():  # progress bars are for terminals; read when Hugging Face's packages are imported
+    if sys.stderr is None or not sys.stderr.isatty():  # bars are for terminals; read when Hugging Face is imported
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    with _interruptible() as interrupted, printable_streams():
+        code = _run(arguments, interrupted)
+    sys.exit(code)
+
+
+def _run(arguments: Sequence[str], interrupted: list[int]) -> int:
+    """The exit code of a command; what went wrong is said."""
     try:
-        code = app(args=arguments, prog_name="interp", standalone_mode=False)
-        if code == INTERRUPTED:  # typer turns Ctrl-C into this without a word
-            _say("interp: interrupted")
+        code = app(args=list(arguments), prog_name="interp", standalone_mode=False)
+        sys.stdout.flush()
     except UsageError as error:
-        _say(f"interp: {error.format_message()}")  # type: ignore[attr-defined]
-        code = USAGE
-    except (KeyboardInterrupt, typer.Abort):
-        _say("interp: interrupted")
-        code = INTERRUPTED
+        _complain(error.format_message())  # type: ignore[attr-defined]
+        return USAGE
     except BrokenPipeError:
-        sys.stderr.close()
-        code = FAILED
+        abandon(sys.stdout)
+        return UNREAD
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
     except Exception as error:
-        if debug:
+        if interrupted:  # some library has made another error of it
+            code = INTERRUPTED
+        elif "--debug" in arguments:
             raise
-        kind = "" if isinstance(error, InterpError) else f"unexpected {type(error).__name__}: "
-        hint = "" if isinstance(error, InterpError) else " (--debug shows the traceback)"
-        _say(f"interp: {kind}{' '.join(str(error).split())}{hint}")
-        code = FAILED
-    sys.exit(code if isinstance(code, int) else 0)
+        else:
+            return _failed(error)
+    if code == INTERRUPTED:  # typer turns Ctrl-C into this without a word
+        _complain("interrupted")
+    return code if isinstance(code, int) else 0
+
+
+def _failed(error: Exception) -> int:
+    """Say what a command failed of; anything but an error of ours, of the system or for want of memory is a bug."""
+    if isinstance(error, InterpError):
+        _complain(str(error))
+        return USAGE if isinstance(error, UnknownName) else FAILED
+    if isinstance(error, OSError):
+        if error.filename is None:
+            abandon(sys.stdout)
+        where = "the output" if error.filename is None else repr(error.filename)
+        _complain(f"{where}: {error.strerror or error}")
+    elif isinstance(error, MemoryError):
+        _complain(f"out of memory: {error}; take fewer or shorter prompts")
+    else:
+        _complain(f"unexpected {type(error).__name__}: {error} (--debug shows the traceback)")
+    return FAILED
+
+
+def _complain(text: str) -> None:
+    with suppress(OSError):  # nobody reads this either
+        _say(f"interp: {' '.join(text.split())}")
+
+
+@contextmanager
+def _interruptible() -> Iterator[list[int]]:
+    """Ctrl-C is remembered: a library may swallow the KeyboardInterrupt, or raise something else for it."""
+    signals: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        signals.append(number)
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGINT, interrupt)
+    except ValueError:  # not in the main thread, where signals do not arrive
+        yield signals
+        return
+    try:
+        yield signals
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from interp.cli.names import BOS
+from interp.cli.output import unguarded
+
 if TYPE_CHECKING:
     from interp.batch import Batch
     from interp.measurement.registry import Analysis
@@ -21,14 +24,25 @@ Bos = Annotated[
     typer.Option(metavar="POLICY", help="Start random prompts with a BOS: default (as the tokenizer), forced, none."),
 ]
 
+Force = Annotated[bool, typer.Option("--force", help="Replace a file that is there and is no earlier output.")]
+Quote = Annotated[bool, typer.Option("--quote", help="Quote cells of CSV that a spreadsheet would execute.")]
+
+
+def table_target(path: Path, *, force: bool) -> Path:
+    """The path of a table, once it is known that it can be written; its suffix is a matter of usage."""
+    from interp.results.files import check_suffix, writable
+
+    with usage():
+        check_suffix(path)
+    return writable(path, force=force)
+
 
 def check_bos(policy: str | None) -> None:
     """Refuse an unknown policy as a usage error."""
     from interp.errors import nearest
-    from interp.tasks.synthetic import BOS_POLICIES
 
-    if policy is not None and policy not in BOS_POLICIES:
-        raise typer.BadParameter(f"unknown BOS policy {policy!r}; {nearest(policy, BOS_POLICIES)}")
+    if policy is not None and policy not in BOS:
+        raise typer.BadParameter(f"unknown BOS policy {policy!r}; {nearest(policy, BOS)}")
 
 
 def say_left_out(reasons: Mapping[str, str]) -> None:
@@ -41,7 +55,7 @@ def progress(analyses: Sequence[Analysis]) -> Iterator[Analysis]:
     """A bar on stderr while analyses run, where that is a terminal."""
     from tqdm.auto import tqdm
 
-    with tqdm(analyses, disable=None, file=sys.stderr, leave=False) as bar:
+    with tqdm(analyses, disable=None, file=unguarded(sys.stderr), leave=False) as bar:
         for spec in bar:
             bar.set_description(spec.name)
             yield spec
@@ -59,17 +73,14 @@ def usage() -> Iterator[None]:
 
 
 def read_text(path: Path) -> str:
-    """Text of a file.
+    """Text of a file or pipe.
 
     Raises:
-        InterpError: it cannot be read, or is no UTF-8.
+        InterpError: it cannot be read, is too large, or is no UTF-8.
     """
-    from interp.errors import InterpError
+    from interp.files import read_text as read
 
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise InterpError(f"cannot read {str(path)!r}: {error}") from error
+    return read(path.expanduser())
 
 
 def read_spans(options: Sequence[str], texts: Sequence[str]) -> dict[str, list[Any]]:

@@ -11,8 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from interp.cli import own
-from interp.cli.options import Bos, check_bos, progress, say_left_out
-from interp.errors import InterpError
+from interp.cli.names import LARGEST_SEED, check_run
+from interp.cli.options import Bos, Force, check_bos, progress, say_left_out
+from interp.files import writable_file
 
 Texts = own.Texts
 OWN = 4
@@ -42,11 +43,14 @@ def report(
         Texts, typer.Option("--analysis", "-a", metavar="NAME", help="Run this one, not all that suit; repeatable.")
     ] = None,
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where the page goes.")] = Path("report.html"),
-    seed: Annotated[int, typer.Option(help="Seed of prompts, intervals and random controls.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of prompts, intervals and random controls.")
+    ] = 0,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...")] = None,
     bos: Bos = None,
+    force: Force = False,
 ) -> None:
     """Write what the parts of MODEL do as one HTML page: heads, circuits of tasks, your own prompts taken apart.
 
@@ -54,6 +58,7 @@ def report(
 
     Example: interp report zoo:default --task ioi --out report.html
     """
+    check_run(model, dtype=dtype, device=device, analyses=analysis, method=method, tasks=task)
     check_bos(bos)
     own.check_rule(answer_tokens)
     if prompt and clean:
@@ -65,16 +70,10 @@ def report(
         questions += list(zip(given.clean, given.answer, given.wrong or [None] * len(given), strict=True))[:OWN]
     if dictionary is not None and not questions:
         raise typer.BadParameter("--dictionary makes attribution graphs of prompts; give --prompt")
-    from circuits.methods import find as find_method
+    target = writable_file(out, force=force)
     from interp.loading.load import load
-    from interp.measurement.registry import find
     from interp.reports import report as write
-    from interp.results.files import writable_file
 
-    for name in analysis or ():
-        _check_name(find, name)
-    _check_name(find_method, method)
-    target = writable_file(out.expanduser())
     checkpoint = load(model, revision=revision, dtype=dtype, device=device)
     tasks: list[Any] = list(task or ())
     if given is not None:
@@ -88,6 +87,7 @@ def report(
         dictionary=dictionary,
         seed=seed,
         path=target,
+        force=force,
         command=shlex.join(["interp", *sys.argv[1:]]),
         bos=bos,
         progress=progress,
@@ -107,10 +107,3 @@ def _questions(prompts: Sequence[str], answers: Sequence[str], wrong: Sequence[s
     right = answers or [""] * len(prompts)
     against = wrong or [""] * len(prompts)
     return [(p, a or None, w or None) for p, a, w in zip(prompts, right, against, strict=True)]
-
-
-def _check_name(find: Any, name: str) -> None:
-    try:
-        find(name)
-    except InterpError as error:
-        raise typer.BadParameter(str(error)) from error

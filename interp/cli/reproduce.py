@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from interp.cli.names import LARGEST_SEED, check_run
 from interp.cli.options import usage
 
 Pairs = Annotated[
@@ -36,7 +37,7 @@ def reproduce(
     k: Annotated[
         int, typer.Option("--top", min=1, metavar="K", help="Heads compared at the top of both rankings.")
     ] = 10,
-    seed: Annotated[int, typer.Option(help="Seed of prompts and intervals.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of prompts and intervals.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -45,6 +46,7 @@ def reproduce(
 
     Example: interp reproduce gpt2 --published scores.csv --where model=gpt2-small
     """
+    check_run(dtype=dtype, device=device)
     from interp.studies import reproduce as compared
     from interp.studies.published import Published
 

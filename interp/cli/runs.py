@@ -28,13 +28,14 @@ def runs(
 
     Example: interp runs results --sql "SELECT component, value FROM results WHERE q < 0.01"
     """
+    if sql is not None and compare is not None:
+        raise typer.BadParameter("--sql and --compare are two questions; ask one at a time")
     from interp.results import runs as folders
+    from interp.results.sql import plain_cells
 
     listing = folders.runs(folder, analysis=analysis, model=model)
     for path, why in listing.skipped.items():
-        sys.stderr.write(f"skipped {path}: {why}\n")
-    if sql is not None and compare is not None:
-        raise typer.BadParameter("--sql and --compare are two questions; ask one at a time")
+        sys.stderr.write(f"skipped {path}: {' '.join(why.split())}\n")
     if compare is not None:
         a, b = (listing.load(run) for run in compare)
         table = folders.compare(a, b).head(top)
@@ -43,7 +44,7 @@ def runs(
     else:
         table = listing.table if sql is None else listing.query(sql)
     if as_json:
-        sys.stdout.write(table.to_json(orient="records", indent=1) + "\n")
+        sys.stdout.write(plain_cells(table).to_json(orient="records", indent=1, date_format="iso") + "\n")
     elif not len(table):
         sys.stdout.write("nothing found\n")
     else:

@@ -12,6 +12,10 @@ import typer
 
 from interp.cli import dictionaries as cli_dictionaries
 from interp.cli import options as cli_options
+from interp.cli.names import LARGEST_SEED, check_run
+from interp.files import writable_folder, write_files
+
+GRAPH_FILES = ("graph.json", "page.html", "edges.csv", "nodes.csv")
 
 app = typer.Typer(help="Sparse autoencoders and transcoders: what their features do.", no_args_is_help=True)
 
@@ -45,26 +49,29 @@ def graph(
     check: Annotated[int, typer.Option(min=0, metavar="N", help="Edges checked by taking their source out.")] = 128,
     top: Annotated[int, typer.Option(min=0, metavar="K", help="Edges printed.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print the graph as JSON on stdout, nothing else.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the edges checked.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of the edges checked.")] = 0,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...")] = None,
+    force: cli_options.Force = False,
+    quote: cli_options.Quote = False,
 ) -> None:
     """Which features of MODEL make it say what it says after a prompt: an attribution graph.
 
     Example: interp sae graph zoo:default --prompt "sun moon star sun moon" --out graph
     """
+    check_run(model, dtype=dtype, device=device)
+    for name, share in (("--node", node), ("--edge", edge)):
+        if not 0 < share <= 1:
+            raise typer.BadParameter(f"{name} is a share of influence, above 0 and at most 1; got {share:g}")
+    if out is not None:
+        writable_folder(out, GRAPH_FILES, force=force)
     from circuits.features.attribute import attribution_graph
     from circuits.features.edge_check import check_edges
     from circuits.features.schema import document
     from interp import dictionaries
     from interp.loading.load import load
 
-    if out is not None and out.is_file():
-        raise typer.BadParameter(f"{str(out)!r} is a file; name a folder")
-    for name, share in (("--node", node), ("--edge", edge)):
-        if not 0 < share <= 1:
-            raise typer.BadParameter(f"{name} is a share of influence, above 0 and at most 1; got {share:g}")
     checkpoint = load(model, revision=revision, dtype=dtype, device=device)
     features_of = None if dictionary is None else dictionaries.load(dictionary, checkpoint)
     found = attribution_graph(
@@ -82,15 +89,16 @@ def graph(
     summary = "\n".join(lines)
     if out is not None:
         from circuits.graph.page import page
-        from interp.results.files import atomic_write
+        from interp.results.files import write_csv
 
-        out.mkdir(parents=True, exist_ok=True)
-        found.save(out / "graph.json")
-        atomic_write(out / "page.html", lambda path: path.write_text(page(found, summary), encoding="utf-8"))
-        atomic_write(out / "edges.csv", lambda path: found.table().to_csv(path, index=False))
-        atomic_write(out / "nodes.csv", lambda path: found.node_table().to_csv(path, index=False))
-        for name in ("graph.json", "page.html", "edges.csv", "nodes.csv"):
-            sys.stderr.write(f"wrote {out / name}\n")
+        writers = {
+            "graph.json": found.save,
+            "page.html": lambda path: path.write_text(page(found, summary), encoding="utf-8"),
+            "edges.csv": lambda path: write_csv(found.table(), path, quote=quote),
+            "nodes.csv": lambda path: write_csv(found.node_table(), path, quote=quote),
+        }
+        for path in write_files(out, writers, force=force).values():
+            sys.stderr.write(f"wrote {path}\n")
     if as_json:
         sys.stdout.write(json.dumps(document(found)) + "\n")
         return
@@ -119,7 +127,9 @@ def train(
     steps: Annotated[int, typer.Option(min=1, help="Updates.")] = 2000,
     batch_size: Annotated[int, typer.Option(min=1, help="Tokens of an update.")] = 1024,
     learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 1e-3,
-    seed: Annotated[int, typer.Option(help="Of the parameters and of the order of the data.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=LARGEST_SEED, help="Of the parameters and of the order of the data.")
+    ] = 0,
     text: Annotated[
         list[Path] | None,
         typer.Option(metavar="FILE", help="Text to run the model on, repeatable; sources of Python unless said."),
@@ -127,12 +137,15 @@ def train(
     save_every: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Between two saved states.")] = 60.0,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...")] = None,
+    force: cli_options.Force = False,
 ) -> None:
     """Train a dictionary of MODEL at SITE, write it, and say what it is worth on other text.
 
     Example: interp sae train zoo:default L2.resid_post --features 768 --k 24 --steps 500 --out sae
     """
+    check_run(model, device=device)
     from interp.dictionaries._hygiene import hygiene
+    from interp.dictionaries.formats.saelens import CONFIG, WEIGHTS
     from interp.dictionaries.training.files import check_writable, write
     from interp.dictionaries.training.run import train as run
     from interp.dictionaries.training.settings import Settings
@@ -157,13 +170,11 @@ def train(
         check_writable(Settings(**settings), places[0], places[1])  # pyright: ignore[reportArgumentType]
     except InterpError as error:
         raise typer.BadParameter(str(error)) from error
-    if out.is_file():
-        raise typer.BadParameter(f"{str(out)!r} is a file; name a folder")
+    writable_folder(out, (WEIGHTS, CONFIG) if len(site) == 1 else (), force=force)
     prompts = [cli_options.read_text(path) for path in text] if text else list(sources("train").values())
     target = load(model, revision=revision, device=device)
     dictionary = run(target, site, prompts, site_out=site_out, folder=out, save_every=save_every, **settings)
-    write(dictionary, out)
-    (out / STATE).unlink()
+    write(dictionary, out, force=force, obsolete=[STATE])
     for row in hygiene(target, dictionary).table.to_dict(orient="records"):
         where = row["component"] if isinstance(row["component"], str) else ""
         sys.stdout.write(f"{row['variant']:16} {where:16} {row['value']:.4f}\n")

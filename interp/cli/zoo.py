@@ -9,6 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
+from interp.cli.names import check
+from interp.cli.options import Force, table_target
+from interp.cli.output import unguarded
+
 app = typer.Typer(help="Models with known mechanisms that come with the package.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(metavar="NAME", help="As in `interp zoo list`, without zoo: or with it.")]
 
@@ -33,17 +37,19 @@ def build(name: Name, folder: Annotated[Path, typer.Argument(metavar="DIR", help
     """Write a model as an ordinary Hugging Face folder, for use with other tools."""
     from interp import zoo
     from interp.errors import InterpError
+    from interp.files import writable_folder, write_folder
 
-    model, tokenizer = zoo.load(_bare(name))
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    zoo.entry(_bare(name))
+    writable_folder(folder, ())
+    if folder.is_dir() and any(folder.iterdir()):
         raise InterpError(f"{str(folder)!r} is not an empty folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    except OSError as error:
-        raise InterpError(f"cannot write {str(folder)!r}: {error.strerror or error}") from error
-    sys.stdout.write(f"{folder}\n")
+    model, tokenizer = zoo.load(_bare(name))
+
+    def save(where: Path) -> None:
+        model.save_pretrained(where)
+        tokenizer.save_pretrained(where)
+
+    sys.stdout.write(f"{write_folder(folder, save)}\n")
 
 
 @app.command()
@@ -95,6 +101,7 @@ def verify(
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the summary as a markdown table.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Processes at a time.")] = 1,
     items: Annotated[int, typer.Option(min=1, help="Held-out items of each skill, with NAME.")] = 256,
+    force: Force = False,
 ) -> None:
     """Judge every analysis on models whose mechanisms are known; exit 1 if a planted head is missed or misranked.
 
@@ -115,13 +122,15 @@ def verify(
         raise typer.BadParameter(f"{' and '.join(chosen)} are {len(chosen)} questions: ask one")
     if dictionaries and architecture:
         raise typer.BadParameter("planted features have no architecture: leave out --architecture")
-    from interp.results.files import atomic_write, writable
+    if not behaviour and not circuits and not dictionaries:
+        check("analyses", analysis or (), called="analysis")
+    target = None if out is None else table_target(out, force=force)
+    from interp.results.files import write_table
     from interp.studies.scoreboard import markdown
 
-    target = None if out is None else writable(out)
     judge, board = _board("".join(chosen), analysis, architecture, seeds=seeds, jobs=jobs)
     if target is not None:
-        atomic_write(target, lambda path: board.to_csv(path, index=False))
+        write_table(board, target, force=force)
     table = judge.summary(board)
     sys.stdout.write((markdown(table) if as_markdown else table.to_string(index=False)) + "\n")
     if judge.failed(board):
@@ -135,7 +144,7 @@ def _board(
     from tqdm.auto import tqdm
 
     def progress(cases: Iterable[Any]) -> Iterable[Any]:
-        return tqdm(list(cases), disable=None, file=sys.stderr, leave=False)
+        return tqdm(list(cases), disable=None, file=unguarded(sys.stderr), leave=False)
 
     common: dict[str, Any] = {"seeds": seeds, "jobs": jobs, "progress": progress}
     if question == "--circuits":

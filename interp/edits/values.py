@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.components import head_name, parse_head
-from interp.errors import SiteError, nearest
+from interp.errors import SiteError, UnknownSite, nearest
 from interp.several import several
 from interp.shapes import brief
 from interp.sites import Site
@@ -109,7 +109,7 @@ class Ablate(Edit):
         """Check the way of ablating and that a mean comes with its value."""
         super().__post_init__()
         if not isinstance(self.how, str) or self.how not in HOW:
-            raise SiteError(f"unknown ablation {self.how!r}; {nearest(str(self.how), HOW)}")
+            raise UnknownSite(f"unknown ablation {self.how!r}; {nearest(str(self.how), HOW)}")
         if (self.how == "zero") != (self.value is None):
             name = "other prompts' activation" if self.how == "resample" else "mean"
             raise SiteError(f"a {self.how} ablation takes the {name} as `value`; a zero ablation takes none")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import re
@@ -27,11 +26,13 @@ from transformers.utils import logging as hf_logging
 from interp import zoo
 from interp.backends import Checkpoint
 from interp.errors import ModelLoadError, first_line
+from interp.files import read_json
 from interp.loading.hooked.decoder import register
 from interp.loading.hooked.read import is_hooked, read_hooked
 from interp.loading.hub import snapshot
 from interp.loading.memory import adapted, check_device, dtype_of, module_of
 from interp.loading.shards import check_dtypes, check_keys, sha256, weight_files
+from interp.loading.sizes import check_sizes
 from interp.zoo import relu_llama
 
 if TYPE_CHECKING:
@@ -112,10 +113,8 @@ def _of_zoo(
 
 def _of_adapter(folder: Path, tokenizer: PreTrainedTokenizerBase | None, **options: Any) -> Checkpoint:
     """The base model that an adapter names, with the adapter in it."""
-    try:
-        base = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelLoadError(f"cannot read {ADAPTER} in {str(folder)!r}: {error}") from error
+    config = read_json(folder / ADAPTER, name=f"{ADAPTER} in {str(folder)!r}", error=ModelLoadError)
+    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
     if not isinstance(base, str) or not base:
         raise ModelLoadError(
             f"{ADAPTER} in {str(folder)!r} names no base model; load that one and put the adapter on it"
@@ -167,9 +166,12 @@ def _weights(name: str, folder: Path, config: PretrainedConfig, **options: Any) 
     files = weight_files(folder)
     if getattr(config, "quantization_config", None) is None:
         check_dtypes(files)
+    auto_class = _auto_class(config)
+    with _quiet():
+        check_sizes(name, config, auto_class, files)
     try:
         with _quiet():
-            model_and_report: Any = _auto_class(config).from_pretrained(
+            model_and_report: Any = auto_class.from_pretrained(
                 folder,
                 config=config,
                 use_safetensors=True,

@@ -8,7 +8,7 @@ from importlib import metadata
 from typing import Any
 
 from interp.backends import Backend, Checkpoint
-from interp.errors import ModelLoadError, nearest
+from interp.errors import ModelLoadError, UnknownModel, nearest
 
 GROUP = "interp.backends"
 DEFAULT = "hf"
@@ -51,7 +51,7 @@ def backend_for(source: Any, backend: str | None = None, *, remote: bool | str =
     """
     name = DEFAULT if backend is None else backend
     if not isinstance(name, str) or name not in backends():
-        raise ModelLoadError(f"unknown backend {name!r}; {_choices(str(name))}")
+        raise UnknownModel(f"unknown backend {name!r}; {_choices(str(name))}")
     own = owner(source)
     if own is not None and backend not in (None, own.name):
         raise ModelLoadError(f"a {type(source).__name__} is run by backend {own.name!r}, not {backend!r}; leave it out")

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from interp.backends.plan.checks import COMPILED, compiled
-from interp.errors import ModelLoadError, first_line
+from interp.errors import ModelLoadError, UnknownModel, first_line
 
 
 def module_of(source: Any) -> PreTrainedModel | None:
@@ -94,5 +94,5 @@ def dtype_of(dtype: str | torch.dtype) -> torch.dtype | None:
         return None
     torch_dtype = dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype), None)
     if not isinstance(torch_dtype, torch.dtype) or not torch_dtype.is_floating_point or torch_dtype.itemsize < 2:
-        raise ModelLoadError(f"unknown dtype {dtype!r}; use float32, bfloat16, float16, float64 or auto")
+        raise UnknownModel(f"unknown dtype {dtype!r}; use float32, bfloat16, float16, float64 or auto")
     return torch_dtype

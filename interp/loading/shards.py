@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from interp.errors import ModelLoadError
+from interp.files import read_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 HASHED = 256 * 2**20
@@ -55,9 +56,10 @@ def indexed_files(index: Path, where: str) -> list[str]:
     Raises:
         ModelLoadError: no names, or one of a pickle or of a file elsewhere.
     """
+    content = read_json(index, name=f"{INDEX} in {where!r}", error=ModelLoadError)
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        names = sorted(set(content["weight_map"].values()))
+    except (KeyError, AttributeError, TypeError) as error:
         raise ModelLoadError(f"cannot read {INDEX} in {where!r}: {type(error).__name__}: {error}") from error
     if not names:
         raise ModelLoadError(f"{INDEX} in {where!r} names no files")
@@ -88,8 +90,8 @@ def header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
             if size > min(file.stat().st_size, 2**30):
                 raise ValueError("a header longer than the file")
             entries = json.loads(stream.read(size))
-        return {k: (v["dtype"], tuple(v["shape"])) for k, v in entries.items() if k != "__metadata__"}
-    except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        return {k: (str(v["dtype"]), tuple(map(int, v["shape"]))) for k, v in entries.items() if k != "__metadata__"}
+    except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelLoadError(f"corrupt weights in {str(file)!r}: {error or type(error).__name__}") from error
 
 

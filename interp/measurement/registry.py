@@ -20,7 +20,16 @@ from interp.batch import Batch, Prompts
 from interp.components import head_name, mlp_name
 from interp.edits import Edit
 from interp.environment import load_plugins
-from interp.errors import BackendError, CheckError, InterpError, NotApplicable, NotFinite, SchemaError, nearest
+from interp.errors import (
+    BackendError,
+    CheckError,
+    InterpError,
+    NotApplicable,
+    NotFinite,
+    SchemaError,
+    UnknownEntry,
+    nearest,
+)
 from interp.measurement.declaration import CAUSAL, TOKEN_LOGITS, Analysis, PlantedTask, Section, Stage
 from interp.measurement.options import checked_options, other_prompts, why_no_prompts
 from interp.model import Model, with_edits
@@ -145,7 +154,7 @@ def find(name: str) -> Analysis:
     if not isinstance(name, str):
         raise SchemaError(f"an analysis is named by a string; got {type(name).__name__} {name!r:.40}")
     if name not in specs:
-        raise SchemaError(f"unknown analysis {name!r}; {nearest(name, specs)}")
+        raise UnknownEntry(f"unknown analysis {name!r}; {nearest(name, specs)}")
     return specs[name]
 
 

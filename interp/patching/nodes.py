@@ -24,7 +24,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from interp.edits import Edit, Replace
-from interp.errors import TaskError, nearest
+from interp.errors import TaskError, UnknownTask, nearest
 from interp.model import Model, ModelInfo
 from interp.numerics import wide
 from interp.patching.case import Case
@@ -141,7 +141,7 @@ def node_attribution(
         TaskError: an unknown method, role or metric, one without a gradient, or kl where its gradient vanishes.
     """
     if method not in METHODS:
-        raise TaskError(f"unknown method {method!r}; {nearest(method, METHODS)}")
+        raise UnknownTask(f"unknown method {method!r}; {nearest(method, METHODS)}")
     case = Case.of(model, task, metric=metric)
     if case.metric == "kl" and method != "atp-ig":
         raise TaskError('kl is measured against the clean run, where its gradient is zero; take method="atp-ig"')

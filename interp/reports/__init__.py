@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interp.results.files import atomic_write, writable_file
+from interp.files import atomic_write, writable_file
 from interp.results.results import Result
 from interp.several import several
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from interp.reports.features import FeatureView
 
 __all__ = ["report"]
+TEXT: Mapping[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace"}
 
 
 def report(
@@ -31,6 +33,7 @@ def report(
     dictionary: Any = None,
     seed: int = 0,
     path: str | Path = "report.html",
+    force: bool = False,
     command: str | None = None,
     bos: str | None = None,
     progress: Callable[[Sequence[Analysis]], Any] | None = None,
@@ -39,8 +42,7 @@ def report(
 ) -> Path:
     """Write the attribution report of `model` and return its path.
 
-    The file needs no network and no other file: plotly.js, style and data are inside. It appears whole or not at all.
-    Everything asked for is checked before any of it is computed.
+    The file needs no network and no other file, and appears whole or not at all. All is checked before any is computed.
 
     Args:
         model: any loaded model.
@@ -56,6 +58,7 @@ def report(
         dictionary: with which each of `prompts` gets its attribution graph: one, a folder, a hub id, or "neurons".
         seed: of analyses, tasks and the sample prompt.
         path: file to write.
+        force: replace a file that is not an earlier page.
         command: shell command that made the report, shown for copying.
         bos: policy of the analyses' random prompts: "default", "forced" or "none"; None leaves it to each.
         progress: may wrap the list of analyses in a progress bar.
@@ -73,7 +76,7 @@ def report(
     >>> page = pathlib.Path(tempfile.mkdtemp()) / "report.html"
     >>> path = interp.report(model, analyses=["previous_token"], prompts=[([5, 6, 7, 5, 6], 7)], path=page)
     """
-    target = writable_file(Path(path).expanduser())
+    target = writable_file(path, force=force)
     from interp.measurement.registry import detect, find
     from interp.reports import circuits, graphs
     from interp.reports.features import views_of
@@ -95,8 +98,7 @@ def report(
     outcomes = circuits.find(model, pairs, seed=seed, method=method, told=told)
     parts = {"questions": questions, "circuits": outcomes, "graphs": made, "features": views}
     page = render(model, result, analyses=analyses, prompt=shown, **parts, seed=seed, command=command)
-    atomic_write(target, lambda p: p.write_text(page, encoding="utf-8", errors="backslashreplace"))
-    return target
+    return atomic_write(target, partial(Path.write_text, data=page, **TEXT), force=force)
 
 
 def _shown_prompt(model: Model, prompt: Any, questions: Sequence[Any]) -> Any:

@@ -6,16 +6,17 @@ import html
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from interp.batch import Prompts
 from interp.dictionaries import Dictionaries, Dictionary, Record, pushed_logits, random_pushes, top_examples
 from interp.errors import NotApplicable, SchemaError
+from interp.files import atomic_write, writable_file
 from interp.model import Model
 from interp.reports.facts import short_name
 from interp.reports.tokens import Piece, pieces
-from interp.results.files import atomic_write, writable_file
 from interp.tokens.texts import token_texts
 
 LOGITS = 8
@@ -84,15 +85,17 @@ class FeatureView:
         top = max(counts.values())
         return [(2 ** (i / 4), counts.get(i, 0), counts.get(i, 0) / top) for i in range(low, high + 1)]
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Write one HTML file that needs no network and no other file, and return its path.
+
+        `force` replaces a file that is not an earlier page.
 
         Raises:
             InterpError: the path cannot be written.
         """
-        target, page = writable_file(Path(path).expanduser()), self._page()
-        atomic_write(target, lambda p: p.write_text(page, encoding="utf-8", errors="backslashreplace"))
-        return target
+        target, page = writable_file(path, force=force), self._page()
+        write = partial(Path.write_text, data=page, encoding="utf-8", errors="backslashreplace")
+        return atomic_write(target, write, force=force)
 
     def summary(self) -> str:
         """The same as plain text: how often, largest values with their place in brackets, logits beside the control."""

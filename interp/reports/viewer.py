@@ -5,17 +5,18 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from interp.errors import SchemaError, TaskError
+from interp.files import atomic_write, writable_file
 from interp.model import Model
 from interp.parallel import cached_property
 from interp.plots.numbers import array_of
 from interp.reports.facts import short_name
 from interp.reports.rows import KEYS, Head, HeadRows, Heads, choose, kept_rows, measure, parse_heads, parse_queries
 from interp.reports.tokens import Piece, pieces, visible
-from interp.results.files import atomic_write, writable_file
 from interp.tokens.texts import token_texts
 
 WINDOW = 256  # tokens in the page at a time
@@ -135,16 +136,18 @@ class View:
             "listed": LISTED,
         }
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Write one HTML file that needs no network and no other file, and return its path.
+
+        `force` replaces a file that is not an earlier page.
 
         Raises:
             InterpError: the path cannot be written.
         """
-        target = writable_file(Path(path).expanduser())
+        target = writable_file(path, force=force)
         page = self._page()
-        atomic_write(target, lambda p: p.write_text(page, encoding="utf-8", errors="backslashreplace"))
-        return target
+        write = partial(Path.write_text, data=page, encoding="utf-8", errors="backslashreplace")
+        return atomic_write(target, write, force=force)
 
     def _row(self, head: int, row: int) -> list[tuple[int, int]]:
         """(key, p in units) of a kept row, what rounds to nothing left out."""

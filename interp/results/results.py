@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from interp.environment import human_bytes
 from interp.errors import SchemaError, first_line, nearest
-from interp.results.files import atomic_write, writable
+from interp.files.marks import PROVENANCE
+from interp.results.files import atomic_write, writable, write_csv
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -52,7 +54,9 @@ INTERVENTION_COLUMNS: dict[str, str] = {
     "random_sd": "float64",
     "n_random": "Int64",
 }
-_META = b"interp.provenance"
+MOST_ROWS, MOST_BYTES = 2_000_000, 2**31 - 1
+"""Of a stored table that is read back."""
+_META = PROVENANCE
 _META_INTERVENTIONS = b"interp.interventions"
 
 
@@ -137,19 +141,23 @@ class Result:
         first = rows.iloc[0]
         return figure_of(str(first["analysis"]), str(first["variant"]))(rows)
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
+    def save(self, path: str | os.PathLike[str], *, force: bool = False, quote: bool = False) -> Path:
         """Write to `.parquet` (table, interventions, provenance), `.json` (the same) or `.csv` (table alone).
 
-        The file appears whole or not at all.
+        The file appears whole or not at all. `force` replaces a file that is not an earlier result; `quote` keeps a
+        spreadsheet from executing text of a `.csv` (see `write_csv`).
+
+        Raises:
+            SchemaError: an unknown suffix.
+            InterpError: the file cannot be written, or is somebody else's.
         """
-        target = writable(path)
+        target = writable(path, force=force)
         writers: dict[str, Callable[[Path], object]] = {
             ".parquet": self._write_parquet,
-            ".csv": lambda p: self.table.to_csv(p, index=False),
+            ".csv": lambda p: write_csv(self.table, p, quote=quote),
             ".json": lambda p: p.write_text(self.to_json(), encoding="utf-8"),
         }
-        atomic_write(target, writers[target.suffix])
-        return target
+        return atomic_write(target, writers[target.suffix], force=force)
 
     def to_json(self) -> str:
         """One JSON document: provenance, rows, interventions; what does not apply is null."""
@@ -182,14 +190,22 @@ class Result:
         import pyarrow.parquet as pq
 
         try:
-            arrow = pq.read_table(Path(path))
-        except (OSError, pa.ArrowInvalid) as error:
+            with pq.ParquetFile(Path(path), thrift_string_size_limit=MOST_BYTES) as file:
+                meta = file.schema_arrow.metadata or {}
+                _check_size(os.fspath(path), file.metadata)
+                table = file.read().to_pandas() if _META in meta else pd.DataFrame()
+        except (OSError, pa.ArrowException, OverflowError) as error:
             raise SchemaError(f"cannot read {os.fspath(path)!r}: {first_line(error)}") from error
-        meta = arrow.schema.metadata or {}
         if _META not in meta:
             raise SchemaError(f"{os.fspath(path)!r} holds no provenance: not written by interp")
-        interventions = frame(json.loads(meta[_META_INTERVENTIONS]), interventions=True)
-        return cls(arrow.to_pandas(), json.loads(meta[_META]), interventions)
+        try:
+            provenance, rows = json.loads(meta[_META]), json.loads(meta[_META_INTERVENTIONS])
+        except (KeyError, ValueError, RecursionError) as error:
+            raise SchemaError(f"{os.fspath(path)!r} is damaged: {type(error).__name__}: {error}") from error
+        missing = [name for name in COLUMNS if name not in table]
+        if missing or not isinstance(provenance, dict):
+            raise SchemaError(f"{os.fspath(path)!r} is no result: {missing[0] if missing else 'provenance'} is missing")
+        return cls(table, provenance, frame(rows, interventions=True))
 
     @classmethod
     def concat(cls, results: Sequence[Result]) -> Result:
@@ -202,6 +218,20 @@ class Result:
         common = {k: v for k, v in results[0].provenance.items() if all(r.provenance.get(k) == v for r in results)}
         own = [{k: v for k, v in r.provenance.items() if k not in common} for r in results]
         return cls(tables, {**common, "calls": own}, effects)
+
+
+def _check_size(path: str, metadata: Any) -> None:
+    """Refuse a table that is too large to be one of ours, before it is read.
+
+    Raises:
+        SchemaError: says how large it is.
+    """
+    size = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+    if metadata.num_rows > MOST_ROWS or size > MOST_BYTES:
+        raise SchemaError(
+            f"cannot read {path!r}: {metadata.num_rows} rows of {human_bytes(size)}; at most {MOST_ROWS} rows and "
+            f"{human_bytes(MOST_BYTES)} are read"
+        )
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:

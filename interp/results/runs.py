@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from interp.errors import SchemaError, first_line, nearest
+from interp.errors import SchemaError, nearest
+from interp.files import HIDDEN
 from interp.results import stored
 from interp.results.results import Result
+from interp.results.sql import ask
 
 KEY = ["analysis", "variant", "component", "position"]
 """What makes a row of one table the counterpart of a row of another."""
@@ -26,7 +29,8 @@ class Runs:
     Attributes:
         table: one row per run, newest first: run, path, model, analyses (or the circuit method), seed, device, rows,
             created, seconds.
-        skipped: parquet files that are no results, and why; other JSON files than ours are passed over.
+        skipped: files that are broken or no results, and why; JSON of other programs is passed over, and so is what a
+            killed run left behind.
     """
 
     folder: Path
@@ -59,24 +63,17 @@ class Runs:
         `results` holds the rows of all runs with the run's id in front; a column that only some have is NULL in others.
 
         Raises:
-            SchemaError: DuckDB does not understand the question; what it says of it.
+            SchemaError: DuckDB does not understand the question, what it says of it; or it takes more time, memory or
+                rows than `interp.results.sql` allows.
         """
-        import duckdb
-
-        results = [(run, self.load(run)) for run in self.table["run"]]
+        where = zip(self.table["run"], self.table["path"], strict=True)
+        results = [(run, stored.load(self.folder / path)) for run, path in where]
         tables = {
             "runs": self.table,
             "results": _stack([(run, r.table) for run, r in results]),
             "interventions": _stack([(run, r.interventions) for run, r in results]),
         }
-        with duckdb.connect() as connection:
-            for name, table in tables.items():
-                connection.register(name, table)
-            connection.execute("SET enable_external_access = false")  # a question, not a way to other files
-            try:
-                return connection.execute(sql).df()
-            except duckdb.Error as error:
-                raise SchemaError(f"DuckDB: {first_line(error)}") from error
+        return ask(sql, tables)
 
 
 def runs(folder: str | Path, *, analysis: str | None = None, model: str | None = None) -> Runs:
@@ -89,21 +86,38 @@ def runs(folder: str | Path, *, analysis: str | None = None, model: str | None =
     if not root.is_dir():
         raise SchemaError(f"{str(root)!r} is no folder")
     rows, skipped = [], {}
-    for path in sorted(path for suffix in stored.READ for path in root.rglob(f"*{suffix}")):
+    for path in _files(root):
+        name = str(path.relative_to(root))
         try:
             result = stored.load(path)
-        except SchemaError as error:
+            names = [str(n) for n in dict.fromkeys(result.table["analysis"])]
+            method = result.provenance.get("method")
+            row = _row(result, [str(method)] if method else names, name)
+        except stored.NotOurs as error:
             if path.suffix == ".parquet":
-                skipped[str(path.relative_to(root))] = str(error)
+                skipped[name] = str(error)
             continue
-        names = list(dict.fromkeys(result.table["analysis"]))
-        method = result.provenance.get("method")
-        row = _row(result, [method] if method else names, str(path.relative_to(root)))
+        except SchemaError as error:
+            skipped[name] = str(error)
+            continue
         if (analysis is None or analysis in (*names, method)) and (model is None or model == row["model"]):
             rows.append(row)
     columns = ["run", "path", "model", "analyses", "seed", "device", "rows", "created", "seconds"]
     table = pd.DataFrame(rows, columns=columns).sort_values("created", ascending=False, ignore_index=True)
     return Runs(root, table, skipped)
+
+
+def _files(root: Path) -> list[Path]:
+    """What may be results, in order; without what is being written, or was when a run was killed.
+
+    Raises:
+        SchemaError: a folder that cannot be read.
+    """
+    try:
+        found = [path for suffix in stored.READ for path in root.rglob(f"*{suffix}")]
+    except OSError as error:
+        raise SchemaError(f"cannot read {str(root)!r}: {error.strerror or error}") from error
+    return sorted(p for p in found if not any(part.startswith(HIDDEN) for part in p.relative_to(root).parts))
 
 
 def compare(a: Result, b: Result) -> pd.DataFrame:
@@ -131,8 +145,10 @@ def differences(a: Result, b: Result) -> dict[str, tuple[Any, Any]]:
 
 def _row(result: Result, names: list[str], path: str) -> dict[str, Any]:
     provenance = result.provenance
-    calls = provenance.get("calls", [])
-    ids = [provenance["run_id"]] if "run_id" in provenance else [call.get("run_id", "") for call in calls]
+    listed = provenance.get("calls")
+    calls = [call for call in listed if isinstance(call, Mapping)] if isinstance(listed, list) else []
+    own = [provenance] if "run_id" in provenance else calls
+    ids = [str(call.get("run_id", "")) for call in own]
     model = provenance.get("model")
     return {
         "run": ids[0] if len(ids) == 1 else "+".join(i[:6] for i in ids[:3]) or Path(path).stem,
@@ -142,9 +158,15 @@ def _row(result: Result, names: list[str], path: str) -> dict[str, Any]:
         "seed": provenance.get("seed"),
         "device": provenance.get("device"),
         "rows": len(result.table),
-        "created": provenance.get("created_utc") or max((call.get("created_utc", "") for call in calls), default=""),
-        "seconds": provenance.get("seconds", sum(call.get("seconds", 0.0) for call in calls)),
+        "created": str(
+            provenance.get("created_utc") or max((str(c.get("created_utc", "")) for c in calls), default="")
+        ),
+        "seconds": _number(provenance.get("seconds", sum(_number(call.get("seconds", 0.0)) for call in calls))),
     }
+
+
+def _number(value: Any) -> float:
+    return value if isinstance(value, int | float) else math.nan
 
 
 def _stack(tables: list[tuple[str, pd.DataFrame]]) -> pd.DataFrame:

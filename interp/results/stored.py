@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,12 +10,17 @@ from typing import Any
 import pandas as pd
 
 from interp.components import Edge
-from interp.errors import SchemaError
+from interp.errors import SchemaError, first_line
+from interp.files import read_json
 from interp.results.results import COLUMNS, Result, frame
 
 EDGE_COLUMNS = {"sender": "str", "receiver": "str", "port": "str"}
 READ = (".parquet", ".json")
 """Suffixes of files that hold provenance."""
+
+
+class NotOurs(SchemaError):  # noqa: N818  (a state of affairs)
+    """A file that another program wrote."""
 
 
 def load(path: str | os.PathLike[str]) -> Result:
@@ -26,20 +30,22 @@ def load(path: str | os.PathLike[str]) -> Result:
         SchemaError: not such a file.
     """
     path = Path(path)
-    return _document(path) if path.suffix == ".json" else Result.load(path)
+    try:
+        if not path.is_file():
+            raise SchemaError(f"cannot read {str(path)!r}: it is no file")
+        return _document(path) if path.suffix == ".json" else Result.load(path)
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        raise SchemaError(f"{str(path)!r} is damaged: {type(error).__name__}: {first_line(error)}") from error
 
 
 def _document(path: Path) -> Result:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SchemaError(f"cannot read {str(path)!r}: {error}") from error
+    content = read_json(path, error=SchemaError)
     if isinstance(content, dict) and isinstance(content.get("provenance"), dict):
         if {"rows", "interventions"} <= content.keys():
             return _table(content)
         if {"layout", "edges"} <= content.keys():
             return _graph(content)
-    raise SchemaError(f"{str(path)!r} is neither a result nor a circuit: not written by interp")
+    raise NotOurs(f"{str(path)!r} is neither a result nor a circuit: not written by interp")
 
 
 def _table(content: Mapping[str, Any]) -> Result:

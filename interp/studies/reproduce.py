@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from interp import data
-from interp.errors import NotApplicable, SchemaError, nearest
+from interp.errors import NotApplicable, SchemaError, UnknownEntry, nearest
 from interp.loading.load import load
 from interp.measurement.registry import analyze, find
 from interp.model import Model
@@ -54,7 +54,7 @@ def named(name: str) -> Mapping[str, Any]:
     """
     entries = _named()
     if name not in entries:
-        raise SchemaError(f"no heads are on record for {name!r}; {nearest(name, entries)}")
+        raise UnknownEntry(f"no heads are on record for {name!r}; {nearest(name, entries)}")
     return entries[name]
 
 

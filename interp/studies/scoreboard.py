@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from interp.components import head_names
-from interp.errors import NotApplicable, TaskError, nearest
+from interp.errors import NotApplicable, TaskError, UnknownTask, nearest
 from interp.loading.load import load
 from interp.measurement.planted import cheap, mechanisms, planted_task, questions
 from interp.measurement.registry import Analysis, analyses, analyze, find
@@ -66,7 +66,7 @@ def scoreboard(
     for what, values, valid in (("architecture", architectures or (), all_names), ("setting", settings, SETTINGS)):
         for name in values:
             if name not in valid:
-                raise TaskError(f"unknown {what} {name!r}; {nearest(name, valid)}")
+                raise UnknownTask(f"unknown {what} {name!r}; {nearest(name, valid)}")
     specs = judged_analyses(names)
     cases = [(a, s) for a in architectures or all_names for s in range(seeds)]
     case_rows = each(lambda case: list(_case(specs, settings, *case)), cases, jobs=jobs, progress=progress)

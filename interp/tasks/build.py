@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from interp.data import is_held_out
-from interp.errors import NotApplicable, SchemaError, TaskError, nearest
+from interp.errors import NotApplicable, SchemaError, TaskError, UnknownTask, nearest
 from interp.model import Model
 from interp.tasks import (
     agreement,
@@ -116,7 +116,7 @@ def task(
     """
     name = name.replace("-", "_")
     if split not in SPLITS:
-        raise TaskError(f"unknown split {split!r}; {nearest(split, SPLITS)}")
+        raise UnknownTask(f"unknown split {split!r}; {nearest(split, SPLITS)}")
     if n < 1:
         raise TaskError(f"{n} prompts asked for; at least 1 is needed")
     if source is None and planted.knows(model, name):
@@ -130,7 +130,7 @@ def task(
         _refuse_options(name, options, ())
         return modular.modular_task(model, n=n, seed=seed, split=split, corruption=corruption)
     if name not in documents and name not in shipped_tasks():
-        raise TaskError(f"unknown task {name!r}; {nearest(name, {*task_names(), *documents})}")
+        raise UnknownTask(f"unknown task {name!r}; {nearest(name, {*task_names(), *documents})}")
     doc = _with_options(documents[name] if name in documents else document(name), options)
     return _sample(doc, Speller(model, bos=bos), n=n, seed=seed, split=split, corruption=corruption, bos=bos)
 
@@ -181,11 +181,17 @@ def _sample(
         raise TaskError(f"{doc.name} has no corruption {kind!r}; {nearest(kind, corruptions)}")
     templates = tuple(t for t in doc.templates if t.split in (None, split))
     words, coverage = fit_words(replace(doc, templates=templates), speller)
-    draw, place = (family.draw, None) if family.fit is None else family.fit(words, speller, kind)
+    try:
+        draw, place = (family.draw, None) if family.fit is None else family.fit(words, speller, kind)
+    except (KeyError, IndexError) as error:
+        raise _incomplete(doc, error) from error
     rng = Random(f"{doc.name} {split} {seed} {kind}")
     pairs: dict[tuple[int, ...], EncodedPair] = {}
     for _ in range(TRIES * (n + 10)):
-        example = draw(rng, words, kind)
+        try:
+            example = draw(rng, words, kind)
+        except (KeyError, IndexError, ValueError) as error:
+            raise _incomplete(doc, error) from error
         if example is not None and _in_split(example.key, split, doc):
             pair = speller.encode(example, first_token=doc.answer == "first token")
             if pair is not None:
@@ -218,6 +224,13 @@ def _sample(
             **{option: getattr(doc, option) for option in family.options},
             **({} if place is None else {"deciding_token": place}),
         },
+    )
+
+
+def _incomplete(doc: Document, error: Exception) -> SchemaError:
+    """A list or row that the generator of the family looks for and the document does not have, or not enough of."""
+    return SchemaError(
+        f"{doc.source}: {doc.name} lacks what a task of family {doc.family!r} is made of: {error!r:.100}"
     )
 
 

@@ -11,7 +11,7 @@ from string import Formatter
 from typing import Any, NamedTuple
 
 from interp import data, tasks
-from interp.errors import NotApplicable, TaskError, nearest
+from interp.errors import NotApplicable, TaskError, UnknownTask, nearest
 from interp.model import Model
 
 HAYSTACKS = ("prose", "tokens")
@@ -39,7 +39,7 @@ class Format:
     def __post_init__(self) -> None:
         """A value to be found, and a known haystack."""
         if self.haystack not in HAYSTACKS:
-            raise TaskError(f"unknown haystack {self.haystack!r}; {nearest(self.haystack, HAYSTACKS)}")
+            raise UnknownTask(f"unknown haystack {self.haystack!r}; {nearest(self.haystack, HAYSTACKS)}")
         if "{value}" not in self.needle or "{value}" in self.question:
             raise TaskError(f"the needle must hold {{value}} and the question must not; got {self!r}")
         if ("{key}" in self.needle) != ("{key}" in self.question):

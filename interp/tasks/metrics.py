@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.errors import TaskError, first_line, nearest
+from interp.errors import TaskError, UnknownTask, first_line, nearest
 
 
 @runtime_checkable
@@ -113,7 +113,7 @@ def by_name(name: str) -> Metric:
         TaskError: no such metric; names the nearest.
     """
     if name not in METRICS:
-        raise TaskError(f"unknown metric {name!r}; {nearest(name, METRICS)}")
+        raise UnknownTask(f"unknown metric {name!r}; {nearest(name, METRICS)}")
     return METRICS[name]
 
 

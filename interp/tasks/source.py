@@ -20,6 +20,7 @@ from typing import Any
 from interp import data, zoo
 from interp.errors import SchemaError, TaskError, nearest
 from interp.model import Model
+from interp.tasks.forms import check_form
 
 SCHEMA = 1
 OWN = "tasks.json"
@@ -101,6 +102,7 @@ class Document:
         Raises:
             SchemaError: a field is missing, unknown or of another form.
         """
+        check_form(content, f"{source}, task {name!r}")
         keys = {
             "family", "templates", "words", "rows", "many", "key", "one_in", "metric", "corruptions", "answer", "joint",
             "schema", "summary", "digits", "operator", "depths", "distractors", "order", "steps",
@@ -184,7 +186,7 @@ def checkpoint_tasks(model: Model, folder: Path | None = None) -> dict[str, Docu
             raise TaskError(f"no {OWN} in {folder.name!r}")
         return {}
     content = data.read_json(file)
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA or "tasks" not in content:
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA or not isinstance(content.get("tasks"), dict):
         raise SchemaError(
             f"{file.name} is not {{'schema': {SCHEMA}, 'tasks': ...}}; was it written by another version?"
         )

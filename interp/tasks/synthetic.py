@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from interp.batch import BOS_POLICIES, Batch
-from interp.errors import NotApplicable, TaskError, nearest
+from interp.errors import NotApplicable, TaskError, UnknownTask, nearest
 from interp.model import Model
 from interp.shapes import brief
 
@@ -82,7 +82,7 @@ def bos_id(model: Model, policy: str = "default") -> int | None:
         TaskError: unknown policy, or "forced" where the model has no BOS.
     """
     if policy not in BOS_POLICIES:
-        raise TaskError(f"unknown BOS policy {policy!r}; {nearest(policy, BOS_POLICIES)}")
+        raise UnknownTask(f"unknown BOS policy {policy!r}; {nearest(policy, BOS_POLICIES)}")
     if policy == "none":
         return None
     bos = getattr(model.tokenizer, "bos_token_id", None) if model.tokenizer else model.bos_id

@@ -6,12 +6,15 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from interp.batch import check_text
 from interp.errors import TaskError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _BYTE = re.compile(r"^<0x([0-9A-Fa-f]{2})>$")
+SHOWN = 12
+"""Tokens of a text that an error names."""
 
 
 def token_texts(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase | None) -> list[str]:
@@ -46,6 +49,7 @@ def bare_ids(text: str, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
         raise TaskError(f"expected a token id or a text; got {type(text).__name__} {text!r:.40}")
     if tokenizer is None:
         raise TaskError(f"{text!r}: this checkpoint has no tokenizer; give a token id instead of text")
+    check_text(text)
     words: Any = tokenizer
     return [int(i) for i in words(text, add_special_tokens=False, verbose=False)["input_ids"]]
 
@@ -60,12 +64,12 @@ def single_id(text: str, tokenizer: PreTrainedTokenizerBase | None) -> int:
     ids = bare_ids(text, tokenizer)
     words: Any = tokenizer
     if len(ids) != 1:
-        parts = " + ".join(repr(token) for token in words.convert_ids_to_tokens(ids))
-        pieces = f": {parts}" if ids else ""
-        raise TaskError(f"{text!r} is {len(ids)} tokens{pieces}; one is needed, and {_other_form(text, words)}")
+        parts = " + ".join(repr(token) for token in words.convert_ids_to_tokens(ids[:SHOWN]))
+        pieces = f": {parts}{' ...' if len(ids) > SHOWN else ''}" if ids else ""
+        raise TaskError(f"{text!r:.100} is {len(ids)} tokens{pieces}; one is needed, and {_other_form(text, words)}")
     unknown = getattr(words, "unk_token_id", None)
     if unknown is not None and ids[0] == unknown and text != words.unk_token:
-        raise TaskError(f"{text!r} is not in this model's vocabulary: it is read as {words.unk_token}")
+        raise TaskError(f"{text!r:.100} is not in this model's vocabulary: it is read as {words.unk_token}")
     return ids[0]
 
 
@@ -75,4 +79,4 @@ def _other_form(text: str, tokenizer: Any) -> str:
     ids = bare_ids(other, tokenizer) if other else []
     if len(ids) == 1 and ids[0] != getattr(tokenizer, "unk_token_id", None):
         return f"{other!r} is one"
-    return f"{other!r} is not one either: take another word, or its first token's id"
+    return f"{other!r:.100} is not one either: take another word, or its first token's id"

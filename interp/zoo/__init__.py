@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from interp.components import Edge
-from interp.errors import ModelLoadError
+from interp.errors import ModelLoadError, UnknownModel
 from interp.zoo.ground_truth import Truth
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def entry(name: str) -> Entry:
             return line
     close = get_close_matches(name, names(), n=1, cutoff=0.4)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise ModelLoadError(f"no zoo model is called {name!r}, valid names: {', '.join(names())}{hint}")
+    raise UnknownModel(f"no zoo model is called {name!r}, valid names: {', '.join(names())}{hint}")
 
 
 def folder(name: str) -> Path | None:
@@ -169,7 +169,7 @@ def at_step(name: str, revision: str) -> Path:
     if revision in folders:
         return folders[revision]
     offer = f"it has {', '.join(folders)}" if folders else "it has no training checkpoints"
-    raise ModelLoadError(f"zoo model {name!r} has no revision {revision!r}: {offer}")
+    raise UnknownModel(f"zoo model {name!r} has no revision {revision!r}: {offer}")
 
 
 def truth(name: str) -> Truth | None:

@@ -96,12 +96,12 @@ def test_a_checkpoint_without_a_tokenizer_is_detected(run, quick, bare_folder):
     ("arguments", "code", "message"),
     [
         (["detect", "/nowhere/at/all"], 1, "no folder '/nowhere/at/all'"),
-        (["detect", "zoo:defalt"], 1, "did you mean 'default'"),
+        (["detect", "zoo:defalt"], 2, "did you mean 'default'"),
         (["detect", PLANTED, "-a", "inductoin"], 2, "unknown analysis 'inductoin'; did you mean 'induction'?"),
         (["detect", PLANTED, "--out", "heads.xlsx"], 2, ".parquet, .csv, .json"),
         (["detect", PLANTED, "--out", "/nowhere/heads.csv"], 1, "no folder '/nowhere'"),
-        (["detect", PLANTED, "--dtype", "float31"], 1, "unknown dtype 'float31'"),
-        (["detect", PLANTED, "--device", "toaster"], 1, "device 'toaster'"),
+        (["detect", PLANTED, "--dtype", "float31"], 2, "unknown dtype 'float31'"),
+        (["detect", PLANTED, "--device", "toaster"], 2, "device 'toaster'"),
         (["detect", PLANTED, "--top", "0"], 2, "--top"),
         (["detect"], 2, "MODEL"),
         (["detekt", PLANTED], 2, "detekt"),
@@ -186,7 +186,7 @@ def test_zoo_card(run):
     code, out, _ = run("zoo", "card", "default")
     assert code == 0
     assert "## Training" in out
-    refused(run("zoo", "card", "defalt"), 1, "did you mean 'default'")
+    refused(run("zoo", "card", "defalt"), 2, "did you mean 'default'")
 
 
 def test_zoo_verify(run, tmp_path):
@@ -196,7 +196,7 @@ def test_zoo_verify(run, tmp_path):
     assert code == 0
     assert "| previous_token | alone |" in out
     assert set(pd.read_csv(out_file)["setting"]) == {"alone", "together", "inert"}
-    refused(run("zoo", "verify", "--architecture", "lama"), 1, "did you mean 'llama'")
+    refused(run("zoo", "verify", "--architecture", "lama"), 2, "did you mean 'llama'")
 
 
 def test_help_imports_nothing_heavy():

@@ -17,7 +17,7 @@ SENTENCE = "While Skozul and Moxgax stayed at the market , Skozul passed a cake 
         (["--wrong", "b"], 2, "1 --wrong for 0 --prompt"),
         (["-a", "inductoin"], 2, "did you mean 'induction'"),
         (["--bos", "front"], 2, "unknown BOS policy 'front'; valid choices: default, forced, none"),
-        (["--task", "inductoin"], 1, "unknown task 'inductoin'; did you mean 'induction'"),
+        (["--task", "inductoin"], 2, "unknown task 'inductoin'; did you mean 'induction'"),
         (["--prompt", "t21 t22", "--answer", "no such"], 1, "answer 'no such' is"),
         (["--out", "no/such/folder/r.html"], 1, "cannot write"),
     ],

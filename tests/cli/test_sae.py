@@ -57,4 +57,4 @@ def test_a_dictionary_from_a_folder_and_refusals(run, tmp_path):
     assert (code, out) == (2, "") and "--node is a share of influence" in err
     (tmp_path / "file").write_text("")
     code, out, err = run("sae", "graph", "zoo:default", "--prompt", PROMPT, "--out", tmp_path / "file")
-    assert (code, out) == (2, "") and "name a folder" in err
+    assert (code, out) == (1, "") and "name a folder" in err

@@ -141,7 +141,7 @@ def test_an_unwritable_folder(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("interp.results.files.tempfile.NamedTemporaryFile", refuse)  # root may write anywhere
+    monkeypatch.setattr("interp.files.targets.tempfile.NamedTemporaryFile", refuse)  # root may write anywhere
     with pytest.raises(InterpError, match=r"cannot write .*r.csv.*Permission denied"):
         result().save(tmp_path / "r.csv")
 

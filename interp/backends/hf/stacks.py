@@ -24,7 +24,7 @@ from transformers.utils.generic import ModelOutput
 from interp.attention import Recorder, current_recorder, set_recorder
 from interp.backends.hf.watch import PROBE
 from interp.batch import Batch, Prompts
-from interp.errors import BackendError, ModelLoadError, TaskError, nearest
+from interp.errors import BackendError, ModelLoadError, TaskError, UnknownModel, nearest
 from interp.model import STACKS
 from interp.numerics import device_of
 
@@ -271,7 +271,7 @@ def stack_of(whole: PreTrainedModel, stack: str, source: Sequence[int] | None) -
         ModelLoadError: no such stack, a decoder without a source or an encoder with one, or a source that is no text.
     """
     if stack not in STACKS:
-        raise ModelLoadError(f"unknown stack {stack!r}; {nearest(str(stack), STACKS)}")
+        raise UnknownModel(f"unknown stack {stack!r}; {nearest(str(stack), STACKS)}")
     if stack == ENCODER:
         if source is not None:
             raise ModelLoadError(

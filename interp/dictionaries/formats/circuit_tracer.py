@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlparse
@@ -13,8 +13,9 @@ from interp.dictionaries.activations import Activation, JumpReLU, ReLU
 from interp.dictionaries.dictionary import Dictionaries, Dictionary
 from interp.dictionaries.formats.folder import Folder, pick, tensors_of, value
 from interp.dictionaries.formats.places import hook_site
-from interp.dictionaries.formats.saelens import hook_name, write_files
+from interp.dictionaries.formats.saelens import hook_name, write_tensors
 from interp.errors import ModelLoadError, SchemaError, nearest
+from interp.files import WRITER
 from interp.loading.hub import fetch
 from interp.sites import Site
 
@@ -39,10 +40,20 @@ def read(folder: Folder) -> Dictionaries:
     members = _set(folder, config, hooks) if kind == KINDS[0] else _cross_layer(folder, hooks)
     if not members:
         raise ModelLoadError(f"{folder} has a {CONFIG} and no layers: neither layer_0 nor W_enc_0.safetensors")
-    return Dictionaries(members, {n: x for n, x in config.items() if n not in ("transcoders", "model_kind")})
+    return Dictionaries(
+        members, {n: x for n, x in config.items() if n not in ("transcoders", "model_kind", "written_by")}
+    )
 
 
-def write(dictionaries: Dictionaries, folder: str | Path, *, model_name: str = "", scan: str = "") -> None:
+def write(
+    dictionaries: Dictionaries,
+    folder: str | Path,
+    *,
+    model_name: str = "",
+    scan: str = "",
+    force: bool = False,
+    obsolete: Sequence[str] = (),
+) -> None:
     """Write transcoders, or a cross-layer transcoder, so that circuit-tracer reads them, and `read` the same bits.
 
     Args:
@@ -50,6 +61,8 @@ def write(dictionaries: Dictionaries, folder: str | Path, *, model_name: str = "
         folder: where to; made if it is not there.
         model_name: what the configuration calls the model.
         scan: what it calls the features.
+        force: see `interp.files.write_folder`.
+        obsolete: likewise.
 
     Raises:
         SchemaError: what circuit-tracer has no place for: other activations than ReLU and JumpReLU, centred or
@@ -74,10 +87,10 @@ def write(dictionaries: Dictionaries, folder: str | Path, *, model_name: str = "
             skip = {} if d.skip is None else {"W_skip": d.skip.mT}
             state = {"W_enc": d.w_enc.mT, "W_dec": d.w_dec, "b_enc": d.b_enc, "b_dec": d.b_dec, **skip}
             states[f"layer_{i}.safetensors"] = state | ({THRESHOLD: threshold["threshold"]} if threshold else {})
-    config = {**_plain(dictionaries.metadata), "model_kind": KINDS[crossing]}
+    config = {**_plain(dictionaries.metadata), "model_kind": KINDS[crossing], "written_by": WRITER}
     config |= {"feature_input_hook": _hook(sites_in), "feature_output_hook": _hook(sites_out)}
     config |= {n: x for n, x in (("model_name", model_name), ("scan", scan)) if x}
-    write_files(Path(folder), states, {CONFIG: config})
+    write_tensors(Path(folder), states, {CONFIG: config}, force=force, obsolete=obsolete)
 
 
 def _set(folder: Folder, config: Mapping[str, Any], hooks: list[str]) -> tuple[Dictionary, ...]:

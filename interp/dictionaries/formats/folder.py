@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import zipfile
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import ModelLoadError, first_line
+from interp.files import read_json, read_text
 from interp.loading.hooked.files import read_pickle, read_safetensors
 from interp.loading.hub import fetch
 from interp.zoo import folder as zoo_folder
@@ -100,11 +100,7 @@ class Folder:
         file = self.file(name)
         if file is None:
             return {}
-        try:
-            data = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ModelLoadError(f"cannot read {name} of {self}: {first_line(error)}") from error
-        return self._mapping(data, name)
+        return self._mapping(read_json(file, name=f"{name} of {self}", error=ModelLoadError), name)
 
     def yaml(self, name: str) -> dict[str, Any]:
         """A YAML mapping of plain values.
@@ -114,9 +110,10 @@ class Folder:
         """
         import yaml  # late: one format has it
 
+        text = read_text(self.need(name), name=f"{name} of {self}", error=ModelLoadError)
         try:
-            data = yaml.safe_load(self.need(name).read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
+            data = yaml.safe_load(text)
+        except (ValueError, RecursionError, yaml.YAMLError) as error:
             raise ModelLoadError(f"cannot read {name} of {self}: {first_line(error)}") from error
         return self._mapping(data, name)
 

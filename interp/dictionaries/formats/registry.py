@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from interp.dictionaries.dictionary import Dictionaries, Dictionary
 from interp.dictionaries.formats import circuit_tracer, dictionary_learning, gemma_scope, saelens, sparsify
 from interp.dictionaries.formats.folder import Folder
-from interp.errors import InterpError, ModelLoadError, SchemaError, nearest
+from interp.errors import InterpError, ModelLoadError, SchemaError, UnknownModel, nearest
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def read(folder: Folder, name: str = "auto") -> Dictionary | Dictionaries:
         ModelLoadError: no such layout, none whose files are there, or contents that do not go together.
     """
     if name != "auto" and name not in FORMATS:
-        raise ModelLoadError(f"unknown format {name!r} of a dictionary; {nearest(str(name), ('auto', *FORMATS))}")
+        raise UnknownModel(f"unknown format {name!r} of a dictionary; {nearest(str(name), ('auto', *FORMATS))}")
     form = next((f for f in FORMATS.values() if f.fits(folder)), None) if name == "auto" else FORMATS[name]
     if form is None:
         layouts = "; ".join(f"{f.name}: {', '.join(f.files)}" for f in FORMATS.values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from interp.dictionaries.dictionary import Dictionary
 from interp.dictionaries.formats.folder import Folder, pick, value
 from interp.dictionaries.formats.places import hook_site
 from interp.errors import ModelLoadError, SchemaError, nearest
+from interp.files import WRITER, write_files
 from interp.sites import PER_HEAD, Site
 
 CONFIG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
@@ -39,7 +40,7 @@ OWN = set(
     """
     d_in d_sae d_out dtype device apply_b_dec_to_input normalize_activations architecture k reshape_activations
     rescale_acts_by_decoder_norm activation_fn activation_fn_kwargs finetuning_scaling_factor
-    hook_name hook_name_out hook_head_index hook_head_index_out hook_layer sae_lens_version
+    hook_name hook_name_out hook_head_index hook_head_index_out hook_layer sae_lens_version written_by
     """.split()
 )
 """Entries that are said by the dictionary itself."""
@@ -85,10 +86,21 @@ def read(folder: Folder) -> Dictionary:
     )
 
 
-def write(dictionary: Dictionary, folder: str | Path) -> None:
+def write(dictionary: Dictionary, folder: str | Path, *, force: bool = False, obsolete: Sequence[str] = ()) -> None:
     """Write a dictionary so that SAELens 6 reads it, and `read` gives the same numbers, bit by bit.
 
-    A BatchTopK dictionary is written as JumpReLU with its threshold for every feature, as SAELens does it.
+    A BatchTopK dictionary is written as JumpReLU with its threshold for every feature, as SAELens does it. `force` and
+    `obsolete`: see `interp.files.write_folder`.
+
+    Raises:
+        SchemaError: what SAELens has no place for; see `contents`.
+        InterpError: the folder cannot be written, or holds what is not ours.
+    """
+    write_tensors(Path(folder), *contents(dictionary), force=force, obsolete=obsolete)
+
+
+def contents(dictionary: Dictionary) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, Any]]:
+    """Tensors and configuration of a dictionary as SAELens has them, each by the name of its file.
 
     Raises:
         SchemaError: what SAELens has no place for: several sites to write to, GroupMax, a scale (`fold_scale` first),
@@ -105,29 +117,40 @@ def write(dictionary: Dictionary, folder: str | Path) -> None:
         "apply_b_dec_to_input": dictionary.centred,
         "normalize_activations": {v: k for k, v in NORMALISATIONS.items()}[dictionary.normalisation.kind],
         "reshape_activations": "none",
-        "metadata": {"sae_lens_version": "6.0.0", **_plain(dictionary.metadata), **_hooks(dictionary)},
+        "metadata": {
+            "sae_lens_version": "6.0.0",
+            **_plain(dictionary.metadata),
+            **_hooks(dictionary),
+            "written_by": WRITER,
+        },
     }
     site = dictionary.site_in
     if site is not None and site.kind in PER_HEAD and site.head is None:
         config["reshape_activations"] = "hook_z"
-    write_files(Path(folder), {WEIGHTS: state}, {CONFIG: config})
+    return {WEIGHTS: state}, {CONFIG: config}
 
 
-def write_files(folder: Path, states: Mapping[str, Mapping[str, Tensor]], configs: Mapping[str, Any]) -> None:
-    """Safetensors and configurations (JSON, which is YAML too) of a folder, each whole or not at all."""
+def write_tensors(
+    folder: Path,
+    states: Mapping[str, Mapping[str, Tensor]],
+    configs: Mapping[str, Any],
+    *,
+    force: bool = False,
+    obsolete: Sequence[str] = (),
+) -> None:
+    """Safetensors and configurations (JSON, which is YAML too) of a folder, all or none; see `interp.files`."""
     import json
+    from functools import partial
 
     from safetensors.torch import save
 
-    from interp.results.files import atomic_write
+    def content(state: Mapping[str, Tensor]) -> bytes:
+        return save({n: x.detach().cpu().contiguous() for n, x in state.items()}, metadata={"writer": WRITER})
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, state in states.items():
-        data = save({n: x.detach().cpu().contiguous() for n, x in state.items()})
-        atomic_write(folder / name, lambda path, data=data: path.write_bytes(data))
-    for name, config in configs.items():
-        text = json.dumps(config, indent=1)
-        atomic_write(folder / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))
+    data = {name: content(state) for name, state in states.items()}
+    data |= {n: json.dumps(config, indent=1).encode() for n, config in configs.items()}
+    writers = {name: partial(Path.write_bytes, data=content) for name, content in data.items()}
+    write_files(folder, writers, force=force, obsolete=obsolete)
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:

@@ -10,14 +10,21 @@ from interp.dictionaries.activations import BatchTopK, JumpReLU
 from interp.dictionaries.dictionary import Dictionaries, Dictionary
 from interp.dictionaries.formats import circuit_tracer, saelens
 from interp.dictionaries.training.settings import Settings
-from interp.errors import SchemaError, nearest
+from interp.errors import SchemaError, UnknownEntry, nearest
 from interp.sites import Site
 
 LAYOUTS = ("saelens", "circuit_tracer")
 """Layouts that dictionaries are written in."""
 
 
-def write(dictionary: Dictionary | Dictionaries, folder: str | Path, layout: str = "auto") -> None:
+def write(
+    dictionary: Dictionary | Dictionaries,
+    folder: str | Path,
+    layout: str = "auto",
+    *,
+    force: bool = False,
+    obsolete: Sequence[str] = (),
+) -> None:
     """Write a dictionary so that `interp.dictionaries.load` and its layout's own package read it.
 
     A BatchTopK dictionary becomes JumpReLU with its threshold for every feature, as SAELens has it, and a scale of the
@@ -27,19 +34,27 @@ def write(dictionary: Dictionary | Dictionaries, folder: str | Path, layout: str
         dictionary: one, or several.
         folder: where to; made if it is not there.
         layout: one of `LAYOUTS`; "auto" is SAELens's for one dictionary, circuit-tracer's for several.
+        force: replace files that are not an earlier dictionary of ours.
+        obsolete: names of files in the folder that go away once the dictionary is there.
 
     Raises:
         SchemaError: an unknown layout, or what it has no place for.
+        InterpError: the folder cannot be written, or holds what is not ours.
     """
     if layout not in ("auto", *LAYOUTS):
-        raise SchemaError(f"no dictionary is written as {layout!r}; {nearest(layout, LAYOUTS)}")
+        raise UnknownEntry(f"no dictionary is written as {layout!r}; {nearest(layout, LAYOUTS)}")
     members, single = tuple(map(_plain, dictionary.members)), isinstance(dictionary, Dictionary)
     if layout == "circuit_tracer" or layout == "auto" and not single:
         own = {} if isinstance(dictionary, Dictionary) else dictionary.metadata
-        circuit_tracer.write(Dictionaries(members, own), folder)
+        circuit_tracer.write(Dictionaries(members, own), folder, force=force, obsolete=obsolete)
         return
+    states, configs = {}, {}
     for d in members:
-        saelens.write(d, folder if single else Path(folder) / str(d.site_in))
+        tensors, config = saelens.contents(d)
+        within = "" if single else f"{d.site_in}/"
+        states |= {within + name: x for name, x in tensors.items()}
+        configs |= {within + name: x for name, x in config.items()}
+    saelens.write_tensors(Path(folder), states, configs, force=force, obsolete=obsolete)
 
 
 def check_writable(settings: Settings, site_in: Sequence[Site], site_out: Sequence[Site]) -> None:

@@ -18,7 +18,7 @@ from interp.dictionaries.dictionary import Dictionary
 from interp.dictionaries.training.run import train
 from interp.dictionaries.training.settings import KINDS, generator
 from interp.dictionaries.training.streams import Activations
-from interp.errors import SchemaError, nearest
+from interp.errors import UnknownEntry, nearest
 from interp.parallel import each
 from interp.sites import Site
 from interp.zoo.planted.dictionary import CASES, PlantedDictionary
@@ -109,7 +109,7 @@ def scoreboard(
     known = (*KINDS, *CONTROLS)
     for name in kinds or ():
         if name not in known:
-            raise SchemaError(f"unknown kind {name!r} of a dictionary; {nearest(name, known)}")
+            raise UnknownEntry(f"unknown kind {name!r} of a dictionary; {nearest(name, known)}")
     every = [(case, kind, seed) for case in cases for kind in kinds or known for seed in range(seeds)]
     return pd.DataFrame(each(lambda one: _row(*one, settings), every, jobs=jobs, progress=progress))
 

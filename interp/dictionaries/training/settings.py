@@ -7,7 +7,7 @@ from random import Random
 
 import torch
 
-from interp.errors import SchemaError, nearest
+from interp.errors import SchemaError, UnknownEntry, nearest
 
 KINDS = ("topk", "batchtopk", "jumprelu", "standard", "gated")
 REVIVALS = ("aux", "resample", "none")
@@ -69,7 +69,7 @@ class Settings:
         for name, known in (("kind", KINDS), ("revival", REVIVALS)):
             value = getattr(self, name)
             if value not in known and not (name == "revival" and value is None):
-                raise SchemaError(f"unknown {name} {value!r} of a dictionary; {nearest(str(value), known)}")
+                raise UnknownEntry(f"unknown {name} {value!r} of a dictionary; {nearest(str(value), known)}")
         for name in ("n_features", "k", "steps", "batch_size", "dead_after", "resample_every"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -19,6 +19,7 @@ from interp.dictionaries._load import load as load_dictionary
 from interp.dictionaries.dictionary import Dictionary
 from interp.dictionaries.training.files import write
 from interp.dictionaries.training.run import train
+from interp.files import atomic_write
 from interp.loading.load import load
 from interp.model import Model
 from interp.results.results import Result
@@ -110,7 +111,8 @@ def main(arguments: list[str] | None = None) -> None:
         saved = load_dictionary(options.out / name, model, measure=False)
         results[name] = hygiene(model, saved, held_out())
         sys.stderr.write(f"{name}\n{results[name].table[['variant', 'value']].to_string(index=False)}\n")
-    (options.out / "README.md").write_text(card(results, options.steps, options.seed), encoding="utf-8")
+    text = card(results, options.steps, options.seed)
+    atomic_write(options.out / "README.md", lambda p: p.write_text(text, encoding="utf-8"), force=True)
 
 
 if __name__ == "__main__":

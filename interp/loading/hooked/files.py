@@ -5,7 +5,6 @@ Safetensors, and PyTorch's own files as far as `torch.load(weights_only=True)` o
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from interp.errors import ModelLoadError, first_line
+from interp.files import read_json
 
 PICKLES = (".pt", ".pth")
 SUFFIXES = (".safetensors", *PICKLES)
@@ -53,10 +53,7 @@ def read_config(path: Path) -> Mapping[str, Any] | None:
     file = next((folder / name for name in names if (folder / name).is_file()), None)
     if file is None:
         return None
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise ModelLoadError(f"cannot read {file.name} of {str(path)!r}: {error}") from error
+    config = read_json(file, name=f"{file.name} of {str(path)!r}", error=ModelLoadError)
     if not isinstance(config, Mapping):
         raise ModelLoadError(f"{file.name} of {str(path)!r} holds a {type(config).__name__}, not names and values")
     return config

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from interp.errors import InterpError, nearest
+from interp.errors import UnknownName, nearest
 from interp.parallel import each
 from interp.zoo.planted.factory import ALL, ARCHITECTURES, STAND_INS, Mechanism, Planted, PlantedRole, plant
 from interp.zoo.trained.measure import streams, zeroed
@@ -59,7 +59,7 @@ def behaviour(
     for names, catalogue in ((architectures or (), ARCHITECTURES), (mechanisms or (), by_name)):
         for name in names:
             if name not in catalogue:
-                raise InterpError(f"unknown name {name!r}; {nearest(name, tuple(catalogue))}")
+                raise UnknownName(f"unknown name {name!r}; {nearest(name, tuple(catalogue))}")
     subjects = [by_name[name] for name in mechanisms or by_name]
     cases = [(a, seed) for a in ARCHITECTURES if a in (architectures or ARCHITECTURES) for seed in range(seeds)]
     groups = each(lambda case: list(_case(subjects, *case, n=n)), cases, jobs=jobs, progress=progress)

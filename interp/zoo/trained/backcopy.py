@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from interp.files import atomic_write
 from interp.zoo import entry
 from interp.zoo.relu_llama import ReluLlamaConfig, ReluLlamaForCausalLM
 from interp.zoo.trained.recipe import Losses, Recipe
@@ -239,10 +240,8 @@ def _publish(name: str, seed: int, steps: int, folder: Path, minutes: float) -> 
     """Write tokenizer and curve beside the weights; the checkpoints, whose scores it holds, are left out."""
     word_tokenizer(words=WORDS, n_words=N_WORDS, max_length=2 * LENGTH).save_pretrained(folder)
     rows = curve(name, folder)
-    with (folder / CURVE).open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(rows[0])
-        table.writerows([[f"{x:.4g}" for x in row.values()] for row in rows])
+    lines = [",".join(rows[0]), *(",".join(f"{x:.4g}" for x in row.values()) for row in rows)]
+    atomic_write(folder / CURVE, lambda p: p.write_text("\n".join(lines) + "\n", encoding="utf-8"), force=True)
     for checkpoint in folder.glob("step-*"):
         shutil.rmtree(checkpoint)
     return card_text(saved(name, folder), rows, name=name, seed=seed, steps=steps, minutes=minutes)

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from interp.errors import first_line
+from interp.files import atomic_write, write_folder
 from interp.zoo.trained.recipe import B, Data, M, Recipe
 
 if TYPE_CHECKING:
@@ -32,6 +34,17 @@ def optimizer_of(model: Module, *, weight_decay: float) -> torch.optim.AdamW:
     gains = [p for p in model.parameters() if p.ndim == 1]
     groups = [{"params": matrices}, {"params": gains, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=weight_decay)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What `TrainingRun.save` wrote; ValueError where that is something else."""
+    try:
+        state = torch.load(path, weights_only=True)
+    except Exception as error:  # of whatever stands there
+        raise ValueError(f"{path} is no state of a training run: {first_line(error):.80}") from error
+    if not isinstance(state, dict) or not {"facts", "model", "optimizer", "data", "step", "seconds"} <= state.keys():
+        raise ValueError(f"{path} is no state of a training run")
+    return state
 
 
 @dataclass
@@ -58,12 +71,11 @@ class TrainingRun(Generic[M, B]):
         """Write the state; a crash in between leaves the one before."""
         state = {key: getattr(self, key).state_dict() for key in ("model", "optimizer", "data")}
         state |= {"facts": dict(self.recipe.facts), "step": self.step, "seconds": self.seconds}
-        torch.save(state, path.with_suffix(".new"))
-        path.with_suffix(".new").replace(path)
+        atomic_write(path, lambda p: torch.save(state, p), force=True)
 
     def restore(self, path: Path) -> None:
         """Go on from what was saved; ValueError where that is another run."""
-        state = torch.load(path, weights_only=True)
+        state = read_state(path)
         if state["facts"] != self.recipe.facts:
             raise ValueError(f"{path} belongs to another run: {state['facts']}, not {dict(self.recipe.facts)}")
         for key in ("model", "optimizer", "data"):
@@ -97,8 +109,8 @@ def train(
     Every `log_every` seconds the losses are logged and the state is saved. `stop_after` ends the run at that step, as
     an interruption would, with the state saved.
     """
-    out.mkdir(parents=True, exist_ok=True)
     run, state = TrainingRun.begin(recipe), out / STATE
+    out.mkdir(parents=True, exist_ok=True)
     if state.is_file():
         run.restore(state)
     last_report = run.seconds
@@ -132,6 +144,4 @@ def _report(run: TrainingRun[M, B], parts: Mapping[str, Tensor]) -> None:
 
 def save_half(model: PreTrainedModel, folder: Path) -> None:
     """A Hugging Face folder in float16; the model in memory stays as it is."""
-    deepcopy(model).half().save_pretrained(folder)
-    # safetensors writes a file that its owner alone can read; a package has to be readable by all.
-    (folder / "model.safetensors").chmod(0o644)
+    write_folder(folder, deepcopy(model).half().save_pretrained, force=True)

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from interp.data import is_held_out
+from interp.files import atomic_write
 from interp.zoo import entry
 from interp.zoo.trained.recipe import Losses, Recipe
 from interp.zoo.trained.tokenizer import SPECIALS, word_tokenizer
@@ -197,7 +198,8 @@ def tasks(plan: Modular) -> dict[str, Any]:
 def _publish(name: str, seed: int, steps: int, folder: Path, minutes: float) -> str:
     plan = MODULAR[name]
     word_tokenizer(words=words(plan), max_length=16).save_pretrained(folder)
-    (folder / "tasks.json").write_text(json.dumps(tasks(plan), indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(tasks(plan), indent=1) + "\n"
+    atomic_write(folder / "tasks.json", lambda p: p.write_text(text, encoding="utf-8"), force=True)
     model = LlamaForCausalLM.from_pretrained(folder, dtype="float32", local_files_only=True)
     return card_text(model.eval(), name=name, seed=seed, steps=steps, minutes=minutes)
 

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from interp.files import atomic_write
 from interp.zoo import entry
 from interp.zoo.trained.recipe import Losses, Recipe, next_token_logits
 from interp.zoo.trained.tokenizer import SPECIALS, word_tokenizer
@@ -204,7 +205,8 @@ def _publish(name: str, seed: int, steps: int, folder: Path, minutes: float) -> 
 
     content = {"schema": SCHEMA, "prefix": plan.prefix + 1, "repeated": texts(repeated(plan, seed=seed))}
     content["unseen"] = texts(unseen(plan, SHIPPED, seed=seed))
-    (folder / "paragraphs.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=1) + "\n"
+    atomic_write(folder / "paragraphs.json", lambda p: p.write_text(text, encoding="utf-8"), force=True)
     model = LlamaForCausalLM.from_pretrained(folder, dtype="float32", local_files_only=True)
     return card_text(model.eval(), name=name, seed=seed, steps=steps, minutes=minutes)
 

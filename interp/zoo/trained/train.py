@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from interp.files import atomic_write
 from interp.zoo.trained import backcopy, copying, curriculum, modular, paragraphs
 from interp.zoo.trained.backcopy import BACKCOPY
 from interp.zoo.trained.loop import STATE, TrainingRun, save_half, train, update
@@ -48,7 +49,7 @@ def train_and_save(recipe: Recipe[Any, B], out: Path) -> str:
     model, minutes = train(recipe, out=out)
     save_half(model, out)
     card = recipe.publish(out, minutes) if recipe.publish else ""
-    (out / "README.md").write_text(card)
+    atomic_write(out / "README.md", lambda p: p.write_text(card, encoding="utf-8"), force=True)
     (out / STATE).unlink()
     return card
 

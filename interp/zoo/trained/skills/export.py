@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from interp.files import atomic_write
 from interp.zoo.trained.skills import facts, greater_than, ioi
 from interp.zoo.trained.skills.facts import OPENINGS, RELATIONS, Relation, table
 from interp.zoo.trained.skills.lexicon import EVENTS, OBJECTS, PEOPLE, PLACES, STRANGERS, SUBJECTS
@@ -28,9 +29,8 @@ def documents() -> dict[str, dict[str, Any]]:
 
 def write_tasks(folder: Path) -> Path:
     """Write `folder/tasks.json`; returns its path."""
-    file = folder / "tasks.json"
-    file.write_text(json.dumps({"schema": SCHEMA, "tasks": documents()}, indent=1) + "\n", encoding="utf-8")
-    return file
+    text = json.dumps({"schema": SCHEMA, "tasks": documents()}, indent=1) + "\n"
+    return atomic_write(folder / "tasks.json", lambda p: p.write_text(text, encoding="utf-8"), force=True)
 
 
 def _ioi() -> dict[str, Any]:
