@@ -15,8 +15,8 @@ BOUNDS = {"sink": 0.25}
 """Highest score of a head without the role where it may be above 0.2: a head with nothing to do rests on `<bos>`."""
 LEAST = {"temporal": 0.9, "neurons": 0.3, "chunk_selection": 0.6, "span_profile": 0.6}
 """Lowest score of a planted head where it may be below 0.95: shares of a change by two points are exact without norms
-alone; a neuron that holds one fact of six counts at its own prompts; what stands of a chunk is an average of its keys; a
-loss without what lies far off is in nats."""
+alone; a neuron that holds one fact of six counts at its own prompts; what stands of a chunk is an average of its keys;
+a loss without what lies far off is in nats."""
 
 
 @pytest.fixture(scope="module")
