@@ -113,7 +113,6 @@ def parallel_encoding(
     if model.info.softmax_share != 1.0:
         raise NotApplicable(f"{model.info.name}: attention is not all softmax, and its rows have no entropy")
     data, n_ask, asked = _prompts(model, prompts, n_ask, n=n_prompts, length=length, bos=bos, seed=seed)
-    stats.enough_units(len(data.batch.ids))
     width = data.batch.ids.shape[1]
     room = width - n_ask - sinks
     counts = sorted({b for b in n_blocks if b > 1 and room // b >= 2})  # noqa: PLR2004
@@ -207,6 +206,7 @@ def _prompts(
         raise SchemaError(f"n_ask {n_ask}: two tokens at least, of which the first is asked what comes next")
     if prompts is not None:
         own = own_prompts(model, prompts, least=LEAST)
+        stats.enough_units(len(own.batch.ids))
         if own.batch.padded:
             raise TaskError("prompts of several lengths cannot be cut into the same blocks; give them one by one")
         width = own.batch.ids.shape[1]
