@@ -16,7 +16,7 @@ from interp.errors import InterpError, SchemaError, SiteError, TaskError
 from interp.gradients import gradients
 from interp.weights.composition import composition
 
-LONGEST = 2000
+LONGEST = 4000  # characters: all analyses there are, some words each
 IDS = torch.randint(3, 64, (4, 80), generator=torch.Generator().manual_seed(0))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from interp.attention import fused, naive
 from interp.attention.call import Call
 from interp.attention.statistics import Entropy, Mean, Statistic
-from interp.attention.windows import by_window
+from interp.attention.windowed import by_window
 from interp.errors import BackendError, NotApplicable, NotFinite, nearest
 
 METHODS = {"fused": fused.answer_all, "naive": naive.answer_all}

@@ -34,7 +34,8 @@ from interp.attention.statistics import (
     TopKeys,
 )
 from interp.attention.streamed import Forward, answer_streamed, row_weight
-from interp.attention.windows import WindowMask, with_dropped
+from interp.attention.windowed import with_dropped
+from interp.attention.windows import WindowMask
 from interp.shapes import Float
 
 PAIR_CHUNK = 1 << 22  # elements of gathered queries at a time: 16 MiB in float32

@@ -41,6 +41,7 @@ class Command(NamedTuple):
 
 
 def completion(
+    context: typer.Context,
     shell: Annotated[str, typer.Argument(metavar="SHELL", help=", ".join(SHELLS) + ".")],
 ) -> None:
     """Print what makes SHELL complete commands, options and names of analyses, tasks, methods and models.
@@ -49,13 +50,12 @@ def completion(
     """
     if shell not in SHELLS:
         raise typer.BadParameter(f"no completion for {shell!r}; {nearest(shell, SHELLS)}")
-    found = list(commands())
+    found = list(commands(context.find_root().command))
     sys.stdout.write(_fish(found) if shell == "fish" else _bash(found, zsh=shell == "zsh"))
 
 
-def commands() -> Iterator[Command]:
-    """Every command, the program itself first."""
-    from interp.cli.main import app
+def commands(program: Any) -> Iterator[Command]:
+    """Every command of a program (as click knows it), the program itself first."""
 
     def walk(command: Any, path: tuple[str, ...]) -> Iterator[Command]:
         below = getattr(command, "commands", {})
@@ -72,7 +72,7 @@ def commands() -> Iterator[Command]:
         for name, inner in below.items():
             yield from walk(inner, (*path, name))
 
-    yield from walk(typer.main.get_command(app), ())
+    yield from walk(program, ())
 
 
 def _words(name: str, path: tuple[str, ...]) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ def check_sizes(name: str, config: Any, auto_class: Any, files: Sequence[Path]) 
         _check_bytes(name, config, auto_class, sum(file.stat().st_size for file in files))
 
 
-def _integers(values: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, int]]:
+def _integers(values: Mapping[Any, Any], within: str = "") -> Iterator[tuple[str, int]]:
     """Whole numbers of a configuration and of the mappings in it, by name."""
     for key, value in values.items():
         if isinstance(value, Mapping):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import plotly.graph_objects as go
 
+from interp.components import head_name
 from interp.plots.heads import GREY, template, tick_step
 
 FUNCTIONS = (
@@ -51,12 +52,14 @@ def role_map(roles: Sequence[HeadRole], *, layers: Sequence[int], n_heads: int) 
     rows = {layer: i for i, layer in enumerate(layers)}
     z = np.full((len(layers), n_heads), np.nan)
     text = np.full(z.shape, "", dtype=object)
-    hover = np.array([[f"L{layer}H{head}: no role" for head in range(n_heads)] for layer in layers], dtype=object)
+    hover = np.array(
+        [[f"{head_name(layer, head)}: no role" for head in range(n_heads)] for layer in layers], dtype=object
+    )
     for (layer, head), own in _by_head(roles).items():
         own.sort(key=lambda r: r.pattern)
         place, main = (rows[layer], head), own[0]
         z[place], text[place] = order.index((main.role, main.pattern)), codes[main.role]
-        hover[place] = f"L{layer}H{head}<br>" + "<br>".join(f"{r.role}: {r.score:.3g}" for r in own)
+        hover[place] = f"{head_name(layer, head)}<br>" + "<br>".join(f"{r.role}: {r.score:.3g}" for r in own)
     figure = go.Figure([_pale(z, hover), *_heat(z, text, hover, [colours[key] for key in order])])
     for key in order:
         name = f"{codes[key[0]]}  {key[0]} ({counts[key]})"

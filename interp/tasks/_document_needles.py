@@ -19,13 +19,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp import tasks
 from interp.batch import Batch
 from interp.errors import NotApplicable, TaskError
 from interp.model import Model
 from interp.shapes import brief
 from interp.tasks.haystacks import LEAST, PAIRS, Format, Statement, Writer, writer_for
 from interp.tasks.needles import Answer, format_for
+from interp.tasks.synthetic import fingerprint
 
 VALUE = " value"
 """Where the answer stands in the gold document: kept beside the spans that have names."""
@@ -93,7 +93,7 @@ class DocumentNeedles:
     def describe(self) -> dict[str, Any]:
         """Format and size of the prompts, for provenance."""
         size = {"n": len(self.batch.ids), "documents": self.n_documents, "length": self.batch.ids.shape[1]}
-        return {"task": "needles among documents", **self.facts, **size, "sha256": tasks.fingerprint([self.batch])}
+        return {"task": "needles among documents", **self.facts, **size, "sha256": fingerprint([self.batch])}
 
 
 def document_needles(

@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp import tasks
 from interp.errors import NotApplicable, TaskError, nearest
 from interp.model import Model
 from interp.tasks.haystacks import dataset
 from interp.tasks.metrics import AnswerKey, answer_logits
 from interp.tasks.prompt import PromptTask, collate
+from interp.tasks.synthetic import bos_id, ordinary_tokens
 
 LETTERS = "ABCDEFGH"
 ASKED = ("letter", "name")
@@ -54,7 +54,7 @@ def options(
         raise TaskError(f"unknown kind of question {asked!r}; {nearest(str(asked), ASKED)}")
     if not 2 <= n_options <= len(LETTERS):  # noqa: PLR2004
         raise TaskError(f"{n_options} options; a prompt has 2 to {len(LETTERS)}")
-    rng, first = Random(seed), tasks.bos_id(model, bos)
+    rng, first = Random(seed), bos_id(model, bos)
     words = _words(model)
     rows = [_row(model, rng, words, n_options, asked, first) for _ in range(n)]
     longest = max(len(row["clean"]) for row in rows)
@@ -108,7 +108,7 @@ def _row(
 ) -> dict[str, Any]:
     """Ids, answers and spans of one prompt and its twin."""
     if words is None:
-        pool = tasks.ordinary_tokens(model).tolist()
+        pool = ordinary_tokens(model).tolist()
         if len(pool) < 2 * n:
             raise NotApplicable(f"{2 * n} distinct tokens are needed for {n} options; the vocabulary has {len(pool)}")
         drawn = rng.sample(pool, 2 * n)

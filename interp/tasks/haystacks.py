@@ -10,9 +10,10 @@ from random import Random
 from string import Formatter
 from typing import Any, NamedTuple
 
-from interp import data, tasks
+from interp import data
 from interp.errors import NotApplicable, TaskError, UnknownTask, nearest
 from interp.model import Model
+from interp.tasks.synthetic import bos_id, ordinary_tokens
 
 HAYSTACKS = ("prose", "tokens")
 LEAST = 16
@@ -87,12 +88,12 @@ class Writer:
 
 def writer_for(model: Model, form: Format, *, length: int, bos: str) -> Writer:
     """Writer of this format for a model, in prompts of at most `length` tokens; NotApplicable where there is none."""
-    first = tasks.bos_id(model, bos)
+    first = bos_id(model, bos)
     if form.haystack == "prose":
         if model.tokenizer is None:
             raise NotApplicable("needles in prose need a tokenizer, and this checkpoint has none")
         return _Prose(form, length, first, model.tokenizer)
-    pool = tasks.ordinary_tokens(model).tolist()
+    pool = ordinary_tokens(model).tolist()
     return _Tokens(form, min(length, len(pool)), first, model.tokenizer, pool)
 
 

@@ -19,12 +19,12 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from interp import tasks
 from interp.batch import Batch
 from interp.errors import NotApplicable, TaskError
 from interp.model import Model
 from interp.shapes import brief
 from interp.tasks.haystacks import LEAST, PAIRS, Format, Writer, dataset, writer_for
+from interp.tasks.synthetic import fingerprint
 
 OFFERED = "needle_format"
 """Name under which a tokenizer may carry a `Format`, as a mapping, in tokenizer_config.json."""
@@ -88,7 +88,7 @@ class Needles:
             "n": len(self.batch.ids),
             "questions": len(self.answers),
             "length": int(self.batch.mask.sum(1).max()),
-            "sha256": tasks.fingerprint([self.batch]),
+            "sha256": fingerprint([self.batch]),
         }
 
 

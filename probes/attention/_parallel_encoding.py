@@ -113,8 +113,7 @@ def parallel_encoding(
     if model.info.softmax_share != 1.0:
         raise NotApplicable(f"{model.info.name}: attention is not all softmax, and its rows have no entropy")
     data, n_ask, asked = _prompts(model, prompts, n_ask, n=n_prompts, length=length, bos=bos, seed=seed)
-    width = data.batch.ids.shape[1]
-    room = width - n_ask - sinks
+    room = (width := data.batch.ids.shape[1]) - n_ask - sinks
     counts = sorted({b for b in n_blocks if b > 1 and room // b >= 2})  # noqa: PLR2004
     if not counts:
         raise NotApplicable(f"{room} tokens of context cannot be cut into {tuple(n_blocks)} blocks of two at least")

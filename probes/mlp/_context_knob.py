@@ -131,7 +131,7 @@ def obeyed_runs(model: Model, pairs: PromptTask) -> IntentRuns:
     n = int(runs.obeyed.sum())
     if n < LEAST:
         raise NotApplicable(
-            f"{model.info.name} does as asked in {n} of {len(pairs)} pairs, and {LEAST} are needed: it has no knob "
+            f"the model does as asked in {n} of {len(pairs)} pairs, and {LEAST} are needed: it has no knob "
             "that these wordings turn; pass pairs of your own as `task`"
         )
     return runs.select(runs.obeyed.nonzero()[:, 0])

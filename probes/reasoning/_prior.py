@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.batch import Batch
+from interp.components import stream_name
 from interp.decompose.lens import read_out
 from interp.errors import SchemaError, nearest
 from interp.measurement.answers import ANSWERED, derangements, exchange_columns, model_task
@@ -114,7 +115,7 @@ def reasoning_prior(
     test = exchange_columns(interval.mean, list(advantage[1:].mean(1)), margin=margin, able=able)
     label = (test["q"] < LEVEL) & (interval.low > 0)
     layers = range(model.info.n_layers)
-    base: dict[str, Any] = {"layer": list(layers), "component": [f"L{layer}" for layer in layers]}
+    base: dict[str, Any] = {"layer": list(layers), "component": [stream_name(layer) for layer in layers]}
     columns = {**interval_columns(interval), **test, "label": label}
     rows = [pd.DataFrame({"variant": "advantage", "unit": "nats", **base, **columns})]
     there, elsewhere = in_prompts(prompts, lens.top, seed=seed)

@@ -6,6 +6,8 @@ import pytest
 
 DRAWN = "() => [...document.querySelectorAll('.plot')].every(plot => plot.querySelector('svg.main-svg'))"
 
+UNFOLD = "() => { for (const part of document.querySelectorAll('details.fold')) part.open = true; }"
+
 
 @pytest.fixture
 def report(show, report_file):
@@ -53,6 +55,7 @@ def test_hostile_prompts_and_names_are_text(report, hostile, evil):
 
 def test_pointing_at_a_cell_of_a_map_shows_its_head_and_score(report):
     page = report().page
+    page.evaluate(UNFOLD)
     plot = page.locator("#map-0")
     plot.scroll_into_view_if_needed()
     box = plot.locator(".nsewdrag").first.bounding_box()
@@ -65,6 +68,7 @@ def test_pointing_at_a_cell_of_a_map_shows_its_head_and_score(report):
 
 def test_tables_are_sorted_by_the_buttons_of_their_heads(report):
     page = report().page
+    page.evaluate(UNFOLD)
     table = page.locator(".analysis table").first
     score = table.locator("thead th").nth(1)
     values = "cells => cells.map(cell => Number(cell.dataset.value))"
@@ -114,7 +118,9 @@ def test_on_paper_nothing_is_cut_off(report):
                      && e.clientWidth > 1 && !e.closest('svg, .plot'))
         .map(e => `${e.tagName} ${e.className} ${e.scrollWidth} > ${e.clientWidth}`)"""
     assert page.evaluate(cut) == []
-    closed = "() => [...document.querySelectorAll('details:not([open])')].length"
+    closed = (
+        "() => [...document.querySelectorAll('details:not([open]):not(.fold):not(.fold *)')].length"  # but analyses
+    )
     assert page.evaluate(closed) == 0
     assert page.locator("nav").is_hidden()
     assert page.locator("#limits").is_visible()

@@ -124,4 +124,4 @@ def test_the_command(tmp_path, capsys):
     assert len(document["rows"]) == pd.read_csv(folder / "edges.csv").shape[0]
     assert document["faithfulness"]["n"] == 8
     assert "unknown method" in said("--task", "ioi", "--method", "nonsense", code=2).err
-    assert "unknown task" in said("--task", "iou", code=1).err
+    assert "unknown task" in said("--task", "iou", code=2).err

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import typer
 
 from interp import zoo
 from interp.cli import completion, index
@@ -90,7 +91,7 @@ def test_without_a_kind_all_are_listed_in_80_columns(run):
 
 
 def test_help_fits_into_80_columns(run):
-    for command in completion.commands():
+    for command in completion.commands(typer.main.get_command(cli.app)):
         code, out, _ = run(*command.path, "--help")
         assert code == 0 and max(map(len, out.splitlines())) <= 80, command.path
 

@@ -117,7 +117,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         (lambda: capture_to(tiny("llama"), batches(1), ["L0.z"], tmp_path), "activations of model"),
         (lambda: capture_to(model, batches(1), ["L1.z"], tmp_path), "holds sites"),
         (lambda: capture_to(model, batches(2)[1:], ["L0.z"], tmp_path), "other prompts"),
-        (lambda: Store.open(tmp_path / "none"), "no readable"),
+        (lambda: Store.open(tmp_path / "none"), "cannot read"),
         (lambda: Store.open(tmp_path).get("L0.z", 5), "no batch 5; 1 are stored"),
     ]:
         with pytest.raises(SchemaError, match=match):

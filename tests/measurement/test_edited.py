@@ -22,9 +22,9 @@ DEAR = {  # whole grid alone; what they are made of is in the others
 }  # fmt: skip
 WEIGHTS = {("induction", "copying_ratio"), ("copying", "copying_ratio")}
 """Variants that are of weights alone."""
-OWN_OV = {"copying", "copy_suppression", "relations", "successor", "successor_features"}
-"""What a head would write for a token, by its own weights: these rest, in the changed model they do not."""
-REMOVAL = {"conflict", "importance", "overconfidence", "undifferentiated"}
+OWN_OV = {"copying", "copy_suppression", "relations", "successor", "successor_features", "sinks", "span_profile"}
+"""What a head would write for a token or from a key, by its own weights: they rest, the changed model has others."""
+REMOVAL = {"conflict", "importance", "overconfidence", "undifferentiated", "copying"}
 """What a head writes, or what is lost without: the mean for one at its mean, and nothing where that is a bias."""
 SPLIT = {"mlp_inputs", "mlp_mixing", "mlp_regression"}
 """What a sum is made of: what an edit adds, or the mean of a head, is a part of its own and no bias."""

@@ -28,7 +28,11 @@ from interp.zoo.trained.skills.greater_than import TEMPLATES as SPANS
 from interp.zoo.trained.skills.item import in_split
 from interp.zoo.trained.skills.vocabulary import tokenizer as zoo_tokenizer
 
-CASES = [(name, c) for name in shipped_tasks() for c in FAMILIES[document(name).family].corruptions]
+CASES = [
+    (name, c)
+    for name in shipped_tasks()
+    for c in document(name).corruptions or FAMILIES[document(name).family].corruptions
+]
 
 
 @cache

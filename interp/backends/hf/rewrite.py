@@ -13,7 +13,7 @@ from interp.attention import Call, Recorder, Statistic, Window
 from interp.attention.dense import pair_scores, pair_values, query_spans
 from interp.attention.masks import ApartMask
 from interp.attention.naive import answer
-from interp.attention.windows import of_heads
+from interp.attention.windowed import of_heads
 from interp.backends.hf.anatomy import Anatomy
 from interp.backends.plan.capture import Pass
 from interp.backends.plan.places import SiteCapture, narrow
