@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from interp.attention.call import Call
+from interp.attention.masks import BLOCK
 from interp.attention.statistics import Statistic
 from interp.attention.windows import WindowMask
 from interp.shapes import Bool, Float, Int

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from interp import data
+from interp.components import head_name
 from interp.errors import SchemaError, nearest
 from interp.model import Model
 from interp.shapes import brief
@@ -103,7 +104,7 @@ class Published:
             raise SchemaError(f"{score}: {len(given)} heads were published, and this model has {len(heads)}")
         if given != heads:
             layer, head = min(given - heads)
-            raise SchemaError(f"{score}: L{layer}H{head} of the published table is no head of this model")
+            raise SchemaError(f"{score}: {head_name(layer, head)} of the published table is no head of this model")
         return theirs.rename(columns={"value": "published"})[["layer", "head", "published"]].astype(
             {"layer": "Int64", "head": "Int64"}
         )

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 
 from interp import tasks
 from interp.batch import Batch, Prompts
+from interp.components import stream_name
 from interp.measurement.declaration import ABSENT, TOKEN_LOGITS
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.removal import intervention_rows
@@ -324,4 +325,4 @@ def _edits(found: Sequence[Stage], entry: Mapping[int, list[Track]], what: Mappi
 
 
 def _stage_name(stage: Stage) -> str:
-    return "embed" if stage.layer is None else f"L{stage.layer}"
+    return "embed" if stage.layer is None else stream_name(stage.layer)

@@ -14,7 +14,7 @@ from torch import Tensor
 from interp import tasks
 from interp.attention import Received
 from interp.batch import Batch
-from interp.components import head_names
+from interp.components import head_name, head_names
 from interp.edits import ScaleColumns
 from interp.errors import TaskError
 from interp.measurement.declaration import Stage
@@ -195,7 +195,7 @@ def _judged(
     def measure(some: Sequence[Head], *, random: bool = False) -> dict[str, float]:
         edits, spans = [], {}
         for layer, head in some:
-            own, name = columns[layers.index(layer), :, head], f"{SPAN} of L{layer}H{head}"
+            own, name = columns[layers.index(layer), :, head], f"{SPAN} of {head_name(layer, head)}"
             spans[name] = random_columns(own, held.batch, generator) if random else own
             edits.append(ScaleColumns(Site("pattern", layer, head=head), factor, keys=name))
         return needle_accuracy(run, _with_spans(held, spans), edits)

@@ -73,8 +73,8 @@ def check(name, kind, layer):
         if mean and variant.startswith(("mask_gradient_by_layer", "agreement", "scaled")):
             continue  # a share of all heads
         want = analyze(model, name, **given) if (name, variant) in WEIGHTS else changed
-        but = None if (name, variant) in WEIGHTS else but
-        x, y = (values(r, variant, but=but) for r in (edited, want))
+        without = None if (name, variant) in WEIGHTS else but
+        x, y = (values(r, variant, but=without) for r in (edited, want))
         limit = ALIKE * max(1.0, np.nanmax(np.abs(y), initial=0.0))
         np.testing.assert_allclose(x, y, rtol=0, atol=limit, equal_nan=True, err_msg=f"{name} {variant}")
 
