@@ -142,4 +142,5 @@ def _check(frame: pd.DataFrame, name: str) -> None:
         apart = [c for c in frame.columns if c not in COLUMNS and frame[c].nunique(dropna=False) > 1]
         hint = f"; say which rows by {' and '.join(map(repr, apart))}" if apart else ""
         row = frame[twice].iloc[0]
-        raise SchemaError(f"{name} has several values of {row['score']} for L{row['layer']}H{row['head']}{hint}")
+        head = head_name(int(row["layer"]), int(row["head"]))
+        raise SchemaError(f"{name} has several values of {row['score']} for {head}{hint}")

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 
 from interp import tasks
 from interp.batch import Batch, Prompts
-from interp.components import stream_name
+from interp.components import attn_name, stream_name
 from interp.measurement.declaration import ABSENT, TOKEN_LOGITS
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.removal import intervention_rows
@@ -245,7 +245,7 @@ def _tie(
 ) -> list[dict[str, Any]]:
     """Both shares of one layer, where there are sinks and where there are massive tokens."""
     both, rows = int((sink & massive).sum()), []
-    base = {"component": f"A{layer}", "layer": layer, "unit": "fraction", "place": place}
+    base = {"component": attn_name(layer), "layer": layer, "unit": "fraction", "place": place}
     if sink.any():
         drawn = permuted_overlap(sink, massive, keys, seed=seed)
         p = (1 + int((drawn >= both).sum())) / (1 + len(drawn))
