@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from interp.components import stream_name
 from interp.decompose.lens import read_out
 from interp.errors import NotApplicable, TaskError
 from interp.measurement.answers import TASKS, model_task
@@ -104,7 +105,7 @@ def answer_mass(
     chance = float((right.sum(1) / (ids >= 0).sum(1)).double().mean())
     null = draws.mean(0)
     layers = range(model.info.n_layers)
-    names = {"component": [*(f"L{i}" for i in layers), "logits"], "layer": pd.array([*layers, None], dtype="Int64")}
+    names = {"component": [*map(stream_name, layers), "logits"], "layer": pd.array([*layers, None], dtype="Int64")}
 
     def variant(name: str, values: Float[np.ndarray, "layer prompt"], **more: object) -> pd.DataFrame:
         columns = interval_columns(stats.bootstrap_mean(values.T, seed=seed))
