@@ -124,7 +124,7 @@ def test_a_score_of_ones_own_choice(planted, scores):
     choice = {"glow": "induction.argmax_hit"}
     row = reproduce.reproduce(planted, published=theirs, scores=choice).table.iloc[0]
     assert (row["what"], row["variant"]) == ("glow", "argmax_hit")
-    for wrong, why in (("induction", "analysis.variant"), ("inductoin.x", "induction"), ("induction.x", "no variant")):
+    for wrong, why in (("induction", "analysis.variant"), ("inductoin.x", "induction"), ("sink.x", "no variant")):
         with pytest.raises(SchemaError, match=why):
             reproduce.reproduce(planted, published=theirs, scores={"glow": wrong})
     with pytest.raises(SchemaError, match="gpt2-small"):
