@@ -15,7 +15,7 @@ from circuits.graph.graph import Graph
 from interp.edits import Edit
 from interp.errors import SchemaError, nearest
 from interp.model import Model
-from interp.plots.heads import template
+from interp.plots.theme import template
 from interp.results.provenance import recorded
 from interp.tasks import PromptTask
 from interp.tasks.metrics import AnyMetric

@@ -10,8 +10,9 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from interp.errors import SchemaError
-from interp.plots.heads import as_text, colour_scale, template
 from interp.plots.numbers import array_of
+from interp.plots.scales import bar, cell_text, colour_scale
+from interp.plots.theme import Figure, as_text, template
 
 PANELS = 16
 """Patterns drawn at once: more cannot be read side by side."""
@@ -48,10 +49,11 @@ def pattern_map(
     square = data.shape[1] == n_keys
     later = np.triu(np.ones(data.shape[1:], dtype=bool), 1) if square else np.zeros(data.shape[1:], dtype=bool)
     blank = later & bool((data[:, later] == 0).all())
-    scale = colour_scale(data, "")
-    meta = {"dark": scale.pop("dark")}
+    scale = colour_scale(data, unit)
     columns = min(n, 4)
-    figure = make_subplots(rows=-(-n // columns), cols=columns, subplot_titles=[as_text(head) for head in heads])
+    figure = make_subplots(
+        rows=-(-n // columns), cols=columns, subplot_titles=[as_text(head) for head in heads], figure=Figure()
+    )
     rows = _labels(tokens, data.shape[1], "queries") if square else [str(i) for i in range(data.shape[1])]
     for i, own in enumerate(data):
         heat = go.Heatmap(
@@ -60,14 +62,14 @@ def pattern_map(
             hovertemplate="%{customdata}<br>%{z:.3g}<extra></extra>",
             hoverongaps=False,
             showscale=i == 0,
-            colorbar={"title": {"text": as_text(unit), "side": "right"}, "thickness": 10, "outlinewidth": 0},
+            colorbar=bar(as_text(unit)),
             **scale,
         )
         place = {"row": 1 + i // columns, "col": 1 + i % columns}
         figure.add_trace(heat, **place)
         figure.update_xaxes(tickvals=list(range(n_keys)), ticktext=labels, tickangle=-45, **place)
         figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=rows, autorange="reversed", **place)
-    figure.update_layout(template=template(), height=60 + 320 * -(-n // columns), meta=meta, margin={"t": 32})
+    figure.update_layout(template=template(), height=60 + 320 * -(-n // columns), margin={"t": 32})
     return figure
 
 
@@ -109,23 +111,22 @@ def token_map(
         if len(y) != len(z):
             raise SchemaError(f"{len(y)} names for {len(z)} rows; give the name of each")
         hover = np.array([[f"{name}, {i} {t}" for i, t in enumerate(labels)] for name in y], dtype=object)
-    scale = colour_scale(z, "")
-    meta = {"dark": scale.pop("dark")}
+    scale = colour_scale(z, unit)
     heat = go.Heatmap(
         z=z,
         y=y,
-        text=text,
-        texttemplate="%{text}" if running else None,
         customdata=hover,
         hovertemplate="%{customdata}<br>%{z:.3g}<extra></extra>",
         hoverongaps=False,
         xgap=1,
         ygap=1,
-        colorbar={"title": {"text": as_text(unit), "side": "right"}, "thickness": 10, "outlinewidth": 0},
+        colorbar=bar(as_text(unit)),
         **scale,
     )
-    figure = go.Figure(heat)
-    figure.update_layout(template=template(), height=110 + 30 * len(z), meta=meta)
+    figure = Figure(heat)
+    if text is not None:
+        cell_text(figure, text, z, scale["zmax"])
+    figure.update_layout(template=template(), height=110 + 30 * len(z))
     figure.update_yaxes(autorange="reversed", visible=not running, type="category" if y else None)
     if running:
         figure.update_xaxes(visible=False)

@@ -134,12 +134,22 @@ class Result:
         return table[table["variant"] == kind].nlargest(k, "value")
 
     def plot(self, analysis: str | None = None, *, variant: str | None = None) -> go.Figure:
-        """What the analysis draws of one variant (its first unless said): a map, layer by head; returned, not shown."""
+        """What the analysis draws of one variant (its first unless said): a map, layer by head; returned, not shown.
+
+        Its title names the model, the analysis, n and the null.
+        """
+        from interp.plots.titles import heading, titled
         from interp.results.figures import figure_of
 
         rows = self.top(analysis, variant=variant, k=len(self.table))
         first = rows.iloc[0]
-        return figure_of(str(first["analysis"]), str(first["variant"]))(rows)
+        figure = figure_of(str(first["analysis"]), str(first["variant"]))(rows)
+        return titled(figure, heading(rows, self._provenance_of(str(first["analysis"]))))
+
+    def _provenance_of(self, analysis: str) -> dict[str, Any]:
+        """What is known of one analysis, where several were joined."""
+        calls = [c for c in self.provenance.get("calls", ()) if c.get("call", {}).get("analysis") == analysis]
+        return {**self.provenance, **calls[0]} if calls else self.provenance
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False, quote: bool = False) -> Path:
         """Write to `.parquet` (table, interventions, provenance), `.json` (the same) or `.csv` (table alone).

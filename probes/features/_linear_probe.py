@@ -92,7 +92,8 @@ class LinearProbes:
             lines[name] = by_layer["value"].to_numpy(dtype=float)
             lines[f"random labels, {name}"] = by_layer["null"].to_numpy(dtype=float)
         unit = str(self.rows["unit"].iloc[0])
-        return curves(layers, lines, x_title="layer", y_title=f"held-out {unit}")
+        controls = [name for name in lines if name.startswith("random labels")]
+        return curves(layers, lines, x_title="layer", y_title=f"held-out {unit}", control=controls, unit=unit)
 
 
 @recorded
