@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -18,11 +19,14 @@ from interp.decompose.stream import allowed, check, collect
 from interp.decompose.stream_run import StreamRun, run_stream
 from interp.decompose.terms import Term, place
 from interp.edits import Edit
-from interp.errors import BackendError, SiteError, TaskError
+from interp.errors import BackendError, SchemaError, SiteError, TaskError
 from interp.model import Model, with_edits
 from interp.several import numbers
 from interp.shapes import brief
 from interp.sites import Site
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 LOGITS = "logits"
 INDICES = ("layer", "head", "source", "neuron")
@@ -51,6 +55,7 @@ class Attribution:
         positions: of the tokens attributed at, counted from each prompt's start.
         mask: where there is something to attribute: real tokens that have an answer.
         unit: "logit", or "stream" along a direction.
+        model: its name.
     """
 
     terms: tuple[Term, ...]
@@ -62,6 +67,7 @@ class Attribution:
     positions: Int[Tensor, "batch *pos"]
     mask: Bool[Tensor, "batch *pos"]
     unit: str = field(default="logit")
+    model: str = field(default="", repr=False)
 
     __repr__ = brief
 
@@ -112,6 +118,26 @@ class Attribution:
         names = [c.name for c in self.terms]
         mean = self.table().groupby("component", sort=False)["value"].mean().reindex(names)
         return mean.sort_values(key=abs, ascending=False, kind="stable").head(k).reset_index()
+
+    def plot(self, *, prompt: int | None = None) -> go.Figure:
+        """Layers by heads, MLP and the rest, of one prompt or the mean over all (and over positions).
+
+        Raises:
+            SchemaError: no such prompt.
+        """
+        from interp.plots.components import component_map
+        from interp.plots.titles import titled
+
+        if prompt is not None and not 0 <= prompt < len(self.mask):
+            raise SchemaError(f"prompt {prompt}: there are 0 to {len(self.mask) - 1}")
+        at = self.mask.clone()
+        if prompt is not None:
+            at[torch.arange(len(at)) != prompt] = False
+        mean = self.values[:, at].double().mean(1)
+        rows = pd.DataFrame([{**c.as_dict(), "value": float(v)} for c, v in zip(self.terms, mean, strict=True)])
+        of = f"{int(self.mask.sum())} places" if prompt is None else f"prompt {prompt}"
+        what = "direct attribution" + ("" if self.unit == "logit" else " (along a direction)")
+        return titled(component_map(rows, unit=self.unit), [self.model, what, of, "no null"])
 
     def _rows(self, labels: Sequence[dict[str, object]], values: Tensor) -> pd.DataFrame:
         where, unit = self.mask.nonzero().tolist(), {"unit": self.unit}
@@ -262,6 +288,7 @@ def _attribution(
         at(positions),
         at(mask),
         "logit" if reading.what == LOGITS else "stream",
+        stream.model.info.name,
     )
 
 

@@ -14,6 +14,8 @@ from interp.plots.numbers import array_of
 from interp.plots.scales import bar, cell_text, colour_scale
 from interp.plots.theme import Figure, as_text, template
 
+TICKS = 40
+"""Tokens named along an axis, over all panels side by side."""
 PANELS = 16
 """Patterns drawn at once: more cannot be read side by side."""
 SIGNS = str.maketrans({"\n": "↵", "\r": "␍", "\t": "⇥"})
@@ -67,9 +69,17 @@ def pattern_map(
         )
         place = {"row": 1 + i // columns, "col": 1 + i % columns}
         figure.add_trace(heat, **place)
-        figure.update_xaxes(tickvals=list(range(n_keys)), ticktext=labels, tickangle=-45, **place)
-        figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=rows, autorange="reversed", **place)
-    figure.update_layout(template=template(), height=60 + 320 * -(-n // columns), margin={"t": 32})
+        figure.update_xaxes(**_ticks(labels, columns), tickangle=-45 if n == 1 else -90, **place)
+        figure.update_yaxes(**_ticks(rows, columns), autorange="reversed", **place)
+        if i % columns:
+            figure.update_yaxes(showticklabels=False, **place)
+        if i + columns < n:
+            figure.update_xaxes(showticklabels=False, **place)
+        else:
+            figure.update_xaxes(title_text="key", **place)
+    figure.update_layout(
+        template=template(), height=100 + (320 if columns < 3 else 230) * -(-n // columns), margin={"t": 32}
+    )
     return figure
 
 
@@ -79,7 +89,7 @@ def token_map(
     *,
     names: Sequence[str] | None = None,
     unit: str = "",
-    per_line: int = 12,
+    per_line: int = 8,
 ) -> go.Figure:
     """Numbers on the tokens of a text: [pos] shades the running text, [row pos] is a map with tokens across.
 
@@ -133,6 +143,13 @@ def token_map(
     else:
         figure.update_xaxes(tickvals=list(range(len(labels))), ticktext=labels, tickangle=-45)
     return figure
+
+
+def _ticks(labels: Sequence[str], panels: int) -> dict[str, Any]:
+    """Places and names of ticks that stand apart where so many panels share the width."""
+    step = -(-len(labels) * panels // TICKS)
+    at = list(range(0, len(labels), step))
+    return {"tickvals": at, "ticktext": [labels[i] for i in at], "tickfont": {"size": 11}}
 
 
 def _labels(tokens: Sequence[str] | None, n: int, what: str) -> list[str]:

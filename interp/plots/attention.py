@@ -92,7 +92,7 @@ def pair_map(
     look = {"colorbar": bar(as_text(unit)), "hovertemplate": hover, "hoverongaps": False}
     figure = Figure(go.Heatmap(z=value, x=names, y=names, **look, **colour_scale(np.asarray(value, dtype=float), unit)))
     side = round(float(np.clip(14 * len(names), 280, 900)))
-    figure.update_layout(template=template(), height=side + 80, width=side + 140)
+    figure.update_layout(template=template(), height=side + 90, width=side + 160)
     figure.update_xaxes(title_text=as_text(across), type="category", constrain="domain")
     figure.update_yaxes(title_text=as_text(down), type="category", autorange="reversed", scaleanchor="x")
     figure.update_yaxes(constrain="domain", scaleratio=1)

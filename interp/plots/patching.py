@@ -144,7 +144,7 @@ def effect_figure(rows: pd.DataFrame) -> go.Figure:
         for name in ("xaxis", "yaxis"):
             axis = panel.layout[name].to_plotly_json()
             getattr(figure, f"update_{name[0]}axes")(row=number, col=1, **axis)
-    figure.update_layout(template=template(), height=total + 40 * len(panels), showlegend=False)
+    figure.update_layout(template=template(), height=total + 40 * len(panels), showlegend=False, margin={"t": 32})
     return figure
 
 

@@ -39,8 +39,8 @@ ends at the next of these steps.
 STEPS = (1.0, 2.0, 5.0, 10.0)
 NOISE = 0.1
 """Share of the end that an axis of dots or lines spans at least."""
-BRIGHT = 0.85
-"""Share of the scale from where a cell is strong enough for white letters."""
+BRIGHT = 0.65
+"""Share of the scale from where a cell is strong enough for white letters, on a white page and on a dark one."""
 
 
 def scale_end(values: Float[np.ndarray, "*any"], unit: str) -> float:

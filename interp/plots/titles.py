@@ -16,8 +16,7 @@ from interp.plots.theme import Figure, as_text, template
 NO_BREAK = "\u00a0"  # a space within a part
 WIDE = 60  # characters of a line: as many as a page of 400 pixels holds
 LINE, LEGEND = 18, 22  # pixels of a line of a title, and of a legend
-LEGEND_NO_BREAK = "\u00a0"  # a space within a part
-WIDE = 60  # characters of a line of a legend
+LEGEND_WIDE = 60  # characters of a line of a legend
 
 
 def titled(figure: go.Figure, parts: Sequence[str]) -> Figure:

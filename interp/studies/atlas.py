@@ -122,12 +122,14 @@ class Atlas:
     def plot(self) -> go.Figure:
         """The role map: a cell for each head, coloured by its main role; see `interp.plots.role_map`."""
         from interp.plots.roles import HeadRole, role_map
+        from interp.plots.titles import titled
 
         columns = ("layer", "head", "role", "stage", "score")
         rows: Any = self.roles()[list(columns)].itertuples(index=False, name=None)
         roles = [HeadRole(layer, head, role, stage == PATTERN, score) for layer, head, role, stage, score in rows]
         layers = sorted({int(layer) for layer in self.table["layer"]})
-        return role_map(roles, layers=layers, n_heads=1 + int(self.table["head"].max()))
+        figure = role_map(roles, layers=layers, n_heads=1 + int(self.table["head"].max()))
+        return titled(figure, [self.model, "role map", f"{len(self.analyses)} analyses, {len(self.results)} seeds"])
 
     def __repr__(self) -> str:
         """One line."""
