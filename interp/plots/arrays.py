@@ -52,10 +52,10 @@ def pattern_map(
     later = np.triu(np.ones(data.shape[1:], dtype=bool), 1) if square else np.zeros(data.shape[1:], dtype=bool)
     blank = later & bool((data[:, later] == 0).all())
     scale = colour_scale(data, unit)
-    columns = min(n, 4)
-    figure = make_subplots(
-        rows=-(-n // columns), cols=columns, subplot_titles=[as_text(head) for head in heads], figure=Figure()
-    )
+    columns, n_lines = min(n, 4), -(-n // 4)
+    gaps = {"vertical_spacing": 0.24 / n_lines, "horizontal_spacing": 0.1 / columns}
+    heads = [as_text(head) for head in heads]
+    figure = make_subplots(rows=n_lines, cols=columns, subplot_titles=heads, figure=Figure(), **gaps)
     rows = _labels(tokens, data.shape[1], "queries") if square else [str(i) for i in range(data.shape[1])]
     for i, own in enumerate(data):
         heat = go.Heatmap(
@@ -77,9 +77,8 @@ def pattern_map(
             figure.update_xaxes(showticklabels=False, **place)
         else:
             figure.update_xaxes(title_text="key", **place)
-    figure.update_layout(
-        template=template(), height=100 + (320 if columns < 3 else 230) * -(-n // columns), margin={"t": 32}
-    )
+    height = 100 + (320 if columns < 3 else 230) * n_lines
+    figure.update_layout(template=template(), height=height, margin={"t": 32})
     return figure
 
 

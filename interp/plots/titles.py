@@ -62,6 +62,12 @@ def heading(rows: pd.DataFrame, provenance: Mapping[str, Any], *, of: str = "") 
     return [model_name(provenance), of or _measured(rows), sample(rows, provenance), null_text(rows)]
 
 
+def provenance_of(provenance: Mapping[str, Any], analysis: str) -> Mapping[str, Any]:
+    """What is known of one analysis, where several were joined (`Result.concat`)."""
+    calls = [c for c in provenance.get("calls", ()) if (c.get("call") or {}).get("analysis") == analysis]
+    return {**provenance, **calls[0]} if calls else provenance
+
+
 def model_name(provenance: Mapping[str, Any]) -> str:
     """Name of the model; of a folder its last part."""
     name = str((provenance.get("model") or {}).get("name") or "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Atlas", "atlas"]
 
+SHOWN = 20  # rows of roles in a notebook
 DOUBTFUL = 0.5  # a label is kept if more than this share of the seeds gives it
 
 
@@ -138,8 +140,10 @@ class Atlas:
 
     def _repr_html_(self) -> str:
         """Roles and stability for a notebook."""
-        style: dict[str, Any] = {"index": False, "na_rep": "", "float_format": lambda x: f"{x:.3g}", "escape": True}
-        return self.roles().to_html(**style) + self.stability().to_html(**style)
+        from interp.results.shown import count
+
+        summary, roles = f"<p>{escape(self.summary()[0])}; .plot() is the role map.</p>", self.roles()
+        return summary + count(roles.head(SHOWN), len(roles)) + count(self.stability(), len(self.analyses))
 
     def _score(self, name: str, head: dict[Any, Any], kind: str | None) -> dict[str, float]:
         """Score and q by which a head was labelled: of its kind's own variant where there is one, else the headline."""
