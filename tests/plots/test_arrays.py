@@ -34,13 +34,14 @@ def test_a_pattern_is_drawn_by_query_and_key_with_its_tokens():
     assert list(figure.layout.xaxis2.ticktext) == SHOWN
     assert figure.data[0].customdata[2][1] == "↵ looks at  is"
     signed = pattern_map(pattern[0] - pattern[1]).data[0]
-    assert (signed.zmin, signed.zmax) == pytest.approx((-0.6, 0.6))
+    assert (signed.zmin, signed.zmax) == (-1.0, 1.0)
 
 
 def test_values_stand_on_their_tokens():
-    running = token_map(torch.tensor([1.0, -2.0, 3.0]), TOKENS, per_line=2).data[0]
+    running, words = token_map(torch.tensor([1.0, -2.0, 3.0]), TOKENS, per_line=2).data
     assert_allclose(running.z, [[1, -2], [3, np.nan]])
-    assert np.array(running.text).tolist() == [SHOWN[:2], [SHOWN[2], ""]]
+    assert list(words.text) == [*SHOWN, ""]
+    assert (list(words.x), list(words.y)) == ([0, 1, 0, 1], [0, 0, 1, 1])
     figure = token_map(np.arange(6).reshape(2, 3), TOKENS, names=["a", "b"])
     assert_allclose(figure.data[0].z, [[0, 1, 2], [3, 4, 5]])
     assert (list(figure.data[0].y), list(figure.layout.xaxis.ticktext)) == (["a", "b"], SHOWN)
