@@ -134,19 +134,10 @@ def _null_of(figure: Figure, rows: pd.DataFrame, axis: int) -> None:
     if "null" not in rows or not rows["null"].notna().any():
         return
     at, ends = [float(rows["null"].astype(float).mean())] * 2, [0, 1]
-    kind = {"xaxis": "x", "yaxis": "y domain"} if axis == 0 else {"xaxis": "x domain", "yaxis": "y"}
-    (x, y), look = ((at, ends) if axis == 0 else (ends, at)), null_line()["line"]
-    figure.add_shape(
-        type="line",
-        x0=x[0],
-        x1=x[1],
-        y0=y[0],
-        y1=y[1],
-        xref=kind["xaxis"],
-        yref=kind["yaxis"],
-        line=look,
-        layer="below",
-    )
+    (x, y) = (at, ends) if axis == 0 else (ends, at)
+    refs = {"xref": "x", "yref": "y domain"} if axis == 0 else {"xref": "x domain", "yref": "y"}
+    corners = {"x0": x[0], "x1": x[1], "y0": y[0], "y1": y[1]}
+    figure.add_shape(type="line", **corners, **refs, line=null_line()["line"], layer="below")
 
 
 def _sets(rows: pd.DataFrame) -> list[tuple[str, str]]:

@@ -16,8 +16,8 @@ from interp.plots.theme import Figure, as_text, template
 
 TICKS = 40
 """Tokens named along an axis, over all panels side by side."""
-PANELS = 16
-"""Patterns drawn at once: more cannot be read side by side."""
+LARGE, PANELS = 16, 64
+"""Patterns drawn four to a line, and patterns drawn at all: eight to a line, to be seen at a glance."""
 SIGNS = str.maketrans({"\n": "↵", "\r": "␍", "\t": "⇥"})
 
 
@@ -31,7 +31,7 @@ def pattern_map(
     blank where all of them are zero.
 
     Args:
-        pattern: tensor, array or nested lists; up to 16 heads.
+        pattern: tensor, array or nested lists; up to 64 heads, so that all of a layer are seen at a glance.
         tokens: text of each position.
         names: of the heads.
         unit: title of the colour bar.
@@ -52,7 +52,8 @@ def pattern_map(
     later = np.triu(np.ones(data.shape[1:], dtype=bool), 1) if square else np.zeros(data.shape[1:], dtype=bool)
     blank = later & bool((data[:, later] == 0).all())
     scale = colour_scale(data, unit)
-    columns, n_lines = min(n, 4), -(-n // 4)
+    columns = min(n, 4 if n <= LARGE else 8)
+    n_lines = -(-n // columns)
     gaps = {"vertical_spacing": 0.24 / n_lines, "horizontal_spacing": 0.1 / columns}
     heads = [as_text(head) for head in heads]
     figure = make_subplots(rows=n_lines, cols=columns, subplot_titles=heads, figure=Figure(), **gaps)
@@ -77,7 +78,7 @@ def pattern_map(
             figure.update_xaxes(showticklabels=False, **place)
         else:
             figure.update_xaxes(title_text="key", **place)
-    height = 100 + (320 if columns < 3 else 230) * n_lines
+    height = 100 + (320 if columns < 3 else 230 if columns < 8 else 140) * n_lines
     figure.update_layout(template=template(), height=height, margin={"t": 32})
     return figure
 

@@ -53,7 +53,7 @@ def test_values_stand_on_their_tokens():
         (lambda: head_map(torch.zeros(4)), r"expected numbers \[layer head\]; got shape \(4,\)"),
         (lambda: head_map("x"), "got str 'x'"),
         (lambda: head_map(np.zeros((0, 3))), r"got shape \(0, 3\)"),
-        (lambda: pattern_map(torch.zeros(17, 2, 2)), "17 patterns at once"),
+        (lambda: pattern_map(torch.zeros(65, 2, 2)), "65 patterns at once"),
         (lambda: pattern_map(torch.zeros(2, 3, 3), TOKENS[:2]), "2 tokens for 3 keys"),
         (lambda: pattern_map(torch.zeros(2, 3, 3), names=["a"]), "1 names for 2 patterns"),
         (lambda: token_map([1.0], "a"), "in a list"),
@@ -63,3 +63,10 @@ def test_values_stand_on_their_tokens():
 def test_what_is_no_such_array_is_refused(draw, message):
     with pytest.raises(SchemaError, match=message):
         draw()
+
+
+def test_all_heads_of_a_large_layer_are_seen_at_a_glance():
+    figure = pattern_map(torch.rand(32, 5, 5), unit="probability")
+    assert len([trace for trace in figure.data if trace.type == "heatmap"]) == 32
+    assert {(trace.zmin, trace.zmax) for trace in figure.data} == {(0, 1)}
+    assert figure.layout.height < 900

@@ -112,6 +112,8 @@ def test_the_signed_scale_reaches_as_far_on_both_sides_and_above_is_the_unsigned
     signed, unsigned = colour_scale(np.array([-0.4, 0.2]), "nats"), colour_scale(np.array([0.2]), "nats")
     assert (signed["zmin"], signed["zmax"], unsigned["zmin"]) == (-1, 1, 0)
     assert colour(0.6, signed) == pytest.approx(colour(0.6, unsigned))
+    assert colour(-1.0, signed)[:3] == [float(x) for x in NEGATIVE.split(",")]
+    assert colour(1.0, signed)[:3] == [float(x) for x in POSITIVE.split(",")]
     assert colour(-0.6, signed)[3] == pytest.approx(colour(0.6, signed)[3])
     assert colour_scale(np.array([0.2]), "nats", signed=True)["zmin"] == -1
     assert colour_scale(np.array([0.9, -0.04]), "nats")["zmin"] == 0  # as pale as zero: nothing to tell apart
