@@ -19,7 +19,7 @@ from interp.decompose.stream import allowed, check, collect
 from interp.decompose.stream_run import StreamRun, run_stream
 from interp.decompose.terms import Term, place
 from interp.edits import Edit
-from interp.errors import BackendError, SchemaError, SiteError, TaskError
+from interp.errors import BackendError, SiteError, TaskError
 from interp.model import Model, with_edits
 from interp.several import numbers
 from interp.shapes import brief
@@ -125,19 +125,9 @@ class Attribution:
         Raises:
             SchemaError: no such prompt.
         """
-        from interp.plots.components import component_map
-        from interp.plots.titles import titled
+        from interp.decompose.pictures import attribution_figure
 
-        if prompt is not None and not 0 <= prompt < len(self.mask):
-            raise SchemaError(f"prompt {prompt}: there are 0 to {len(self.mask) - 1}")
-        at = self.mask.clone()
-        if prompt is not None:
-            at[torch.arange(len(at)) != prompt] = False
-        mean = self.values[:, at].double().mean(1)
-        rows = pd.DataFrame([{**c.as_dict(), "value": float(v)} for c, v in zip(self.terms, mean, strict=True)])
-        of = f"{int(self.mask.sum())} places" if prompt is None else f"prompt {prompt}"
-        what = "direct attribution" + ("" if self.unit == "logit" else " (along a direction)")
-        return titled(component_map(rows, unit=self.unit), [self.model, what, of, "no null"])
+        return attribution_figure(self, prompt)
 
     def _rows(self, labels: Sequence[dict[str, object]], values: Tensor) -> pd.DataFrame:
         where, unit = self.mask.nonzero().tolist(), {"unit": self.unit}

@@ -71,7 +71,7 @@ class Spectrum:
         from interp.plots.titles import null_text, titled
 
         lines: dict[str, Any] = {"share": self.rows["value"], "random order": self.rows["null"]}
-        axes = {"x_title": "frequency", "y_title": "share of squared norm"}
+        axes: dict[str, Any] = {"x_title": "frequency", "y_title": "share of squared norm"}
         figure = curves(self.rows["frequency"], lines, **axes, control="random order", unit="share")
         return titled(figure, [f"spectrum of {self.basis.shape[1]} tokens", null_text(self.rows)])
 

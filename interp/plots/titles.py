@@ -108,9 +108,10 @@ def _measured(rows: pd.DataFrame) -> str:
 def _legend_lines(figure: go.Figure) -> int:
     """Lines of a legend that lies over the plot."""
     layout: Any = figure.layout
+    traces: Any = figure.data
     legend = layout.legend
     over = legend.orientation == "h" and (legend.y or 0) >= 1 and legend.yref != "container"
     if not over or layout.showlegend is False:
         return 0
-    names = [trace.name for trace in figure.data if trace.name and trace.showlegend is not False]
+    names = [trace.name for trace in traces if trace.name and trace.showlegend is not False]
     return -(-sum(len(name) + 8 for name in names) // LEGEND_WIDE) if len(names) > 1 else 0

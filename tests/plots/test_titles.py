@@ -69,7 +69,7 @@ def test_the_parts_of_a_title():
     assert sample(rows.assign(n=8), {"data": {"n": 8, "length": 40}}) == "8 prompts"
     assert null_text(rows.assign(null=[0.1, 0.2, None, 0.4])) == "null 0.1 to 0.4"
     assert null_text(rows.assign(null=None)) == "no null"
-    assert model_name({"model": {"name": "/home/x/checkpoints/mine"}}) == "mine"
+    assert model_name({"model": {"name": "./checkpoints/mine"}}) == "mine"
     assert model_name({"model": {"name": "openai-community/gpt2"}}) == "openai-community/gpt2"
     assert model_name({}) == ""
 
