@@ -146,7 +146,7 @@ def test_a_notebook_without_ipywidgets_hears_no_warning_of_bars():
         "import interp, warnings; warnings.warn('IProgress not found. Please update jupyter'); warnings.warn('other')"
     )
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True, text=True)
-    assert "IProgress" not in out.stderr.replace(code, "")
+    assert "IProgress" not in out.stderr
     assert "other" in out.stderr
 
 
