@@ -45,9 +45,19 @@ def titled(figure: go.Figure, parts: Sequence[str]) -> Figure:
             "yanchor": "top",
             "pad": {"t": 8 + LINE * (n_lines - 1) / 2},  # plotly lifts several lines to their middle
         },
+        meta={**(layout.meta or {}), "untitled": {"height": layout.height or 360, "top": margin}},
         margin={"t": margin + above + LEGEND * _legend_lines(figure)},
         height=(layout.height or 360) + above,
     )
+    return figure
+
+
+def untitled(figure: Figure) -> Figure:
+    """A figure of `titled` as it was before, for a page that says in words of its own what it shows."""
+    layout: Any = figure.layout
+    before = dict(layout.meta or {}).get("untitled")
+    if before:
+        figure.update_layout(title=None, height=before["height"], margin={"t": before["top"]})
     return figure
 
 

@@ -26,7 +26,7 @@ INFLATED = 10.0
 
 
 def head_map(rows: pd.DataFrame) -> go.Figure:
-    """Score of every head."""
+    """Score of every head, less its null."""
     from interp.plots.heads import head_map as draw
 
     return draw(rows)

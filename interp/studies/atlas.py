@@ -21,9 +21,8 @@ from interp.results.stats import spearman
 from interp.several import several
 
 if TYPE_CHECKING:
-    import plotly.graph_objects as go
-
     from interp.model import Model
+    from interp.plots.theme import Figure
 
 __all__ = ["Atlas", "atlas"]
 
@@ -121,7 +120,7 @@ class Atlas:
             lines.append("attention patterns: " + ", ".join(f"{n} {role}" for role, n in patterns.items()))
         return lines
 
-    def plot(self) -> go.Figure:
+    def plot(self) -> Figure:
         """The role map: a cell for each head, coloured by its main role; see `interp.plots.role_map`."""
         from interp.plots.roles import HeadRole, role_map
         from interp.plots.titles import titled
@@ -131,7 +130,9 @@ class Atlas:
         roles = [HeadRole(layer, head, role, stage == PATTERN, score) for layer, head, role, stage, score in rows]
         layers = sorted({int(layer) for layer in self.table["layer"]})
         figure = role_map(roles, layers=layers, n_heads=1 + int(self.table["head"].max()))
-        return titled(figure, [self.model, "role map", f"{len(self.analyses)} analyses, {len(self.results)} seeds"])
+        seeds = len(self.results)
+        of = f"{len(self.analyses)} analyses, {seeds} seed{'s' * (seeds != 1)}"
+        return titled(figure, [self.model, "role map", of])
 
     def __repr__(self) -> str:
         """One line."""

@@ -8,7 +8,7 @@ import pytest
 
 from interp.measurement.registry import analyses
 from interp.plots.theme import GREY, INK, Figure
-from interp.plots.titles import heading, model_name, null_text, sample, titled
+from interp.plots.titles import heading, model_name, null_text, sample, titled, untitled
 from interp.results.results import Result, frame
 
 MODEL = {"model": {"name": "zoo:default"}, "data": {"n_prompts": 256}}
@@ -91,6 +91,13 @@ def test_a_title_takes_no_height_from_the_plot_and_no_line_from_another():
     assert titled(figure, ["<b>"]).layout.title.text == "&lt;b&gt;"
     own = go.Figure(layout={"title": {"text": "pooling mean"}})
     assert titled(own, ["one"]).layout.title.text == "one<br>pooling mean"
+
+
+def test_a_title_can_be_taken_off_for_a_page_with_captions():
+    figure = go.Figure(go.Scatter(y=[1]), layout={"height": 300, "margin": {"t": 24}})
+    plain = untitled(titled(figure, ["x" * 50, "y" * 50]))
+    assert (plain.layout.title.text, plain.layout.height, plain.layout.margin.t) == (None, 300, 24)
+    assert untitled(Figure(figure)).layout.height == 300
 
 
 def test_a_legend_over_the_plot_has_its_place_below_the_title():
