@@ -11,7 +11,9 @@ from tiny_models import tiny
 
 from interp.decompose import attribute, decompose, logit_lens, score_parts
 from interp.errors import SchemaError
+from interp.patching.nodes import NodeScores
 from interp.plots import component_map, embedding, layer_map, pair_map
+from interp.sites import Site
 from interp.weights.composition import composition
 
 IDS = torch.randint(3, 64, (2, 6), generator=torch.Generator().manual_seed(0))
@@ -106,6 +108,17 @@ def test_parts_of_a_score_are_drawn_as_their_mean(model):
     found = score_parts(model, IDS, "L1H0")
     z = np.array(found.plot().data[0].z)
     assert_allclose(z, found.values[..., found.mask].mean(-1), atol=1e-6)
+
+
+def test_node_scores_are_a_panel_for_each_kind_of_node():
+    sites = (Site("z", 0, head=0), Site("z", 0, head=1), Site("mlp_out", 0))
+    provenance = {"metric": "logit_diff", "model": {"name": "mine"}, "data": {"n_prompts": 2}}
+    prompts = np.array([[1.0, -2.0, 0.5], [3.0, -2.0, 0.5]])
+    figure = NodeScores(sites, ("L0H0", "L0H1", "M0"), prompts, provenance).plot()
+    heads, mlps = figure.data
+    assert_allclose(np.array(heads.z), [[2.0, -2.0]])
+    assert_allclose(np.array(mlps.y), [0.5])
+    assert figure.layout.title.text.replace("\u00a0", " ").startswith("mine · node attribution · 2 prompts")
 
 
 def test_an_embedding_names_the_outermost_and_has_no_axes():
