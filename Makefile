@@ -34,7 +34,7 @@ demo: env  ## the tour: a shipped model, its heads, one report
 PYTEST = OMP_NUM_THREADS=$(THREADS) TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
 test: env  ## all tests and notebooks but the slow ones, offline
-	@$(PYTEST) tests
+	@$(PYTEST) --nbmake notebooks tests
 
 slow: env  ## what is dear: large grids, every formula broken once, every architecture (no part of CI)
 	@$(PYTEST) -m slow tests

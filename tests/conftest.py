@@ -131,8 +131,8 @@ def pytest_collection_finish():
 
 def pytest_collection_modifyitems(items):
     """Skip what this machine cannot run; nothing else is ever skipped by default."""
-    # What takes long: begun last it would keep one worker busy while the others have nothing to do.
-    items.sort(key=lambda item: (item.path.name != "test_shapes.py", item.path.name != "test_notebooks.py"))
+    # A minute in a process of its own: begun last it would keep one worker busy while the others have nothing to do.
+    items.sort(key=lambda item: item.path.name != "test_shapes.py")
     missing = {}
     if not torch.cuda.is_available():
         missing["gpu"] = "needs a CUDA device"

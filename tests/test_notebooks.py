@@ -1,4 +1,4 @@
-"""Notebooks run, are kept without outputs, listed, and between them show every analysis."""
+"""Notebooks are kept without outputs, listed, and between them show every analysis. `make test` runs them (nbmake)."""
 
 from __future__ import annotations
 
@@ -16,19 +16,6 @@ ELSEWHERE = {"rollout", "flow", "gradient_relevance", "divergence_map", "occlusi
 ELSEWHERE |= {"kv_budget", "dose_response"}
 """Functions of the same kind that are no registered analyses."""
 
-RUN = """
-import json, warnings
-import plotly.io
-from IPython.core.interactiveshell import InteractiveShell
-
-warnings.resetwarnings()  # pytest makes errors of them
-plotly.io.renderers.default = "plotly_mimetype"
-shell = InteractiveShell.instance()
-for source in json.loads({cells!r}):
-    shell.run_cell(source).raise_error()
-"""
-"""Runs cells one by one as Jupyter does, and asks what each leaves last for everything that a page could show of it."""
-
 
 def cells(path, kind):
     return [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == kind]
@@ -36,19 +23,6 @@ def cells(path, kind):
 
 def text(path, kind):
     return "\n".join("".join(c["source"]) for c in cells(path, kind))
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_it_runs(path, fork):
-    """In a fork that has yet to import our packages; `make docs` runs it in a kernel of its own."""
-    sources = ["".join(cell["source"]) for cell in cells(path, "code")]
-    done = fork(RUN.format(cells=json.dumps(sources)), FOLDER)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-
-
-def test_a_cell_that_fails_is_seen(fork):
-    done = fork(RUN.format(cells=json.dumps(["a = 0", "1 / a"])), FOLDER)
-    assert (done.returncode, "ZeroDivisionError" in done.stderr) == (1, True)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

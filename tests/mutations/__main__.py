@@ -38,7 +38,7 @@ PRELOADED = (
     *("torch", "transformers"),
     *(f"transformers.models.{name}.modeling_{name}" for name in MODELS),
 )
-UNUSED = ("xdist", "anyio")
+UNUSED = ("nbmake", "xdist", "anyio")
 """Plug-ins of pytest that take a second to load."""
 KILLED, SURVIVED, NO_TEST = "killed", "SURVIVED", "NO TEST"
 
