@@ -159,8 +159,8 @@ def test_an_axis_of_values_is_never_filled_by_noise():
     low, high = axis_range(np.array([-0.00002, 0.00001]), "nats")
     assert low <= -0.04
     assert high >= 0.04
-    assert axis_range(np.array([2.0, 8.0]), "nats", pad=0)[0] == 0
-    assert axis_range(np.array([-3.0, np.nan, -1.0]), "nats", pad=0) == [-3.0, -1.0]
+    assert axis_range(np.array([2.0, 8.0]), "nats", pad=0.0)[0] == 0
+    assert axis_range(np.array([-3.0, np.nan, -1.0]), "nats", pad=0.0) == [-3.0, -1.0]
 
 
 def test_units_that_end_somewhere_are_in_the_table():
