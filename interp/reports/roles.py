@@ -12,6 +12,7 @@ from interp.components import is_head
 from interp.errors import SchemaError
 from interp.measurement.declaration import PATTERN
 from interp.measurement.registry import analyses
+from interp.plots.titles import untitled
 from interp.reports.cells import Cell, cell
 from interp.reports.sections import title_of
 from interp.results.results import Result
@@ -97,7 +98,7 @@ def roles(result: Result) -> Roles | None:
         rows=rows,
         pairs=pairs,
         n_pairs=len(every),
-        figures={"roles": head_atlas.plot()} if rows else {},
+        figures={"roles": untitled(head_atlas.plot())} if rows else {},
     )
 
 
