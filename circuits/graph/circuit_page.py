@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from circuits.graph.drawing import places_of
+from circuits.graph.layout import Layout
 from circuits.graph.signs import Signs, signs
 from interp.components import Edge, Link, kind, layer_of
 from interp.files import atomic_write, writable_file
@@ -26,8 +27,6 @@ from interp.plots.frame import framed
 
 if TYPE_CHECKING:
     import jinja2
-
-    from circuits.graph.graph import Graph
 
 MOST = 1000
 """Edges of the circuit in the page at most, the strongest."""
@@ -39,10 +38,27 @@ HEIGHT = 900
 """Pixels of the frame in a notebook."""
 
 
+class Circuit(Protocol):
+    """What a page is made of; `circuits.graph.graph.Graph` is one."""
+
+    @property
+    def layout(self) -> Layout: ...  # noqa: D102
+    @property
+    def scores(self) -> Float[ndarray, "sender slot"]: ...  # noqa: D102
+    @property
+    def mask(self) -> Bool[ndarray, "sender slot"]: ...  # noqa: D102
+    @property
+    def provenance(self) -> Mapping[str, Any]: ...  # noqa: D102
+    @property
+    def columns(self) -> Mapping[str, Float[ndarray, "sender slot"]]: ...  # noqa: D102
+    @property
+    def n_edges(self) -> int: ...  # noqa: D102
+
+
 class Size(NamedTuple):
     """A circuit of some size whose faithfulness was measured, with its interval."""
 
-    graph: Graph
+    graph: Circuit
     faithfulness: float
     low: float
     high: float
@@ -72,7 +88,7 @@ class CircuitPage:
         sizes: circuits whose faithfulness was measured, the page's own among them.
     """
 
-    graph: Graph
+    graph: Circuit
     title: str
     finding: str
     notes: tuple[str, ...] = ()
@@ -96,7 +112,7 @@ class CircuitPage:
                 kept.append(size)
         return tuple(kept)
 
-    def _fits(self, graph: Graph) -> bool:
+    def _fits(self, graph: Circuit) -> bool:
         """Whether a circuit is part of the page's own, or holds it."""
         return bool((graph.mask <= self.graph.mask).all() or (graph.mask >= self.graph.mask).all())
 
@@ -186,9 +202,7 @@ class CircuitPage:
                 for i, edge in enumerate(self.edges)
             ],
             "shared": [[number[kv], number[head]] for kv, head in self.shared(number)],
-            "sizes": [
-                [size.graph.n_edges, *(round(float(x), 4) for x in size[1:])] for size in self.steps
-            ],
+            "sizes": [[size.graph.n_edges, *(round(float(x), 4) for x in size[1:])] for size in self.steps],
             "own": self.graph.n_edges,
             "first": self.first,
             "words": [self.signs.negative, self.signs.positive],
@@ -199,7 +213,11 @@ class CircuitPage:
     def rest(self) -> str:
         """What of the circuit the page does not hold; "" where it holds all."""
         more = self.graph.n_edges - self.shown
-        return f"The strongest {MOST:,} edges are here; {more:,} weaker ones are in graph.json and edges.csv." if more else ""
+        return (
+            f"The strongest {MOST:,} edges are here; {more:,} weaker ones are in graph.json and edges.csv."
+            if more
+            else ""
+        )
 
     @property
     def fragment(self) -> str:
@@ -245,5 +263,3 @@ def _environment() -> jinja2.Environment:
 def asset(name: str) -> str:
     """Text of circuit.css or circuit.js, for a page that embeds fragments."""
     return (Path(__file__).parent / name).read_text(encoding="utf-8")
-
-

@@ -97,6 +97,7 @@ def draw(links: Iterable[Link], n_layers: int, *, title: str = "", caption: str 
 
 
 def magnitude(score: float) -> float:
+    """Size of a score; 0 where there is none."""
     return 0.0 if math.isnan(score) else abs(score)
 
 

@@ -1,4 +1,4 @@
-"""What the sign of an edge's score says of the task: whether the edge helps or hurts, where the scores have a direction."""
+"""What the sign of an edge's score says: whether the edge helps or hurts, where the scores have a direction."""
 
 from __future__ import annotations
 
