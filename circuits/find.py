@@ -131,10 +131,11 @@ class Found:
                 "reliably better than no edges at all."
             )
             return f"{self.ability.caution} {sentence}".strip()
-        text = f"{edges} do {self.faithfulness:.2f} of the task ({self._random_range()})"
+        where = "" if self.held_out else " on the prompts they were found on"
+        text = f"{edges} do {self.faithfulness:.2f} of the task{where} ({self._random_range()})"
         if self.removal is not None:
             before, after = self.ability.accuracy, self.removal.without.accuracy
-            text += f"; without them accuracy {before:.2f} \u2192 {after:.2f} (chance {self.ability.chance:.2g})"
+            text += f"; without them accuracy {before:.2f} -> {after:.2f} (chance {self.ability.chance:.2g})"
         return f"{self.ability.caution} {text}.".strip()
 
     def _random_range(self) -> str:

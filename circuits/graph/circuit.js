@@ -563,6 +563,7 @@
     });
     for (const name of ["controls", "measured", "canvas", "told", "legend", "filters"]) part(name).hidden = false;
     part("arrange").hidden = !roles.length;
+    if (part("roles")) part("roles").hidden = true; // the drawing says them
     for (const input of part("arrange").querySelectorAll("input")) {
       input.name = `${own}-by`;
       input.checked = input.value === state.by;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 
 import pandas as pd
@@ -93,7 +94,8 @@ def test_what_is_written(default, tmp_path):
     assert "plot.ly" not in page
     assert "L3H" in page
     assert "digraph" in paths["circuit.dot"].read_text(encoding="utf-8")
-    assert found.finding() in page and found.finding() in found._repr_html_()
+    assert found.finding() in html.unescape(page)
+    assert found.finding() in html.unescape(html.unescape(found._repr_html_()))
 
 
 def test_refusals(made):
