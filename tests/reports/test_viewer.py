@@ -119,7 +119,9 @@ def test_heads_not_named_are_the_most_peaked(model):
         for number in range(model.info.n_heads):
             name = f"L{layer}H{number}"
             peak[name] = dense(model, ids, name)[:, 1:].max(1).mean()
-    assert [head.name for head in view.heads] == sorted(peak, key=lambda name: -peak[name])[: rows.HEADS]
+    assert {head.name for head in view.heads} == set(sorted(peak, key=lambda name: -peak[name])[: rows.HEADS])
+    first = [max(head.told(view.queries)) for head in view.heads]
+    assert first == sorted(first, reverse=True)
 
 
 def test_a_long_prompt_keeps_the_last_the_peaked_and_a_spread_of_rows(monkeypatch):
