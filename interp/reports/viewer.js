@@ -504,6 +504,7 @@
     look(state.at);
     paint();
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
+    addEventListener("interp-theme", paint); // a notebook's, told to the frame
     let width = part("matrixbox").clientWidth;
     new ResizeObserver(() => {
       if (part("matrixbox").clientWidth === width) return;

@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 import interp
 from interp.attention import Rows
 from interp.errors import InterpError, SchemaError, SiteError, TaskError
+from interp.plots.frame import TELLER
 from interp.reports import rows
 from interp.reports.viewer import UNIT, p_str, two
 
@@ -198,8 +199,10 @@ def test_a_file_that_cannot_be_written_is_said_so(model, tmp_path):
 def test_a_notebook_gets_a_frame_that_cannot_reach_out(model):
     view = interp.attention_view(model, [5, 6, 7])
     shown = view._repr_html_()
-    assert shown.startswith('<iframe title="Attention" sandbox="allow-scripts" ')
-    assert shown.count("<") == 2
+    frame, script = shown.split("<script>")
+    assert frame.startswith('<iframe title="Attention" sandbox="allow-scripts" ')
+    assert frame.count("<") == 2
+    assert script == f"{TELLER}</script>"  # nothing of the prompt
     assert repr(view).startswith("<View of L")
 
 
