@@ -78,7 +78,9 @@
       const out = edgesShown().filter((edge) => edge.from === node);
       const heads = data.shared.filter((pair) => pair.kv === node).map((pair) => pair.head.name);
       const group = node.kind === "kv_head" ? `\nkeys and values of ${heads.join(", ") || "heads that are not in the circuit"}` : "";
-      return `${named(node)}\n${plural(into.length, "edge")} in, ${out.length} out${group}`;
+      const kv = data.shared.find((pair) => pair.head === node)?.kv;
+      const reads = kv ? `, keys and values through ${kv.name} (${edgesShown().filter((edge) => edge.to === kv).length} in)` : "";
+      return `${named(node)}\n${plural(into.length, "edge")} in, ${out.length} out${reads}${group}`;
     }
 
     function strongest(edges) {
@@ -454,8 +456,10 @@
         made.push(element("span", "", "width grows with the logarithm of |score|"));
       }
       if (data.nodes.some((node) => node.kind === "kv_head")) made.push(swatch("dotted", "KV: keys and values that heads share"));
+      const visible = new Set(edgesShown().flatMap((edge) => [edge.from, edge.to]));
       for (const role of roles) {
-        const count = data.nodes.filter((node) => node.role === role).length;
+        const count = [...visible].filter((node) => node.role === role).length;
+        if (!count) continue;
         const button = element("button", "", element("i", "swatch"), `${role} (${count})`);
         Object.assign(button, { type: "button", ariaPressed: "false" });
         button.dataset.role = role;
@@ -479,8 +483,10 @@
       state.n = Math.max(1, Math.min(data.edges.length, n));
       part("size").value = state.n;
       const { chosen } = state;
-      if (chosen?.edge && chosen.edge.i >= state.n) state.chosen = null;
+      const gone = chosen?.edge ? chosen.edge.i >= state.n : chosen && !edgesShown().some((edge) => [edge.from, edge.to].some((node) => (chosen.node ? node === chosen.node : node.role === chosen.role)));
+      if (gone) state.chosen = null;
       tellSize();
+      legend();
       list();
       draw();
     }
@@ -570,7 +576,6 @@
     }
     part("size").max = data.edges.length;
     sizeButtons();
-    legend();
     resize(state.n);
     let width = canvas.clientWidth;
     new ResizeObserver(() => {

@@ -16,6 +16,7 @@ from interp.results.results import Result
 
 BLOCK = 12  # tokens of the random block that is repeated: two copies fit on a phone
 MOST = 6  # heads to switch between
+ENTRIES = 200_000  # probabilities that all other heads together keep, for the overview
 
 
 def attention(model: Model, result: Result, prompt: Any, *, seed: int) -> View:
@@ -28,7 +29,8 @@ def attention(model: Model, result: Result, prompt: Any, *, seed: int) -> View:
     ids, targets, about = _sample(model, seed=seed) if prompt is None else _own_prompt(model, prompt)
     heads, queries = choose(model, ids, list(reasons), None)
     notes = [f"{why[:1].upper()}{why[1:]}." for why in reasons.values()]
-    return view_of(model, ids, heads, queries=queries, about=about, notes=notes, targets=targets)
+    options = {"about": about, "notes": notes, "targets": targets, "entries": ENTRIES}
+    return view_of(model, ids, heads, queries=queries, **options)
 
 
 def top_heads(result: Result) -> dict[Head, str]:
