@@ -171,12 +171,10 @@ class Found:
 
     def _random_line(self, row: Any) -> str:
         """What random circuits reach, and a p where there are enough of them for one."""
+        mean, best = (f"{round(float(row[name]), 3) + 0.0:.3f}" for name in ("random_mean", "random_max"))
         spread = f" +- {row['random_sd']:.3f}" if row["n_random"] > 1 else ""
         p = "" if np.isnan(row["p"]) else f"; p = {row['p']:.3f} (least possible {1 / (1 + row['n_random']):.3f})"
-        return (
-            f"{row['n_random']} random circuits of the size: {row['random_mean']:.3f}{spread}, best "
-            f"{row['random_max']:.3f}{p}"
-        )
+        return f"{row['n_random']} random circuits of the size: {mean}{spread}, best {best}{p}"
 
     def save(
         self, folder: str | Path, *, roles: Roles | None = None, force: bool = False, quote: bool = False

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from interp.results.results import Result
 
 FILES = ("edges.csv", "faithfulness.csv", "graph.json", "circuit.dot", "circuit.html")
+Roles = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Roles of heads for the page: CSV (component, role), or detect's .parquet."),
+]
 LARGEST_ROLES = 1 << 24
 """Bytes of a file of roles at most."""
 TABLES = ("table.parquet", "table.csv")
@@ -60,10 +64,7 @@ def circuit(
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Write table, graph, picture and faithfulness here.")
     ] = None,
-    roles: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Roles of heads for the page: CSV (component, role), or detect's .parquet."),
-    ] = None,
+    roles: Roles = None,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of prompts and random circuits.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
@@ -85,7 +86,7 @@ def circuit(
     gives = entries("methods")[method]["gives"]
     if out is not None:
         writable_folder(out, TABLES if gives == "table" else FILES, force=force)
-    role_table = None if roles is None else _roles(roles)
+    role_table = _roles(roles)
     given = own.pairs_instead(task, (clean, corrupt, answer, wrong), pairs, answer_tokens)
     from circuits.find import circuit as find
     from interp.loading.load import load
@@ -125,12 +126,14 @@ def _option(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _roles(path: Path) -> Any:
-    """Roles of heads: a table with component and role, or what `interp detect` wrote.
+def _roles(path: Path | None) -> Any:
+    """Roles of heads: a table with component and role, or what `interp detect` wrote; None without a file.
 
     Raises:
         SchemaError: a file that cannot be read as such, or names no component.
     """
+    if path is None:
+        return None
     import pandas as pd
 
     from circuits.graph.roles import role_names
