@@ -149,7 +149,7 @@ def _roles(path: Path | None) -> Any:
             table = pd.read_csv(io.StringIO(read_text(path, most=LARGEST_ROLES, error=SchemaError)))
         except ValueError as error:  # pandas' own errors are ValueErrors
             raise SchemaError(
-                f"{path}: not a table of roles (CSV with the columns component and role): {error}"
+                f"{path}: no table of roles, a CSV with the columns component and role: {error}"
             ) from error
     role_names(table)
     return table

@@ -343,14 +343,14 @@
       grid.classList.toggle("plain", !known);
       const size = Math.min(n, GLANCE);
       const made = order.map((i) => {
-        const button = element("button", "thumb", pictureCopy(i, size), element("span", "hidden", heads[i].name));
-        Object.assign(button, { type: "button", title: heads[i].name, tabIndex: -1 });
+        const button = element("button", "thumb", pictureCopy(i, size));
+        Object.assign(button, { type: "button", title: heads[i].name, ariaLabel: heads[i].name, tabIndex: -1 });
         button.dataset.head = i;
         if (known) Object.assign(button.style, { gridColumn: places[i][1] + 2, gridRow: layers.indexOf(places[i][0]) + 2 });
         return button;
       });
       const label = (text, column, row) => {
-        const put = element("small", "", text);
+        const put = element("small", "", `${text} `);
         Object.assign(put.style, { gridColumn: column, gridRow: row });
         return put;
       };

@@ -196,8 +196,7 @@ class View:
             if len(self.other_queries or self.queries) == len(self.ids)
             else (f"the rows of {len(self.other_queries or self.queries)} positions, and of each ")
         )
-        whole = ", ".join(head.name for head in self.heads[:FULL])
-        return f"Of heads other than {whole}: {rows}at most {self.few} keys of a row, in steps of 1/{STEPS}."
+        return f"Of heads without a button above: {rows}at most {self.few} keys of a row, in steps of 1/{STEPS}."
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Write one HTML file that needs no network and no other file, and return its path.
