@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from numpy import ndarray
 
 from circuits.graph.drawing import places_of
@@ -39,18 +39,18 @@ HEIGHT = 900
 
 
 class Circuit(Protocol):
-    """What a page is made of; `circuits.graph.graph.Graph` is one."""
+    """What a page is made of; `circuits.graph.graph.Graph` is one, and says the forms of its arrays."""
 
     @property
     def layout(self) -> Layout: ...  # noqa: D102
     @property
-    def scores(self) -> Float[ndarray, "sender slot"]: ...  # noqa: D102
+    def scores(self) -> ndarray: ...  # noqa: D102
     @property
-    def mask(self) -> Bool[ndarray, "sender slot"]: ...  # noqa: D102
+    def mask(self) -> ndarray: ...  # noqa: D102
     @property
     def provenance(self) -> Mapping[str, Any]: ...  # noqa: D102
     @property
-    def columns(self) -> Mapping[str, Float[ndarray, "sender slot"]]: ...  # noqa: D102
+    def columns(self) -> Mapping[str, ndarray]: ...  # noqa: D102
     @property
     def n_edges(self) -> int: ...  # noqa: D102
 
