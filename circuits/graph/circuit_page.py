@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -38,6 +38,7 @@ HEIGHT = 900
 """Pixels of the frame in a notebook."""
 
 
+@runtime_checkable
 class Circuit(Protocol):
     """What a page is made of; `circuits.graph.graph.Graph` is one, and says the forms of its arrays."""
 

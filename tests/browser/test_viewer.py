@@ -107,7 +107,7 @@ def test_a_position_can_be_typed_and_stepped_from(show, view_file):
 def test_shading_can_be_relative_to_the_largest(show, view_file):
     page = show(view_file).page
     most = "chips => Math.max(...chips.map(chip => Number(chip.style.getPropertyValue('--p'))))"
-    page.get_by_label("L0H0").check()
+    page.get_by_role("radio", name="L0H0").check()
     assert page.locator(".chips .chip").evaluate_all(most) < 1
     page.get_by_label("Shade relative to the largest").check()
     assert page.locator(".chips .chip").evaluate_all(most) == 1
@@ -133,7 +133,7 @@ def test_all_heads_at_a_glance_lead_to_one(show, view_file):
     assert page.locator("[data-part=chosen]").inner_text() == "L2H6"
     page.keyboard.press("ArrowUp")
     assert " L1H6 " in page.locator(SUMMARY).inner_text()
-    page.get_by_label("L2H1", exact=True).check()
+    page.get_by_role("radio", name="L2H1").check()
     assert " L2H1 " in page.locator(SUMMARY).inner_text()
     assert page.locator(".grid [aria-pressed=true]").get_attribute("title") == "L2H1"
     opened.quiet()
