@@ -251,7 +251,7 @@ def test_the_finding_is_a_sentence():
     assert unable.ability.caution
     same = {**found.provenance["data"], "judged_on": {"sha256": "a"}}
     assert "of the task on the prompts they were found on (" in found.with_provenance({"data": same}).finding()
-    noise = found_of([0, 1, 0, 1], random, full=[1, 0, 1, 0], empty=[0, 1, 0, 0.9])
+    noise = found_of([0, 1, 0, 1], [[0, 0, 0, 0]], full=[1, 0, 1, 0], empty=[0, 1, 0, 0.9])
     assert noise.finding().startswith(f"How much of the task {n} of {n} edges do cannot be said")
 
 
