@@ -32,12 +32,22 @@ def list_names(
     if as_json:
         sys.stdout.write(json.dumps(chosen, indent=1) + "\n")
         return
-    width = max(40, min(shutil.get_terminal_size().columns, 120)) if sys.stdout.isatty() else NARROW
+    width = line_width()
     for name, entries in chosen.items():
         if kind is None:
             sys.stdout.write(_names(name, entries, width))
         else:
-            sys.stdout.write("".join(_line(n, entry, width) for n, entry in entries.items()))
+            sys.stdout.write("".join(name_line(n, about(entry), width) for n, entry in entries.items()))
+
+
+def line_width() -> int:
+    """Columns of the terminal, 40 to 120; where the output goes elsewhere, 80."""
+    return max(40, min(shutil.get_terminal_size().columns, 120)) if sys.stdout.isatty() else NARROW
+
+
+def about(entry: dict[str, str]) -> str:
+    """What is said of a name that is listed."""
+    return entry["title"] + (f" ({entry['of']})" if entry.get("of") else "")
 
 
 def _names(kind: str, entries: index.Entries, width: int) -> str:
@@ -52,9 +62,9 @@ def _names(kind: str, entries: index.Entries, width: int) -> str:
     return f"{len(entries)} {'models' if kind == 'zoo' else kind} (interp list {kind})\n{text}\n"
 
 
-def _line(name: str, entry: dict[str, str], width: int) -> str:
-    about = entry["title"] + (f" ({entry['of']})" if entry.get("of") else "")
+def name_line(name: str, text: str, width: int) -> str:
+    """A name and what is said of it, wrapped beside it."""
     lead = name if len(name) < INDENT else f"{name}\n{' ' * (INDENT - 1)}"
-    first, *rest = textwrap.wrap(about, width - INDENT) or [""]
+    first, *rest = textwrap.wrap(text, width - INDENT) or [""]
     lines = [f"{lead:{INDENT - 1}} {first}", *(" " * INDENT + line for line in rest)]
     return "\n".join(line.rstrip() for line in lines) + "\n"
