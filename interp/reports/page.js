@@ -95,7 +95,7 @@
   }
 
   for (const table of document.querySelectorAll("main table")) {
-    if (!table.tHead || table.tBodies[0].rows.length < 2) continue;
+    if (!table.tHead || table.closest("[data-circuit]") || table.tBodies[0].rows.length < 2) continue;
     [...table.tHead.rows[0].cells].forEach((head, column) => {
       const button = document.createElement("button");
       button.type = "button";

@@ -57,6 +57,12 @@ class Roles:
     n_pairs: int
     figures: dict[str, go.Figure]
 
+    @property
+    def table(self) -> pd.DataFrame:
+        """Component, role and stage of each row, for a circuit's page."""
+        rows = [(row.component, row.role, row.stage) for row in self.rows]
+        return pd.DataFrame(rows, columns=["component", "role", "stage"])
+
 
 def roles(result: Result) -> Roles | None:
     """The atlas of these results; None where no analysis scores heads, or one alone does."""
