@@ -39,6 +39,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
+    "_math",  # beside this file
 ]
 exclude_patterns = ["README.md", "*.table.md", "notebooks/README.md", "**/.ipynb_checkpoints"]  # included in pages
 root_doc = "index"
@@ -64,7 +65,8 @@ nitpick_ignore_regex = [
     (r"py:.*", r".*\b(P|T|Head|Heads|Reducer|Capture|Start|Prompts|Writes|Reads|Span|Position|Positions)"),
 ]
 
-myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist"]
+myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "dollarmath"]
+html_math_renderer = "mathml"
 myst_heading_anchors = 3
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
