@@ -1,7 +1,7 @@
-"""Thumbnails of the gallery: `python docs/_gallery.py` runs notebooks up to a cell and photographs the figure it shows.
+"""Thumbnails of the gallery: `python docs/_gallery.py` runs notebooks up to a cell and keeps the figure it shows.
 
-The pictures are kept (`docs/images/gallery`), so that the site needs neither Chromium nor the notebooks; a test asks that each
-cell is still there. `page` makes docs/gallery.md from the same list.
+The pictures stay in `docs/images/gallery`, so that the site needs neither Chromium nor the notebooks; a test asks that
+each cell is still there. `page` makes docs/gallery.md from the same list.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 from _markdown import DOCS, NOTE, ROOT
 
 PICTURES = DOCS / "images" / "gallery"
-WIDTH, SCALE = 760, 0.6
-"""Pixels of a figure as it is drawn, and the part of them that is kept."""
+WIDTH, HEIGHT, SCALE = 560, 320, 0.75
+"""Pixels of a figure as it is drawn, its height where it has none of its own, and the part of them that is kept."""
 
 
 @dataclass(frozen=True)
@@ -38,27 +38,60 @@ class Item:
 
 
 ITEMS = (
-    Item("01_load_and_look", 'result.plot("induction")', "Which heads copy?", 'interp.analyze(model, "induction")'),
+    Item(
+        "01_load_and_look",
+        'result.plot("induction")',
+        "Which heads copy?",
+        'interp.analyze(model, "induction")',
+    ),
     Item(
         "03_patching",
         "patch_map(resid, order=order)",
         "Where is the answer, by layer and token?",
         "activation_patching(model, task)",
     ),
-    Item("04_circuit", "found.graph.draw()", "Which connections carry a task?", 'circuits.circuit(model, "ioi")'),
-    Item("04_circuit", "found.curve.plot()", "How many edges does it take?", "found.curve"),
     Item(
-        "06_attention", 'entropy.plot("entropy")', "How sharp does each head look?", 'interp.analyze(model, "entropy")'
+        "04_circuit",
+        "found.graph.draw()",
+        "Which connections carry a task?",
+        'circuits.circuit(model, "ioi")',
     ),
-    Item("07_features", "graph.draw()", "Which features made an answer?", "circuits.attribution_graph(model, prompt)"),
-    Item("08_mlps", "neurons.plot()", "Which neurons does a task need?", 'interp.analyze(model, "neurons")'),
+    Item(
+        "04_circuit",
+        "found.curve.plot()",
+        "How many edges does it take?",
+        "found.curve",
+    ),
+    Item(
+        "06_attention",
+        'entropy.plot("entropy")',
+        "How sharp does each head look?",
+        'interp.analyze(model, "entropy")',
+    ),
+    Item(
+        "07_features",
+        "graph.draw()",
+        "Which features made an answer?",
+        "circuits.attribution_graph(model, prompt)",
+    ),
+    Item(
+        "08_mlps",
+        "neurons.plot()",
+        "Which neurons does a task need?",
+        'interp.analyze(model, "neurons")',
+    ),
     Item(
         "09_arithmetic",
         'waves.plot("key_frequencies")',
         "By which waves does it add?",
         'interp.analyze(model, "key_frequencies")',
     ),
-    Item("11_sinks", 'found.plot("sinks")', "Where does attention rest?", 'interp.analyze(model, "sinks")'),
+    Item(
+        "11_sinks",
+        'found.plot("sinks")',
+        "Where does attention rest?",
+        'interp.analyze(model, "sinks")',
+    ),
     Item(
         "12_reach",
         'profile.plot("distance_profile")',
@@ -137,7 +170,7 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox", "--disable-gpu"])
         tab = browser.new_page(viewport={"width": WIDTH, "height": 2000}, device_scale_factor=SCALE)
         for item, figure in made.items():
-            figure.update_layout(width=None, autosize=True)
+            figure.update_layout(width=None, height=figure.layout.height or HEIGHT)
             html = figure.to_html(include_plotlyjs=False, full_html=False, config={"displayModeBar": False})
             tab.set_content(f"<script>{get_plotlyjs()}</script><body style='margin:0'><div id=figure>{html}</div>")
             tab.wait_for_selector(".main-svg")

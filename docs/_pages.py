@@ -261,6 +261,7 @@ FOLDERS = {
     "docs/explanation": "derivations, and what a score does and does not show",
     "docs/how-to": "recipes, one task each",
     "docs/images": "pictures in its pages",
+    "docs/images/gallery": "thumbnails of figures in notebooks: `python docs/_gallery.py`",
     "docs/reference": "every command, analysis, column and public name, made from the code",
     "docs/tutorial": "one path from nothing to a first finding",
     "interp/zoo/models/bigram-backcopy": "a small model whose one head learns to rest, and its card",

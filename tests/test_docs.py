@@ -20,7 +20,9 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PACKAGES = ("interp", "circuits", "probes")
 sys.path.insert(0, str(DOCS))
-import _generate  # noqa: E402  (docs is no package: the line above makes it importable)
+import _gallery  # noqa: E402  (docs is no package: the line above makes it importable)
+import _generate  # noqa: E402
+import _math  # noqa: E402
 import _pages  # noqa: E402
 import _reference  # noqa: E402
 
@@ -187,3 +189,24 @@ def test_examples_in_docstrings(name, text, tmp_path, monkeypatch):
     )
     assert found.attempted > 0
     assert found.failed == 0, said.getvalue()
+
+
+def test_the_gallery_shows_cells_that_are_there():
+    """With a small picture of each; `python docs/_gallery.py` makes them anew."""
+    for item in _gallery.ITEMS:
+        assert any(source.strip().splitlines()[-1].startswith(item.cell) for source in _gallery.cells(item.notebook)), (
+            item
+        )
+    pictures = {item.picture for item in _gallery.ITEMS}
+    assert set(_gallery.PICTURES.glob("*")) == pictures
+    assert sum(path.stat().st_size for path in (DOCS / "images").rglob("*.png")) < 1_000_000
+
+
+def test_formulas_are_mathml_that_needs_no_script():
+    made = _math.mathml(r"\frac{1}{n} \sum_i p_{ij}", block=True)
+    assert made.startswith("<math")
+    assert all(part in made for part in ("<mfrac>", "<msub>", "∑"))
+    for path in pages():
+        text = re.sub(r"```.*?```|`[^`\n]*`", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        for formula in re.findall(r"\$\$(.+?)\$\$", text, flags=re.DOTALL):
+            _math.mathml(formula, block=True)

@@ -54,7 +54,7 @@ def blocks(path):
 
 
 def commands(block):
-    """(words of a command, output shown under it) of the lines that begin with `$ interp`; others are left to readers."""
+    """(words, output shown under it) of each line that begins with `$ interp`; other commands are left to readers."""
     for part in re.split(r"^\$ ", block.code, flags=re.MULTILINE)[1:]:
         line, _, said = part.partition("\n")
         if line.startswith("interp "):

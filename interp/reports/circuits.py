@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,10 @@ class Size:
     interval: Cell
 
 
+DEEP = 0.1
+"""How far faithfulness has to fall below what smaller and larger circuits reach to be said, beyond its interval."""
+
+
 @dataclass(frozen=True)
 class TaskCircuit:
     """Everything the template needs of one circuit; numbers are written out."""
@@ -83,6 +87,7 @@ class TaskCircuit:
     judged_on: dict[str, Any]
     rows: list[Edge]
     sizes: list[Size]
+    dips: list[str]
     figures: dict[str, go.Figure]
 
 
@@ -181,6 +186,7 @@ def task_circuit(result: Found) -> TaskCircuit:
         judged_on=dict(own["data"]["judged_on"]),
         rows=_edges(result),
         sizes=_sizes(result),
+        dips=dips(_curve_rows(result)),
         figures={"circuit": circuit_figure(graph)},
     )
 
@@ -223,11 +229,41 @@ def _edges(result: Found) -> list[Edge]:
     ]
 
 
-def _sizes(result: Found) -> list[Size]:
-    """Circuits of other sizes, each size once."""
+def _curve_rows(result: Found) -> list[dict[Any, Any]]:
+    """Circuits of other sizes, each size once, small ones first."""
     if result.curve is None:
         return []
-    rows = result.curve.table().drop_duplicates("edges").sort_values("edges").to_dict("records")
+    return result.curve.table().drop_duplicates("edges").sort_values("edges").to_dict("records")
+
+
+def dips(rows: Sequence[Mapping[Any, Any]]) -> list[str]:
+    """Sizes at which faithfulness is lower than at smaller and at larger ones: `0.16 at 87 edges, between 0.87 at ...`.
+
+    A size counts where the curve turns from falling to rising, below the tops on both sides by more than `DEEP`, and
+    where its interval ends below both.
+    """
+    value = [float(row["faithfulness"]) for row in rows]
+    found = []
+    for i in range(1, len(rows) - 1):
+        before, after = _top(value, i, -1), _top(value, i, 1)
+        level = min(value[before], value[after])
+        if value[i] < level - DEEP and not float(rows[i]["ci_high"]) >= level:
+            low, left, right = (f"{number(value[j])} at {rows[j]['edges']} edges" for j in (i, before, after))
+            found.append(f"{low}, between {left} and {right}")
+    return found
+
+
+def _top(value: Sequence[float], start: int, step: int) -> int:
+    """Where the curve ends to rise, going from `start` by `step`."""
+    at = start
+    while 0 <= at + step < len(value) and value[at + step] >= value[at]:
+        at += step
+    return at
+
+
+def _sizes(result: Found) -> list[Size]:
+    """Circuits of other sizes as rows of a table."""
+    rows = _curve_rows(result)
     return [
         Size(
             cell(float(row["edges"]), 0),
