@@ -21,6 +21,7 @@ ROOT = HERE.parent
 sys.path.insert(0, str(HERE))
 
 import _docstrings  # noqa: E402  (this folder is on the path since the line above)
+import _pages  # noqa: E402
 
 project = "interp-toolkit"
 author = "the interp-toolkit authors"
@@ -62,7 +63,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(interp\.(backends|zoo\.mechanisms|attention|report)\.\w+|circuits\._\w+|circuits\.\w+\._\w+)\b.*"),
     (r"py:.*", r"dict\[.*"),  # cut in two where autodoc shortens a mapping's types
     # Type variables, and aliases that are written out where they are defined.
-    (r"py:.*", r".*\b(P|T|Head|Heads|Reducer|Capture|Start|Prompts|Writes|Reads|Span|Position|Positions)"),
+    (r"py:.*", r".*\b(P|T|Head|Heads|Writes|Reads|Position|Positions|" + "|".join(_pages.TYPES) + ")"),
 ]
 
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "dollarmath"]
@@ -73,6 +74,7 @@ copybutton_prompt_is_regexp = True
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+autodoc_type_aliases = {name: name for name in _pages.TYPES}  # explained on the first page of the API
 napoleon_custom_sections = [
     ("Attributes", "params_style")
 ]  # fields are described once, in the docstring of their class

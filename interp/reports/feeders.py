@@ -47,7 +47,8 @@ def feeders(
     Args:
         model: any loaded model.
         ids: the prompt; the answer is due behind its last token.
-        answer, wrong: token ids; None for the mean over the vocabulary.
+        answer: token id.
+        wrong: another, or None for the mean over the vocabulary.
         groups: parts of the sum, of which `MLP 3` is one.
 
     Returns:

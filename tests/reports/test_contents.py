@@ -205,7 +205,6 @@ def curve(*values, width=0.05):
     return [
         {"edges": 10 * i, "faithfulness": v, "ci_low": v - width, "ci_high": v + width}
         for i, v in enumerate(values, 1)
-        for i, v in enumerate(values)
     ]
 
 

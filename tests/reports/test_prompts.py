@@ -91,7 +91,7 @@ def test_heads_and_their_sources_are_those_of_the_attribution(model):
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox"])
 @pytest.mark.parametrize("wrong", [None, 9], ids=["mean of all", "one token"])
 def test_what_wrote_into_the_largest_mlp_is_what_it_loses_without(architecture, wrong):
-    """A component is taken off what the MLP's norm is given, and the change of the logit read through the final norm."""
+    """A component is taken off what the MLP's norm is given; the logit's change is read through the final norm."""
     model = interp.load(build(architecture))
     ids, answer = [3, 1, 4, 1, 5, 9, 2, 6], 7
     found = direct(model, token_questions(model, [(ids, answer, wrong)])[0])
