@@ -235,7 +235,7 @@ TYPES = {
     "Capture": 'sites, as `"L3.z"` or `Site`; or a mapping from sites to reducers, None where the whole is kept',
     "Start": "a layer and the stream [batch pos d_model] that enters it",
     "AnySite": 'a `Site`, or its name: `"L3H5.z@-1"`; see the page on sites',
-    "Span": "(start, stop): characters of a text, tokens of ids; or words that stand once in the text; or a list of these",
+    "Span": "(start, stop): characters of a text, tokens of ids; words that the text has once; a list of these",
 }
 """Names in signatures that stand for several types, and what they take."""
 

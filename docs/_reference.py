@@ -188,7 +188,7 @@ def _types() -> list[str]:
         "## Types in signatures",
         "",
         "`Float[Tensor, 'batch pos d_model']` is a tensor of floating-point numbers with these axes (jaxtyping); the",
-        "same name in one signature is the same length, `...` and `*name` any number of axes, `#` a length that may be 1.",
+        "same name is the same length, `...` and `*name` are any number of axes, and `#` marks a length that may be 1.",
         "",
         "| name | takes |",
         "|---|---|",

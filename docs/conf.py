@@ -60,7 +60,7 @@ nitpick_ignore_regex = [
     ),
     (r"py:.*", r"'.*"),
     # Types of our own that appear in signatures and are nobody's to make.
-    (r"py:.*", r"(interp\.(backends|zoo\.mechanisms|attention|report)\.\w+|circuits\._\w+|circuits\.\w+\._\w+)\b.*"),
+    (r"py:.*", r"(interp\.(backends|zoo\.planted\.mechanisms|attention|report)(\.\w+)+|circuits\._\w+|circuits\.\w+\._\w+)\b.*"),
     (r"py:.*", r"dict\[.*"),  # cut in two where autodoc shortens a mapping's types
     # Type variables, and aliases that are written out where they are defined.
     (r"py:.*", r".*\b(P|T|Head|Heads|Writes|Reads|Position|Positions|" + "|".join(_pages.TYPES) + ")"),

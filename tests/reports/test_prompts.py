@@ -88,8 +88,7 @@ def test_heads_and_their_sources_are_those_of_the_attribution(model):
     assert sum(float(chip.value.raw) for chip in found.chips) == pytest.approx(float(own.sum()), abs=1e-5)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox"])
-@pytest.mark.parametrize("wrong", [None, 9], ids=["mean of all", "one token"])
+@pytest.mark.parametrize(("architecture", "wrong"), [("llama", None), ("gpt2", 9), ("gpt_neox", None)])
 def test_what_wrote_into_the_largest_mlp_is_what_it_loses_without(architecture, wrong):
     """A component is taken off what the MLP's norm is given; the logit's change is read through the final norm."""
     model = interp.load(build(architecture))
