@@ -118,7 +118,10 @@ def page() -> str:
         lines += [
             "",
             ":::{container} card",
-            f"[![{item.question}]({picture})](notebooks/{item.notebook}.ipynb)",
+            f"```{{image}} {picture}",
+            f":alt: {item.question}",
+            f":target: notebooks/{item.notebook}.html",
+            "```",
             "",
             f"**{item.question}**",
             "",

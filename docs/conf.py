@@ -59,8 +59,13 @@ nitpick_ignore_regex = [
         r"(Tensor|ndarray|nn|PreTrained\w+|DataFrame|Series|Figure|nx|optional|callable|iterable|sequence|mapping)\b.*",
     ),
     (r"py:.*", r"'.*"),
-    # Types of our own that appear in signatures and are nobody's to make.
-    (r"py:.*", r"(interp\.(backends|zoo\.planted\.mechanisms|attention|report)(\.\w+)+|circuits\._\w+|circuits\.\w+\._\w+)\b.*"),
+    # Types of our own that appear in signatures and are nobody's to make: handed out, and taken back as they are.
+    (
+        r"py:.*",
+        r"interp\.(backends|zoo\.planted|attention|reports?|measurement\.checks|patching|dictionaries)(\.\w+)+\b.*",
+    ),
+    (r"py:.*", r"(circuits\._\w+|circuits\.\w+\.\w+\.\w+|interp\.model\.R)\b.*"),
+    (r"py:.*", r"(Adopt|Draw|Make|Piece|Port|Section|Skill|metrics\.Metric|Mapping\[str|tuple\[.*|\u200b\w+)"),
     (r"py:.*", r"dict\[.*"),  # cut in two where autodoc shortens a mapping's types
     # Type variables, and aliases that are written out where they are defined.
     (r"py:.*", r".*\b(P|T|Head|Heads|Writes|Reads|Position|Positions|" + "|".join(_pages.TYPES) + ")"),

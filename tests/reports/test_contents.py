@@ -203,8 +203,7 @@ def test_every_kind_of_key_and_massive_activations_stand_in_the_section():
 def curve(*values, width=0.05):
     """Rows of faithfulness by size."""
     return [
-        {"edges": 10 * i, "faithfulness": v, "ci_low": v - width, "ci_high": v + width}
-        for i, v in enumerate(values, 1)
+        {"edges": 10 * i, "faithfulness": v, "ci_low": v - width, "ci_high": v + width} for i, v in enumerate(values, 1)
     ]
 
 
