@@ -140,9 +140,13 @@ def cells(notebook: str) -> list[str]:
 def shown(source: str, names: dict[str, Any]) -> Any:
     """Run a cell; the value of its last expression, which a notebook shows."""
     tree = ast.parse(source)
-    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+    last = tree.body[-1]
+    if not isinstance(last, ast.Expr):
+        exec(compile(tree, "<cell>", "exec"), names)
+        return None
+    tree.body.pop()
     exec(compile(tree, "<cell>", "exec"), names)
-    return None if last is None else eval(compile(ast.Expression(last.value), "<cell>", "eval"), names)
+    return eval(compile(ast.Expression(last.value), "<cell>", "eval"), names)
 
 
 def figures(notebook: str, wanted: list[Item]) -> dict[Item, Any]:

@@ -240,12 +240,13 @@ def dips(rows: Sequence[Mapping[Any, Any]]) -> list[str]:
     """Sizes at which faithfulness is lower than at smaller and at larger ones: `0.16 at 87 edges, between 0.87 at ...`.
 
     A size counts where the curve turns from falling to rising, below the tops on both sides by more than `DEEP`, and
-    where its interval ends below both.
+    where its interval ends below both. The larger one that is named is the first that is as good as the smaller.
     """
     value = [float(row["faithfulness"]) for row in rows]
     found = []
     for i in range(1, len(rows) - 1):
-        before, after = _top(value, i, -1), _top(value, i, 1)
+        before, top = _top(value, i, -1), _top(value, i, 1)
+        after = next((j for j in range(i + 1, top) if value[j] >= value[before]), top)
         level = min(value[before], value[after])
         if value[i] < level - DEEP and not float(rows[i]["ci_high"]) >= level:
             low, left, right = (f"{number(value[j])} at {rows[j]['edges']} edges" for j in (i, before, after))

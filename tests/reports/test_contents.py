@@ -212,6 +212,7 @@ def curve(*values, width=0.05):
     [
         ((0.1, 0.87, 0.16, 0.98), ["0.160 at 30 edges, between 0.870 at 20 edges and 0.980 at 40 edges"]),
         ((0.9, 0.3, 0.2, 0.8, 1.0), ["0.200 at 30 edges, between 0.900 at 10 edges and 1.000 at 50 edges"]),
+        ((0.8, 0.1, 0.5, 0.85, 1.0), ["0.100 at 20 edges, between 0.800 at 10 edges and 0.850 at 40 edges"]),
         ((0.1, 0.5, 0.9, 1.0), []),  # it rises
         ((0.1, 0.9, 0.85, 1.0), []),  # too little
         ((0.9, 0.5, 0.2), []),  # nothing larger is better
