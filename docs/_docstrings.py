@@ -9,6 +9,7 @@ SECTION = re.compile(r"(Args|Attributes|Returns|Yields|Raises|Example|Examples|N
 MARKUP = re.compile(r"(`[^`]*`)(?=(\w)?)|([\\*|]|_(?=\W|$))")
 SEVERAL = re.compile(r"^    \w+(, \w+)+(?=:)")
 ZERO_WIDTH_SPACE = "\u200b"
+ALIAS = re.compile(r"TypeAliasForwardRef\('(\w+)'\)")
 
 
 def plain_docstring(_app: Any, what: str, _name: str, _obj: Any, _options: Any, lines: list[str]) -> None:
@@ -52,8 +53,14 @@ def _literal(match: re.Match[str]) -> str:
 
 
 def what_callers_get(
-    _app: Any, _what: str, _name: str, obj: Any, _options: Any, signature: str, returned: str
-) -> tuple[str, str] | None:
-    """An analysis is written to return `Findings`; `@analysis` makes a `Result` of it and annotates it so."""
-    wrapped = hasattr(obj, "__wrapped__") and obj.__annotations__.get("return") == "Result"
-    return (signature, "~interp.results.results.Result") if wrapped else None
+    _app: Any, _what: str, _name: str, obj: Any, _options: Any, signature: str | None, returned: str | None
+) -> tuple[str | None, str | None]:
+    """Signatures as callers meet them.
+
+    An analysis is written to return `Findings`; `@analysis` makes a `Result` of it and annotates it so. Names that
+    stand for several types (`autodoc_type_aliases`) are written as names within a union too, which Sphinx does not.
+    """
+    if hasattr(obj, "__wrapped__") and obj.__annotations__.get("return") == "Result":
+        returned = "~interp.results.results.Result"
+    signature, returned = (text and ALIAS.sub(r"\1", text) for text in (signature, returned))
+    return signature, returned

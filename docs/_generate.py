@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import _gallery
 from _lists import architectures, datasets, i_want_to, sites, where_things_are
 from _markdown import DOCS, ROOT
 from _reference import analyses, api, cli, families, index, tables
@@ -33,6 +34,7 @@ COMMITTED: dict[Path, Callable[[], str]] = {
     DOCS / "reference" / "sites.md": sites,
     DOCS / "reference" / "where-things-are.md": where_things_are,
     DOCS / "how-to" / "i-want-to.md": i_want_to,
+    DOCS / "gallery.md": _gallery.page,
     ROOT / "interp" / "cli" / "index.json": index,
     ROOT / "README.md": lambda: table_in((ROOT / "README.md").read_text(encoding="utf-8"), "analyses", families()),
 }

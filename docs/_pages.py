@@ -230,6 +230,19 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
 }
 """Pages of the API: title, what they hold, modules in order."""
 
+TYPES = {
+    "Prompts": "a text, ids, several of either, an array of ids [batch pos], a `Batch`, or what a tokenizer returns",
+    "Answers": "a token as an id or as text of one token; several, one for each prompt; ids [batch k] mean their mean",
+    "AnyMetric": "a name of `interp.tasks.metrics.METRICS`, or a function (logits [batch d_vocab], task) -> [batch]",
+    "Translate": "a function (layer, stream [... d_model]) -> stream [... d_model] in the last layer's terms",
+    "Reducer": "a function of what is captured at a site; what it returns is kept in its place",
+    "Capture": 'sites, as `"L3.z"` or `Site`; or a mapping from sites to reducers, None where the whole is kept',
+    "Start": "a layer and the stream [batch pos d_model] that enters it",
+    "AnySite": 'a `Site`, or its name: `"L3H5.z@-1"`; see the page on sites',
+    "Span": "(start, stop): characters of a text, tokens of ids; words that the text has once; a list of these",
+}
+"""Names in signatures that stand for several types, and what they take."""
+
 INTERNAL = {
     "interp.cli": "documented as commands",
     "interp.loading": "behind interp.load",
@@ -265,6 +278,7 @@ FOLDERS = {
     "docs/explanation": "derivations, and what a score does and does not show",
     "docs/how-to": "recipes, one task each",
     "docs/images": "pictures in its pages",
+    "docs/images/gallery": "thumbnails of figures in notebooks: `python docs/_gallery.py`",
     "docs/reference": "every command, analysis, column and public name, made from the code",
     "docs/tutorial": "one path from nothing to a first finding",
     "interp/zoo/models/bigram-backcopy": "a small model whose one head learns to rest, and its card",

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from _markdown import NOTE, cell
-from _pages import COLUMN_MEANINGS, FAMILIES, INTERVENTION_MEANINGS, PAGES
+from _pages import COLUMN_MEANINGS, FAMILIES, INTERVENTION_MEANINGS, PAGES, TYPES
 
 LABEL = re.compile(r"(head|set) is labelled|(label|role) needs")
 
@@ -181,6 +181,22 @@ def _first_line(value: Any) -> str:
     return (inspect.getdoc(value) or "").split("\n")[0] if described else f"`{_constant(value)}`"
 
 
+def _types() -> list[str]:
+    """What names in signatures stand for, and how shapes are written."""
+    rows = [f"| `{name}` | {cell(meaning)} |" for name, meaning in TYPES.items()]
+    return [
+        "## Types in signatures",
+        "",
+        "`Float[Tensor, 'batch pos d_model']` is a tensor of floating-point numbers with these axes (jaxtyping); the",
+        "same name is the same length, `...` and `*name` are any number of axes, and `#` marks a length that may be 1.",
+        "",
+        "| name | takes |",
+        "|---|---|",
+        *rows,
+        "",
+    ]
+
+
 def api() -> dict[str, str]:
     """Pages of docs/reference/api/, by name. What a package exports is described there and not at its home again."""
     seen: set[int] = set()
@@ -201,5 +217,5 @@ def api() -> dict[str, str]:
         pages[page] = "\n".join(parts)
     rows = [f"| [{title}]({page}.md) | {intro} |" for page, (title, intro, _) in PAGES.items()]
     toctree = ["```{toctree}", ":hidden:", "", *PAGES, "```", ""]
-    pages["index"] = "\n".join(["# Python API", "", "| page | holds |", "|---|---|", *rows, "", *toctree])
+    pages["index"] = "\n".join(["# Python API", "", "| page | holds |", "|---|---|", *rows, "", *_types(), *toctree])
     return pages

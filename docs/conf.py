@@ -21,6 +21,7 @@ ROOT = HERE.parent
 sys.path.insert(0, str(HERE))
 
 import _docstrings  # noqa: E402  (this folder is on the path since the line above)
+import _pages  # noqa: E402
 
 project = "interp-toolkit"
 author = "the interp-toolkit authors"
@@ -39,6 +40,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
+    "_math",  # beside this file
 ]
 exclude_patterns = ["README.md", "*.table.md", "notebooks/README.md", "**/.ipynb_checkpoints"]  # included in pages
 root_doc = "index"
@@ -57,20 +59,27 @@ nitpick_ignore_regex = [
         r"(Tensor|ndarray|nn|PreTrained\w+|DataFrame|Series|Figure|nx|optional|callable|iterable|sequence|mapping)\b.*",
     ),
     (r"py:.*", r"'.*"),
-    # Types of our own that appear in signatures and are nobody's to make.
-    (r"py:.*", r"(interp\.(backends|zoo\.mechanisms|attention|report)\.\w+|circuits\._\w+|circuits\.\w+\._\w+)\b.*"),
+    # Types of our own that appear in signatures and are nobody's to make: handed out, and taken back as they are.
+    (
+        r"py:.*",
+        r"interp\.(backends|zoo\.planted|attention|reports?|measurement\.checks|patching|dictionaries)(\.\w+)+\b.*",
+    ),
+    (r"py:.*", r"(circuits\._\w+|circuits\.\w+\.\w+\.\w+|interp\.model\.R)\b.*"),
+    (r"py:.*", r"(Adopt|Draw|Make|Piece|Port|Section|Skill|metrics\.Metric|Mapping\[str|tuple\[.*|\u200b\w+)"),
     (r"py:.*", r"dict\[.*"),  # cut in two where autodoc shortens a mapping's types
     # Type variables, and aliases that are written out where they are defined.
-    (r"py:.*", r".*\b(P|T|Head|Heads|Reducer|Capture|Start|Prompts|Writes|Reads|Span|Position|Positions)"),
+    (r"py:.*", r".*\b(P|T|Head|Heads|Writes|Reads|Position|Positions|" + "|".join(_pages.TYPES) + ")"),
 ]
 
-myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist"]
+myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "dollarmath"]
+html_math_renderer = "mathml"
 myst_heading_anchors = 3
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+autodoc_type_aliases = {name: name for name in _pages.TYPES}  # explained on the first page of the API
 napoleon_custom_sections = [
     ("Attributes", "params_style")
 ]  # fields are described once, in the docstring of their class

@@ -31,7 +31,7 @@ LEAST = 3
 
 @dataclass(frozen=True, eq=False)
 class Lens:
-    """stream -> stream `matrices`[layer]^T + `offsets`[layer], in the terms of the last layer.
+    """stream -> stream matrices[layer]^T + offsets[layer], in the terms of the last layer.
 
     Attributes:
         layers: those that it has a map of; the last layer's stream is read as it is.

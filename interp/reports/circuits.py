@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     Pair = tuple[PromptTask, PromptTask] | Found | Result
     """Prompts to find a circuit on and to judge it on, or what was made of them already."""
 
+DEEP = 0.1
+"""How far faithfulness has to fall below what smaller and larger circuits reach to be said, beyond its interval."""
 PROMPTS = 64  # to find a circuit on, and as many others to judge it
 
 
@@ -71,6 +73,7 @@ class TaskCircuit:
     sizes: list[Size]
     finding: str
     view: CircuitPage
+    dips: list[str]
 
 
 def prompts(model: Model, names: Sequence[Any], *, seed: int, method: str = "eap-ig") -> list[Pair]:
@@ -168,6 +171,7 @@ def task_circuit(result: Found, *, roles: pd.DataFrame | None = None) -> TaskCir
         sizes=_sizes(result),
         finding=result.finding(),
         view=result.page(roles=roles),
+        dips=dips(_curve_rows(result)),
     )
 
 
@@ -196,11 +200,42 @@ def _advantage(result: Found) -> str:
     return f"{mean} ({low} to {high})"
 
 
-def _sizes(result: Found) -> list[Size]:
-    """Circuits of other sizes, each size once."""
+def _curve_rows(result: Found) -> list[dict[Any, Any]]:
+    """Circuits of other sizes, each size once, small ones first."""
     if result.curve is None:
         return []
-    rows = result.curve.table().drop_duplicates("edges").sort_values("edges").to_dict("records")
+    return result.curve.table().drop_duplicates("edges").sort_values("edges").to_dict("records")
+
+
+def dips(rows: Sequence[Mapping[Any, Any]]) -> list[str]:
+    """Sizes at which faithfulness is lower than at smaller and at larger ones: `0.16 at 87 edges, between 0.87 at ...`.
+
+    A size counts where the curve turns from falling to rising, below the tops on both sides by more than `DEEP`, and
+    where its interval ends below both. The larger one that is named is the first that is as good as the smaller.
+    """
+    value = [float(row["faithfulness"]) for row in rows]
+    found = []
+    for i in range(1, len(rows) - 1):
+        before, top = _top(value, i, -1), _top(value, i, 1)
+        after = next((j for j in range(i + 1, top) if value[j] >= value[before]), top)
+        level = min(value[before], value[after])
+        if value[i] < level - DEEP and not float(rows[i]["ci_high"]) >= level:
+            low, left, right = (f"{number(value[j])} at {rows[j]['edges']} edges" for j in (i, before, after))
+            found.append(f"{low}, between {left} and {right}")
+    return found
+
+
+def _top(value: Sequence[float], start: int, step: int) -> int:
+    """Where the curve ends to rise, going from `start` by `step`."""
+    at = start
+    while 0 <= at + step < len(value) and value[at + step] >= value[at]:
+        at += step
+    return at
+
+
+def _sizes(result: Found) -> list[Size]:
+    """Circuits of other sizes as rows of a table."""
+    rows = _curve_rows(result)
     return [
         Size(
             cell(float(row["edges"]), 0),

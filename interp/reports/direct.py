@@ -15,6 +15,7 @@ from interp.model import Model
 from interp.plots.heads import head_map
 from interp.reports.cells import Cell, cell, number, signed, small
 from interp.reports.charts import columns
+from interp.reports.feeders import Feeders, feeders
 from interp.reports.questions import TokenQuestion
 from interp.reports.tokens import Piece, pieces
 from interp.tokens.texts import token_texts
@@ -100,6 +101,7 @@ class Direct:
     likely: list[tuple[Tokens, Cell, bool]]
     layers: list[Layer]
     rank: int
+    feeders: Feeders | None
     figures: dict[str, go.Figure]
     spoken: str
 
@@ -141,6 +143,7 @@ def direct(model: Model, question: TokenQuestion) -> Direct:
         likely=_likely(model, lens, question.answer),
         layers=_layers(model, lens),
         rank=int(lens.rank[-1, 0, 0]),
+        feeders=feeders(model, ids, question.answer, question.wrong, groups),
         figures=_figures(groups, attribution),
         spoken=_sentence(groups, heads),
     )

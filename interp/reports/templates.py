@@ -24,6 +24,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     filled.filters["code"] = code
+    filled.filters["counted"] = counted
     return filled
 
 
@@ -32,3 +33,29 @@ def code(text: str) -> str:
     from markupsafe import Markup, escape
 
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+TABLE = re.compile(
+    r'(<table)(?: data-of="(\d+)")?([^>]*>)\s*(?:<caption class="hidden">(.*?)</caption>)?(.*?</table>)', re.DOTALL
+)
+
+
+def counted(html: str) -> str:
+    """Part of a page with the number of rows written under each table: "10 rows", "10 of 48 rows" with `data-of`.
+
+    It stands in the table's caption, behind what the caption says to those who do not see the page.
+    """
+    from markupsafe import Markup
+
+    return Markup(TABLE.sub(_captioned, str(html)))
+
+
+def _captioned(table: re.Match[str]) -> str:
+    start, of, rest, title, content = table.groups()
+    bodies = re.findall(r"<tbody>.*?</tbody>", content, re.DOTALL)
+    rows = "".join(bodies or [content]).count("<tr")
+    count = f"{rows} of {of} rows" if of and int(of) > rows else f"{rows} row{'s' if rows != 1 else ''}"
+    if "<caption>" in content:
+        return f"{start}{rest}{content.replace('</caption>', f', {count}</caption>', 1)}"
+    hidden = f'<span class="hidden">{title}: </span>' if title else ""
+    return f"{start}{rest}<caption>{hidden}{count}</caption>{content}"

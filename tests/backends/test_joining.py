@@ -82,7 +82,7 @@ def test_it_is_loaded_by_name_and_adopts_its_own(installed):
 def test_the_one_of_the_how_to_joins_as_its_page_says(installed, tmp_path):
     text = PAGE.read_text(encoding="utf-8")
     module, adopting, check = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert "check_backend" in check  # which tests/backends/test_howto.py runs
+    assert "check_backend" in check  # which tests/test_page_code.py runs
     (tmp_path / "double_backend.py").write_text(module + adopting, encoding="utf-8")
     entry = re.search(r'```toml\n\[project.entry-points."interp.backends"\]\n(\w+) = "([\w:]+)"', text)
     code = """

@@ -1,6 +1,7 @@
 """The report, opened and used."""
 
 import json
+import re
 
 import pytest
 
@@ -125,4 +126,18 @@ def test_on_paper_nothing_is_cut_off(report):
     assert page.locator("nav").is_hidden()
     assert page.locator("#limits").is_visible()
     page.evaluate("dispatchEvent(new Event('afterprint'))")
-    assert len(page.pdf()) > 10_000
+
+
+PAGES, MARGIN, ROOM = 15, 34, 45
+"""Pages at most; points of the margin, and of what has to follow a heading on its page."""
+
+
+def test_on_paper_it_is_short_and_no_heading_is_left_alone(report):
+    page = report(width=780).page
+    margin = dict.fromkeys(("top", "bottom", "left", "right"), "12mm")
+    pdf = page.pdf(format="A4", outline=True, tagged=True, margin=margin)
+    assert 1 < len(re.findall(rb"/Type\s*/Page[^s]", pdf)) <= PAGES
+    places = re.findall(rb"/Title \((.*?)\)\s*/Dest \[\d+ 0 R /XYZ \S+ (\S+) ", pdf)
+    folded = set(page.locator("summary h3").all_inner_texts())  # with the finding in the same block
+    assert len(places) > 10
+    assert [t for t, y in places if float(y) < MARGIN + ROOM and t.decode("latin1") not in folded] == []

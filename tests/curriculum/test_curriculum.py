@@ -7,13 +7,17 @@ user would have. docs/_generate.py makes docs/how-to/i-want-to.md from the same 
 
 from __future__ import annotations
 
+import ast
 import functools
+import inspect
 import runpy
 import tomllib
 from pathlib import Path
 
 import pytest
 import torch
+
+from interp.measurement.registry import analyses
 
 FOLDER = Path(__file__).parent
 THEMES = {path.stem: tomllib.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.toml"))}
@@ -43,6 +47,21 @@ def test_operation(op, tmp_path, monkeypatch):
     execute(op.get("before", ""), f"<before: {op['want']}>", space)
     execute(op["code"], f"<code: {op['want']}>", space)
     execute(op["check"], f"<check: {op['want']}>", space)
+
+
+def calls():
+    """(analysis, names of the options) of every `interp.analyze(model, "name", ...)` of the page."""
+    for (op,) in (p.values for p in OPERATIONS):
+        for node in ast.walk(ast.parse(op["code"])):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "interp.analyze":
+                yield ast.literal_eval(node.args[1]), {keyword.arg for keyword in node.keywords}
+
+
+def test_every_analysis_has_a_line_with_options_of_its_own():
+    found = dict(calls())
+    assert set(analyses()) - set(found) == set(), "put what it answers into tests/curriculum/analyses.toml"
+    for name, options in calls():
+        assert options <= set(inspect.signature(analyses()[name].run).parameters), name
 
 
 def test_three_lines_and_a_check_each():

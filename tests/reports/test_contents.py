@@ -14,9 +14,10 @@ from circuits import circuit
 from interp import tasks
 from interp.errors import SchemaError, TaskError
 from interp.reports import report
-from interp.reports.circuits import task_circuit
+from interp.reports.circuits import dips, task_circuit
 from interp.reports.roles import roles
 from interp.reports.sinks import sinks
+from interp.reports.templates import counted
 
 
 @pytest.fixture(scope="module")
@@ -199,3 +200,50 @@ def test_every_kind_of_key_and_massive_activations_stand_in_the_section():
     assert float(shown.massive[0].activation.raw) > 150
     assert len(shown.effects) == sum(len(r.interventions) for r in found)
     assert float(shown.effects[0].edited.raw) == pytest.approx(found[0].interventions["edited"].iloc[0], rel=1e-4)
+
+
+def curve(*values, width=0.05):
+    """Rows of faithfulness by size."""
+    return [
+        {"edges": 10 * i, "faithfulness": v, "ci_low": v - width, "ci_high": v + width} for i, v in enumerate(values, 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ((0.1, 0.87, 0.16, 0.98), ["0.160 at 30 edges, between 0.870 at 20 edges and 0.980 at 40 edges"]),
+        ((0.9, 0.3, 0.2, 0.8, 1.0), ["0.200 at 30 edges, between 0.900 at 10 edges and 1.000 at 50 edges"]),
+        ((0.8, 0.1, 0.5, 0.85, 1.0), ["0.100 at 20 edges, between 0.800 at 10 edges and 0.850 at 40 edges"]),
+        ((0.1, 0.5, 0.9, 1.0), []),  # it rises
+        ((0.1, 0.9, 0.85, 1.0), []),  # too little
+        ((0.9, 0.5, 0.2), []),  # nothing larger is better
+        ((0.8, 0.5, 0.9, 0.4, 1.0), ["0.500 at 20", "0.400 at 40"]),
+    ],
+)
+def test_a_fall_of_faithfulness_between_sizes_is_said(values, said):
+    found = dips(curve(*values))
+    assert len(found) == len(said)
+    assert all(text.startswith(start) for text, start in zip(found, said, strict=True))
+
+
+def test_a_fall_within_its_interval_is_not_said():
+    assert dips(curve(0.9, 0.6, 0.95, width=0.35)) == []
+    assert len(dips(curve(0.9, 0.6, 0.95, width=0.2))) == 1
+
+
+def test_every_table_says_how_many_rows_it_holds(source):
+    tables = re.findall(r"<table.*?</table>", source, re.DOTALL)
+    assert len(tables) > 8
+    for table in tables:
+        body = "".join(re.findall(r"<tbody>.*?</tbody>", table, re.DOTALL))
+        shown, of = re.search(r"(\d+)(?: of (\d+))? rows?</caption>", table).groups()
+        assert int(shown) == len(re.findall("<tr", body))
+        assert of is None or int(of) > int(shown)
+    assert "10 of 16 rows" in source  # heads of the planted model
+
+
+def test_rows_are_counted_where_a_caption_is_seen_already():
+    table = "<table><caption>Up</caption><tr><td>a</td></tr><tr><td>b</td></tr></table>"
+    assert "<caption>Up, 2 rows</caption>" in counted(table)
+    assert counted('<table data-of="2"><tbody><tr></tr></tbody></table>').count("1 of 2 rows") == 1

@@ -10,10 +10,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import interp
-from interp.errors import InterpError, TaskError
+from interp.errors import InterpError, NotApplicable, TaskError
 from interp.reports import report
 from interp.reports.cells import cell, interval, percent, signed, small
 from interp.reports.direct import HEADS, SPLIT, direct
+from interp.reports.feeders import NAMED, feeders
 from interp.reports.questions import LONGEST, Question, token_questions
 from interp.results.results import Result, frame
 
@@ -85,6 +86,49 @@ def test_heads_and_their_sources_are_those_of_the_attribution(model):
         parts = [float(source.value.raw) for source in line.sources] + [float(line.rest.raw)]
         assert sum(parts) == pytest.approx(float(line.value.raw), abs=1e-5)
     assert sum(float(chip.value.raw) for chip in found.chips) == pytest.approx(float(own.sum()), abs=1e-5)
+
+
+@pytest.mark.parametrize(("architecture", "wrong"), [("llama", None), ("gpt2", 9), ("gpt_neox", None)])
+def test_what_wrote_into_the_largest_mlp_is_what_it_loses_without(architecture, wrong):
+    """A component is taken off what the MLP's norm is given; the logit's change is read through the final norm."""
+    model = interp.load(build(architecture))
+    ids, answer = [3, 1, 4, 1, 5, 9, 2, 6], 7
+    found = direct(model, token_questions(model, [(ids, answer, wrong)])[0])
+    sizes = {p.name: abs(float(p.value.raw)) for p in found.parts if p.name.startswith("MLP")}
+    best = max(sizes, key=sizes.get)
+    layer = int(best.split()[1])
+    assert found.feeders.mlp == f"M{layer}"
+    assert abs(float(found.feeders.value.raw)) == pytest.approx(sizes[best])
+    assert 1 <= len(found.feeders.names) <= NAMED
+    raw = [float(x.raw) for x in found.feeders.losses]
+    assert raw == sorted(raw, key=abs, reverse=True)
+    parts, run = interp.decompose.decompose(model, ids), model.run(ids, capture=["resid_post"])
+    last = run[f"L{model.info.n_layers - 1}.resid_post"][0, -1].double()
+    reads, norm, w_u = model.reads(layer), model.weights().final_norm, model.weights().w_u.double()
+    w = w_u[:, answer] - (w_u.mean(1) if wrong is None else w_u[:, wrong])
+    before = model.run(ids, capture=[f"L{layer}.resid_mid" if architecture != "gpt_neox" else f"L{layer}.resid_pre"])
+    x = next(iter(before.acts.values()))[0, -1]
+
+    def logits_of(y):
+        with torch.no_grad():
+            out = reads.mlp_of(reads.mlp(y[None]))[0].double()
+        return float(w @ (norm.linear(out.float()).double() / norm.divisor(last.float()).double()))
+
+    for name, loss in zip(found.feeders.names, raw, strict=True):
+        assert loss == pytest.approx(logits_of(x) - logits_of(x - parts[name][0]), abs=1e-4), name
+
+
+def test_a_model_without_mlps_has_none_that_is_fed(model):
+    assert feeders(model, [10, 11], 12, None, {"embedding": 1.0, "attention 0": 2.0}) is None
+
+
+def test_an_mlp_that_cannot_be_run_alone_says_why(model, monkeypatch):
+    def refuse(*_):
+        raise NotApplicable("it is no chain")
+
+    monkeypatch.setattr("interp.reports.feeders._losses", refuse)
+    found = feeders(model, [10, 11], 12, None, {"MLP 0": -2.0, "MLP 1": 1.0})
+    assert (found.mlp, found.names, found.why) == ("M0", [], "it is no chain")
 
 
 def test_a_prompt_too_long_to_split_is_still_summed(model, monkeypatch):
