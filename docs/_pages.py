@@ -303,6 +303,7 @@ FOLDERS = {
     "tests/large": "models that are spread over devices or processes, and bounds on memory",
     "tests/laws": "identities that hold for any model, on tiny models of many architectures",
     "tests/mutations": "formulas broken one at a time, to see a test fail; run by `make slow`",
+    "tests/newcomer": "what somebody new types at a terminal, run as typed",
 }
 """Folders that are no package and have no card of their own, in one line each."""
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,9 +11,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from interp.batch.halves import check_text
+from interp.batch.reading import EMPTY, read_text, warn
 from interp.batch.spans import character_offsets, check_mask, check_name, read_spans
-from interp.errors import PromptWarning, TaskError, UnknownTask, nearest
+from interp.errors import TaskError, UnknownTask, nearest
 from interp.shapes import brief
 
 if TYPE_CHECKING:
@@ -28,9 +25,6 @@ Prompts = Any
 BOS_POLICIES = ("default", "forced", "none")
 """What stands in front of a text: what the tokenizer puts there by itself, one beginning of text, or none."""
 
-PACKAGE = Path(__file__).resolve().parents[1]
-
-EMPTY = "empty prompt: at least one token is needed in each"
 TOKENIZED = ("input_ids", "attention_mask", "token_type_ids", "special_tokens_mask", "length")
 """Keys of a tokenizer's output that say no more than ids and mask do, for a decoder."""
 
@@ -177,7 +171,7 @@ class Batch:
         rows = _rows(prompts)
         texts = any(isinstance(row, str) for row in rows)
         ids = [
-            _tokens(row, tokenizer, keep_end=keep_end, bos=bos) if isinstance(row, str) else _ids(row) for row in rows
+            read_text(row, tokenizer, keep_end=keep_end, bos=bos) if isinstance(row, str) else _ids(row) for row in rows
         ]
         batch = cls._of_ids(ids, side)
         return batch if texts else batch._unpadded(tokenizer)
@@ -353,55 +347,3 @@ def _ids(row: Any) -> list[int]:
             raise TaskError(f"token ids are integers; got {type(value).__name__}: {value!r:.40}")
         ids.append(number)
     return ids
-
-
-def _tokens(text: str, tokenizer: PreTrainedTokenizerBase | None, *, keep_end: bool, bos: str) -> list[int]:
-    """Ids of a text: one beginning of text at most, no end that is not written in it (unless it is to be kept)."""
-    if not text:
-        raise TaskError(EMPTY)
-    if tokenizer is None:
-        raise TaskError("this checkpoint has no tokenizer: give token ids instead of text")
-    check_text(text)
-    words: Any = tokenizer
-    ids = list(words(text, verbose=False)["input_ids"])
-    bare = list(words(text, add_special_tokens=False, verbose=False)["input_ids"])
-    start = words.bos_token_id
-    if start is None and bos == "forced":
-        raise TaskError("bos='forced', but this model has no BOS token; use bos='none'")
-    before, after = _added(ids, bare, start)
-    added = start is not None and before > 0 and ids[0] == start
-    if after and not keep_end:
-        end = words.convert_ids_to_tokens(ids[-1])
-        warn(f"the tokenizer ends text with {end!r}: left out, so that the prompt ends with its last word")
-        ids = ids[:-after]
-    if bos == "none":
-        ids = ids[before:]
-    elif bos == "forced" and ids[:1] != [start]:
-        ids = [start, *ids]
-    elif added and bare[:1] == [start]:
-        warn(f"the text begins with {words.bos_token!r}, which the tokenizer adds as well: one is kept")
-        ids = ids[1:]
-    return ids
-
-
-def _added(ids: Sequence[int], bare: Sequence[int], start: int | None) -> tuple[int, int]:
-    """Tokens that the tokenizer has put before and behind a text's own."""
-    more = len(ids) - len(bare)
-    first = 0 if start is None else max(0, _leading(ids, start) - _leading(bare, start))
-    for before in [first, *range(more + 1)]:
-        if before <= more and list(ids[before : before + len(bare)]) == list(bare):
-            return before, more - before
-    return first, 0  # read otherwise between such tokens: what is its own cannot be told
-
-
-def _leading(ids: Sequence[int], token: int) -> int:
-    """How many times a token stands in front."""
-    return next((i for i, x in enumerate(ids) if x != token), len(ids))
-
-
-def warn(message: str) -> None:
-    """Warn at the line outside this package that led here."""
-    level, frame = 1, sys._getframe()
-    while frame is not None and Path(frame.f_code.co_filename).is_relative_to(PACKAGE):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, PromptWarning, stacklevel=level)
