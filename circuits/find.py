@@ -285,7 +285,7 @@ def _outcome(
     data = {**search_task.provenance(), "judged_on": judge_task.provenance()}
     own = {**_own(method, scores.provenance), "metric": verdict.metric, "edges": size, "data": data}
     judged_random = faithfulness(model, judge_task, random, **how)
-    return Found(graph, scores, verdict, judged_random, sizes, ability(model, judge_task), own)
+    return Found(graph, scores, verdict, judged_random, sizes, verdict.ability or ability(model, judge_task), own)
 
 
 def _prompts(

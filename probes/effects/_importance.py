@@ -16,6 +16,7 @@ from interp import tasks
 from interp.batch import Batch, Prompts
 from interp.edits import Scale, ablate_heads
 from interp.errors import TaskError, nearest
+from interp.measurement.ability import abilities
 from interp.measurement.declaration import PREPARE, PlantedTask, Stage
 from interp.measurement.head_effects import Objective, ablation_effects, first_order_effects, head_activations
 from interp.measurement.registry import Findings, analysis
@@ -95,7 +96,8 @@ def importance(
     Reference: Michel et al. 2019 (arXiv 1905.10650), equation 2. They prune on the data they score; halves, intervals
     and tests are ours. Not part of `interp detect`: one pass (from the head's layer on) per head and way of ablating.
     """
-    objective, donors, data = _objective(model, task, prompts, n_prompts=n_prompts, length=length, bos=bos, seed=seed)
+    pair = tasks.task(task, model, n=n_prompts, seed=seed, bos=bos) if isinstance(task, str) else task
+    objective, donors, data = _objective(model, pair, prompts, n_prompts=n_prompts, length=length, bos=bos, seed=seed)
     _check_options(objective, how)
     mean = model.mean(objective.batch)[list(model.info.attention_layers)]
     values: dict[str, Any] = {"mean": mean, "zero": None, "resample": None}
@@ -127,7 +129,8 @@ def importance(
     if pruning:
         parts.append(_pruning_rows(model, objective, costs, n_random=n_random, seed=seed))
     data |= {"metric": objective.metric, "clean": clean, "all_heads": whole}
-    return Findings(pd.concat(parts, ignore_index=True), data)
+    able = {} if pair is None else abilities((model, pair))
+    return Findings(pd.concat(parts, ignore_index=True), data, ability=able)
 
 
 def _check_options(objective: Objective, how: tuple[str, ...]) -> None:
@@ -141,7 +144,7 @@ def _check_options(objective: Objective, how: tuple[str, ...]) -> None:
 
 def _objective(
     model: Model,
-    task: str | PromptTask | None,
+    task: PromptTask | None,
     prompts: Prompts | None,
     *,
     n_prompts: int,
@@ -153,8 +156,7 @@ def _objective(
     if task is not None and prompts is not None:
         raise TaskError("a task and prompts: which of them? Give one")
     if task is not None:
-        pair = tasks.task(task, model, n=n_prompts, seed=seed, bos=bos) if isinstance(task, str) else task
-        return Objective.of_task(pair), pair.corrupt, dict(pair.provenance())
+        return Objective.of_task(task), task.corrupt, dict(task.provenance())
     if prompts is not None:
         batch, first, task_name = model.batch(prompts).to("cpu"), 0, "prompts given"
     else:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from interp.measurement.declaration import IDENTIFY, PlantedTask, Stage
-from interp.measurement.needle_answers import needle_accuracy
+from interp.measurement.needle_answers import each_answer, needle_ability, needle_accuracy
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.removal import removal_rows
 from interp.measurement.rerun import Rerun
@@ -113,13 +113,14 @@ def retrieval(
         _rows(model, "teacher_forced_nosink", "fraction", nosink, in_reach, null=null.hit_nosink),
         _rows(model, "mass", "probability", mass, in_reach, null=null.mass),
     ]
-    data = {**haystacks.describe(), "bos": bos, "accuracy": needle_accuracy(Rerun(model), haystacks)["needle_accuracy"]}
+    right, _ = each_answer(Rerun(model), haystacks)
+    data = {**haystacks.describe(), "bos": bos, "accuracy": float(right.mean())}
     if decoding:
         greedy = _hits.decode(model, haystacks, max_new_tokens=max_new_tokens, method=method)
         parts += _decoding_rows(model, greedy, in_reach, null=null.hit, seed=seed)
         data |= {"decoded_found": float(greedy.found.mean()), "decoded_tokens": greedy.steps}
     effects = _drop(model, haystacks, label, score.mean, n_random=n_random, seed=seed) if causal and label.any() else []
-    return Findings(pd.concat(parts, ignore_index=True), data, effects)
+    return Findings(pd.concat(parts, ignore_index=True), data, effects, needle_ability(right, model))
 
 
 def _rows(
