@@ -110,12 +110,13 @@ class Found:
         ]
         if self.ability.caution:
             lines.insert(1, self.ability.caution)
-        faithful = f"faithfulness {row['faithfulness']:.3f} ({row['ci_low']:.3f} .. {row['ci_high']:.3f})"
+        faithful = f"faithfulness {row['faithfulness']:.3f} ({_interval(row)})"
         if not self.verdict.stands:
             gap = self.verdict.advantage()
             return "\n".join([*lines, _no_faithfulness(metric, gap, faithful)])
-        where = "held-out prompts" if self.held_out else "prompts, those it was found on"
-        lines.append(f"{faithful} on {row['n']} {where}: {metric} {row['value']:.3f} with these edges")
+        noun = "prompt" if row["n"] == 1 else "prompts"
+        where = f"{row['n']} held-out {noun}" if self.held_out else f"{row['n']} {noun}, those it was found on"
+        lines.append(f"{faithful} on {where}: {metric} {row['value']:.3f} with these edges")
         return "\n".join([*lines, self._random_line(row)])
 
     def _random_line(self, row: Any) -> str:
@@ -230,6 +231,11 @@ def circuit(
     return _outcome(
         model, search_task, judge_task, scores, judge_options, entry, metric=metric, batch_size=batch_size, seed=seed
     )
+
+
+def _interval(row: Any) -> str:
+    """An interval over prompts, of which there have to be two."""
+    return f"{row['ci_low']:.3f} .. {row['ci_high']:.3f}" if row["n"] > 1 else "no interval over one prompt"
 
 
 def _no_faithfulness(metric: str, gap: Interval, ratio: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from functools import partial
@@ -15,6 +16,7 @@ from interp.cli import own
 from interp.cli.index import entries
 from interp.cli.names import LARGEST_SEED, check_options, check_run
 from interp.cli.options import Force, Quote
+from interp.cli.tables import wrapped
 from interp.environment import CIRCUIT_METHODS, plugin_names
 from interp.files import writable_folder, write_files
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from circuits.find import Found
     from interp.results.results import Result
 
+OWN = "circuit"
+"""How the name of a folder begins that is named after what was asked."""
 FILES = ("edges.csv", "faithfulness.csv", "graph.json", "circuit.dot", "circuit.html")
 TABLES = ("table.parquet", "table.csv")
 
@@ -57,6 +61,9 @@ def circuit(
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Write table, graph, picture and faithfulness here.")
     ] = None,
+    save: Annotated[
+        bool, typer.Option("--save", help="The same into circuit-MODEL-TASK-METHOD, made in this folder.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of prompts and random circuits.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
@@ -75,6 +82,10 @@ def circuit(
     options = dict(_option(text) for text in option or ())
     check_run(model, dtype=dtype, device=device, method=method, tasks=[task] if task else ())
     check_options(method, options)
+    if save and out is not None:
+        raise typer.BadParameter("--save names the folder itself; leave --out out")
+    if save:
+        out = Path(folder_name(model, task, method))
     gives = entries("methods")[method]["gives"]
     if out is not None:
         writable_folder(out, TABLES if gives == "table" else FILES, force=force)
@@ -106,6 +117,17 @@ def circuit(
         _write_circuit(outcome, out=out, top=top, as_json=as_json, force=force, quote=quote)
 
 
+def folder_name(model: str, task: str | None, method: str) -> str:
+    """`circuit-default-ioi-eap-ig`: after the last part of a model's name, the task ("own" without one), the method.
+
+    >>> folder_name("zoo:default", "greater-than", "eap-ig")
+    'circuit-default-greater-than-eap-ig'
+    """
+    last = [part for part in re.split(r"[/\\:]", model) if part.strip(".")] or ["model"]
+    parts = (OWN, last[-1], task or "own", method)
+    return "-".join(re.sub(r"[^\w.-]+", "_", part) for part in parts)
+
+
 def _option(text: str) -> tuple[str, Any]:
     """`steps=10` as ("steps", 10): a value is JSON where it can be read as such, else text."""
     name, equals, value = text.partition("=")
@@ -129,7 +151,8 @@ def _write_circuit(outcome: Found, *, out: Path | None, top: int, as_json: bool,
         }
         sys.stdout.write(json.dumps(document, indent=1) + "\n")
         return
-    sys.stdout.write(outcome.summary() + "\n")
+    lines = [line for text in outcome.summary().splitlines() for line in wrapped(text)]
+    sys.stdout.write("\n".join(lines) + "\n")
     rows = outcome.graph.table().head(top)
     if len(rows):
         sys.stdout.write(rows[["sender", "receiver", "port", "score"]].to_string(index=False) + "\n")

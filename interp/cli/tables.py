@@ -87,14 +87,14 @@ def ability_lines(provenance: Any) -> list[str]:
     lines = []
     for task, values in provenance.get("ability", {}).items():
         own = Ability.from_dict(values)
-        lines += _wrapped(f"  {printable(task)}: {own.whole_sentence()}")
-        lines += _wrapped(f"  {own.caution}") if own.caution else []
+        lines += wrapped(f"  {printable(task)}: {own.whole_sentence()}")
+        lines += wrapped(f"  {own.caution}") if own.caution else []
     return lines
 
 
 def _labelled(result: Result, spec: Analysis) -> list[str]:
     """A line with the labelled heads, and one with what removing them all does."""
-    lines = _wrapped(labelled_text(result, spec))
+    lines = wrapped(labelled_text(result, spec))
     effects: Any = result.interventions
     effects = effects[effects["analysis"] == spec.name]
     whole = set(effects["set_id"])
@@ -104,7 +104,7 @@ def _labelled(result: Result, spec: Analysis) -> list[str]:
         edit = f"{how}-ablated" if how in ("zero", "mean", "resample") else how
         spread = f" +- {row['random_sd']:.3f}" if n > 1 else ""
         change = f"{row['metric']} {row['clean']:.3f} -> {row['edited']:.3f}"
-        lines += _wrapped(
+        lines += wrapped(
             f"  {'top' if dose else 'all'} {row['k']} {edit}: {change} "
             f"({n} random set{'s' * (n > 1)}, {row['control']}: {row['random_mean']:.3f}{spread})"
         )
@@ -135,10 +135,10 @@ def print_roles(result: Result) -> None:
 
     if result.table["analysis"].nunique() > 1:
         with suppress(SchemaError):  # none of them scores heads
-            lines = [line for text in atlas(result).summary() for line in _wrapped(text)]
+            lines = [line for text in atlas(result).summary() for line in wrapped(text)]
             sys.stdout.write("Roles\n" + "\n".join(lines) + "\n")
 
 
-def _wrapped(text: str) -> list[str]:
+def wrapped(text: str) -> list[str]:
     """Lines of the terminal's width, the second and further ones indented."""
     return textwrap.wrap(text, width(), subsequent_indent=4 * " ", break_long_words=False, break_on_hyphens=False)

@@ -102,7 +102,7 @@ class Ability:
         if self.able:
             return ""
         if self.chance**self.n >= LEVEL:
-            return f"Whether the model does this task better than chance cannot be told from {self.n} prompts."
+            return f"Whether the model does this task better than chance cannot be told from {_prompts(self.n)}."
         return "The model does not do this task better than chance: what it does instead is no mechanism of the task."
 
     @property
@@ -111,13 +111,13 @@ class Ability:
         if self.able:
             return ""
         if self.chance**self.n >= LEVEL:
-            return f"whether the model does this task cannot be told from {self.n} prompts"
+            return f"whether the model does this task cannot be told from {_prompts(self.n)}"
         accuracy, chance = (f"{x:.2f}".lstrip("0") for x in (self.accuracy, self.chance))
         return f"the model does this task at chance: {accuracy} of {chance}"
 
     def sentence(self) -> str:
         """`right in 0.97 of 64 prompts (chance 0.50)`."""
-        return f"right in {self.accuracy:.2f} of {self.n} prompts (chance {self.chance:.2g})"
+        return f"right in {self.accuracy:.2f} of {_prompts(self.n)} (chance {self.chance:.2g})"
 
     def whole_sentence(self) -> str:
         """`right in 0.97 of 64 prompts (chance 0.50); logit_diff 3.21 (by chance 0)`."""
@@ -130,6 +130,10 @@ class Ability:
         """Plain values, for provenance; what is no number is None."""
         values = {name: None if value != value else value for name, value in asdict(self).items()}  # noqa: PLR0124  NaN
         return {**values, "able": self.able}
+
+
+def _prompts(n: int) -> str:
+    return f"{n} prompt{'s' * (n != 1)}"
 
 
 def abilities(*tasks: Case | tuple[Model, PromptTask]) -> dict[str, Ability]:
