@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if sys.stderr is None or not sys.stderr.isatty():  # bars are for terminals; read when Hugging Face is imported
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    with _interruptible() as interrupted, printable_streams():
+    with _interruptible() as interrupted, printable_streams(" ".join(["interp", *arguments[:2]])[:60]):
         code = _run(arguments, interrupted)
     sys.exit(code)
 

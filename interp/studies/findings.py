@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
+from interp.components import is_head
 from interp.measurement.ability import Ability
 from interp.measurement.classes import labelled_by_class, labelled_rows
 from interp.measurement.declaration import PATTERN, Analysis, singular
@@ -66,6 +68,9 @@ class Finding:
         """`4 induction heads`."""
         title = self.title if self.title[1:2].isupper() else self.title[:1].lower() + self.title[1:]  # "MLPs" stays
         n = len(self.names)
+        if n and not re.search(r"s\b", title.split(" (")[0]):  # the name of a method, not of what it finds
+            kind = "head" if all(is_head(name) for name in self.names) else "component"
+            return f"{n} {kind}{'s' * (n > 1)} ({title})"
         return f"{n or 'no'} {singular(title) if n == 1 else title}"
 
     def sentence(self, *, named: int = NAMED) -> str:
