@@ -159,7 +159,7 @@ def _folder(name: str) -> Path | None:
     looks_local = name.startswith((".", "~", os.sep)) or name.count("/") > 1
     if path.is_dir():
         if not any((path / name).is_file() for name in ("config.json", ADAPTER)):
-            if not looks_local and not any(path.glob(f"*{suffix}") for suffix in WEIGHT_SUFFIXES):
+            if not looks_local and not any(file.suffix in WEIGHT_SUFFIXES for file in path.iterdir()):
                 return None  # a folder of something else, called like a model of the hub
             raise ModelLoadError(f"{name!r} has no config.json: not a Hugging Face checkpoint folder")
         return path

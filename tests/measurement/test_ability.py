@@ -13,8 +13,9 @@ from scipy.stats import binom
 
 import interp
 from interp.measurement.ability import Ability, ability, advantage
+from interp.measurement.needle_answers import needle_ability
 from interp.patching.case import Case
-from interp.tasks.metrics import accuracy, of_equal_logits, rank
+from interp.tasks.metrics import accuracy, of_equal_logits, rank, right
 from interp.tasks.prompt import collate
 
 
@@ -107,3 +108,12 @@ def test_a_few_words_for_a_finding():
     assert few.brief == "whether the model does this task cannot be told from 1 prompt"
     assert Ability.of_counts(48, 48, 0.5).brief == ""
     assert Ability.of_right(np.array([1, 0, 1, 1]), 0.25).accuracy == 0.75
+
+
+def test_equal_logits_prefer_no_answer():
+    assert not right(torch.zeros(10, 8), task_of([2])).any()
+
+
+def test_of_needles_chance_is_that_of_a_token():
+    own = needle_ability(np.array([1.0, 1.0, 0.0, 1.0]), interp.load("zoo:planted-induction"))["needles"]
+    assert (own.accuracy, own.n, own.chance) == (0.75, 4, 1 / interp.load("zoo:planted-induction").info.d_vocab)

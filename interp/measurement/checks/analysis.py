@@ -172,7 +172,8 @@ def provenance(case: Case) -> Faults:
 def ability(case: Case) -> Faults:
     """Provenance of an analysis of prompts with answers says how well the model does the task (`Findings.ability`)."""
     facts = case.result.provenance
-    if _asks_a_task(facts["data"]) and not facts.get("ability"):
+    needles = "questions" in facts["data"] and "task" in inspect.signature(case.spec.run).parameters
+    if (needles or _asks_a_task(facts["data"])) and not facts.get("ability"):
         yield "its prompts have answers, and `ability` of its `Findings` does not say whether the model gives them"
 
 
@@ -289,9 +290,9 @@ def _hashes(data: Mapping[str, Any]) -> list[str]:
 
 
 def _asks_a_task(data: Mapping[str, Any]) -> bool:
-    """Whether data are what a `PromptTask` says of itself, or needles with questions."""
+    """Whether data, or some in them, are what a `PromptTask` says of itself."""
     inner = any(_asks_a_task(value) for value in data.values() if isinstance(value, Mapping))
-    return inner or {"task", "corruption", "metric"} <= set(data) or "questions" in data
+    return inner or {"task", "corruption", "metric"} <= set(data)
 
 
 def _labelled(result: Result, variant: str) -> set[str]:
