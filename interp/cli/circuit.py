@@ -29,6 +29,12 @@ OWN = "circuit"
 FILES = ("edges.csv", "faithfulness.csv", "graph.json", "circuit.dot", "circuit.html")
 TABLES = ("table.parquet", "table.csv")
 
+Save = Annotated[bool, typer.Option("--save", help="The same into circuit-MODEL-TASK-METHOD, made in this folder.")]
+Size = Annotated[int, typer.Option(min=2, max=100_000, help="Prompts to find it on, and as many others to judge it.")]
+Random = Annotated[
+    int, typer.Option("--random", min=1, metavar="N", help="Random circuits of the same size; from 99 on with a p.")
+]
+
 
 def circuit(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, local folder, or zoo:NAME.")],
@@ -51,19 +57,13 @@ def circuit(
     edges: Annotated[int | None, typer.Option(min=1, metavar="N", help="Size of the circuit before pruning.")] = None,
     metric: Annotated[str | None, typer.Option(help="What is measured; the task's own otherwise.")] = None,
     ablation: Annotated[str, typer.Option(help="What removed edges carry: resample, mean or zero.")] = "resample",
-    n_prompts: Annotated[
-        int, typer.Option(min=2, max=100_000, help="Prompts to find it on, and as many others to judge it.")
-    ] = 64,
-    n_random: Annotated[
-        int, typer.Option("--random", min=1, metavar="N", help="Random circuits of the same size; from 99 on with a p.")
-    ] = 20,
+    n_prompts: Size = 64,
+    n_random: Random = 20,
     top: Annotated[int, typer.Option(min=0, metavar="K", help="Edges printed.")] = 20,
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Write table, graph, picture and faithfulness here.")
     ] = None,
-    save: Annotated[
-        bool, typer.Option("--save", help="The same into circuit-MODEL-TASK-METHOD, made in this folder.")
-    ] = False,
+    save: Save = False,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of prompts and random circuits.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
@@ -82,10 +82,7 @@ def circuit(
     options = dict(_option(text) for text in option or ())
     check_run(model, dtype=dtype, device=device, method=method, tasks=[task] if task else ())
     check_options(method, options)
-    if save and out is not None:
-        raise typer.BadParameter("--save names the folder itself; leave --out out")
-    if save:
-        out = Path(folder_name(model, task, method))
+    out = _folder(out, folder_name(model, task, method), save=save)
     gives = entries("methods")[method]["gives"]
     if out is not None:
         writable_folder(out, TABLES if gives == "table" else FILES, force=force)
@@ -115,6 +112,13 @@ def circuit(
         _write_table(outcome, out=out, top=top, as_json=as_json, force=force, quote=quote)
     else:
         _write_circuit(outcome, out=out, top=top, as_json=as_json, force=force, quote=quote)
+
+
+def _folder(out: Path | None, named: str, *, save: bool) -> Path | None:
+    """Where files go: the folder that is given, the one that is named after what was asked, or nowhere."""
+    if save and out is not None:
+        raise typer.BadParameter("--save names the folder itself; leave --out out")
+    return Path(named) if save else out
 
 
 def folder_name(model: str, task: str | None, method: str) -> str:

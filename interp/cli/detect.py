@@ -17,15 +17,18 @@ from interp.cli.tables import FEW, print_roles, print_summary, print_tables
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, local folder, or zoo:NAME.")]
 Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of prompts, intervals and random controls.")]
+Names = Annotated[list[str] | None, typer.Option("--analysis", "-a", metavar="NAME", help="Run this one; repeatable.")]
+Prompt = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="A prompt of your own; repeatable.")]
+Span = Annotated[list[str] | None, typer.Option(metavar="NAME=PLACE", help="A part of each prompt; repeatable.")]
+MORE = "--full: all tables and reasons; -a NAME: one analysis; --out FILE: keep all"
+"""Last line of a summary."""
 HEAD = "head"
 """Unit of the analyses that are run where none is named."""
 
 
 def detect(
     model: ModelArgument,
-    analysis: Annotated[
-        list[str] | None, typer.Option("--analysis", "-a", metavar="NAME", help="Run this one; repeatable.")
-    ] = None,
+    analysis: Names = None,
     full: Annotated[
         bool, typer.Option("--full", help="Print a table of each analysis, and why others ran not.")
     ] = False,
@@ -42,13 +45,9 @@ def detect(
     source: Annotated[str | None, typer.Option(metavar="TEXT", help="What its decoder reads.")] = None,
     force: cli_options.Force = False,
     quote: cli_options.Quote = False,
-    prompt: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="A prompt of your own to measure on; repeatable.")
-    ] = None,
+    prompt: Prompt = None,
     text: cli_options.TextFiles = None,
-    span: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=PLACE", help="A part of each prompt; repeatable.")
-    ] = None,
+    span: Span = None,
 ) -> None:
     """What do the attention heads of MODEL do? What was found in twenty lines, or tables with nulls and intervals.
 
@@ -96,7 +95,7 @@ def detect(
         print_tables(result, top or 5)
         print_roles(result)
     else:
-        print_summary(result, more=["--full: all tables and reasons; -a NAME: one analysis; --out FILE: keep all"])
+        print_summary(result, more=[MORE])
 
 
 def demo(

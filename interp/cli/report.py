@@ -20,6 +20,17 @@ Texts = own.Texts
 OWN = 4
 """Pairs of one's own whose clean prompts are taken apart; the circuit is of all."""
 
+MeasuredOn = Annotated[
+    list[Path] | None, typer.Option("--text", metavar="FILE", help="A prompt that analyses measure on; repeatable.")
+]
+Wrong = Annotated[Texts, typer.Option(help="Token it is compared with, one for each prompt; '' for the mean of all.")]
+OfGraphs = Annotated[
+    str | None, typer.Option("--dictionary", "-d", metavar="D", help="Attribution graphs: folder, hub id, or neurons.")
+]
+Names = Annotated[
+    Texts, typer.Option("--analysis", "-a", metavar="NAME", help="Run this one, not all that suit; repeatable.")
+]
+
 
 def report(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, local folder, or zoo:NAME.")],
@@ -29,24 +40,15 @@ def report(
     ] = "eap-ig",
     prompt: Annotated[Texts, typer.Option(help="Text whose answer is taken apart; repeatable.")] = None,
     answer: Annotated[Texts, typer.Option(help="Next token explained, one for each prompt; '' for likeliest.")] = None,
-    wrong: Annotated[
-        Texts, typer.Option(help="Token it is compared with, one for each prompt; '' for the mean of all.")
-    ] = None,
+    wrong: Wrong = None,
     clean: own.Clean = None,
     corrupt: own.Corrupt = None,
     pairs: own.PairFile = None,
     answer_tokens: own.AnswerTokens = "one",
-    dictionary: Annotated[
-        str | None,
-        typer.Option("--dictionary", "-d", metavar="D", help="Attribution graphs: folder, hub id, or neurons."),
-    ] = None,
-    analysis: Annotated[
-        Texts, typer.Option("--analysis", "-a", metavar="NAME", help="Run this one, not all that suit; repeatable.")
-    ] = None,
+    dictionary: OfGraphs = None,
+    analysis: Names = None,
     option: values.Options = None,
-    text: Annotated[
-        list[Path] | None, typer.Option("--text", metavar="FILE", help="A prompt that analyses measure on; repeatable.")
-    ] = None,
+    text: MeasuredOn = None,
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where the page goes.")] = Path("report.html"),
     seed: Annotated[
         int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of prompts, intervals and random controls.")
@@ -79,11 +81,9 @@ def report(
         raise typer.BadParameter("--dictionary makes attribution graphs of prompts; give --prompt")
     options = values.typed_options(option or [], analysis or head_analyses())
     check_run(model, tasks=values.task_names(options))
-    with usage():
-        texts = [read_text(path) for path in text or ()]
     target = writable_file(out, force=force)
     with usage():
-        options = values.checked(options)
+        texts, options = [read_text(path) for path in text or ()], values.checked(options)
     from interp.loading.load import load
     from interp.reports import report as write
 
@@ -103,8 +103,10 @@ def report(
         force=force,
         command=shlex.join(["interp", *sys.argv[1:]]),
         bos=None if texts else bos,
-        measured_on=own_prompts(checkpoint, texts, {}, bos=bos),
-        options=values.of_model(options, checkpoint, seed=seed),
+        detecting={
+            "prompts": own_prompts(checkpoint, texts, {}, bos=bos),
+            "options": values.of_model(options, checkpoint, seed=seed),
+        },
         progress=progress,
         left_out=say_left_out,
         told=lambda name: sys.stderr.write(f"circuit of {name} ...\n"),

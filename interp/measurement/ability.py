@@ -88,8 +88,9 @@ class Ability:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Ability:
         """What `as_dict` gave, as it stands in provenance."""
-        known = {name: values[name] for name in cls.__annotations__ if name in values}
-        return cls(**{name: np.nan if value is None else value for name, value in known.items()})
+        known: dict[str, Any] = {name: values[name] for name in cls.__annotations__ if name in values}
+        known |= {name: np.nan for name, value in known.items() if value is None}
+        return cls(**known)
 
     @property
     def able(self) -> bool:

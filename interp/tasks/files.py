@@ -135,9 +135,11 @@ def pairs_of(rows: Sequence[Any], source: str) -> Pairs:
     for number, row in enumerate(rows, 1):
         _check(row, f"{source}, pair {number}")
     columns = {name: _column(rows, name, source) for name in (*OPTIONAL, ROLES)}
-    if columns[ROLES] is not None:
-        columns[ROLES] = tuple(_roles(own, f"{source}, pair {number}") for number, own in enumerate(columns[ROLES], 1))
-        if len({tuple(sorted(own)) for own in columns[ROLES]}) > 1:
+    given = columns[ROLES]
+    if given is not None:
+        roles = tuple(_roles(own, f"{source}, pair {number}") for number, own in enumerate(given, 1))
+        columns[ROLES] = roles
+        if len({tuple(sorted(own)) for own in roles}) > 1:
             raise SchemaError(f"{source}: every pair needs the same roles")
     return Pairs(*(tuple(row[name] for row in rows) for name in NEEDED), **columns)
 

@@ -94,7 +94,7 @@ def importance(
         TaskError: a task and prompts at once, fewer than four prompts, an unknown way of ablating.
 
     Reference: Michel et al. 2019 (arXiv 1905.10650), equation 2. They prune on the data they score; halves, intervals
-    and tests are ours. Not part of `interp detect`: one pass (from the head's layer on) per head and way of ablating.
+    and tests are ours. Not part of `interp detect`: one pass (from the head's layer on) per head and ablation.
     """
     pair = tasks.task(task, model, n=n_prompts, seed=seed, bos=bos) if isinstance(task, str) else task
     objective, donors, data = _objective(model, pair, prompts, n_prompts=n_prompts, length=length, bos=bos, seed=seed)
@@ -106,7 +106,6 @@ def importance(
     costs = {way: ablation_effects(model, objective, way, values[way]) for way in dict.fromkeys(("mean", *how))}
     signed_gradient = first_order_effects(model, objective)
     costs["mask_gradient"] = np.abs(signed_gradient)
-
     full_ablation = ablate_heads([(x, h) for x in model.info.attention_layers for h in range(model.info.n_heads)])
     clean, bare = (float(objective.measure(model, edits).mean()) for edits in ((), full_ablation))
     whole = clean - bare
@@ -129,8 +128,7 @@ def importance(
     if pruning:
         parts.append(_pruning_rows(model, objective, costs, n_random=n_random, seed=seed))
     data |= {"metric": objective.metric, "clean": clean, "all_heads": whole}
-    able = {} if pair is None else abilities((model, pair))
-    return Findings(pd.concat(parts, ignore_index=True), data, ability=able)
+    return Findings(pd.concat(parts, ignore_index=True), data, ability={} if pair is None else abilities((model, pair)))
 
 
 def _check_options(objective: Objective, how: tuple[str, ...]) -> None:

@@ -26,7 +26,7 @@ def test_a_folder_named_after_model_task_and_method(run, tmp_path, monkeypatch):
     [
         (("zoo:default", "greater-than", "acdc"), "circuit-default-greater-than-acdc"),
         (("openai/gpt2", None, "eap"), "circuit-gpt2-own-eap"),
-        (("/home/me/my model/", "ioi", "eap"), "circuit-my_model-ioi-eap"),
+        (("/srv/models/my model/", "ioi", "eap"), "circuit-my_model-ioi-eap"),
         (("../..", "ioi", "eap"), "circuit-model-ioi-eap"),
     ],
 )
