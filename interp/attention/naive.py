@@ -131,7 +131,8 @@ def _(question: ByDistance, pattern: Pattern, call: Call, lse: Tensor) -> Tensor
     weight = visible if question.weight is None else visible * question.weight.to(pattern.dtype)[..., None]
     distances = range(call.mask.n_key)
     shift = [call.mask.offset - d for d in distances]
-    mass = [(pattern * weight[:, None]).diagonal(s, 2, 3).sum(-1) for s in shift]
+    weighted = pattern * weight[:, None]
+    mass = [weighted.diagonal(s, 2, 3).sum(-1) for s in shift]
     rows = [weight.diagonal(s, 1, 2).sum(-1) for s in shift]
     count = torch.stack(rows, dim=-1)[:, None]
     return torch.stack(mass, dim=-1) / count.masked_fill(count == 0, torch.nan)

@@ -365,21 +365,33 @@ def _tokens(text: str, tokenizer: PreTrainedTokenizerBase | None, *, keep_end: b
     words: Any = tokenizer
     ids = list(words(text, verbose=False)["input_ids"])
     bare = list(words(text, add_special_tokens=False, verbose=False)["input_ids"])
-    start, eos = words.bos_token_id, words.eos_token_id
+    start = words.bos_token_id
     if start is None and bos == "forced":
         raise TaskError("bos='forced', but this model has no BOS token; use bos='none'")
-    added = start is not None and _leading(ids, start) > _leading(bare, start)
-    if bos == "none" and added:
-        ids = ids[1:]
+    before, after = _added(ids, bare, start)
+    added = start is not None and before > 0 and ids[0] == start
+    if after and not keep_end:
+        end = words.convert_ids_to_tokens(ids[-1])
+        warn(f"the tokenizer ends text with {end!r}: left out, so that the prompt ends with its last word")
+        ids = ids[:-after]
+    if bos == "none":
+        ids = ids[before:]
     elif bos == "forced" and ids[:1] != [start]:
         ids = [start, *ids]
     elif added and bare[:1] == [start]:
         warn(f"the text begins with {words.bos_token!r}, which the tokenizer adds as well: one is kept")
         ids = ids[1:]
-    if eos is not None and not keep_end and len(ids) > 1 and ids[-1] == eos and bare[-1:] != [eos]:
-        warn(f"the tokenizer ends text with {words.eos_token!r}: left out, so that the prompt ends with its last word")
-        ids = ids[:-1]
     return ids
+
+
+def _added(ids: Sequence[int], bare: Sequence[int], start: int | None) -> tuple[int, int]:
+    """Tokens that the tokenizer has put before and behind a text's own."""
+    more = len(ids) - len(bare)
+    first = 0 if start is None else max(0, _leading(ids, start) - _leading(bare, start))
+    for before in [first, *range(more + 1)]:
+        if before <= more and list(ids[before : before + len(bare)]) == list(bare):
+            return before, more - before
+    return first, 0  # read otherwise between such tokens: what is its own cannot be told
 
 
 def _leading(ids: Sequence[int], token: int) -> int:

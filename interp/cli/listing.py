@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from interp.cli import index, names
-from interp.cli.tables import width
+from interp.cli.tables import line_width
 from interp.cli.values import READ
 from interp.errors import nearest
 
@@ -40,15 +40,21 @@ def list_names(
     if as_json:
         sys.stdout.write(json.dumps(chosen, indent=1) + "\n")
         return
+    width = line_width()
     for one, entries in chosen.items():
         if kind is None:
-            sys.stdout.write(_names(one, entries, width()))
+            sys.stdout.write(_names(one, entries, width))
         else:
-            sys.stdout.write("".join(_line(n, entry, width()) for n, entry in entries.items()))
+            sys.stdout.write("".join(name_line(n, about(entry), width) for n, entry in entries.items()))
     if name is not None:
         options = chosen[str(kind)][name].get("options", {})
-        about = {option: {"title": READ.get(value, value) or "see the reference"} for option, value in options.items()}
-        sys.stdout.write("".join(_line(f"  -o {option}=", own, width()) for option, own in about.items()))
+        said = {option: READ.get(value, value) or "see the reference" for option, value in options.items()}
+        sys.stdout.write("".join(name_line(f"  -o {option}=", text, width) for option, text in said.items()))
+
+
+def about(entry: dict[str, str]) -> str:
+    """What is said of a name that is listed."""
+    return entry["title"] + (f" ({entry['of']})" if entry.get("of") else "")
 
 
 def _names(kind: str, entries: index.Entries, width: int) -> str:
@@ -63,9 +69,9 @@ def _names(kind: str, entries: index.Entries, width: int) -> str:
     return f"{len(entries)} {'models' if kind == 'zoo' else kind} (interp list {kind})\n{text}\n"
 
 
-def _line(name: str, entry: dict[str, str], width: int) -> str:
-    about = entry["title"] + (f" ({entry['of']})" if entry.get("of") else "")
+def name_line(name: str, text: str, width: int) -> str:
+    """A name and what is said of it, wrapped beside it."""
     lead = name if len(name) < INDENT else f"{name}\n{' ' * (INDENT - 1)}"
-    first, *rest = textwrap.wrap(about, width - INDENT) or [""]
+    first, *rest = textwrap.wrap(text, width - INDENT) or [""]
     lines = [f"{lead:{INDENT - 1}} {first}", *(" " * INDENT + line for line in rest)]
     return "\n".join(line.rstrip() for line in lines) + "\n"

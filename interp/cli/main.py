@@ -40,7 +40,7 @@ from interp.cli import (
 )
 from interp.cli.completion import completion
 from interp.cli.listing import list_names
-from interp.cli.output import abandon, printable_streams
+from interp.cli.output import abandon, plain_warnings, printable_streams
 from interp.environment import __version__
 from interp.errors import InterpError, UnknownName
 
@@ -122,7 +122,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if sys.stderr is None or not sys.stderr.isatty():  # bars are for terminals; read when Hugging Face is imported
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    with _interruptible() as interrupted, printable_streams(" ".join(["interp", *arguments[:2]])[:60]):
+    label = " ".join(["interp", *arguments[:2]])[:60]
+    with _interruptible() as interrupted, printable_streams(label), plain_warnings():
         code = _run(arguments, interrupted)
     sys.exit(code)
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from interp.cli.options import usage
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from interp.tasks.files import Pairs
 
 Texts = list[str] | None
@@ -64,10 +66,25 @@ def pairs_instead(task: str | None, typed: Sequence[Texts], file: Path | None, r
     return given
 
 
-def check_rule(rule: str) -> None:
-    """Refuse an unknown rule for answers of several tokens."""
+def first_tokens(
+    questions: Sequence[tuple[Any, str | None, str | None]], tokenizer: PreTrainedTokenizerBase | None
+) -> list[tuple[Any, int | None, int | None]]:
+    """Prompts whose answer and wrong answer are their first tokens."""
+    from interp.tokens.texts import bare_ids
+
+    def first(text: str | None) -> int | None:
+        ids = [] if text is None else bare_ids(text, tokenizer)
+        return ids[0] if ids else None
+
+    return [(prompt, first(answer), first(wrong)) for prompt, answer, wrong in questions]
+
+
+def check_rule(rule: str, *, one_token: bool = False) -> None:
+    """Refuse an unknown rule for answers of several tokens, and one that feeds them in where one token is explained."""
     from interp.errors import nearest
     from interp.tasks.own import RULES
 
     if rule not in RULES:
         raise typer.BadParameter(f"unknown rule {rule!r} for --answer-tokens; {nearest(rule, RULES)}")
+    if one_token and rule == "all":
+        raise typer.BadParameter("one token's logit is taken apart: --answer-tokens first takes the answer's first")

@@ -69,13 +69,13 @@ def report(
     """
     check_run(model, dtype=dtype, device=device, analyses=analysis, method=method, tasks=task)
     check_bos(bos)
-    own.check_rule(answer_tokens)
+    own.check_rule(answer_tokens, one_token=bool(answer) and not clean)
     if prompt and clean:
         raise typer.BadParameter("--answer would be of --prompt or of --clean; give --clean and --corrupt alone")
     typed = (clean or (), corrupt or (), answer or (), wrong or ()) if clean or corrupt else ((), (), (), ())
     given = own.own_pairs(*typed, pairs)
     questions = [] if clean else _questions(prompt or [], answer or [], wrong or [])
-    if given is not None and answer_tokens == "one":
+    if given is not None and answer_tokens != "all":
         questions += list(zip(given.clean, given.answer, given.wrong or [None] * len(given), strict=True))[:OWN]
     if dictionary is not None and not questions:
         raise typer.BadParameter("--dictionary makes attribution graphs of prompts; give --prompt")
@@ -96,7 +96,7 @@ def report(
         analyses=analysis,
         tasks=tasks,
         method=method,
-        prompts=questions,
+        prompts=own.first_tokens(questions, checkpoint.tokenizer) if answer_tokens == "first" else questions,
         dictionary=dictionary,
         seed=seed,
         path=target,

@@ -23,7 +23,7 @@ NONE = "-"
 """Of a number that is none, such as the interval over one prompt."""
 
 
-def width() -> int:
+def line_width() -> int:
     """Columns of lines on stdout: the terminal's from 40 to 120, 80 where it is none."""
     return max(40, min(shutil.get_terminal_size().columns, WIDE)) if sys.stdout.isatty() else NARROW
 
@@ -32,7 +32,7 @@ def print_summary(result: Result, *, more: Sequence[str] = ()) -> None:
     """At most 20 lines; `more` are the last of them."""
     from interp.studies.summary import summary
 
-    sys.stdout.write("\n".join(summary(result, width=width(), more=more)) + "\n")
+    sys.stdout.write("\n".join(summary(result, width=line_width(), more=more)) + "\n")
 
 
 def print_tables(result: Result, top: int) -> None:
@@ -43,7 +43,7 @@ def print_tables(result: Result, top: int) -> None:
     from interp.measurement.registry import find
     from interp.studies.findings import calls
 
-    console = Console(highlight=False, markup=False, file=unguarded(sys.stdout), width=width())
+    console = Console(highlight=False, markup=False, file=unguarded(sys.stdout), width=line_width())
     own = calls(result)
     for name in result.table["analysis"].unique():
         spec = find(name)
@@ -141,4 +141,4 @@ def print_roles(result: Result) -> None:
 
 def wrapped(text: str) -> list[str]:
     """Lines of the terminal's width, the second and further ones indented."""
-    return textwrap.wrap(text, width(), subsequent_indent=4 * " ", break_long_words=False, break_on_hyphens=False)
+    return textwrap.wrap(text, line_width(), subsequent_indent=4 * " ", break_long_words=False, break_on_hyphens=False)

@@ -9,9 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
+from interp.cli.listing import name_line
 from interp.cli.names import check
 from interp.cli.options import Force, table_target
 from interp.cli.output import unguarded
+from interp.cli.tables import line_width
 
 app = typer.Typer(help="Models with known mechanisms that come with the package.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(metavar="NAME", help="As in `interp zoo list`, without zoo: or with it.")]
@@ -28,8 +30,9 @@ def list_models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON
     if as_json:
         sys.stdout.write(json.dumps([vars(e) for e in entries], indent=1) + "\n")
         return
+    width = line_width()
     for e in entries:
-        sys.stdout.write(f"zoo:{e.name:22} {e.kind:8} {e.summary}\n")
+        sys.stdout.write(name_line(f"zoo:{e.name}", f"{e.kind}: {e.summary}", width))
 
 
 @app.command()

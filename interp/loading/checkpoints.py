@@ -45,7 +45,9 @@ OWN_ATTENTION = (None, "eager", "sdpa")
 """Attention that a configuration may ask for; whatever else it names (a kernel of the hub's) is not loaded."""
 log = logging.getLogger("interp")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
-BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
+TOKENIZER_CLASS = "tokenizer_config.json"
+"""Names a class, which may need no vocabulary (bytes), or one in a file of a name of its own."""
+BESIDE = (TOKENIZER_CLASS, "special_tokens_map.json", "added_tokens.json", "merges.txt")
 """What a tokenizer may have beside these."""
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 """Of files by which a folder is taken for a checkpoint, though it has no config."""
@@ -265,11 +267,15 @@ def _quiet() -> Iterator[None]:
 
 
 def _tokenizer(name: str, folder: Path | None, revision: str | None) -> PreTrainedTokenizerBase | None:
-    if folder is not None and not any((folder / f).is_file() for f in TOKENIZER_FILES):
+    has_vocabulary = folder is not None and any((folder / f).is_file() for f in TOKENIZER_FILES)
+    if folder is not None and not has_vocabulary and not (folder / TOKENIZER_CLASS).is_file():
         return None
     try:
         return AutoTokenizer.from_pretrained(folder or name, revision=revision, trust_remote_code=False)
     except Exception as error:  # of the tokenizer's own format
         if folder is None:
+            return None
+        if not has_vocabulary:
+            log.warning("%s names a tokenizer that cannot be made of this folder: %s", name, first_line(error))
             return None
         raise ModelLoadError(f"cannot read the tokenizer in {name!r}: {first_line(error)}") from error

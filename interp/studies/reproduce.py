@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,7 +200,11 @@ def _ours(model: Model, score: Ours, *, seed: int) -> pd.DataFrame:
         NotApplicable: the analysis cannot be run on the model.
         SchemaError: no such variant, or one that is not of heads.
     """
-    table = analyze(model, score.analysis, seed=seed, **dict(score.options)).table
+    options = dict(score.options)
+    effects = "causal" in inspect.signature(find(score.analysis).run).parameters and "causal" not in options
+    table = analyze(model, score.analysis, seed=seed, **({"causal": False} if effects else {}), **options).table
+    if effects and score.variant not in set(table["variant"]):  # one that is of what removal does
+        table = analyze(model, score.analysis, seed=seed, **options).table
     rows = table[table["variant"] == score.variant]
     if rows.empty:
         variants = list(dict.fromkeys(table["variant"]))

@@ -79,4 +79,4 @@ def _other_form(text: str, tokenizer: Any) -> str:
     ids = bare_ids(other, tokenizer) if other else []
     if len(ids) == 1 and ids[0] != getattr(tokenizer, "unk_token_id", None):
         return f"{other!r} is one"
-    return f"{other!r:.100} is not one either: take another word, or its first token's id"
+    return f"{other!r:.100} is not one either: take another word, or its first token (its id; --answer-tokens first)"

@@ -156,7 +156,7 @@ def test_env_and_zoo_list(run):
     assert json.loads(out)["torch"] == torch.__version__
     code, out, _ = run("zoo", "list")
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()] == [f"zoo:{name}" for name in zoo.names()]
+    assert [line.split()[0] for line in out.splitlines() if line[0] != " "] == [f"zoo:{name}" for name in zoo.names()]
 
 
 def test_zoo_build_writes_a_folder_that_loads(run, tmp_path):

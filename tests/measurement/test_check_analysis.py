@@ -16,6 +16,7 @@ from interp.measurement.offsets import wrong_offsets
 from interp.measurement.prompts import prompt_set
 from interp.measurement.registry import Findings, analyses, analysis
 from interp.measurement.scoring import score_rows
+from interp.results import runs as _runs
 from interp.results import stats
 
 
@@ -171,7 +172,7 @@ def test_a_sum_over_prompts_is_refused(check):
         return Findings(found.rows.assign(**{c: found.rows[c] * n_prompts for c in columns}), found.data)
 
     body.__doc__ = back_one.__doc__
-    with pytest.raises(CheckError, match="scale: the largest value is 24 with 24 prompts and 47.* with 48"):
+    with pytest.raises(CheckError, match="scale: the largest value is 12 with 12 prompts and 24 with 24"):
         check(body, demands=["scale"])
 
 
@@ -214,6 +215,15 @@ def test_a_figure_that_shows_itself_is_refused(check):
 
     with pytest.raises(CheckError, match="keeping: RuntimeError: the figure shows itself"):
         check(figure=shown, demands=["keeping"])
+
+
+def test_a_result_that_is_listed_as_another_is_refused(check, monkeypatch):
+    """Run id, seed, device, date, seconds and rows are those of the result: what a folder shows is what was saved."""
+    row = _runs._row
+    for key, wrong in {"run": "0", "seed": 7, "device": "", "created": "", "seconds": -1.0, "rows": 0}.items():
+        monkeypatch.setattr(_runs, "_row", lambda *given, key=key, wrong=wrong: row(*given) | {key: wrong})
+        with pytest.raises(CheckError, match="`interp runs` lists the saved result as"):
+            check(demands=["keeping"])
 
 
 def test_every_broken_promise_is_told_at_once(check):

@@ -14,7 +14,9 @@ from interp.studies.findings import Effect, Finding, _effect, findings
 @pytest.fixture(scope="module")
 def result():
     model = interp.load("zoo:planted-induction")
-    return interp.detect(model, ["sink", "previous_token", "induction", "duplicate_token", "entropy"])
+    options = {"induction": {"n_prompts": 24, "n_random": 4}}
+    names = ("sink", "previous_token", "induction", "duplicate_token", "entropy")
+    return Result.concat([interp.analyze(model, name, **options.get(name, {})) for name in names])
 
 
 def test_functions_come_first_and_each_says_what_its_removal_does(result):

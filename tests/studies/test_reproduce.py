@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from interp.cli.main import main
 from interp.errors import SchemaError
 from interp.measurement import registry
 from interp.studies import reproduce
-from interp.studies.published import likes
+from interp.studies.published import Ours, likes
 
 
 def heads(values):
@@ -124,11 +125,27 @@ def test_a_score_of_ones_own_choice(planted, scores):
     choice = {"glow": "induction.argmax_hit"}
     row = reproduce.reproduce(planted, published=theirs, scores=choice).table.iloc[0]
     assert (row["what"], row["variant"]) == ("glow", "argmax_hit")
-    for wrong, why in (("induction", "analysis.variant"), ("inductoin.x", "induction"), ("induction.x", "no variant")):
+    for wrong, why in (("induction", "analysis.variant"), ("inductoin.x", "induction"), ("sink.x", "no variant")):
         with pytest.raises(SchemaError, match=why):
             reproduce.reproduce(planted, published=theirs, scores={"glow": wrong})
     with pytest.raises(SchemaError, match="gpt2-small"):
         reproduce.reproduce(planted)
+
+
+def test_removal_is_measured_for_a_variant_of_it_alone(planted, monkeypatch):
+    asked = []
+
+    def analyze(model, name, *, seed, causal=True):
+        asked.append(causal)
+        variants = ["argmax_hit", "lost"] if causal else ["argmax_hit"]
+        table = heads(np.arange(8.0)).drop(columns="published")
+        return SimpleNamespace(table=pd.concat([table.assign(variant=v) for v in variants]))
+
+    monkeypatch.setattr(reproduce, "analyze", analyze)
+    for variant, runs in (("argmax_hit", [False]), ("lost", [False, True])):
+        asked.clear()
+        assert len(reproduce._ours(planted, Ours("induction", variant), seed=0)) == 8
+        assert asked == runs
 
 
 def test_the_command_lists_names_compares_a_file_and_refuses_what_it_cannot_read(scores, tmp_path, capsys):

@@ -18,10 +18,9 @@ from pandas.testing import assert_frame_equal
 
 from interp.errors import CheckError, InterpError, NotApplicable, SchemaError, TaskError, nearest
 from interp.measurement.checks.case import Case, state, tiny_model, unshown
-from interp.measurement.planted import CHEAP
 from interp.measurement.registry import analyze, find
 from interp.results.results import COLUMNS, Result
-from interp.tasks import Conflict, PromptTask
+from interp.results.runs import runs
 
 SCALE = 1.4
 """How far the largest value may move when there are twice as many prompts; a sum in place of a mean moves it by 2."""
@@ -140,20 +139,20 @@ def interval(case: Case) -> Faults:
 
 def seed(case: Case) -> Faults:
     """The same seed gives the same table and run id."""
-    again = case.run()
+    first, again = case.shorter, case.run(**case.fewer)
     try:
-        assert_frame_equal(case.result.table, again.table, check_exact=True)
-        assert_frame_equal(case.result.interventions, again.interventions, check_exact=True)
+        assert_frame_equal(first.table, again.table, check_exact=True)
+        assert_frame_equal(first.interventions, again.interventions, check_exact=True)
     except AssertionError as error:
         yield f"two runs with seed 0 differ: {' '.join(str(error).split())}"
-    if case.result.provenance["run_id"] != again.provenance["run_id"]:
+    if first.provenance["run_id"] != again.provenance["run_id"]:
         yield "two runs with seed 0 have different run ids: what stands in the data differs"
 
 
 def sample(case: Case) -> Faults:
     """Another seed draws another sample."""
-    other = case.run(seed=1)
-    if _hashes(case.result.provenance["data"]) == _hashes(other.provenance["data"]):
+    other = case.run(seed=1, **case.fewer)
+    if _hashes(case.shorter.provenance["data"]) == _hashes(other.provenance["data"]):
         yield "seeds 0 and 1 draw the same data (`sha256` in the provenance)"
 
 
@@ -214,22 +213,28 @@ def refusal(case: Case) -> Faults:
 
 def scale(case: Case) -> Faults:
     """Values do not grow with the number of prompts."""
-    parameters = inspect.signature(case.spec.run).parameters
-    if "n_prompts" not in parameters or _tasks(case):
-        return  # or the prompts are given, and no number of them is asked for
-    n = case.run_options(case.planted).get("n_prompts", CHEAP["n_prompts"])
-    few, many = (_reach(r, case.spec.headline) for r in (case.result, case.run(n_prompts=2 * n)))
+    n = case.n_prompts
+    if n is None:
+        return
+    n, pair = (n // 2, (case.shorter, case.result)) if case.fewer else (n, (case.result, case.run(n_prompts=2 * n)))
+    few, many = (_reach(r, case.spec.headline) for r in pair)
     if not few / SCALE <= many <= few * SCALE:
         yield f"the largest value is {few:.3g} with {n} prompts and {many:.3g} with {2 * n}"
 
 
 def keeping(case: Case) -> Faults:
-    """The result can be saved and loaded as it is, and drawn; the figure is returned, not shown, without a warning."""
+    """The result can be saved, listed, loaded and drawn; the figure is returned, not shown, without a warning."""
     import plotly.graph_objects as go
 
     with tempfile.TemporaryDirectory() as folder, unshown():
         back = Result.load(case.result.save(Path(folder) / "result.parquet"))
+        listed = runs(folder).table.to_dict("records")
         figure = case.result.plot(case.spec.name, variant=case.spec.headline)
+    facts = case.result.provenance
+    wanted = {key: facts.get(key) for key in ("seed", "device", "seconds")} | {"run": facts.get("run_id")}
+    wanted |= {"analyses": case.spec.name, "created": facts.get("created_utc"), "rows": len(case.result.table)}
+    if [{key: row[key] for key in wanted} for row in listed] != [wanted]:
+        yield f"`interp runs` lists the saved result as {listed}, not with {wanted}"
     try:
         assert_frame_equal(case.result.table, back.table, check_exact=True)
     except AssertionError as error:
@@ -302,11 +307,6 @@ def _labelled(result: Result, variant: str) -> set[str]:
 
 def _reach(result: Result, variant: str) -> float:
     return float(np.nanmax(np.abs(_headline(result, variant)["value"].to_numpy(dtype=float))))
-
-
-def _tasks(case: Case) -> bool:
-    """Whether the declaration says itself which prompts are asked."""
-    return any(isinstance(value, PromptTask | Conflict) for value in case.run_options(case.planted).values())
 
 
 def _names(components: set[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from interp.measurement.registry import analyze
 from interp.model import Model
 from interp.parallel import cached_property
 from interp.results.results import Result
+from interp.tasks import Conflict, PromptTask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 ARCHITECTURE = "llama"
 DEFAULT = "zoo:default"
 """Where an analysis of text is run that planted models cannot judge."""
+MANY = 16
+"""Prompts of which a half is enough to be asked for again; several analyses refuse fewer than eight."""
 TINY = 8  # tokens of context and words of a model that hardly anything can be asked
 
 
@@ -105,6 +109,24 @@ class Case:
     def result(self) -> Result:
         """The run with seed 0."""
         return self.run()
+
+    @cached_property
+    def n_prompts(self) -> int | None:
+        """How many prompts it is asked for; None where it is asked for no number of them, or given the prompts."""
+        options = self.run_options(self.planted)
+        given = any(isinstance(value, PromptTask | Conflict) for value in options.values())
+        taken = inspect.signature(self.spec.run).parameters
+        return options["n_prompts"] if "n_prompts" in taken and not given else None
+
+    @property
+    def fewer(self) -> dict[str, int]:
+        """Options of a run on half as many prompts; none where they are few, or it is asked for no number of them."""
+        return {} if self.n_prompts is None or self.n_prompts < MANY else {"n_prompts": self.n_prompts // 2}
+
+    @cached_property
+    def shorter(self) -> Result:
+        """The run with seed 0 on half as many prompts, or the whole one where they are few."""
+        return self.run(**self.fewer) if self.fewer else self.result
 
     @cached_property
     def inert(self) -> Result:

@@ -56,7 +56,7 @@ def told(weights, values, task, *, gain):
 
 def test_edges_are_worth_their_closed_form():
     """Without norms all edges of induction, from tokens alone; where to park is worth nothing without a cue."""
-    made, model, task = load([factory.Induction()], "induction", architecture="llama-nonorm", n=16)
+    made, model, task = load([factory.Induction()], "induction", architecture="llama-nonorm", n=4)
     graph = all_edges_exact(model, task)
     clean, corrupt = task.clean.ids, task.corrupt.ids
 

@@ -156,7 +156,7 @@ def test_a_planted_circuit_is_found():
     built = factory.plant([factory.Induction()], architecture="llama-gqa", seed=0, noise=0.0)
     model = interp.load(built.model, tokenizer=built.tokenizer)
     task = planted_task(built, "induction", n=4)
-    found = edge_pruning(model, task, edges=6, schedule=Schedule(steps=90))
+    found = edge_pruning(model, task, edges=6, schedule=Schedule(steps=60))
     whole, truth = planted(built.truth, found.layout), planted(built.truth, found.layout, mechanism="induction")
     assert judge_edges(found, truth, absolute=False, beside=whole)["auroc"] >= 0.95
     assert (found.mask & truth.mask).sum() >= 4

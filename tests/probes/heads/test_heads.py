@@ -41,7 +41,7 @@ def headline(result, name, *, variant=None):
 @pytest.mark.parametrize("bos", ["forced", "none"])
 @pytest.mark.parametrize("name", ANALYSES)
 def test_no_head_of_a_random_model_is_labelled(random_gpt2, name, bos):
-    found = headline(interp.analyze(random_gpt2, name, n_prompts=32, bos=bos, seed=1), name)
+    found = headline(interp.analyze(random_gpt2, name, n_prompts=16, bos=bos, seed=1), name)
     assert len(found) == 144
     assert not found["label"].any()
     assert found["q"].min() > 0.01

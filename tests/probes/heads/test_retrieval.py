@@ -140,14 +140,15 @@ def test_the_planted_head_is_found_and_no_other(architecture):
 
 
 def test_chance_is_reproduced_by_a_random_model(random_gpt2):
-    result = interp.analyze(random_gpt2, "retrieval", n_prompts=32, length=100, decoding=True)
+    result = interp.analyze(random_gpt2, "retrieval", n_prompts=32, length=100)
     for variant in ("teacher_forced", "teacher_forced_nosink", "mass"):
         rows = headline(result, variant)
         assert len(rows) == 144
         assert_allclose(rows["value"].mean(), rows["null"].iloc[0], rtol=0.25, err_msg=variant)
     assert not headline(result, "teacher_forced")["label"].any()
     assert len(result.interventions) == 0
-    assert headline(result, "decoding")["value"].isna().all()  # it says no needle at all
+    said = interp.analyze(random_gpt2, "retrieval", n_prompts=4, length=100, decoding=True)
+    assert headline(said, "decoding")["value"].isna().all()  # it says no needle at all
     hidden = needles.hide(random_gpt2, n=4, length=100, value_words=2)
     rows = np.array([row for a in hidden.answers for row in a.rows])
     assert_allclose(measured.chance(hidden).hit, np.mean(1 / (rows + 1)))

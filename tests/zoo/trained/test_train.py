@@ -34,6 +34,8 @@ def recipe(request):
     if request.param == "modular":
         return modular.recipe("modular-addition", steps=20)
     if request.param == "paragraphs":
+        few = replace(paragraphs.PARAGRAPHS["paragraphs"], n_distinct=700, times=4)
+        request.getfixturevalue("monkeypatch").setitem(paragraphs.PARAGRAPHS, "paragraphs", few)
         return paragraphs.recipe("paragraphs", steps=20)
     if request.param == "backcopy":
         return backcopy.recipe("bigram-backcopy-relu", steps=20)
