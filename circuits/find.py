@@ -15,9 +15,11 @@ import pandas as pd
 
 from circuits.evaluation._curve import FRACTIONS, Curve, curve
 from circuits.evaluation._faithfulness import Verdict, faithfulness
+from circuits.evaluation._removal import Removal, removal
+from circuits.graph.circuit_page import CircuitPage, Size
 from circuits.graph.controls import random_circuits
 from circuits.graph.graph import Graph
-from circuits.graph.page import page
+from circuits.graph.roles import Roles
 from circuits.methods import CircuitMethod
 from circuits.methods import find as find_method
 from circuits.wiring.case import Case
@@ -50,6 +52,7 @@ class Found:
         graph: the circuit. scored: the scores it was chosen from.
         verdict: of the circuit. random: of random circuits of its size. curve: over sizes, where there are scores.
         ability: how well the model does the task on the prompts that the circuit is judged on.
+        removal: how well with the circuit's edges alone, and without them.
         provenance: of the call, with the method, the size and where the scores came from: plain values.
     """
 
@@ -60,6 +63,7 @@ class Found:
     curve: Curve | None
     ability: Ability
     provenance: Mapping[str, Any]
+    removal: Removal | None = None
 
     @property
     def faithfulness(self) -> float:
@@ -99,18 +103,23 @@ class Found:
         return row
 
     def summary(self) -> str:
-        """A few lines for a terminal: whether the model can do the task, then what the circuit keeps of it."""
+        """A few lines for a terminal: the finding, whether the model can do the task, what the circuit keeps of it."""
         row, provenance = self.table().iloc[0], self.provenance
         task, metric = provenance["data"]["task"], row["metric"]
         lines = [
+            self.finding(),
             f"{task}: the model is {self.ability.sentence()}; {metric} {row['full']:.3f}, and {row['empty']:.3f} with "
             f"no edge left ({row['ablation']})",
             f"{provenance['method']}: {self.graph.n_edges} of {self.graph.layout.n_edges} edges "
             f"({self.graph.fraction:.1%}), {len(self.graph.nodes)} nodes",
         ]
+<<<<<<< HEAD
         if self.ability.caution:
             lines.insert(1, self.ability.caution)
         faithful = f"faithfulness {row['faithfulness']:.3f} ({_interval(row)})"
+=======
+        faithful = f"faithfulness {row['faithfulness']:.3f} ({row['ci_low']:.3f} .. {row['ci_high']:.3f})"
+>>>>>>> main
         if not self.verdict.stands:
             gap = self.verdict.advantage()
             return "\n".join([*lines, _no_faithfulness(metric, gap, faithful)])
@@ -119,28 +128,76 @@ class Found:
         lines.append(f"{faithful} on {where}: {metric} {row['value']:.3f} with these edges")
         return "\n".join([*lines, self._random_line(row)])
 
+    def finding(self) -> str:
+        """What was found, in a sentence: how much of the task the circuit does, and the model's accuracy without it."""
+        graph, n = self.graph, self.graph.layout.n_edges
+        edges = f"{graph.n_edges:,} of {n:,} edges"
+        if not self.verdict.stands:
+            sentence = (
+                f"How much of the task {edges} do cannot be said: by {self.verdict.metric} the whole model is not "
+                "reliably better than no edges at all."
+            )
+            return f"{self.ability.caution} {sentence}".strip()
+        where = "" if self.held_out else " on the prompts they were found on"
+        text = f"{edges} do {self.faithfulness:.2f} of the task{where} ({self._random_range()})"
+        if self.removal is not None:
+            before, after = self.ability.accuracy, self.removal.without.accuracy
+            text += f"; without them accuracy {before:.2f} -> {after:.2f} (chance {self.ability.chance:.2g})"
+        return f"{self.ability.caution} {text}.".strip()
+
+    def _random_range(self) -> str:
+        """What random circuits of the size reach, from the lowest to the highest."""
+        values = self.random.faithfulness
+        low, high = (f"{round(float(x), 2) + 0.0:.2f}" for x in (values.min(), values.max()))
+        reach = low if low == high else f"{low} to {high}"
+        return f"{len(values)} random circuits of as many: {reach}"
+
+    def page(self, *, roles: Roles | None = None) -> CircuitPage:
+        """The circuit to be looked at: the finding, the drawing with its sizes, every edge in a table.
+
+        Args:
+            roles: component -> role, or a table with the columns component and role, as `Atlas.roles`.
+
+        Raises:
+            SchemaError: roles of another form, or of names that are no components'.
+        """
+        task, model = self.provenance["data"]["task"], self.provenance.get("model", {}).get("name", "")
+        where = f" in {model}" if model else ""
+        own = Size(self.graph, self.faithfulness, *map(float, self.verdict.interval()[0]))
+        title = f"Circuit of {str(task).replace('_', ' ')}{where}, found by {self.provenance['method']}"
+        finding, *notes = self.summary().split("\n")
+        return self.graph.page(title=title, finding=finding, notes=notes, roles=roles, sizes=(own, *self._sizes()))
+
+    def _sizes(self) -> list[Size]:
+        """The circuits of the curve, each with its faithfulness; none where faithfulness is no number to read."""
+        if self.curve is None or not self.verdict.stands:
+            return []
+        verdict = self.curve.verdict
+        rows = zip(verdict.graphs, verdict.faithfulness, verdict.interval(), strict=True)
+        return [Size(graph, float(value), float(low), float(high)) for graph, value, (low, high) in rows]
+
     def _random_line(self, row: Any) -> str:
         """What random circuits reach, and a p where there are enough of them for one."""
+        mean, best = (f"{round(float(row[name]), 3) + 0.0:.3f}" for name in ("random_mean", "random_max"))
         spread = f" +- {row['random_sd']:.3f}" if row["n_random"] > 1 else ""
         p = "" if np.isnan(row["p"]) else f"; p = {row['p']:.3f} (least possible {1 / (1 + row['n_random']):.3f})"
-        return (
-            f"{row['n_random']} random circuits of the size: {row['random_mean']:.3f}{spread}, best "
-            f"{row['random_max']:.3f}{p}"
-        )
+        return f"{row['n_random']} random circuits of the size: {mean}{spread}, best {best}{p}"
 
-    def save(self, folder: str | Path, *, force: bool = False, quote: bool = False) -> dict[str, Path]:
-        """Write edges.csv, graph.json, circuit.dot, circuit.html (plotly inside, no network) and faithfulness.csv.
+    def save(
+        self, folder: str | Path, *, roles: Roles | None = None, force: bool = False, quote: bool = False
+    ) -> dict[str, Path]:
+        """Write edges.csv, graph.json, circuit.dot, circuit.html (`page`, with `roles`) and faithfulness.csv.
 
         All of them appear or none. `force` replaces files that are not an earlier circuit; `quote` as in `Result.save`.
 
         Raises:
-            InterpError: the folder cannot be written to, or a file in it is somebody else's.
+            InterpError: the folder cannot be written to, a file in it is somebody else's, or roles as in `page`.
         """
         sizes = self.table() if self.curve is None else pd.concat([self.table(), self.curve.table()])
         texts = {
             "graph.json": self.graph.to_json(),
             "circuit.dot": self.graph.to_dot(),
-            "circuit.html": page(self.graph, self.summary()),
+            "circuit.html": self.page(roles=roles).html,
         }
         writers: dict[str, Callable[[Path], object]] = {
             "edges.csv": lambda p: write_csv(self.graph.table(), p, quote=quote),
@@ -153,9 +210,7 @@ class Found:
         return f"<Found {self.graph!r}, faithfulness {self.faithfulness:.3f}>"
 
     def _repr_html_(self) -> str:
-        from html import escape
-
-        return f"<pre>{escape(self.summary())}</pre>" + self.graph._repr_html_()
+        return self.page()._repr_html_()
 
 
 @recorded
@@ -291,7 +346,12 @@ def _outcome(
     data = {**search_task.provenance(), "judged_on": judge_task.provenance()}
     own = {**_own(method, scores.provenance), "metric": verdict.metric, "edges": size, "data": data}
     judged_random = faithfulness(model, judge_task, random, **how)
+<<<<<<< HEAD
     return Found(graph, scores, verdict, judged_random, sizes, verdict.ability or ability(model, judge_task), own)
+=======
+    able, gone = ability(model, judge_task), removal(model, judge_task, graph, **how)
+    return Found(graph, scores, verdict, judged_random, sizes, able, own, gone)
+>>>>>>> main
 
 
 def _prompts(

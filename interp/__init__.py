@@ -5,11 +5,13 @@
     interp.detect(model)                  # every head analysis, as one tidy table
     interp.analyze(model, "induction")    # one of them
 
-Names are imported when first used, so that `import interp` costs nothing.
+Names are imported when first used, so that `import interp` costs nothing; so are the packages inside it, `interp.edits`
+or `interp.plots`, and the two beside it, `circuits` and `probes`, as `interp.circuits` and `interp.probes`.
 """
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +43,44 @@ _HOME = {
     "InterpError": "interp.errors",
 }
 
+_ROOMS = (
+    "attention",
+    "decompose",
+    "dictionaries",
+    "edits",
+    "lenses",
+    "measurement",
+    "patching",
+    "plots",
+    "reports",
+    "results",
+    "studies",
+    "tasks",
+    "weights",
+    "zoo",
+)
+"""Packages that are imported when they are first asked for."""
+_BESIDE = ("circuits", "probes")
+"""Packages of their own, reached from here as well."""
+
+# A library that shows a bar warns in every notebook without ipywidgets; its bars are text then, which is what they say.
+warnings.filterwarnings("ignore", message="IProgress not found")
+
 if TYPE_CHECKING:
+    from interp import attention as attention
+    from interp import decompose as decompose
+    from interp import dictionaries as dictionaries
+    from interp import edits as edits
+    from interp import lenses as lenses
+    from interp import measurement as measurement
+    from interp import patching as patching
+    from interp import plots as plots
+    from interp import reports as reports
+    from interp import results as results
+    from interp import studies as studies
+    from interp import tasks as tasks
+    from interp import weights as weights
+    from interp import zoo as zoo
     from interp.batch import Batch as Batch
     from interp.decompose import attribute as attribute
     from interp.decompose import logit_lens as logit_lens
@@ -98,13 +137,16 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from its home on first use (PEP 562)."""
-    if name not in _HOME:
+    """Import a public name from its home, or a package, on first use (PEP 562)."""
+    if name in _ROOMS or name in _BESIDE:
+        value = import_module(name if name in _BESIDE else f"interp.{name}")
+    elif name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+    else:
         raise AttributeError(f"module 'interp' has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return [*__all__, *_ROOMS, *_BESIDE]

@@ -130,6 +130,26 @@ def test_import_is_cheap(name):
     assert out.stdout.split() == []
 
 
+def test_packages_are_reached_after_import_interp():
+    code = """
+import sys, interp
+assert "interp.edits" not in sys.modules
+print(interp.edits.Ablate.__name__, interp.attention.Entropy.__name__, interp.plots.head_map.__name__)
+print(interp.circuits.circuit.__name__, interp.probes.__name__, interp.studies.__name__, "plots" in dir(interp))
+"""
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True, text=True)
+    assert out.stdout.split() == "Ablate Entropy head_map circuit probes interp.studies True".split()
+
+
+def test_a_notebook_without_ipywidgets_hears_no_warning_of_bars():
+    code = (
+        "import interp, warnings; warnings.warn('IProgress not found. Please update jupyter'); warnings.warn('other')"
+    )
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True, text=True)
+    assert "IProgress" not in out.stderr
+    assert "other" in out.stderr
+
+
 def test_attention_runs_with_torch_and_transformers_alone():
     """A GPU machine may hold nothing else; what is not there is hidden from a fresh interpreter."""
     code = """

@@ -15,7 +15,9 @@ from circuits.graph.graph import Graph
 from interp.edits import Edit
 from interp.errors import SchemaError, nearest
 from interp.model import Model
-from interp.plots.heads import template
+from interp.plots._curves import ABOVE
+from interp.plots.theme import ACCENT, GRID, MARK, Figure, null_line, template
+from interp.plots.titles import heading, titled
 from interp.results.provenance import recorded
 from interp.tasks import PromptTask
 from interp.tasks.metrics import AnyMetric
@@ -68,16 +70,17 @@ class Curve:
 
     def plot(self) -> go.Figure:
         """Faithfulness over the fraction of edges that are left, with its interval."""
-        rows = self.table().sort_values("fraction")
+        rows, null = self.table().sort_values("fraction"), null_line()["line"]
         band = pd.concat([rows["ci_high"], rows["ci_low"][::-1]])
-        figure = go.Figure(
+        figure = Figure(
             [
                 go.Scatter(
                     x=pd.concat([rows["fraction"], rows["fraction"][::-1]]),
                     y=band,
                     fill="toself",
                     line={"width": 0},
-                    opacity=0.3,
+                    fillcolor=ACCENT,
+                    opacity=0.25,
                     hoverinfo="skip",
                     name="95 % interval",
                 ),
@@ -85,15 +88,23 @@ class Curve:
                     x=rows["fraction"],
                     y=rows["faithfulness"],
                     mode="lines+markers",
+                    line={"color": ACCENT, "width": 2},
                     text=[f"{n} edges" for n in rows["edges"]],
                     name="circuit",
                 ),
             ]
         )
-        figure.add_hline(y=1.0, line={"dash": "dot", "width": 1})
-        figure.update_layout(template=template(), xaxis_title="fraction of edges", yaxis_title="faithfulness")
-        figure.update_xaxes(type="log")
-        return figure
+        span = [float(rows["fraction"].min()), float(rows["fraction"].max())]
+        for height, name, line in (
+            (1, "whole model", {"color": MARK, "dash": "dash", "width": 1.5}),
+            (0, "null", null),
+        ):
+            figure.add_scatter(x=span, y=[height] * 2, mode="lines", name=name, line=line, hoverinfo="skip")
+        figure.update_layout(template=template(), height=360, legend=ABOVE)
+        figure.update_xaxes(type="log", title_text="fraction of edges")
+        figure.update_yaxes(title_text="faithfulness", showgrid=True, gridcolor=GRID)
+        of = f"faithfulness by size ({len(rows)} circuits)"
+        return titled(figure, [*heading(rows.assign(null=0.0), self.provenance, of=of)])
 
 
 @recorded

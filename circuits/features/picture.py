@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from circuits.graph.drawing import BINS, COLOURS, INK, WIDTH
-from interp.plots.heads import template
+from interp.plots.theme import template
 
 if TYPE_CHECKING:
     from circuits.features.feature_graph import FeatureGraph

@@ -56,13 +56,13 @@ def draw(links: Iterable[Link], n_layers: int, *, title: str = "", caption: str 
 
     Without a title the caption stands there, and how many of the links are drawn where that is not all of them.
     """
-    links = sorted(links, key=lambda link: -_size(link.score))
+    links = sorted(links, key=lambda link: -magnitude(link.score))
     visible_links = links[:MOST]
     if not visible_links:
         return _empty(title or "a circuit without edges")
-    places = _places(visible_links, n_layers)
+    places = places_of(visible_links, n_layers)
     rows = 1 + max(y for _, y in places.values())
-    largest = max((_size(link.score) for link in visible_links), default=0.0) or 1.0
+    largest = max((magnitude(link.score) for link in visible_links), default=0.0) or 1.0
     figure = go.Figure(
         [
             *_curves(visible_links, places, largest),
@@ -96,11 +96,12 @@ def draw(links: Iterable[Link], n_layers: int, *, title: str = "", caption: str 
     return figure
 
 
-def _size(score: float) -> float:
+def magnitude(score: float) -> float:
+    """Size of a score; 0 where there is none."""
     return 0.0 if math.isnan(score) else abs(score)
 
 
-def _places(links: Sequence[Link], n_layers: int) -> dict[str, Point]:
+def places_of(links: Sequence[Link], n_layers: int) -> dict[str, Point]:
     """(x, y) of each component: y counts the rows that are used; x is ordered to keep curves short and uncrossed."""
     names = dict.fromkeys(name for link in links for name in (link.sender, link.receiver))
     depth = {name: (layer_of(name, n_layers), kind(name) == "mlp") for name in names}
@@ -254,7 +255,7 @@ def _ports(links: Sequence[Link], places: Mapping[str, Point]) -> go.Scatter:
 def _hover_text(name: str, links: Sequence[Link]) -> str:
     links_in = [link for link in links if link.receiver == name]
     links_out = [link for link in links if link.sender == name]
-    total = {way: sum(_size(link.score) for link in side) for way, side in (("in", links_in), ("out", links_out))}
+    total = {way: sum(magnitude(link.score) for link in side) for way, side in (("in", links_in), ("out", links_out))}
     return (
         f"<b>{name}</b><br>{len(links_in)} edges in, {len(links_out)} out"
         f"<br>|score| in {total['in']:.3g}, out {total['out']:.3g}"

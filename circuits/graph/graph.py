@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,9 @@ from interp.files.reading import MOST_JSON
 if TYPE_CHECKING:
     import networkx as nx
     import plotly.graph_objects as go
+
+    from circuits.graph.circuit_page import CircuitPage, Size
+    from circuits.graph.roles import Roles
 
 SCHEMA = 1
 
@@ -293,8 +296,35 @@ class Graph:
             caption=f"{self.n_edges} of {self.layout.n_edges:,} edges",
         )
 
+    def page(
+        self,
+        *,
+        title: str = "A circuit",
+        finding: str = "",
+        notes: Sequence[str] = (),
+        roles: Roles | None = None,
+        sizes: Sequence[Size] = (),
+    ) -> CircuitPage:
+        """The circuit to be looked at, in a notebook or as a file: drawing, sizes, table; see `CircuitPage`.
+
+        Args:
+            title: what it is a circuit of.
+            finding: a sentence to stand first; how many edges of how many where there is none.
+            notes: further lines.
+            roles: component -> role, or a table with the columns component and role, as `Atlas.roles`.
+            sizes: circuits of this model that were measured, for the slider.
+
+        Raises:
+            SchemaError: roles of another form, or of names that are no components'.
+        """
+        from circuits.graph.circuit_page import CircuitPage
+        from circuits.graph.roles import role_names
+
+        finding = finding or f"{self.n_edges:,} of {self.layout.n_edges:,} edges, {len(self.nodes)} components."
+        return CircuitPage(self, title, finding, tuple(notes), role_names(roles), tuple(sizes))
+
     def __repr__(self) -> str:
         return f"Graph({self.n_edges} of {self.layout.n_edges} edges, {len(self.nodes)} nodes)"
 
     def _repr_html_(self) -> str:
-        return f"<p>{self!r}</p>" + self.draw().to_html(full_html=False, include_plotlyjs="cdn")
+        return self.page()._repr_html_()

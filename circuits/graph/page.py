@@ -1,4 +1,4 @@
-"""A page of its own for one circuit: what it was judged to be, and its drawing. Needs no network and no other file."""
+"""A page of its own for an attribution graph: its summary and its drawing. Needs no network and no other file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Drawable(Protocol):
-    """What a page is made of: a circuit, an attribution graph."""
+    """What a page is made of: an attribution graph."""
 
     def draw(self, *, title: str = "") -> go.Figure:
         """Its picture."""
@@ -43,7 +43,7 @@ p {{ margin: 0 0 8px; max-width: 90ch; }}
 <main>
 <h1>{title}</h1>
 {paragraphs}
-<div class="drawing" tabindex="0" role="group" aria-label="Drawing of the circuit, scrolls sideways; \
+<div class="drawing" tabindex="0" role="group" aria-label="Drawing of the graph, scrolls sideways; \
 edges.csv beside this page lists the same edges">
 {drawing}
 </div>

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shlex
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
 OWN = "circuit"
 """How the name of a folder begins that is named after what was asked."""
 FILES = ("edges.csv", "faithfulness.csv", "graph.json", "circuit.dot", "circuit.html")
+Roles = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Roles of heads for the page: CSV (component, role), or detect's .parquet."),
+]
+LARGEST_ROLES = 1 << 24
+"""Bytes of a file of roles at most."""
 TABLES = ("table.parquet", "table.csv")
 
 Save = Annotated[bool, typer.Option("--save", help="The same into circuit-MODEL-TASK-METHOD, made in this folder.")]
@@ -63,7 +70,11 @@ def circuit(
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Write table, graph, picture and faithfulness here.")
     ] = None,
+<<<<<<< HEAD
     save: Save = False,
+=======
+    roles: Roles = None,
+>>>>>>> main
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of prompts and random circuits.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
@@ -86,6 +97,7 @@ def circuit(
     gives = entries("methods")[method]["gives"]
     if out is not None:
         writable_folder(out, TABLES if gives == "table" else FILES, force=force)
+    role_table = _roles(roles)
     given = own.pairs_instead(task, (clean, corrupt, answer, wrong), pairs, answer_tokens)
     from circuits.find import circuit as find
     from interp.loading.load import load
@@ -111,7 +123,7 @@ def circuit(
     if isinstance(outcome, Result):
         _write_table(outcome, out=out, top=top, as_json=as_json, force=force, quote=quote)
     else:
-        _write_circuit(outcome, out=out, top=top, as_json=as_json, force=force, quote=quote)
+        _write_circuit(outcome, roles=role_table, out=out, top=top, as_json=as_json, force=force, quote=quote)
 
 
 def _folder(out: Path | None, named: str, *, save: bool) -> Path | None:
@@ -143,9 +155,40 @@ def _option(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _write_circuit(outcome: Found, *, out: Path | None, top: int, as_json: bool, force: bool, quote: bool) -> None:
+def _roles(path: Path | None) -> Any:
+    """Roles of heads: a table with component and role, or what `interp detect` wrote; None without a file.
+
+    Raises:
+        SchemaError: a file that cannot be read as such, or names no component.
+    """
+    if path is None:
+        return None
+    import pandas as pd
+
+    from circuits.graph.roles import role_names
+    from interp.errors import SchemaError
+    from interp.files import read_text
+    from interp.results.results import Result
+    from interp.studies.atlas import atlas
+
+    if path.suffix == ".parquet":
+        table = atlas(Result.load(path)).roles()
+    else:
+        try:
+            table = pd.read_csv(io.StringIO(read_text(path, most=LARGEST_ROLES, error=SchemaError)))
+        except ValueError as error:  # pandas' own errors are ValueErrors
+            raise SchemaError(
+                f"{path}: no table of roles, a CSV with the columns component and role: {error}"
+            ) from error
+    role_names(table)
+    return table
+
+
+def _write_circuit(
+    outcome: Found, *, roles: Any, out: Path | None, top: int, as_json: bool, force: bool, quote: bool
+) -> None:
     if out is not None:
-        for path in outcome.save(out, force=force, quote=quote).values():
+        for path in outcome.save(out, roles=roles, force=force, quote=quote).values():
             sys.stderr.write(f"wrote {path}\n")
     if as_json:
         document = {

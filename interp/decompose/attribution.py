@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from interp.batch import Prompts
 from interp.decompose.answers import Answers, mean_over, token_ids
+from interp.decompose.half_layers import ATTENTION, ENTRY, STAGES, WHOLE, half_layer
 from interp.decompose.head import LogitHead, read_head
 from interp.decompose.lens import read_out
 from interp.decompose.stream import allowed, check, collect
@@ -24,12 +26,11 @@ from interp.several import numbers
 from interp.shapes import brief
 from interp.sites import Site
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 LOGITS = "logits"
 INDICES = ("layer", "head", "source", "neuron")
-ENTRY, ATTENTION, WHOLE = "resid_pre", "resid_mid", "resid_post"
-EARLY = ("b_attn", "edit_attn_out", "edit_resid_pre", "edit_resid_mid")  # in the stream once attention is
-STAGES = {"embed": ENTRY, "pos": ENTRY, "head": ATTENTION, "source": ATTENTION, "attn": ATTENTION}
-"""First place of its layer at which the stream holds what a kind of term wrote; `resid_post` for the others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +52,7 @@ class Attribution:
         positions: of the tokens attributed at, counted from each prompt's start.
         mask: where there is something to attribute: real tokens that have an answer.
         unit: "logit", or "stream" along a direction.
+        model: its name.
     """
 
     terms: tuple[Term, ...]
@@ -62,6 +64,7 @@ class Attribution:
     positions: Int[Tensor, "batch *pos"]
     mask: Bool[Tensor, "batch *pos"]
     unit: str = field(default="logit")
+    model: str = field(default="", repr=False)
 
     __repr__ = brief
 
@@ -102,7 +105,7 @@ class Attribution:
         for layer in range(last + 1):
             sites += [Site(kind, layer) for kind in (ATTENTION, WHOLE) if kind == WHOLE or layer not in whole]
         order = {site: i for i, site in enumerate(sites)}
-        first = torch.tensor([order.get(_stage(c), order.get(Site(WHOLE, c.layer), 0)) for c in self.terms])
+        first = torch.tensor([order.get(half_layer(c), order.get(Site(WHOLE, c.layer), 0)) for c in self.terms])
         parts = torch.zeros(len(sites), *self.values.shape[1:], dtype=torch.float64)
         totals = parts.index_add(0, first, self.values.double()).cumsum(0).float()
         return self._rows([{"site": str(site), "layer": site.first} for site in sites], totals)
@@ -112,6 +115,12 @@ class Attribution:
         names = [c.name for c in self.terms]
         mean = self.table().groupby("component", sort=False)["value"].mean().reindex(names)
         return mean.sort_values(key=abs, ascending=False, kind="stable").head(k).reset_index()
+
+    def plot(self, *, prompt: int | None = None) -> go.Figure:
+        """Layers by heads, MLP and the rest, of one prompt or the mean over all; see `interp.plots.component_map`."""
+        from interp.decompose.pictures import attribution_figure
+
+        return attribution_figure(self, prompt)
 
     def _rows(self, labels: Sequence[dict[str, object]], values: Tensor) -> pd.DataFrame:
         where, unit = self.mask.nonzero().tolist(), {"unit": self.unit}
@@ -124,14 +133,6 @@ class Attribution:
                 for here, value in zip(at, own, strict=True)
             ]
         )
-
-
-def _stage(term: Term) -> Site:
-    """First place in the stream that holds what a term wrote; biases of the end count from the start."""
-    if term.layer is None or term.name == "edit_resid_pre0":
-        return Site(ENTRY, 0)
-    attention = term.kind in STAGES or term.head is not None or term.name.startswith(EARLY)
-    return Site(ATTENTION if attention else WHOLE, term.layer)
 
 
 @with_edits
@@ -262,6 +263,7 @@ def _attribution(
         at(positions),
         at(mask),
         "logit" if reading.what == LOGITS else "stream",
+        stream.model.info.name,
     )
 
 

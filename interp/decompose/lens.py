@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -14,15 +15,25 @@ from interp.batch import Batch, Prompts
 from interp.decompose.answers import Answers, token_ids
 from interp.decompose.stream_run import position_columns
 from interp.edits import Edit, Replace, of_tokens
-from interp.errors import SiteError
+from interp.errors import SchemaError, SiteError, nearest
 from interp.model import Model, with_edits
 from interp.several import numbers
 from interp.shapes import brief
 from interp.sites import Site
 from interp.tokens.texts import token_texts
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 Translate = Callable[[int, Tensor], Tensor]
 """From a layer and the stream after it to a stream in the last layer's terms."""
+READINGS = {
+    "token_p": ("probability", "p of the likeliest token"),
+    "p": ("probability", "p of the answer"),
+    "rank": ("rank", "rank of the answer"),
+    "kl": ("nats", "KL from the model"),
+}
+"""What a lens is drawn by: unit, and words for it."""
 ENTRIES = 2**26  # of logits made at one time
 
 
@@ -83,6 +94,8 @@ class LogitLens:
         kl: KL(p_model || p_layer) in nats; 0 at the last layer.
         p, rank: probability of the answer, and how many tokens are likelier (0 is first); NaN without an answer.
         texts: of every id in `top_ids`, if the model has a tokenizer.
+        tokens: text of the token at each position; their ids where there is no tokenizer.
+        model: its name.
     """
 
     layers: tuple[int, ...]
@@ -94,6 +107,8 @@ class LogitLens:
     p: Float[Tensor, "layer batch pos"]
     rank: Float[Tensor, "layer batch pos"]
     texts: dict[int, str]
+    tokens: tuple[tuple[str, ...], ...] = field(default=(), repr=False)
+    model: str = field(default="", repr=False)
 
     __repr__ = brief
 
@@ -108,6 +123,35 @@ class LogitLens:
                 scores = {"kl": self.kl[n, b, i], "p": self.p[n, b, i], "rank": self.rank[n, b, i]}
                 rows.append({**at, **first, **{name: float(x) for name, x in scores.items()}})
         return pd.DataFrame(rows)
+
+    def plot(self, value: str | None = None, *, prompt: int = 0) -> go.Figure:
+        """Layers by positions of one prompt, the likeliest token in each cell.
+
+        Args:
+            value: what is coloured: "token_p", the likeliest token's probability; "p" and "rank", the answer's; "kl".
+                The answer's probability where there is an answer, else the likeliest token's.
+            prompt: which of them.
+
+        Raises:
+            SchemaError: no such value or prompt.
+        """
+        from interp.plots.components import layer_map
+        from interp.plots.titles import titled
+
+        name = value or ("token_p" if self.p.isnan().all() else "p")
+        if name not in READINGS:
+            raise SchemaError(f"no reading {name!r}; {nearest(name, READINGS)}")
+        if not 0 <= prompt < len(self.mask):
+            raise SchemaError(f"prompt {prompt}: there are 0 to {len(self.mask) - 1}")
+        unit, what = READINGS[name]
+        real = self.mask[prompt]
+        drawn = (self.top_p[..., 0] if name == "token_p" else getattr(self, name))[:, prompt, real]
+        ids = self.top_ids[:, prompt, real, 0].tolist()
+        words = [[self.texts.get(token, str(token)) for token in row] for row in ids]
+        tokens = self.tokens[prompt] if self.tokens else [str(i) for i in self.columns[prompt].tolist()]
+        names = [token for token, there in zip(tokens, real.tolist(), strict=True) if there]
+        figure = layer_map(drawn.double().numpy(), self.layers, names, unit=unit, words=words)
+        return titled(figure, [self.model, f"logit lens ({what})", f"prompt {prompt}", "cells: likeliest next token"])
 
 
 @with_edits
@@ -157,7 +201,12 @@ def logit_lens(
     top_ids, top_p, kl, p, rank = (torch.stack(x).cpu() for x in zip(*readings, strict=True))
     top_tokens = top_ids.unique().tolist() if model.tokenizer is not None else []
     texts = dict(zip(top_tokens, token_texts(top_tokens, model.tokenizer), strict=True))
-    return LogitLens(tuple(layers), at.cpu(), batch.mask.gather(1, at).cpu(), top_ids, top_p, kl, p, rank, texts)
+    read = batch.ids.gather(1, at).tolist()
+    tokens = tuple(tuple(token_texts(row, model.tokenizer)) for row in read)
+    mask = batch.mask.gather(1, at).cpu()
+    return LogitLens(
+        tuple(layers), at.cpu(), mask, top_ids, top_p, kl, p, rank, texts, tokens=tokens, model=model.info.name
+    )
 
 
 def _layer_readout(model: Model, resid: Tensor, final: Tensor, ids: Tensor | None, top: int) -> tuple[Tensor, ...]:

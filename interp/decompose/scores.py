@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -24,6 +25,9 @@ from interp.sites import Site
 from interp.weights.norms import HeadNorm, Norm
 from interp.weights.weights import Weights
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 POSITIONS = 64  # whose turns are read off at one time
 
 
@@ -38,6 +42,7 @@ class ScoreParts:
         scores: as the model computes them.
         columns: of the keys in the batch. mask: keys that are real tokens and not after the query.
         error: |sum - score| over the prompt's largest score, the largest over prompts.
+        model: its name.
     """
 
     head: str
@@ -47,6 +52,7 @@ class ScoreParts:
     columns: Int[Tensor, "batch key"]
     mask: Bool[Tensor, "batch key"]
     error: float
+    model: str = field(default="", repr=False)
 
     __repr__ = brief
 
@@ -69,6 +75,16 @@ class ScoreParts:
         """Pairs of components by the size of their mean over prompts and keys, largest first, with their sign."""
         mean = self.table().groupby(["query_component", "key_component"], sort=False)["value"].mean()
         return mean.sort_values(key=abs, ascending=False, kind="stable").head(k).reset_index()
+
+    def plot(self) -> go.Figure:
+        """What the query's components get from the key's, mean over prompts and keys: a square map."""
+        from interp.plots import pair_map
+        from interp.plots.titles import titled
+
+        mean = self.values[..., self.mask].double().mean(-1).numpy()
+        names = [term.name for term in self.terms]
+        figure = pair_map(mean, names, unit="score", down="component of the query", across="component of the key")
+        return titled(figure, [self.model, f"parts of the score of {self.head}", f"{int(self.mask.sum())} keys"])
 
 
 @torch.no_grad()
@@ -114,7 +130,8 @@ def score_parts(
     size = (scores.abs() * mask).amax(1).clamp(min=torch.finfo(torch.float32).tiny)
     error = float((((values.sum((0, 1)) - scores).abs() * mask).amax(1) / size).max())
     check_sum(model, head, error, tolerance)
-    return ScoreParts(head, tuple(terms), values.float(), scores.float(), columns[1], mask, error)
+    name = model.info.name
+    return ScoreParts(head, tuple(terms), values.float(), scores.float(), columns[1], mask, error, name)
 
 
 def head_place(model: Model, head: str) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -21,6 +22,9 @@ from interp.model import Model, with_edits
 from interp.several import numbers
 from interp.shapes import brief
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 TOLERANCE = 1e-5  # of a sum in float32, relative to what it should be
 ROUNDING = 8  # in half precision: units of rounding
 
@@ -36,6 +40,7 @@ class Decomposition:
         mask: real tokens among these, [batch (pos)].
         layer: the residual is that after this layer.
         error: |sum - residual| / |residual|, the largest over real tokens.
+        model: its name.
     """
 
     terms: tuple[Term, ...]
@@ -44,6 +49,7 @@ class Decomposition:
     mask: Bool[Tensor, "batch *pos"]
     layer: int
     error: float
+    model: str = field(default="", repr=False)
     names: tuple[str, ...] = field(init=False)
 
     __repr__ = brief
@@ -70,6 +76,15 @@ class Decomposition:
                 {**c.as_dict(), "norm": _mean(vector.norm(dim=-1), self.mask), "share": _mean(share, self.mask)}
             )
         return pd.DataFrame(rows).astype(dict.fromkeys(("layer", "head", "source", "neuron"), "Int64"))
+
+    def plot(self) -> go.Figure:
+        """Each component's share of the residual: layers by heads, MLP and the rest."""
+        from interp.plots.components import component_map
+        from interp.plots.titles import titled
+
+        rows = self.table().assign(value=lambda table: table["share"])
+        of = f"after layer {self.layer}, {int(self.mask.sum())} tokens"
+        return titled(component_map(rows, unit="share"), [self.model, "share of the residual stream", of, "no null"])
 
 
 @with_edits
@@ -119,7 +134,7 @@ def decompose(
     residual, mask = stream.at("resid_post", stream.last).cpu(), stream.mask.cpu()
     if position is not None:
         vectors, residual, mask = vectors[:, :, 0], residual[:, 0], mask[:, 0]
-    return Decomposition(tuple(terms), vectors, residual, mask, stream.last, float(relative[-1]))
+    return Decomposition(tuple(terms), vectors, residual, mask, stream.last, float(relative[-1]), model.info.name)
 
 
 def check(

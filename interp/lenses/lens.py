@@ -75,12 +75,17 @@ class Lens:
     def plot(self) -> go.Figure:
         """KL from the model by layer, of this lens, of the plain one, and of one constant distribution (dashed)."""
         from interp.plots import curves
+        from interp.plots.titles import heading, titled
 
         by = {name: part.set_index("layer")["value"] for name, part in self.rows.groupby("variant", sort=False)}
         layers = list(self.layers)
         lines: dict[str, Any] = {str(name): values.loc[layers].to_numpy() for name, values in by.items()}
         lines["constant"] = self.rows["null"].to_numpy()[: len(layers)]
-        return curves(layers, lines, x_title="layer", y_title="KL(model || lens), nats", control="constant")
+        figure = curves(
+            layers, lines, x_title="layer", y_title="KL(model || lens), nats", control="constant", unit="nats"
+        )
+        what = str(self.provenance.get("method", "lens")).replace("_", " ")
+        return titled(figure, heading(self.rows, self.provenance, of=what))
 
 
 def halves(model: Model, tokens: Prompts, held_out: float, *, seed: int) -> tuple[Batch, Batch]:

@@ -62,9 +62,12 @@ class Examples:
     def plot(self, rank: int = 0) -> go.Figure:
         """The text of one of the largest, shaded by the unit's activation."""
         from interp.plots import token_map
+        from interp.plots.titles import model_name, titled
 
         prompt = int(self.rows["prompt"].iloc[rank])
-        return token_map(self.traces[prompt], self.texts[prompt], unit="activation")
+        figure = token_map(self.traces[prompt], self.texts[prompt], unit="activation")
+        base = f"{self.n:,} tokens, mean {self.mean:.3g}, sd {self.sd:.3g}"
+        return titled(figure, [model_name(self.provenance), f"top examples, number {rank}: prompt {prompt}", base])
 
 
 @recorded

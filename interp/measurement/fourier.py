@@ -68,11 +68,12 @@ class Spectrum:
     def plot(self) -> go.Figure:
         """Share of each frequency, and its mean in random orders (dashed)."""
         from interp.plots import curves
+        from interp.plots.titles import null_text, titled
 
         lines: dict[str, Any] = {"share": self.rows["value"], "random order": self.rows["null"]}
-        return curves(
-            self.rows["frequency"], lines, x_title="frequency", y_title="share of squared norm", control="random order"
-        )
+        axes: dict[str, Any] = {"x_title": "frequency", "y_title": "share of squared norm"}
+        figure = curves(self.rows["frequency"], lines, **axes, control="random order", unit="share")
+        return titled(figure, [f"spectrum of {self.basis.shape[1]} tokens", null_text(self.rows)])
 
 
 def fourier_basis(n: int) -> Float[Tensor, "wave token"]:

@@ -86,8 +86,11 @@ class Alignment:
     def plot(self) -> go.Figure:
         """Interchange accuracy of the subspace and of its controls, with intervals."""
         from interp.plots import top_heads
+        from interp.plots.titles import heading, titled
 
-        return top_heads(self.rows.assign(component=self.rows["variant"]))
+        of = f"distributed alignment ({self.site} at {self.role})"
+        figure = top_heads(self.rows.assign(component=self.rows["variant"]))
+        return titled(figure, heading(self.rows, self.provenance, of=of))
 
 
 @recorded

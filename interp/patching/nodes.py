@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -40,6 +40,9 @@ from interp.shapes import brief
 from interp.sites import Site
 from interp.tasks import PromptTask
 from interp.tasks.metrics import AnyMetric
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 METHODS = ("atp", "atp-qkfix", "atp-ig", "hisp")
 KINDS = ("z", "mlp_out", "resid_pre", "q", "k", "v")
@@ -93,6 +96,15 @@ class NodeScores:
             }
         )
         return frame.sort_values("score", key=lambda s: -s.abs(), kind="stable", ignore_index=True)
+
+    def plot(self, *, seed: int = 0) -> go.Figure:
+        """A panel for each kind of node, as `result().plot()` draws the first kind."""
+        from interp.plots.patching import effect_figure
+        from interp.plots.titles import heading, titled
+
+        result = self.result(seed=seed)
+        parts = heading(result.table, result.provenance, of="node attribution")
+        return titled(effect_figure(result.table), parts)
 
     def result(self, *, seed: int = 0) -> Result:
         """`table` in the columns of every result: `variant` is the kind of site, each kind's strongest first."""

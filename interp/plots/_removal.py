@@ -5,15 +5,15 @@ As in `interp.plots.heads`, figures are returned and never shown.
 
 from __future__ import annotations
 
-import html
-
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Float
 
 from interp.errors import SchemaError, nearest
-from interp.plots.heads import ACCENT, BOUNDED, GREY, MAGNITUDE, MARK, shared_names, stops, template
+from interp.plots.heads import shared_names
+from interp.plots.scales import NOISE, UNITS, bar, cell_text, colour_scale
+from interp.plots.theme import ACCENT, GREY, GRID, MARK, Figure, as_text, null_line, template
 
 NAMED = 8  # points that carry their name: more cover each other
 OUT, NEAR = 1 / 3, 0.07  # shares of an axis: from where on a point is named, and how close points share one name
@@ -35,7 +35,7 @@ def removal(interventions: pd.DataFrame, metric: str, *, k: int = 12) -> go.Figu
         raise SchemaError(f"no metric {metric!r} among these interventions; {nearest(metric, metrics)}")
     rows = interventions[interventions["metric"] == metric].head(k)
     at = np.arange(len(rows))
-    figure = go.Figure()
+    figure = Figure()
     controls = (rows["n_random"] > 0).to_numpy(dtype=bool)
     mean, spread = (rows[c].to_numpy(dtype=float)[controls] for c in ("random_mean", "random_sd"))
     error = {"type": "data", "array": np.nan_to_num(spread), "thickness": 1.6, "width": 0, "color": GREY}
@@ -50,16 +50,17 @@ def removal(interventions: pd.DataFrame, metric: str, *, k: int = 12) -> go.Figu
     corner = {"xref": "container", "yref": "container", "x": 0.01, "y": 0.99, "yanchor": "top", "xanchor": "left"}
     legend = {"orientation": "h", **corner}  # of the figure: names of sets leave the axes too narrow for one line
     figure.update_layout(template=template(), height=26 * len(rows) + 106, legend=legend, margin={"t": 40})
-    names = [html.escape(f"{s} ({c})" if c != "none" else s, quote=False) for s, c in _sets(rows)]
+    names = [as_text(f"{s} ({c})" if c != "none" else s) for s, c in _sets(rows)]
     figure.update_yaxes(tickvals=at, ticktext=names, range=[len(rows) - 0.5, -0.5])
-    figure.update_xaxes(title_text=metric.replace("_", " "), showgrid=True, gridcolor="rgba(128,138,150,0.25)")
+    figure.update_xaxes(title_text=metric.replace("_", " "), showgrid=True, gridcolor=GRID)
     return figure
 
 
 def against(x: pd.DataFrame, y: pd.DataFrame, *, named: int = NAMED) -> go.Figure:
     """Heads as points, `value` of one variant across and of another up; those furthest out carry their names.
 
-    Axes hold zero, and reach 0.1 at least where values are probabilities or fractions, so that noise never fills them.
+    Axes hold zero, and reach a tenth of their unit's scale at least, so that noise never fills them. The nulls are grey
+    dashed lines: of several heads' nulls the mean.
 
     Args:
         x: rows of one variant, one per head.
@@ -78,11 +79,11 @@ def against(x: pd.DataFrame, y: pd.DataFrame, *, named: int = NAMED) -> go.Figur
         raise SchemaError("nothing to plot: no head has both values")
     points = both.to_numpy(dtype=float)
     reach = [
-        max(np.abs(v).max(), 0.1 if u in BOUNDED else 1e-12) for v, u in zip(points.T, map(_unit, pair), strict=True)
+        max(np.abs(v).max(), NOISE * UNITS.get(u, 0.0), 1e-12) for v, u in zip(points.T, map(_unit, pair), strict=True)
     ]
     inward = points[:, 0] / reach[0]  # names near an edge grow away from it
     names = _names([str(c) for c in both.index], points / reach, named)
-    figure = go.Figure(
+    figure = Figure(
         go.Scatter(
             x=points[:, 0],
             y=points[:, 1],
@@ -99,7 +100,8 @@ def against(x: pd.DataFrame, y: pd.DataFrame, *, named: int = NAMED) -> go.Figur
     for i, update in enumerate((figure.update_xaxes, figure.update_yaxes)):
         low = min(points[:, i].min(), 0.0)
         span = [low - 0.05 * (reach[i] - low), max(points[:, i].max(), 0.0 if low < 0 else reach[i]) + 0.05 * reach[i]]
-        update(title_text=_axis(pair[i]), range=span, zeroline=True, zerolinecolor="rgba(128,138,150,0.4)")
+        update(title_text=_axis(pair[i]), range=span, zeroline=True, zerolinecolor=GRID)
+        _null_of(figure, pair[i], i)
     return figure
 
 
@@ -116,16 +118,26 @@ def depth_grid(rows: pd.DataFrame) -> go.Figure:
         raise SchemaError("a grid needs one value per depth and length: choose one variant")
     table = full_rows.pivot(index="depth", columns="length", values="value").astype(float)
     unit = _unit(full_rows)
-    reach = 1.0 if unit == "fraction" else float(table.max().max()) or 1.0
-    bar = {"title": {"text": unit, "side": "right"}, "thickness": 10, "outlinewidth": 0}
-    cells = {"texttemplate": "%{z:.2f}", "xgap": 1, "ygap": 1, "colorbar": bar}
+    z = table.to_numpy()
     x, y = [f"{n:,}" for n in table.columns], [f"{d:.2f}" for d in table.index]
-    heat = go.Heatmap(z=table.to_numpy(), x=x, y=y, zmin=0, zmax=reach, colorscale=stops(MAGNITUDE), **cells)
-    figure = go.Figure(heat)
+    scale = colour_scale(z, unit)
+    figure = Figure(go.Heatmap(z=z, x=x, y=y, xgap=1, ygap=1, colorbar=bar(as_text(unit)), **scale))
+    cell_text(figure, np.array([[f"{v:.2f}" for v in row] for row in z]), z, scale["zmax"], x=x, y=y)
     figure.update_layout(template=template(), height=34 * len(table) + 90)
     figure.update_xaxes(title_text="tokens", type="category")
     figure.update_yaxes(title_text="depth", type="category", autorange="reversed", ticksuffix=" ")
     return figure
+
+
+def _null_of(figure: Figure, rows: pd.DataFrame, axis: int) -> None:
+    """The mean null of the rows, across the other axis."""
+    if "null" not in rows or not rows["null"].notna().any():
+        return
+    at, ends = [float(rows["null"].astype(float).mean())] * 2, [0, 1]
+    (x, y) = (at, ends) if axis == 0 else (ends, at)
+    refs = {"xref": "x", "yref": "y domain"} if axis == 0 else {"xref": "x domain", "yref": "y"}
+    corners = {"x0": x[0], "x1": x[1], "y0": y[0], "y1": y[1]}
+    figure.add_shape(type="line", **corners, **refs, line=null_line()["line"], layer="below")
 
 
 def _sets(rows: pd.DataFrame) -> list[tuple[str, str]]:
@@ -148,4 +160,4 @@ def _axis(rows: pd.DataFrame) -> str:
     """Analysis, variant and unit of an axis, as far as they are known."""
     parts = [str(rows[c].iloc[0]) for c in ("analysis", "variant") if c in rows and pd.notna(rows[c].iloc[0])]
     unit = f" ({_unit(rows)})" if _unit(rows) else ""
-    return html.escape(": ".join(parts).replace("_", " ") + unit, quote=False)
+    return as_text(": ".join(parts).replace("_", " ") + unit)

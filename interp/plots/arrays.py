@@ -10,11 +10,14 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from interp.errors import SchemaError
-from interp.plots.heads import as_text, colour_scale, template
 from interp.plots.numbers import array_of
+from interp.plots.scales import bar, cell_text, colour_scale
+from interp.plots.theme import Figure, as_text, template
 
-PANELS = 16
-"""Patterns drawn at once: more cannot be read side by side."""
+TICKS = 40
+"""Tokens named along an axis, over all panels side by side."""
+LARGE, PANELS = 16, 64
+"""Patterns drawn four to a line, and patterns drawn at all: eight to a line, to be seen at a glance."""
 SIGNS = str.maketrans({"\n": "↵", "\r": "␍", "\t": "⇥"})
 
 
@@ -28,7 +31,7 @@ def pattern_map(
     blank where all of them are zero.
 
     Args:
-        pattern: tensor, array or nested lists; up to 16 heads.
+        pattern: tensor, array or nested lists; up to 64 heads, so that all of a layer are seen at a glance.
         tokens: text of each position.
         names: of the heads.
         unit: title of the colour bar.
@@ -48,10 +51,12 @@ def pattern_map(
     square = data.shape[1] == n_keys
     later = np.triu(np.ones(data.shape[1:], dtype=bool), 1) if square else np.zeros(data.shape[1:], dtype=bool)
     blank = later & bool((data[:, later] == 0).all())
-    scale = colour_scale(data, "")
-    meta = {"dark": scale.pop("dark")}
-    columns = min(n, 4)
-    figure = make_subplots(rows=-(-n // columns), cols=columns, subplot_titles=[as_text(head) for head in heads])
+    scale = colour_scale(data, unit)
+    columns = min(n, 4 if n <= LARGE else 8)
+    n_lines = -(-n // columns)
+    gaps = {"vertical_spacing": 0.24 / n_lines, "horizontal_spacing": 0.1 / columns}
+    heads = [as_text(head) for head in heads]
+    figure = make_subplots(rows=n_lines, cols=columns, subplot_titles=heads, figure=Figure(), **gaps)
     rows = _labels(tokens, data.shape[1], "queries") if square else [str(i) for i in range(data.shape[1])]
     for i, own in enumerate(data):
         heat = go.Heatmap(
@@ -60,14 +65,21 @@ def pattern_map(
             hovertemplate="%{customdata}<br>%{z:.3g}<extra></extra>",
             hoverongaps=False,
             showscale=i == 0,
-            colorbar={"title": {"text": as_text(unit), "side": "right"}, "thickness": 10, "outlinewidth": 0},
+            colorbar=bar(as_text(unit)),
             **scale,
         )
         place = {"row": 1 + i // columns, "col": 1 + i % columns}
         figure.add_trace(heat, **place)
-        figure.update_xaxes(tickvals=list(range(n_keys)), ticktext=labels, tickangle=-45, **place)
-        figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=rows, autorange="reversed", **place)
-    figure.update_layout(template=template(), height=60 + 320 * -(-n // columns), meta=meta, margin={"t": 32})
+        figure.update_xaxes(**_ticks(labels, columns), tickangle=-45 if n == 1 else -90, **place)
+        figure.update_yaxes(**_ticks(rows, columns), autorange="reversed", **place)
+        if i % columns:
+            figure.update_yaxes(showticklabels=False, **place)
+        if i + columns < n:
+            figure.update_xaxes(showticklabels=False, **place)
+        else:
+            figure.update_xaxes(title_text="key", **place)
+    height = 100 + (320 if columns < 3 else 230 if columns < 8 else 140) * n_lines
+    figure.update_layout(template=template(), height=height, margin={"t": 32})
     return figure
 
 
@@ -77,7 +89,7 @@ def token_map(
     *,
     names: Sequence[str] | None = None,
     unit: str = "",
-    per_line: int = 12,
+    per_line: int = 8,
 ) -> go.Figure:
     """Numbers on the tokens of a text: [pos] shades the running text, [row pos] is a map with tokens across.
 
@@ -109,29 +121,35 @@ def token_map(
         if len(y) != len(z):
             raise SchemaError(f"{len(y)} names for {len(z)} rows; give the name of each")
         hover = np.array([[f"{name}, {i} {t}" for i, t in enumerate(labels)] for name in y], dtype=object)
-    scale = colour_scale(z, "")
-    meta = {"dark": scale.pop("dark")}
+    scale = colour_scale(z, unit)
     heat = go.Heatmap(
         z=z,
         y=y,
-        text=text,
-        texttemplate="%{text}" if running else None,
         customdata=hover,
         hovertemplate="%{customdata}<br>%{z:.3g}<extra></extra>",
         hoverongaps=False,
         xgap=1,
         ygap=1,
-        colorbar={"title": {"text": as_text(unit), "side": "right"}, "thickness": 10, "outlinewidth": 0},
+        colorbar=bar(as_text(unit)),
         **scale,
     )
-    figure = go.Figure(heat)
-    figure.update_layout(template=template(), height=110 + 30 * len(z), meta=meta)
+    figure = Figure(heat)
+    if text is not None:
+        cell_text(figure, text, z, scale["zmax"])
+    figure.update_layout(template=template(), height=110 + 30 * len(z))
     figure.update_yaxes(autorange="reversed", visible=not running, type="category" if y else None)
     if running:
         figure.update_xaxes(visible=False)
     else:
         figure.update_xaxes(tickvals=list(range(len(labels))), ticktext=labels, tickangle=-45)
     return figure
+
+
+def _ticks(labels: Sequence[str], panels: int) -> dict[str, Any]:
+    """Places and names of ticks that stand apart where so many panels share the width."""
+    step = -(-len(labels) * panels // TICKS)
+    at = list(range(0, len(labels), step))
+    return {"tickvals": at, "ticktext": [labels[i] for i in at], "tickfont": {"size": 11}}
 
 
 def _labels(tokens: Sequence[str] | None, n: int, what: str) -> list[str]:

@@ -1,13 +1,12 @@
 """Figures of head scores: a map of layers by heads, and the best heads with their intervals and their null.
 
 Functions take the rows of one variant of one analysis, as `Result.top` gives them, and return a `go.Figure`; they never
-show it. Colours and type come from the template "interp", registered on first use and never made the default. A
-figure that lands on a dark page finds its colour scale for that in `layout.meta["dark"]`.
+show it. Colours and type come from the template "interp" (`interp.plots.theme`), registered on first use and never made
+the default.
 """
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,88 +14,49 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-import plotly.io as pio
 from plotly.subplots import make_subplots
 
 from interp.errors import SchemaError
 from interp.plots.numbers import head_table
 from interp.plots.rows import Score, leading, scores
+from interp.plots.scales import above_null, axis_range, bar, colour_scale, has_null
+from interp.plots.theme import ACCENT, GREY, GRID, MARK, Figure, as_text, null_line, template
 
-BOUNDED = ("probability", "fraction")
-FLOOR = 0.5  # a bounded scale reaches at least this far, so that noise never fills it
-ACCENT, MARK, GREY = "#3b82c4", "#d97706", "#78828d"  # each at least 3 to 1 against white and against near-black
-MAGNITUDE = ("#eef2f6", "#c3d7ea", "#7fabd3", "#3a79b4", "#0f3f74")
-MAGNITUDE_DARK = ("#222931", "#27435f", "#356a9b", "#5d9bd6", "#bfe0ff")
-SIGNED_DARK = ("#ffa98c", "#b5533c", "#222931", "#3873a8", "#a3d3ff")
 INSET = 0.47  # half the side of the outline around a labelled cell
 
 
-def template() -> str:
-    """Name of the toolkit's plotly template, registered if it was not."""
-    if "interp" not in pio.templates:
-        axis = {
-            "showgrid": False,
-            "zeroline": False,
-            "showline": False,
-            "ticks": "",
-            "title": {"standoff": 8},
-            "automargin": True,
-        }
-        pio.templates["interp"] = go.layout.Template(
-            layout={
-                "font": {"family": "system-ui, -apple-system, 'Segoe UI', sans-serif", "size": 12, "color": GREY},
-                "paper_bgcolor": "rgba(0,0,0,0)",
-                "plot_bgcolor": "rgba(0,0,0,0)",
-                "colorway": [ACCENT, MARK, "#4d9078", "#a06cb0", GREY],
-                "hoverlabel": {
-                    "bgcolor": "#1d242c",
-                    "bordercolor": "#1d242c",
-                    "font": {"color": "#f2f4f7", "size": 12},
-                    "align": "left",
-                },
-                "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": GREY, "activecolor": ACCENT},
-                "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
-                "xaxis": axis,
-                "yaxis": axis,
-            }
-        )
-    return "interp"
-
-
 def head_map(rows: Any, *, unit: str = "") -> go.Figure:
-    """Heat map of `value`, layers down and heads across; cells with a true `label` are outlined.
+    """Heat map of `value` less its null, layers down and heads across; cells with a true `label` are outlined.
 
     `rows` are those of a table, or numbers [layer head] of one's own: a tensor, an array or nested lists, in `unit`.
 
-    Probabilities and fractions are drawn on 0..1 (0..0.5 when none reaches that), other magnitudes on 0..max, and
-    anything with a negative value on a red-blue scale that reaches as far on both sides of 0. The colour bar's title
-    is the unit.
+    The scale is that of the unit (`interp.plots.scales`): probabilities and fractions end at 1, others at 1, 2, 5, 10
+    times what counts as little in the unit; with anything below its null it reaches as far on both sides of 0. So a
+    head at chance is pale, and so is noise. The hover has value, interval and null.
 
     Raises:
         SchemaError: no rows, rows that are not heads, more than one value for a head, or an array of another shape.
     """
-    cells = _cells(scores(_as_rows(rows, unit)))
+    rows = _as_rows(rows, unit)
+    cells = _cells(scores(rows))
     n_layers, n_heads = (1 + max(place[axis] for place in cells) for axis in (0, 1))
-    values, hover = np.full((n_layers, n_heads), math.nan), np.full((n_layers, n_heads), "", dtype=object)
-    for place, score in cells.items():
-        values[place], hover[place] = score.value, _hover(score)
+    z, hover = np.full((n_layers, n_heads), math.nan), np.full((n_layers, n_heads), "", dtype=object)
+    for (place, score), excess in zip(cells.items(), above_null(rows), strict=True):
+        z[place], hover[place] = excess, _hover(score)
     unit = next(iter(cells.values())).unit
-    scale = colour_scale(values, unit)
-    meta = {"dark": scale.pop("dark")}
-    bar = {"title": {"text": as_text(unit), "side": "right"}, "thickness": 10, "outlinewidth": 0, "ypad": 0}
     heat = go.Heatmap(
-        z=values,
+        z=z,
         text=hover.tolist(),
         hovertemplate="%{text}<extra></extra>",
         hoverongaps=False,
         xgap=1,
         ygap=1,
-        colorbar={**bar, "nticks": 3 if n_layers < 5 else 6},
-        **scale,
+        colorbar=bar(bar_title(unit, has_null(rows)), ypad=0, nticks=3 if n_layers < 5 else 6),
+        **colour_scale(z, unit),
     )
-    figure = go.Figure([heat, *_outlines([place for place, score in cells.items() if score.label])])
+    figure = Figure([heat, *_outlines([place for place, score in cells.items() if score.label])])
     side = float(np.clip(440 / n_layers, 9, 40))
-    figure.update_layout(template=template(), height=round(side * n_layers) + 76, showlegend=False, meta=meta)
+    figure.update_layout(template=template(), height=round(side * n_layers) + 76, showlegend=False)
     figure.update_xaxes(title_text="head", dtick=tick_step(n_heads), tickangle=0, range=[-0.5, n_heads - 0.5])
     figure.update_yaxes(title_text="layer", dtick=tick_step(n_layers), range=[n_layers - 0.5, -0.5])
     return figure
@@ -115,22 +75,25 @@ def top_heads(rows: Any, k: int = 10, *, unit: str = "") -> go.Figure:
     best = leading(scores(_as_rows(rows, unit)), k)
     if not best:
         raise SchemaError("nothing to plot: no rows with a value")
-    figure = go.Figure([*_dots(best), *_null(best)])
+    figure = Figure([*_dots(best), *_null(best)])
     figure.update_layout(
         template=template(),
-        height=24 * len(best) + 96,
+        height=24 * len(best) + 104,
         legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "xanchor": "left"},
     )
     names = [as_text(score.component) for score in best]
     figure.update_yaxes(tickvals=list(range(len(best))), ticktext=names, range=[len(best) - 0.5, -0.5])
     unit = best[0].unit
-    figure.update_xaxes(title_text=as_text(unit), showgrid=True, gridcolor="rgba(128,138,150,0.25)", nticks=6)
     reach = np.array([(s.value, s.low, s.high, s.null) for s in best])
-    top = float(np.nanmax(reach))
-    if np.nanmin(reach) >= 0 and top > 0:  # counted from zero, or a small difference looks like a large one
-        top = max(0.1, top) if unit in BOUNDED else top
-        figure.update_xaxes(range=[-0.02 * top, 1.04 * top])
+    figure.update_xaxes(
+        title_text=as_text(unit), showgrid=True, gridcolor=GRID, nticks=6, range=axis_range(reach, unit)
+    )
     return figure
+
+
+def bar_title(unit: str, against_null: bool) -> str:
+    """What a colour stands for."""
+    return as_text(f"{unit} above null".strip() if against_null else unit)
 
 
 def before_and_after(
@@ -145,18 +108,18 @@ def before_and_after(
         raise SchemaError("nothing to plot: no rows")
     titles = ["", *(f"step {step:,}" for step in steps)]
     specs = [[{"colspan": 2}, None], [{}, {}]]
-    figure = make_subplots(rows=2, cols=2, specs=specs, subplot_titles=titles, vertical_spacing=0.22)
+    figure = make_subplots(rows=2, cols=2, specs=specs, subplot_titles=titles, vertical_spacing=0.22, figure=Figure())
     for column, name, colour in ((score, f"best {score} score", ACCENT), ("accuracy", "copying accuracy", MARK)):
         line = {"color": colour, "width": 2}
         figure.add_scatter(x=table["step"], y=table[column], mode="lines+markers", name=name, line=line, row=1, col=1)
-    dark = None
+    both = pd.concat([before, after])
+    limits = colour_scale(above_null(both).to_numpy(dtype=float), str(both["unit"].iloc[0]))
     for column, rows in ((1, before), (2, after)):
         panel: Any = head_map(rows)  # plotly's attributes are resolved at run time
-        dark = panel.layout.meta["dark"]
         for trace in panel.data:
             trace.update(showlegend=False)
             if trace.type == "heatmap":
-                trace.update(zmin=0.0, zmax=1.0, showscale=column == 2)
+                trace.update(**limits, showscale=column == 2)
                 trace.colorbar.update(len=0.4, y=0.0, yanchor="bottom")
             figure.add_trace(trace, row=2, col=column)
         figure.update_xaxes(title_text="head", dtick=1, range=list(panel.layout.xaxis.range), row=2, col=column)
@@ -167,7 +130,7 @@ def before_and_after(
     figure.update_yaxes(range=[-0.02, 1.02], title_text="probability, fraction", row=1, col=1)
     figure.update_yaxes(title_text="layer", row=2, col=1)
     legend = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "xanchor": "left"}
-    figure.update_layout(template=template(), height=460, legend=legend, meta={"dark": dark})
+    figure.update_layout(template=template(), height=460, legend=legend)
     return figure
 
 
@@ -205,11 +168,6 @@ def _cells(row_scores: Iterable[Score]) -> dict[tuple[int, int], Score]:
     return cells
 
 
-def as_text(value: str) -> str:
-    """Text as plotly shall draw it: it would read tags and entities in names that come from a checkpoint."""
-    return html.escape(value, quote=False)
-
-
 def _hover(score: Score) -> str:
     """The component, then whichever of value, interval, null, q and label it has."""
     lines = [
@@ -221,26 +179,6 @@ def _hover(score: Score) -> str:
         "labelled" if score.label else "",
     ]
     return "<br>".join(filter(None, lines))
-
-
-def colour_scale(values: np.ndarray, unit: str, *, signed: bool = False) -> dict[str, Any]:
-    """Limits and colours of a heat map, and those for a dark page (`dark`, to be taken out).
-
-    Signed, or with a negative value among them: as far on both sides of 0. Bounded units reach a fixed end.
-    """
-    finite = values[~np.isnan(values)]
-    reach = float(np.abs(finite).max(initial=0.0))
-    if unit in BOUNDED and reach <= 1:
-        reach = 1.0 if reach > FLOOR else FLOOR
-    reach = reach or 1.0
-    if signed or (finite < 0).any():
-        return {"zmin": -reach, "zmax": reach, "colorscale": "RdBu", "dark": stops(SIGNED_DARK)}
-    return {"zmin": 0.0, "zmax": reach, "colorscale": stops(MAGNITUDE), "dark": stops(MAGNITUDE_DARK)}
-
-
-def stops(colours: tuple[str, ...]) -> list[list[Any]]:
-    """Colours at even distances, as plotly takes them."""
-    return [[i / (len(colours) - 1), colour] for i, colour in enumerate(colours)]
 
 
 def tick_step(n: int) -> int:
@@ -299,7 +237,7 @@ def _null(best: Sequence[Score]) -> list[go.Scatter]:
     nulls = [null for _, null in points]
     if np.ptp(nulls) < 1e-12:
         x, y = [nulls[0]] * 2, [-0.5, len(best) - 0.5]
-        return [go.Scatter(x=x, y=y, mode="lines", line={**grey, "dash": "dash"}, name="null", hoverinfo="skip")]
+        return [go.Scatter(x=x, y=y, mode="lines", line=null_line()["line"], name="null", hoverinfo="skip")]
     marker = {"symbol": "line-ns-open", "size": 14, "line": grey, "color": GREY}
     rows = [i for i, _ in points]
     return [go.Scatter(x=nulls, y=rows, mode="markers", marker=marker, name="null", hoverinfo="skip")]

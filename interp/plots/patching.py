@@ -11,9 +11,13 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from interp.errors import SchemaError
-from interp.plots.heads import ACCENT, as_text, colour_scale, head_map, template, tick_step
+from interp.plots.heads import head_map, tick_step
 from interp.plots.rows import missing
+from interp.plots.scales import bar, colour_scale
+from interp.plots.theme import ACCENT, Figure, as_text, template
 
+SHARE = "share of the metric's change"
+"""What `normalised` is."""
 KINDS = {
     "resid_pre": "stream entering the layer",
     "resid_mid": "stream between attention and MLP",
@@ -68,8 +72,8 @@ def patch_map(
         names = [name for name in order if name in names]
     table = table[names]
     z = table.to_numpy()
-    scale = colour_scale(z, "", signed=True)
-    meta = {"dark": scale.pop("dark")}
+    unit = SHARE if value == "normalised" else str(full_rows["unit"].iloc[0]) if "unit" in full_rows else value
+    scale = colour_scale(z, "share" if unit == SHARE else unit, signed=True)
     x, labels = [as_text(str(name)) for name in table.columns], _labels(full_rows, across, names, tokens)
     heat = go.Heatmap(
         z=z,
@@ -80,17 +84,21 @@ def patch_map(
         hoverongaps=False,
         xgap=1,
         ygap=1,
-        colorbar={"title": {"text": value, "side": "right"}, "thickness": 10, "outlinewidth": 0},
+        colorbar=bar(as_text(unit)),
         **scale,
     )
-    figure = go.Figure(heat)
+    figure = Figure(heat)
     side = float(np.clip(440 / len(table), 12, 40))
-    figure.update_layout(template=template(), height=round(side * len(table)) + 110, meta=meta)
-    figure.update_xaxes(title_text=across, type="category", tickangle=0 if len(names) < 9 else -45)
+    figure.update_layout(template=template(), height=round(side * len(table)) + 110)
+    figure.update_xaxes(
+        title_text=f"token at {across}" if any(labels) else across,
+        type="category",
+        tickangle=0 if len(names) < 9 else -45,
+    )
     if any(labels):
         ticks = [label or name for label, name in zip(labels, x, strict=True)]
         figure.update_xaxes(tickvals=x, ticktext=ticks)
-    figure.update_yaxes(title_text=down if down == "layer" else "", autorange="reversed")
+    figure.update_yaxes(title_text=down, autorange="reversed")
     if down == "layer":
         figure.update_yaxes(dtick=tick_step(len(table)))
     return figure
@@ -119,7 +127,12 @@ def effect_figure(rows: pd.DataFrame) -> go.Figure:
     heights = [panel.layout.height for panel in panels.values()]
     titles = [KINDS.get(kind, kind) for kind in panels]
     figure = make_subplots(
-        rows=len(panels), cols=1, subplot_titles=titles, row_heights=heights, vertical_spacing=0.3 / len(panels)
+        rows=len(panels),
+        cols=1,
+        subplot_titles=titles,
+        row_heights=heights,
+        vertical_spacing=0.3 / len(panels),
+        figure=Figure(),
     )
     total = sum(heights)
     for number, panel in enumerate(panels.values(), start=1):
@@ -131,8 +144,7 @@ def effect_figure(rows: pd.DataFrame) -> go.Figure:
         for name in ("xaxis", "yaxis"):
             axis = panel.layout[name].to_plotly_json()
             getattr(figure, f"update_{name[0]}axes")(row=number, col=1, **axis)
-    meta = next((panel.layout.meta for panel in panels.values() if panel.layout.meta), None)
-    figure.update_layout(template=template(), height=total + 40 * len(panels), showlegend=False, meta=meta)
+    figure.update_layout(template=template(), height=total + 40 * len(panels), showlegend=False, margin={"t": 32})
     return figure
 
 
@@ -150,7 +162,9 @@ def _panel(rows: pd.DataFrame, value: str) -> go.Figure:
     if bool(heads.all()) and not rows.duplicated(["layer", "head"]).any():
         drawn = rows.assign(value=rows[value])
         if value == "normalised":
-            drawn = drawn.assign(unit="share", ci_low=rows["normalised_low"], ci_high=rows["normalised_high"])
+            drawn = drawn.assign(
+                unit="share", null=np.nan, ci_low=rows["normalised_low"], ci_high=rows["normalised_high"]
+            )
         return head_map(drawn)
     return _bars(rows, value)
 
@@ -162,10 +176,10 @@ def _bars(rows: pd.DataFrame, value: str) -> go.Figure:
     arms = [np.nan_to_num(np.abs(rows[end].to_numpy(dtype=float) - y)) for end in (high, low)]
     error = {"type": "data", "symmetric": False, "array": arms[0], "arrayminus": arms[1], "thickness": 1.4, "width": 0}
     names = [as_text(str(name)) for name in rows["component"]]
-    figure = go.Figure(go.Bar(x=names, y=y, error_y=error, marker={"color": ACCENT}))
+    figure = Figure(go.Bar(x=names, y=y, error_y=error, marker={"color": ACCENT}))
     figure.update_layout(template=template(), height=280, showlegend=False)
-    figure.update_xaxes(type="category")
-    unit = "share" if value == "normalised" else str(rows["unit"].iloc[0])
+    figure.update_xaxes(type="category", title_text="component")
+    unit = SHARE if value == "normalised" else str(rows["unit"].iloc[0])
     figure.update_yaxes(title_text=as_text(unit), zeroline=True)
     return figure
 

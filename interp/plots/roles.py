@@ -10,7 +10,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from interp.components import head_name
-from interp.plots.heads import GREY, template, tick_step
+from interp.plots.heads import tick_step
+from interp.plots.theme import FONTS, Figure, template
 
 FUNCTIONS = (
     "#2f7fd0", "#d97706", "#2e9e6b", "#9a5bc4", "#d1495b", "#1893a3", "#8a8d1f", "#c4569a", "#a3684a", "#5b67c9",
@@ -60,7 +61,7 @@ def role_map(roles: Sequence[HeadRole], *, layers: Sequence[int], n_heads: int) 
         place, main = (rows[layer], head), own[0]
         z[place], text[place] = order.index((main.role, main.pattern)), codes[main.role]
         hover[place] = f"{head_name(layer, head)}<br>" + "<br>".join(f"{r.role}: {r.score:.3g}" for r in own)
-    figure = go.Figure([_pale(z, hover), *_heat(z, text, hover, [colours[key] for key in order])])
+    figure = Figure([_pale(z, hover), *_heat(z, text, hover, [colours[key] for key in order])])
     for key in order:
         name = f"{codes[key[0]]}  {key[0]} ({counts[key]})"
         figure.add_scatter(x=[None], y=[None], mode="markers", name=name, marker=_square(colours[key]))
@@ -130,7 +131,9 @@ def _heat(z: np.ndarray, text: np.ndarray, hover: np.ndarray, colours: Sequence[
         return []
     steps = [[(i + side) / len(colours), colour] for i, colour in enumerate(colours) for side in (0, 1)]
     lettered = _side(z.shape) >= LETTERED
-    letters = {"texttemplate": "%{text}", "textfont": {"size": 10, "color": "#ffffff"}} if lettered else {}
+    letters = (
+        {"texttemplate": "%{text}", "textfont": {"size": 11, "color": "#ffffff", "family": FONTS}} if lettered else {}
+    )
     return [
         go.Heatmap(
             z=z,
@@ -162,7 +165,7 @@ def _lay_out(figure: go.Figure, layers: Sequence[int], n_heads: int, *, n_roles:
     """The legend lies below in as many lines as a narrow page needs; it narrows no map."""
     cells, lines = round(_side((len(layers), n_heads)) * len(layers)), 22 * math.ceil(n_roles / 3)
     below = {"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0, "x": 0, "xanchor": "left"}
-    still = {"itemclick": False, "itemdoubleclick": False, "font": {"size": 12, "color": GREY}}
+    still = {"itemclick": False, "itemdoubleclick": False, "font": {"size": 12}}
     figure.update_layout(
         template=template(),
         height=cells + lines + 66,

@@ -9,13 +9,14 @@ from interp.errors import TaskError
 from interp.measurement.registry import analyses, find
 from interp.model import Model
 from interp.plots.rows import largest, scores
-from interp.reports.rows import Head, choose
+from interp.reports.rows import FEW, Head, choose
 from interp.reports.sections import headline, title_of
 from interp.reports.viewer import View, view_of
 from interp.results.results import Result
 
 BLOCK = 12  # tokens of the random block that is repeated: two copies fit on a phone
 MOST = 6  # heads to switch between
+ENTRIES = 100_000  # probabilities that all other heads keep for the overview, which is left out where there are more
 
 
 def attention(model: Model, result: Result, prompt: Any, *, seed: int) -> View:
@@ -28,7 +29,10 @@ def attention(model: Model, result: Result, prompt: Any, *, seed: int) -> View:
     ids, targets, about = _sample(model, seed=seed) if prompt is None else _own_prompt(model, prompt)
     heads, queries = choose(model, ids, list(reasons), None)
     notes = [f"{why[:1].upper()}{why[1:]}." for why in reasons.values()]
-    return view_of(model, ids, heads, queries=queries, about=about, notes=notes, targets=targets)
+    n_heads = len(model.info.attention_layers) * model.info.n_heads
+    entries = ENTRIES if n_heads * len(queries) * FEW <= ENTRIES else 0
+    options = {"about": about, "notes": notes, "targets": targets, "entries": entries}
+    return view_of(model, ids, heads, queries=queries, **options)
 
 
 def top_heads(result: Result) -> dict[Head, str]:

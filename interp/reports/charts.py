@@ -3,37 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import plotly.graph_objects as go
 
-from interp.plots.heads import ACCENT, GREY, MARK, SIGNED_DARK, stops, template
+from interp.plots.theme import ACCENT, GREY, GRID, LINES, MARK, template
 
 if TYPE_CHECKING:
     from circuits.features.graph_files import AttributionGraph
-    from circuits.graph.graph import Graph
 
-SERIES = {"attention": ACCENT, "MLP": MARK, "layer": "#4d9078", "": GREY}
+SERIES = {"attention": ACCENT, "MLP": MARK, "layer": LINES[2], "": LINES[5]}
 """Kind of a part -> colour; "" for what stands in no layer."""
 SWAPPED = {"#8c1c13": "#ff8570", "#b2432f": "#e8715a", "#3173ab": "#4f9ae0", "#1a4c80": "#7fbcff"}
 """Ends of a circuit's colours, too dark for a dark page -> what they are there."""
-NARROWEST = 3.2
-"""Half the boxes side by side shown at least: a drawing of a few stays as large as its names."""
-DARK = stops(SIGNED_DARK)
-"""Colour scale of signed values on a dark page."""
-
-
-def circuit_figure(graph: Graph) -> go.Figure:
-    """The drawing of a circuit, as wide as the page lets it be."""
-    figure: Any = graph.draw()  # plotly makes its attributes at run time
-    x = np.concatenate([np.asarray(trace.x, dtype=float) for trace in figure.data] or [np.zeros(1)])
-    middle = (np.nanmin(x) + np.nanmax(x)) / 2
-    wide = max(NARROWEST, (np.nanmax(x) - np.nanmin(x)) / 2 + 0.1)
-    figure.update_xaxes(range=[middle - wide, middle + wide])
-    margin = {"l": 8, "r": 8, "t": 8, "b": 8}
-    figure.update_layout(width=None, title=None, margin=margin, meta={"swapped": SWAPPED})
-    return figure
 
 
 def graph_figure(graph: AttributionGraph) -> go.Figure:
@@ -76,5 +58,5 @@ def columns(parts: Mapping[str, float], *, unit: str) -> go.Figure:
     figure.update_layout(template=template(), height=320, legend=legend, barmode="group", bargap=0.25)
     figure.update_xaxes(tickvals=ticks, ticktext=[order[i] for i in ticks], title_text="layer", tickangle=0)
     zero = {"zeroline": True, "zerolinecolor": GREY, "zerolinewidth": 1}
-    figure.update_yaxes(title_text=unit, showgrid=True, gridcolor="rgba(128,138,150,0.25)", nticks=6, **zero)
+    figure.update_yaxes(title_text=unit, showgrid=True, gridcolor=GRID, nticks=6, **zero)
     return figure

@@ -7,36 +7,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import plotly.graph_objects as go
+import pandas as pd
 
 from interp.errors import SchemaError
 from interp.model import Model
 from interp.reports.cells import DASH, Cell, cell, interval, number, percent
-from interp.reports.charts import circuit_figure
 from interp.reports.facts import check_identity
 from interp.tasks import PromptTask
 from interp.tasks import task as named_task
 
 if TYPE_CHECKING:
     from circuits.find import Found
+    from circuits.graph.circuit_page import CircuitPage
     from interp.results.results import Result
 
     Pair = tuple[PromptTask, PromptTask] | Found | Result
     """Prompts to find a circuit on and to judge it on, or what was made of them already."""
 
 PROMPTS = 64  # to find a circuit on, and as many others to judge it
-EDGES = 20  # listed
-
-
-@dataclass(frozen=True)
-class Edge:
-    """A line of the table of edges."""
-
-    sender: str
-    receiver: str
-    port: str
-    score: Cell
-    interval: Cell
 
 
 @dataclass(frozen=True)
@@ -55,7 +43,6 @@ class TaskCircuit:
 
     task: str
     method: str
-    direction: str
     edges: int
     all_edges: int
     percent: str
@@ -81,9 +68,9 @@ class TaskCircuit:
     held_out: bool
     corruption: str
     judged_on: dict[str, Any]
-    rows: list[Edge]
     sizes: list[Size]
-    figures: dict[str, go.Figure]
+    finding: str
+    view: CircuitPage
 
 
 def prompts(model: Model, names: Sequence[Any], *, seed: int, method: str = "eap-ig") -> list[Pair]:
@@ -146,14 +133,13 @@ def find(
     return outcomes
 
 
-def task_circuit(result: Found) -> TaskCircuit:
-    """A found circuit in the form of the page."""
+def task_circuit(result: Found, *, roles: pd.DataFrame | None = None) -> TaskCircuit:
+    """A found circuit in the form of the page; `roles` of heads as `Found.page` takes them."""
     row, own = result.table().iloc[0], result.provenance
     graph = result.graph
     return TaskCircuit(
         task=str(own["data"]["task"]).replace("_", " "),
         method=str(own["method"]),
-        direction=str(own["scores"].get("direction", "")),
         edges=graph.n_edges,
         all_edges=graph.layout.n_edges,
         percent=percent(graph.fraction),
@@ -179,9 +165,9 @@ def task_circuit(result: Found) -> TaskCircuit:
         held_out=result.held_out,
         corruption=str(own["data"].get("corruption", DASH)).replace("_", " "),
         judged_on=dict(own["data"]["judged_on"]),
-        rows=_edges(result),
         sizes=_sizes(result),
-        figures={"circuit": circuit_figure(graph)},
+        finding=result.finding(),
+        view=result.page(roles=roles),
     )
 
 
@@ -208,19 +194,6 @@ def _advantage(result: Found) -> str:
     gap = result.verdict.advantage()
     mean, low, high = (number(float(x)) for x in (gap.mean, gap.low, gap.high))
     return f"{mean} ({low} to {high})"
-
-
-def _edges(result: Found) -> list[Edge]:
-    return [
-        Edge(
-            str(row["sender"]),
-            str(row["receiver"]),
-            {"in": DASH}.get(str(row["port"]), str(row["port"])),
-            cell(row["score"]),
-            interval(row.get("ci_low", float("nan")), row.get("ci_high", float("nan"))),
-        )
-        for row in result.graph.table().head(EDGES).to_dict("records")
-    ]
 
 
 def _sizes(result: Found) -> list[Size]:

@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from interp.measurement.registry import analyses
-from interp.plots.heads import GREY, MARK, template
+from interp.plots.theme import GREY, MARK, template
 from interp.reports.cells import Cell, cell, interval, number, small
 from interp.results.results import Result
 

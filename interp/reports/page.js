@@ -5,7 +5,7 @@
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const config = { displaylogo: false, responsive: true, modeBarButtons: [["toImage"]], toImageButtonOptions: { format: "svg" } };
 
-  // Figures carry colours for dark pages beside their own; text and lines take the colours of the page.
+  // Circuits carry colours for dark pages beside their own; text and lines of all figures take the colours of the page.
   function themed(figure, isDark) {
     let text = JSON.stringify(figure);
     if (isDark) {
@@ -14,9 +14,6 @@
     const { data, layout } = JSON.parse(text);
     const page = getComputedStyle(document.documentElement);
     const colour = (name) => page.getPropertyValue(name).trim();
-    for (const trace of data) {
-      if (isDark && trace.type === "heatmap" && layout.meta?.dark) trace.colorscale = layout.meta.dark;
-    }
     layout.font = { ...layout.font, color: colour("--muted") };
     layout.dragmode = false;
     for (const axis of [layout.xaxis, layout.yaxis]) {
@@ -98,7 +95,7 @@
   }
 
   for (const table of document.querySelectorAll("main table")) {
-    if (!table.tHead || table.tBodies[0].rows.length < 2) continue;
+    if (!table.tHead || table.closest("[data-circuit]") || table.tBodies[0].rows.length < 2) continue;
     [...table.tHead.rows[0].cells].forEach((head, column) => {
       const button = document.createElement("button");
       button.type = "button";

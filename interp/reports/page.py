@@ -48,14 +48,17 @@ def render(
     """HTML text of the report; the same inputs give the same text."""
     from plotly.offline import get_plotlyjs
 
+    from circuits.graph.circuit_page import asset
+
     facts.check_same_model(model, result)
     parts = sections(result, analyses)
     in_sections = [name in {s.name for s in parts} for name in result.table["analysis"]]
     result = Result(cast(pd.DataFrame, result.table[in_sections]), result.provenance, result.interventions)
     answers = [direct(model, question) for question in questions]
-    tasks = [task_circuit(outcome) for outcome in circuits if not isinstance(outcome, Result)]
-    effects = [task_effects(outcome) for outcome in circuits if isinstance(outcome, Result)]
     atlas, known = roles(result), knowledge(result)
+    heads = None if atlas is None else atlas.table
+    tasks = [task_circuit(outcome, roles=heads) for outcome in circuits if not isinstance(outcome, Result)]
+    effects = [task_effects(outcome) for outcome in circuits if isinstance(outcome, Result)]
     view, refusal = _view(model, result, prompt, seed=seed)
     return (
         environment()
@@ -68,13 +71,15 @@ def render(
             sections=parts,
             answers=answers,
             circuits=tasks,
+            circuit_style=asset("circuit.css") if tasks else "",
+            circuit_script=asset("circuit.js") if tasks else "",
             effects=effects,
             graphs=graphs,
             atlas=atlas,
             features=features,
             sinks=sinks(result),
             knowledge=known,
-            figures=_figures(parts, answers, tasks, graphs, *([x] for x in (atlas, known) if x is not None)),
+            figures=_figures(parts, answers, graphs, *([x] for x in (atlas, known) if x is not None)),
             view=view,
             p_str=p_str,
             refusal=refusal,

@@ -12,6 +12,7 @@ from interp.components import is_head
 from interp.errors import SchemaError
 from interp.measurement.declaration import PATTERN
 from interp.measurement.registry import analyses
+from interp.plots.titles import untitled
 from interp.reports.cells import Cell, cell
 from interp.reports.sections import title_of
 from interp.results.results import Result
@@ -56,6 +57,12 @@ class Roles:
     n_pairs: int
     figures: dict[str, go.Figure]
 
+    @property
+    def table(self) -> pd.DataFrame:
+        """Component, role and stage of each row, for a circuit's page."""
+        rows = [(row.component, row.role, row.stage) for row in self.rows]
+        return pd.DataFrame(rows, columns=["component", "role", "stage"])
+
 
 def roles(result: Result) -> Roles | None:
     """The atlas of these results; None where no analysis scores heads, or one alone does."""
@@ -97,7 +104,7 @@ def roles(result: Result) -> Roles | None:
         rows=rows,
         pairs=pairs,
         n_pairs=len(every),
-        figures={"roles": head_atlas.plot()} if rows else {},
+        figures={"roles": untitled(head_atlas.plot())} if rows else {},
     )
 
 

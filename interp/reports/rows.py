@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ ROWS = 512  # a prompt of so many tokens keeps every row
 PEAKED = 128  # of the rows of a longer one
 SEARCHED = 4096  # rows among which the peaked ones are looked for
 KEYS = 32
+ENTRIES = 300_000  # probabilities that all other heads together keep
+STEPS = 255  # in which probabilities of heads beyond the first ones travel
+FEW, MANY = 8, 16  # of each of their rows: at least, at most
 
 Head = tuple[int, int]
 Heads = str | Head | Sequence[str | Head]
@@ -50,6 +54,16 @@ class HeadRows:
     def rest(self) -> Float[ndarray, " row"]:
         """What is left for all other keys, and for the slot outside the prompt in models with sink logits."""
         return np.clip(1.0 - self.p.sum(1), 0.0, 1.0)
+
+    def told(self, queries: Sequence[int]) -> list[float]:
+        """How much there is to see in each row, whose query is given.
+
+        The largest probability of a key that is neither the first token nor the query itself, less what each key would
+        get if all got the same.
+        """
+        rows = zip(queries, self.keys, self.p, strict=True)
+        largest = ((query, p[(keys > 0) & (keys != query)].max(initial=0.0)) for query, keys, p in rows)
+        return [float(p) - 1 / (query + 1) for query, p in largest]
 
 
 def parse_heads(model: Model, heads: Heads) -> list[Head]:
@@ -152,6 +166,35 @@ def measure(
         p, at = np.nan_to_num(own[..., 0]), own[..., 1].astype(np.int64)
         rows.append(HeadRows(head_name(layer, head), note, at, p))
     return rows
+
+
+def glance(
+    model: Model, ids: Sequence[int], shown: Sequence[Head], queries: Sequence[int], *, entries: int = ENTRIES
+) -> tuple[list[HeadRows], list[int]]:
+    """Rows of all heads that are not shown already, few keys of each, and the positions of these rows.
+
+    Heads x rows x keys stay within `entries`: keys go from `MANY` down to `FEW`, then fewer rows are kept, evenly
+    apart.
+    """
+    info = model.info
+    heads = [(layer, head) for layer in info.attention_layers for head in range(info.n_heads)]
+    others = [head for head in heads if head not in set(shown)]
+    if not others:
+        return [], []
+    rows = [queries[i] for i in _spread(len(queries), max(2, entries // (len(others) * FEW)))]
+    keys = min(MANY, max(FEW, entries // (len(others) * len(rows))))
+    return measure(model, ids, others, rows, keys=keys, notes=[""] * len(others)), rows
+
+
+def packed(head: HeadRows, few: int, width: int) -> str:
+    """Rows of a head in base64: of each row the number of keys, then key (`width` bytes, low first) and p in 1/255."""
+    out = bytearray()
+    for keys, p in zip(head.keys[:, :few], np.rint(head.p[:, :few] * STEPS).astype(int), strict=True):
+        kept = [(int(key), min(int(value), STEPS)) for key, value in zip(keys, p, strict=True) if value > 0]
+        out.append(len(kept))
+        for key, value in kept:
+            out += key.to_bytes(width, "little") + bytes([value])
+    return base64.b64encode(out).decode("ascii")
 
 
 def kept_rows(name: str, pattern: Float[ndarray, "query key"], *, keys: int) -> HeadRows:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +12,26 @@ from interp.errors import SchemaError, TaskError
 from interp.files import atomic_write, writable_file
 from interp.model import Model
 from interp.parallel import cached_property
+from interp.plots.frame import framed
 from interp.plots.numbers import array_of
 from interp.reports.facts import short_name
-from interp.reports.rows import KEYS, Head, HeadRows, Heads, choose, kept_rows, measure, parse_heads, parse_queries
+from interp.reports.rows import (
+    ENTRIES,
+    FEW,
+    KEYS,
+    MANY,
+    STEPS,
+    Head,
+    HeadRows,
+    Heads,
+    choose,
+    glance,
+    kept_rows,
+    measure,
+    packed,
+    parse_heads,
+    parse_queries,
+)
 from interp.reports.tokens import Piece, pieces, visible
 from interp.tokens.texts import token_texts
 
@@ -24,6 +40,8 @@ DENSE = 64  # more of them are set as running text, without a number under each
 UNIT = 10_000  # probabilities travel as whole multiples of 1 / UNIT
 NAMED = 12  # heads named in a repr
 LISTED = 8  # keys listed beside the tokens
+FULL = 8  # heads whose rows travel whole, and which have a button of their own
+TIE = 0.01  # rows whose largest probabilities differ by less are alike: the later one is shown first
 SLACK = 1e-3  # by which rounding may make a probability negative, or a row more than 1
 
 
@@ -53,6 +71,7 @@ class View:
         queries: positions whose rows are kept, ascending; the same for all heads.
         heads: the rows of each head.
         targets: query -> the key that followed an earlier copy of its token, where the prompt is a known repeat.
+        others: fewer keys of all other heads, for the overview. other_queries: positions of their rows.
     """
 
     model: str
@@ -62,11 +81,24 @@ class View:
     queries: tuple[int, ...]
     heads: tuple[HeadRows, ...]
     targets: Mapping[int, int] = field(default_factory=dict)
+    others: tuple[HeadRows, ...] = ()
+    other_queries: tuple[int, ...] = ()
+
+    @cached_property
+    def opening(self) -> int:
+        """Number of the row shown first, of the first head: the one in which the most is to be seen.
+
+        That is the largest probability of a key that is neither the first token nor the query itself, less what each
+        key would get if all got the same; of rows that differ by less than 0.01 the latest.
+        """
+        head = self.heads[0]
+        told = head.told(self.queries)
+        return max(r for r, value in enumerate(told) if value >= max(told) - TIE)
 
     @property
     def at(self) -> int:
-        """Query shown first: the last one."""
-        return self.queries[-1]
+        """Query shown first."""
+        return self.queries[self.opening]
 
     @property
     def span(self) -> range:
@@ -87,14 +119,14 @@ class View:
     @property
     def chips(self) -> list[Chip]:
         """The tokens of the page as it opens."""
-        row, queries = dict(self._row(0, len(self.queries) - 1)), set(self.queries)
+        row, queries = dict(self._row(0, self.opening)), set(self.queries)
         words = ((j, self.texts[j]) for j in self.span)
         return [Chip(j, pieces(text), visible(text), row.get(j, 0), j in queries) for j, text in words]
 
     @property
     def top(self) -> list[tuple[int, str, int]]:
         """(position, token, p) of the keys listed of the row shown first: those within a hundredth of the largest."""
-        row = self._row(0, len(self.queries) - 1)[:LISTED]
+        row = self._row(0, self.opening)[:LISTED]
         return [(j, visible(self.texts[j]), p) for j, p in row if 100 * p >= row[0][1]]
 
     @property
@@ -105,7 +137,7 @@ class View:
     @property
     def summary(self) -> str:
         """The row shown first in a sentence; viewer.js says the same of any other."""
-        row = self._row(0, len(self.queries) - 1)
+        row = self._row(0, self.opening)
         place = [f"position {j} ({visible(self.texts[j])})" for j in (self.at, *(j for j, _ in row[:2]))]
         text = f"From {place[0]} {self.heads[0].name} pays nothing to any token."
         if row:
@@ -128,13 +160,43 @@ class View:
             "targets": [[query, key] for query, key in self.targets.items()],
             "heads": [
                 {"name": h.name, "note": h.note, "rows": [_flat(self._row(i, r)) for r in range(len(self.queries))]}
-                for i, h in enumerate(self.heads)
+                for i, h in enumerate(self.heads[:FULL])
             ],
+            "others": [
+                *({"name": h.name, "note": h.note, "packed": self._packed(h)} for h in self.heads[FULL:]),
+                *({"name": h.name, "note": "", "packed": self._packed(h), "few": True} for h in self.others),
+            ],
+            "other_queries": list(self.other_queries),
+            "key_bytes": self.key_bytes,
             "at": self.at,
             "start": self.span.start,
             "window": WINDOW,
             "listed": LISTED,
         }
+
+    @property
+    def few(self) -> int:
+        """Keys kept of each row of the heads that travel packed."""
+        if self.others:
+            return self.others[0].keys.shape[1]
+        return max(FEW, min(MANY, ENTRIES // (len(self.heads) * len(self.queries))))
+
+    @property
+    def key_bytes(self) -> int:
+        """Bytes of a key in what is packed."""
+        return 2 if len(self.ids) <= 1 << 16 else 4
+
+    @property
+    def dropped(self) -> str:
+        """What the page lacks of the heads beyond the first ones, in a sentence; "" where there are none."""
+        if not (self.others or len(self.heads) > FULL):
+            return ""
+        rows = (
+            ""
+            if len(self.other_queries or self.queries) == len(self.ids)
+            else (f"the rows of {len(self.other_queries or self.queries)} positions, and of each ")
+        )
+        return f"Of heads without a button above: {rows}at most {self.few} keys of a row, in steps of 1/{STEPS}."
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Write one HTML file that needs no network and no other file, and return its path.
@@ -148,6 +210,9 @@ class View:
         page = self._page()
         write = partial(Path.write_text, data=page, encoding="utf-8", errors="backslashreplace")
         return atomic_write(target, write, force=force)
+
+    def _packed(self, head: HeadRows) -> str:
+        return packed(head, self.few, self.key_bytes)
 
     def _row(self, head: int, row: int) -> list[tuple[int, int]]:
         """(key, p in units) of a kept row, what rounds to nothing left out."""
@@ -163,9 +228,7 @@ class View:
     def _repr_html_(self) -> str:
         """The page in a frame of its own: its style stays in, and text of the prompt cannot reach the notebook."""
         height = 420 + (28 if self.dense else 52) * (len(self.span) // (20 if self.dense else 12) + 1)
-        look = f"width: 100%; height: {min(height, 900)}px; border: 0; resize: vertical"
-        page = html.escape(self._page(), quote=True)
-        return f'<iframe title="Attention" sandbox="allow-scripts" style="{look}" srcdoc="{page}"></iframe>'
+        return framed(self._page(), title="Attention", height=min(height + 420, 900))
 
     def __repr__(self) -> str:
         shown = [head.name for head in self.heads][:NAMED]
@@ -215,7 +278,11 @@ def attention_view(
     view_heads, positions = choose(model, ids, parsed_heads, positions)
     why = "" if parsed_heads is not None else "One of the heads that look the most sharply away from the first token."
     about = f"A prompt of {len(ids)} token{'s' * (len(ids) != 1)}."
-    return view_of(model, ids, view_heads, queries=positions, about=about, notes=[why] * len(view_heads), keys=keys)
+    notes = [why] * len(view_heads)
+    view = view_of(model, ids, view_heads, queries=positions, about=about, notes=notes, keys=keys, entries=ENTRIES)
+    if parsed_heads is not None:
+        return view
+    return replace(view, heads=tuple(sorted(view.heads, key=lambda head: -max(head.told(view.queries)))))
 
 
 def pattern_view(
@@ -279,8 +346,13 @@ def view_of(
     notes: Sequence[str],
     keys: int = KEYS,
     targets: Mapping[int, int] | None = None,
+    entries: int = 0,
 ) -> View:
-    """View of heads and positions that are known to exist, each head with the reason why it is shown."""
+    """View of heads and positions that are known to exist, each head with the reason why it is shown.
+
+    All other heads keep so many `entries` together, for the overview; with 0 there is none.
+    """
+    others, rows = glance(model, ids, heads, queries, entries=entries) if entries else ([], [])
     return View(
         model=short_name(model.info.name),
         about=about,
@@ -289,6 +361,8 @@ def view_of(
         queries=tuple(queries),
         heads=tuple(measure(model, ids, heads, queries, keys=keys, notes=notes)),
         targets=targets or {},
+        others=tuple(others),
+        other_queries=tuple(rows),
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
+
 from interp.environment import load_plugins
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ INFLATED = 10.0
 
 
 def head_map(rows: pd.DataFrame) -> go.Figure:
-    """Score of every head."""
+    """Score of every head, less its null."""
     from interp.plots.heads import head_map as draw
 
     return draw(rows)
@@ -105,18 +107,46 @@ def figure_of(name: str, variant: str | None = None) -> Draw:
 
 def by_layer(rows: pd.DataFrame) -> go.Figure:
     """Value by layer with its interval, beside what is expected by chance where that is known."""
+    own = rows.dropna(subset=["layer"])
+    return dots(rows) if own.empty else over(own, "layer", title="layer", null="by chance")
+
+
+def over(
+    rows: pd.DataFrame, x: str, *, title: str, by: str | None = None, name: str = "", null: str = "null"
+) -> go.Figure:
+    """Value over a column with its interval, a line for each value of another column, and their null in grey.
+
+    Args:
+        rows: one for each x, or for each x and value of `by`.
+        x: the column across.
+        title: of the horizontal axis.
+        by: the column that tells lines apart.
+        name: of the line where there is one; the variant unless said.
+        null: name of the null's line, the mean of theirs where lines have several.
+    """
     from interp.plots import curves
 
-    own = rows.dropna(subset=["layer"]).sort_values("layer")
+    own = rows.dropna(subset=[x, "value"])
     if own.empty:
         return dots(rows)
-    name, value = str(own["variant"].iloc[0]), own["value"].to_numpy(dtype=float)
-    lines = {name: value}
+    places = sorted(own[x].unique())
+    groups = (
+        {name or str(own["variant"].iloc[0]): own}
+        if by is None
+        else {str(k): g for k, g in own.groupby(by, sort=False)}
+    )
+    parts = {key: part.drop_duplicates(x).set_index(x).reindex(places) for key, part in groups.items()}
+    lines = {key: part["value"].to_numpy(dtype=float) for key, part in parts.items()}
+    intervals = {key: ends(part) for key, part in parts.items()}
     if own["null"].notna().any():
-        lines["by chance"] = own["null"].to_numpy(dtype=float)
-    control = "by chance" if "by chance" in lines else None
-    layers, unit = own["layer"].astype(int).to_numpy(), str(own["unit"].iloc[0])
-    figure = curves(layers, lines, x_title="layer", y_title=f"{name}, {unit}", control=control)
-    above, below = own["ci_high"].to_numpy(dtype=float) - value, value - own["ci_low"].to_numpy(dtype=float)
-    figure.update_traces(error_y={"array": above, "arrayminus": below}, selector={"name": name})
-    return figure
+        lines[null] = own.groupby(x)["null"].mean().reindex(places).to_numpy(dtype=float)
+    unit = str(own["unit"].iloc[0])
+    control = null if null in lines else None
+    return curves(places, lines, x_title=title, y_title=unit, control=control, intervals=intervals, unit=unit)
+
+
+def ends(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the intervals: the table's own, or where it has none 1.96 standard errors to both sides."""
+    value, arm = rows["value"].to_numpy(dtype=float), 1.96 * rows["se"].to_numpy(dtype=float)
+    low, high = (rows[name].to_numpy(dtype=float) for name in ("ci_low", "ci_high"))
+    return np.where(np.isnan(low), value - arm, low), np.where(np.isnan(high), value + arm, high)

@@ -117,8 +117,10 @@ class Result:
         return f"<Result {names}: {len(self.table)} rows on {self.provenance.get('model', {}).get('name')}>"
 
     def _repr_html_(self) -> str:
-        """Top of the table for a notebook."""
-        return self.table.head(20).to_html(index=False, na_rep="", float_format=lambda x: f"{x:.3g}", escape=True)
+        """For a notebook: what was found, the headline rows with labelled ones first, and how many rows there are."""
+        from interp.results.shown import html_of
+
+        return html_of(self.table, self.provenance)
 
     def top(self, analysis: str | None = None, *, variant: str | None = None, k: int = 10) -> pd.DataFrame:
         """Rows with the k largest values of one variant of one analysis (its headline one unless said)."""
@@ -134,12 +136,17 @@ class Result:
         return table[table["variant"] == kind].nlargest(k, "value")
 
     def plot(self, analysis: str | None = None, *, variant: str | None = None) -> go.Figure:
-        """What the analysis draws of one variant (its first unless said): a map, layer by head; returned, not shown."""
+        """What the analysis draws of one variant (its first unless said): a map, layer by head; returned, not shown.
+
+        Its title names the model, the analysis, n and the null.
+        """
+        from interp.plots.titles import heading, provenance_of, titled
         from interp.results.figures import figure_of
 
         rows = self.top(analysis, variant=variant, k=len(self.table))
         first = rows.iloc[0]
-        return figure_of(str(first["analysis"]), str(first["variant"]))(rows)
+        figure = figure_of(str(first["analysis"]), str(first["variant"]))(rows)
+        return titled(figure, heading(rows, provenance_of(self.provenance, str(first["analysis"]))))
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False, quote: bool = False) -> Path:
         """Write to `.parquet` (table, interventions, provenance), `.json` (the same) or `.csv` (table alone).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,12 @@ from interp.results.stats import spearman
 from interp.several import several
 
 if TYPE_CHECKING:
-    import plotly.graph_objects as go
-
     from interp.model import Model
+    from interp.plots.theme import Figure
 
 __all__ = ["Atlas", "atlas"]
 
+SHOWN = 20  # rows of roles in a notebook
 DOUBTFUL = 0.5  # a label is kept if more than this share of the seeds gives it
 
 
@@ -119,15 +120,19 @@ class Atlas:
             lines.append("attention patterns: " + ", ".join(f"{n} {role}" for role, n in patterns.items()))
         return lines
 
-    def plot(self) -> go.Figure:
+    def plot(self) -> Figure:
         """The role map: a cell for each head, coloured by its main role; see `interp.plots.role_map`."""
         from interp.plots.roles import HeadRole, role_map
+        from interp.plots.titles import titled
 
         columns = ("layer", "head", "role", "stage", "score")
         rows: Any = self.roles()[list(columns)].itertuples(index=False, name=None)
         roles = [HeadRole(layer, head, role, stage == PATTERN, score) for layer, head, role, stage, score in rows]
         layers = sorted({int(layer) for layer in self.table["layer"]})
-        return role_map(roles, layers=layers, n_heads=1 + int(self.table["head"].max()))
+        figure = role_map(roles, layers=layers, n_heads=1 + int(self.table["head"].max()))
+        seeds = len(self.results)
+        of = f"{len(self.analyses)} analyses, {seeds} seed{'s' * (seeds != 1)}"
+        return titled(figure, [self.model, "role map", of])
 
     def __repr__(self) -> str:
         """One line."""
@@ -136,8 +141,10 @@ class Atlas:
 
     def _repr_html_(self) -> str:
         """Roles and stability for a notebook."""
-        style: dict[str, Any] = {"index": False, "na_rep": "", "float_format": lambda x: f"{x:.3g}", "escape": True}
-        return self.roles().to_html(**style) + self.stability().to_html(**style)
+        from interp.results.shown import count
+
+        summary, roles = f"<p>{escape(self.summary()[0])}; .plot() is the role map.</p>", self.roles()
+        return summary + count(roles.head(SHOWN), len(roles)) + count(self.stability(), len(self.analyses))
 
     def _score(self, name: str, head: dict[Any, Any], kind: str | None) -> dict[str, float]:
         """Score and q by which a head was labelled: of its kind's own variant where there is one, else the headline."""

@@ -48,9 +48,13 @@ class Dynamics:
     def plot(self) -> go.Figure:
         """Score and accuracy against step, over the head maps on both sides of the rise."""
         from interp.plots.heads import before_and_after
+        from interp.plots.titles import null_text, sample, titled
 
         before, after = self.rise()
-        return before_and_after(self.table, self.heads[before], self.heads[after], steps=(before, after), score=ROLE)
+        figure = before_and_after(self.table, self.heads[before], self.heads[after], steps=(before, after), score=ROLE)
+        rows = self.heads[after]
+        span = f"{len(self.table)} checkpoints, steps {self.table['step'].min():,} to {self.table['step'].max():,}"
+        return titled(figure, ["training dynamics", span, sample(rows, {}), null_text(rows)])
 
 
 def dynamics(

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.components import head_name
 from interp.errors import SiteError, nearest
 from interp.shapes import brief
 from interp.weights.factored import FactoredMatrix
 from interp.weights.weights import Weights
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 HOW = ("q", "k", "v")
 
@@ -26,14 +31,27 @@ class Composition:
             1 / sqrt(d_model), whatever their spectra.
         z: (score^2 - baseline^2) over the standard deviation of score^2 under such turns, exact.
         layers: layer of each row.
+        how: what the reader composes through: "q", "k" or "v".
     """
 
     score: Float[Tensor, "writer head reader head"]
     baseline: float
     z: Float[Tensor, "writer head reader head"]
     layers: tuple[int, ...]
+    how: str = field(default="", repr=False)
 
     __repr__ = brief
+
+    def plot(self) -> go.Figure:
+        """Score less its baseline for every writer (down) and later reader (across): a square map."""
+        from interp.plots import pair_map
+        from interp.plots.titles import titled
+
+        names = [head_name(layer, head) for layer in self.layers for head in range(self.score.shape[1])]
+        above = (self.score - self.baseline).reshape(len(names), len(names)).double().numpy()
+        figure = pair_map(above, names, unit="score", down="writer", across="reader")
+        figure.update_traces(colorbar_title_text="score above null")
+        return titled(figure, [f"composition ({self.how})", f"null {self.baseline:.3g}: turned at random"])
 
 
 def composition(weights: Weights, how: str, *, offset: int = 0, fold_norm: bool = True) -> Composition:
@@ -65,7 +83,7 @@ def composition(weights: Weights, how: str, *, offset: int = 0, fold_norm: bool 
         for b in range(a + 1, len(layers)):
             score[a, :, b], z[a, :, b] = _pairs(writer, readers[b])
     width = writers[0].inner.shape[-1]
-    return Composition(score, width**-0.5, z, layers)
+    return Composition(score, width**-0.5, z, layers, how)
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,16 +30,10 @@ COLUMNS = {"frequency": "Int64", "label": "boolean"}
 
 def spectrum_figure(rows: pd.DataFrame) -> go.Figure:
     """Share at each frequency, and in random orders (dashed)."""
-    from interp.plots import curves
+    from interp.results.figures import over
 
-    rows = rows.sort_values("frequency")
-    return curves(
-        rows["frequency"],
-        {"share": rows["value"], "random order": rows["null"]},
-        x_title="frequency",
-        y_title="share",
-        control="random order",
-    )
+    by = "site" if "site" in rows and rows["site"].nunique() > 1 else None
+    return over(rows, "frequency", title="frequency", by=by, null="random order")
 
 
 @analysis(

@@ -32,9 +32,9 @@ CANDIDATES = 17
 
 def _by_base(rows: pd.DataFrame) -> go.Figure:
     """Loss of the answer with each base alone."""
-    import plotly.express as px
+    from interp.results.figures import over
 
-    return px.line(rows, x="base", y="value", error_y="se", markers=True)
+    return over(rows, "base", title="rotary base")
 
 
 @analysis(

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 def _by_round(rows: pd.DataFrame) -> go.Figure:
     """Where the document with the answer stands after each round, counted from the end."""
-    import plotly.express as px
+    from interp.results.figures import over
 
-    return px.line(rows, x="round", y="value", error_y="se", markers=True)
+    return over(rows, "round", title="round")
 
 
 @analysis(

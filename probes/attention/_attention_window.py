@@ -31,13 +31,9 @@ LEAST = 3  # prompts, for a test over them
 
 def _budgets(rows: pd.DataFrame) -> go.Figure:
     """What windows of each size cost, with first keys, without them, and random keys of the same number."""
-    import pandas as pd
-    import plotly.express as px
+    from interp.results.figures import over
 
-    random = rows.assign(value=rows["null"], se=np.nan, keys=rows["keys"] + ": as many at random")
-    both = pd.concat([rows.assign(se=rows["se"].astype(float)), random[random["value"].notna()]])
-    labels = {"value": str(rows["unit"].iloc[0]), "window": "window (tokens)"}
-    return px.line(both, x="window", y="value", error_y="se", color="keys", markers=True, labels=labels)
+    return over(rows, "window", title="window (tokens)", by="keys", null="as many at random")
 
 
 @analysis(

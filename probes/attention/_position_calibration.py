@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 def _by_place(rows: pd.DataFrame) -> go.Figure:
     """Documents found by attention, by the place of the one that is asked for."""
-    import plotly.express as px
+    from interp.results.figures import over
 
-    return px.line(rows, x="place", y="value", error_y="se", markers=True)
+    return over(rows, "place", title="place of the document")
 
 
 @analysis(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from interp.errors import SchemaError
-from interp.plots.heads import GREY, template
 from interp.results.results import Result
 
 if TYPE_CHECKING:
@@ -20,21 +19,13 @@ def pruning_curve(result: Result) -> go.Figure:
     Raises:
         SchemaError: the result holds no pruning (`interp.analyze(model, "importance", pruning=True)` makes it).
     """
-    import plotly.graph_objects as go
+    from interp.plots.titles import heading, titled
+    from interp.results.figures import over
 
     rows = result.table[(result.table["analysis"] == "importance") & result.table["variant"].str.startswith(CURVE)]
     if not len(rows):
         raise SchemaError("no pruning curve in this result; run the analysis 'importance' with pruning=True")
-    figure = go.Figure(layout={"template": template(), "height": 360})
-    for variant, curve in rows.groupby("variant", sort=False):
-        n_removed, value = curve["pruned"].to_numpy(dtype=float), curve["value"].to_numpy(dtype=float)
-        above, below = (curve[c].to_numpy(dtype=float) for c in ("ci_high", "ci_low"))
-        arms = {"array": above - value, "arrayminus": value - below, "thickness": 1, "width": 0}
-        name = str(variant).removeprefix(CURVE)
-        figure.add_scatter(x=n_removed, y=value, mode="lines+markers", name=name, error_y={"symmetric": False, **arms})
-    first = rows[rows["variant"] == rows["variant"].iloc[0]]
-    random = {"x": first["pruned"].to_numpy(dtype=float), "y": first["null"].to_numpy(dtype=float)}
-    figure.add_scatter(**random, mode="lines", name="random order", line={"color": GREY, "dash": "dash"})
-    figure.update_xaxes(title="heads removed")
-    figure.update_yaxes(title=f"{result.provenance['data']['metric']} ({rows['unit'].iloc[0]})")
-    return figure
+    rows = rows.assign(order=rows["variant"].str.removeprefix(CURVE))
+    figure = over(rows, "pruned", title="heads removed", by="order", null="random order")
+    figure.update_yaxes(title_text=f"{result.provenance['data']['metric']} ({rows['unit'].iloc[0]})")
+    return titled(figure, heading(rows, result.provenance, of="importance (pruning)"))

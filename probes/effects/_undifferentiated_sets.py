@@ -71,13 +71,9 @@ class _Judge:
 
 def _by_size(rows: pd.DataFrame) -> go.Figure:
     """Effect of the best set of each size, beside random sets."""
-    from interp.plots import curves
+    from interp.results.figures import over
 
-    sorted_rows = rows.sort_values("k")
-    lines = {"random sets": sorted_rows["null"], "best set": sorted_rows["value"]}
-    return curves(
-        sorted_rows["k"], lines, x_title="heads", y_title=str(sorted_rows["unit"].iloc[0]), control="random sets"
-    )
+    return over(rows, "k", title="heads in the set", name="best set", null="random sets")
 
 
 @analysis(

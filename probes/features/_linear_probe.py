@@ -81,9 +81,12 @@ class LinearProbes:
     def plot(self) -> go.Figure:
         """Held-out value by layer beside that of random labels, one line per position; a map where heads have each."""
         from interp.plots import curves, head_map
+        from interp.plots.titles import heading, titled
 
+        parts = heading(self.rows, self.provenance, of="linear probes")
         if self.rows["head"].notna().any():
-            return head_map(self.rows[self.rows["position"].eq(self.rows["position"].iloc[0]).fillna(True)])
+            here = self.rows["position"].eq(self.rows["position"].iloc[0]).fillna(True)
+            return titled(head_map(self.rows[here]), parts)
         layers = sorted(set(self.rows["layer"]))
         lines: dict[str, Any] = {}
         for position, part in self.rows.groupby("position", dropna=False):
@@ -92,7 +95,9 @@ class LinearProbes:
             lines[name] = by_layer["value"].to_numpy(dtype=float)
             lines[f"random labels, {name}"] = by_layer["null"].to_numpy(dtype=float)
         unit = str(self.rows["unit"].iloc[0])
-        return curves(layers, lines, x_title="layer", y_title=f"held-out {unit}")
+        controls = [name for name in lines if name.startswith("random labels")]
+        figure = curves(layers, lines, x_title="layer", y_title=f"held-out {unit}", control=controls, unit=unit)
+        return titled(figure, parts)
 
 
 @recorded

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,9 @@ from interp.results import stats
 from interp.results.stats import nan_mean, p_above
 from interp.shapes import brief
 from probes.relevance.caution import CAUTION
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 ALIKE = 0.5  # share of the unrelated pairs' divergence below which two heads are called alike
 BLOCK = 4  # prompts per pass: what is kept of their patterns is the chosen rows
@@ -68,6 +71,17 @@ class DivergenceMap:
         frame = pd.DataFrame({"component": names[a], "other": names[b], **columns, "unit": "nats"})
         frame["label"] = (frame["q"] < LEVEL) & (frame["value"] < ALIKE * frame["null"])
         return frame.sort_values("value", kind="stable", ignore_index=True)
+
+    def plot(self) -> go.Figure:
+        """Divergence less that of its null for every pair, a square map: orange is closer than position alone makes."""
+        from interp.plots import pair_map
+        from interp.plots.titles import titled
+
+        figure = pair_map(self.value - self.null, self.components, unit="nats")
+        figure.update_traces(colorbar_title_text="nats above null")
+        n = self.data.get("n_prompts", self.data.get("n"))
+        parts = [f"{n} prompts" if n else "", "null: the same positions of another prompt"]
+        return titled(figure, ["divergence of patterns", *parts])
 
     def embedding(self, dimensions: int = 2) -> Float[np.ndarray, "head dimension"]:
         """Classical multidimensional scaling of the square roots, which are a metric: near points are alike.

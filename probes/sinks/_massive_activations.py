@@ -30,25 +30,29 @@ if TYPE_CHECKING:
 NORMAL_MEDIAN = 0.6744897501960817
 """Median of |x| of a standard normal x."""
 PERMUTATIONS = 1000
+DRAWN = 8
+"""Lines of the figure, those with the largest activations: one for each dimension and kind of token."""
 VARIANTS = ("ratio", "activation", "rms_ratio")
 
 
 def sizes(rows: pd.DataFrame) -> go.Figure:
     """Largest activations after each layer over the median of all there; massive ones are filled."""
-    import plotly.graph_objects as go
+    from interp.plots.theme import GRID, Figure, line_style, template
 
-    from interp.plots.heads import template
-
-    figure = go.Figure()
-    for (dimension, place), own in rows.dropna(subset=["value"]).groupby(["dimension", "place"], sort=False):
+    figure = Figure()
+    valued = rows.dropna(subset=["value"])
+    by_size = valued.groupby(["dimension", "place"])["value"].max().nlargest(DRAWN)
+    for i, (dimension, place) in enumerate(by_size.index):
+        own = valued[(valued["dimension"] == dimension) & (valued["place"] == place)].sort_values("layer")
         layer, massive = own["layer"].astype(float).fillna(-1), own["label"].fillna(False).astype(bool)
+        look: Any = line_style(i)
         symbols = ["circle" if yes else "circle-open" for yes in massive]
+        look["marker"].update(symbol=symbols, size=9)
         name = f"dimension {dimension}, {place} token"
-        marker = {"symbol": symbols, "size": 9}
-        figure.add_trace(go.Scatter(x=layer, y=own["value"], mode="markers+lines", name=name, marker=marker))
-    figure.update_yaxes(type="log", title_text="|x| / median |x|")
-    figure.update_xaxes(title_text="after layer (-1: embedding)", dtick=1)
-    figure.update_layout(template=template(), height=360, legend={"orientation": "h", "y": -0.25})
+        figure.add_scatter(x=layer, y=own["value"], mode="markers+lines", name=name, **look)
+    figure.update_yaxes(type="log", title_text="|x| / median |x|", showgrid=True, gridcolor=GRID, dtick=1)
+    figure.update_xaxes(title_text="after layer (-1: embedding)", tickformat="d")
+    figure.update_layout(template=template(), height=360)
     return figure
 
 

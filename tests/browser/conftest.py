@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
@@ -12,6 +13,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import interp
 from circuits import circuit
+from circuits.graph.graph import Graph
+from circuits.graph.layout import Layout
+from interp.components import is_head
 from interp.reports import report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -165,8 +169,22 @@ def report_file(default, found, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def circuit_file(found, tmp_path_factory):
-    """Its drawing, as `interp circuit --out` writes it."""
-    return found.save(tmp_path_factory.mktemp("circuit"))["circuit.html"]
+    """Its page, as `interp circuit --out --roles` writes it."""
+    roles = {"L0H4": "previous token", "L0H3": "previous token", "L3H6": "name mover"}
+    return found.save(tmp_path_factory.mktemp("circuit"), roles=roles)["circuit.html"]
+
+
+@pytest.fixture(scope="session")
+def large_circuit_file(tmp_path_factory):
+    """A circuit of some 700 edges in a model of 32 layers of 32 heads, of which a few have roles."""
+    layout, generator = Layout(32, 32, 8), np.random.default_rng(0)
+    writes, reads = (np.exp(generator.normal(0, 1.5, size)) for size in layout.exists.shape)
+    writes[0], reads[-1] = 1000, 1000
+    scores = generator.normal(size=layout.exists.shape) * np.outer(writes, reads)
+    graph = Graph.full(layout, scores).greedy(1200)
+    heads = [name for name in graph.nodes if is_head(name)]
+    roles = {name: ["induction", "previous token", "duplicate token"][i % 3] for i, name in enumerate(heads[::3])}
+    return graph.page(roles=roles).save(tmp_path_factory.mktemp("large") / "circuit.html")
 
 
 @pytest.fixture(scope="session")

@@ -107,10 +107,71 @@ def test_a_position_can_be_typed_and_stepped_from(show, view_file):
 def test_shading_can_be_relative_to_the_largest(show, view_file):
     page = show(view_file).page
     most = "chips => Math.max(...chips.map(chip => Number(chip.style.getPropertyValue('--p'))))"
-    page.get_by_label("L0H0").check()
+    page.get_by_role("radio", name="L0H0").check()
     assert page.locator(".chips .chip").evaluate_all(most) < 1
     page.get_by_label("Shade relative to the largest").check()
     assert page.locator(".chips .chip").evaluate_all(most) == 1
+
+
+DRAWN = """canvas => {
+    const pen = canvas.getContext('2d');
+    const { data } = pen.getImageData(0, 0, canvas.width, canvas.height);
+    return data.reduce((n, x, i) => n + (i % 4 === 3 && x > 200), 0);
+}"""
+
+
+def test_all_heads_at_a_glance_lead_to_one(show, view_file):
+    opened = show(view_file, scheme="dark")
+    page = opened.page
+    thumbs = page.locator(".grid button")
+    assert thumbs.count() == 48
+    assert page.locator(".grid [aria-pressed=true]").get_attribute("title") == "L3H6"
+    diagonal, even = (page.locator(f".grid [title={name}] canvas") for name in ("L2H6", "L0H11"))
+    assert diagonal.evaluate(DRAWN) > even.evaluate(DRAWN)
+    page.locator(".grid [title=L2H6]").click()
+    assert " L2H6 " in page.locator(SUMMARY).inner_text()
+    assert page.locator("[data-part=chosen]").inner_text() == "L2H6"
+    page.keyboard.press("ArrowUp")
+    assert " L1H6 " in page.locator(SUMMARY).inner_text()
+    page.get_by_role("radio", name="L2H1").check()
+    assert " L2H1 " in page.locator(SUMMARY).inner_text()
+    assert page.locator(".grid [aria-pressed=true]").get_attribute("title") == "L2H1"
+    opened.quiet()
+
+
+def test_the_matrix_is_pointed_at_clicked_and_walked(show, view_file):
+    page = show(view_file).page
+    matrix = page.locator(".matrix")
+    assert matrix.evaluate(DRAWN) > 500
+    box = matrix.bounding_box()
+    matrix.click(position={"x": box["width"] * 0.4, "y": box["height"] * 0.6})
+    query = at(page)
+    assert 10 < query < 25
+    assert page.get_by_label("Hold this row").is_checked()
+    matrix.hover(position={"x": box["width"] * 0.4, "y": box["height"] * 0.6})
+    assert page.locator("[data-part=pointed]").inner_text().startswith(f"From position {query} (")
+    matrix.hover(position={"x": box["width"] * 0.9, "y": box["height"] * 0.6})
+    assert "is not visible" in page.locator("[data-part=pointed]").inner_text()
+    matrix.focus()
+    page.keyboard.press("ArrowDown")
+    assert at(page) == query + 1
+
+
+def test_who_looks_at_a_token_is_the_column_of_the_rows(show, view_file):
+    page = show(view_file).page
+    page.get_by_label("Hold this row").check()
+    page.locator(".listed button").first.click()
+    key = int(page.locator(".chips .sought").get_attribute("data-j"))
+    query, p = at(page), page.locator(".listed b").first.inner_text()
+    page.get_by_label("Who looks at a token").check()
+    page.locator(".chips .chip").nth(key).click()
+    assert at(page) == key
+    assert f"L3H6 looks at position {key} (" in page.locator(SUMMARY).inner_text()
+    entry = page.locator(".listed li").filter(has=page.locator(f"[data-key='{query}']"))
+    assert entry.locator("b").inner_text() == p
+    assert page.locator(".chips .later").count() == key
+    page.get_by_label("Where a token looks").check()
+    assert page.locator(SUMMARY).inner_text().startswith(f"From position {key} (")
 
 
 def test_a_notebook_shows_it_in_a_frame_that_works(show, notebook_file, evil):
@@ -133,6 +194,10 @@ def test_4096_tokens_are_a_small_page_that_moves_by_windows(show, long_view_file
     assert page.locator("[data-part=shown]").inner_text() == "tokens 3584 to 3839 of 4096"
     page.get_by_role("button", name="To the query").click()
     assert at(page) == 4095
+    box = page.locator(".matrix").bounding_box()
+    page.locator(".matrix").click(position={"x": box["width"] * 0.2, "y": box["height"] * 0.5})
+    shown = page.locator("[data-part=shown]").inner_text().split()
+    assert int(shown[1]) <= at(page) <= int(shown[3]) < 3000  # the matrix of all tokens leads to a place
     entry = page.locator(".listed button").first
     key = entry.get_attribute("data-key")
     entry.click()

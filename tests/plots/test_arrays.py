@@ -34,13 +34,14 @@ def test_a_pattern_is_drawn_by_query_and_key_with_its_tokens():
     assert list(figure.layout.xaxis2.ticktext) == SHOWN
     assert figure.data[0].customdata[2][1] == "↵ looks at  is"
     signed = pattern_map(pattern[0] - pattern[1]).data[0]
-    assert (signed.zmin, signed.zmax) == pytest.approx((-0.6, 0.6))
+    assert (signed.zmin, signed.zmax) == (-1.0, 1.0)
 
 
 def test_values_stand_on_their_tokens():
-    running = token_map(torch.tensor([1.0, -2.0, 3.0]), TOKENS, per_line=2).data[0]
+    running, words = token_map(torch.tensor([1.0, -2.0, 3.0]), TOKENS, per_line=2).data
     assert_allclose(running.z, [[1, -2], [3, np.nan]])
-    assert np.array(running.text).tolist() == [SHOWN[:2], [SHOWN[2], ""]]
+    assert list(words.text) == [*SHOWN, ""]
+    assert (list(words.x), list(words.y)) == ([0, 1, 0, 1], [0, 0, 1, 1])
     figure = token_map(np.arange(6).reshape(2, 3), TOKENS, names=["a", "b"])
     assert_allclose(figure.data[0].z, [[0, 1, 2], [3, 4, 5]])
     assert (list(figure.data[0].y), list(figure.layout.xaxis.ticktext)) == (["a", "b"], SHOWN)
@@ -52,7 +53,7 @@ def test_values_stand_on_their_tokens():
         (lambda: head_map(torch.zeros(4)), r"expected numbers \[layer head\]; got shape \(4,\)"),
         (lambda: head_map("x"), "got str 'x'"),
         (lambda: head_map(np.zeros((0, 3))), r"got shape \(0, 3\)"),
-        (lambda: pattern_map(torch.zeros(17, 2, 2)), "17 patterns at once"),
+        (lambda: pattern_map(torch.zeros(65, 2, 2)), "65 patterns at once"),
         (lambda: pattern_map(torch.zeros(2, 3, 3), TOKENS[:2]), "2 tokens for 3 keys"),
         (lambda: pattern_map(torch.zeros(2, 3, 3), names=["a"]), "1 names for 2 patterns"),
         (lambda: token_map([1.0], "a"), "in a list"),
@@ -62,3 +63,10 @@ def test_values_stand_on_their_tokens():
 def test_what_is_no_such_array_is_refused(draw, message):
     with pytest.raises(SchemaError, match=message):
         draw()
+
+
+def test_all_heads_of_a_large_layer_are_seen_at_a_glance():
+    figure = pattern_map(torch.rand(32, 5, 5), unit="probability")
+    assert len([trace for trace in figure.data if trace.type == "heatmap"]) == 32
+    assert {(trace.zmin, trace.zmax) for trace in figure.data} == {(0, 1)}
+    assert figure.layout.height < 900

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
 from interp.errors import SchemaError
 from interp.plots._curves import curves
+from interp.plots.theme import GREY
 
 TITLES = {"x_title": "share removed", "y_title": "probability"}
 
@@ -15,6 +17,29 @@ def test_the_control_is_dashed_and_drawn_first():
     control, line = curves([0, 1], {"heads": [1.0, 0.0], "random": [1.0, 0.9]}, control="random", **TITLES).data
     assert (control.name, control.line.dash, line.line.dash) == ("random", "dash", "solid")
     assert_allclose(line.y, [1.0, 0.0])
+
+
+def test_controls_alone_are_grey_and_twelve_lines_are_told_apart():
+    lines = {"null": [0.1, 0.1], **{f"line {i}": [i, i] for i in range(12)}, "other null": [0.2, 0.2]}
+    figure = curves([0, 1], lines, control=["null", "other null"], unit="nats", **TITLES)
+    looks = {trace.name: (trace.line.color, trace.line.dash) for trace in figure.data}
+    assert len(set(looks.values())) == 14
+    assert [name for name, (colour, _) in looks.items() if colour == GREY] == ["null", "other null"]
+
+
+def test_intervals_are_drawn_and_the_axis_holds_them():
+    figure = curves([0, 1], {"a": [0.2, 0.3]}, intervals={"a": ([0.1, np.nan], [0.4, np.nan])}, unit="nats", **TITLES)
+    error = figure.data[0].error_y
+    assert_allclose(error.array, [0.2, 0])
+    assert_allclose(error.arrayminus, [0.1, 0])
+    low, high = figure.layout.yaxis.range
+    assert low <= 0
+    assert high >= 0.4
+
+
+def test_a_line_that_is_next_to_nothing_stays_on_the_floor():
+    figure = curves([0, 1], {"a": [0.001, 0.002]}, unit="probability", **TITLES)
+    assert figure.layout.yaxis.range[1] >= 0.1
 
 
 @pytest.mark.parametrize(

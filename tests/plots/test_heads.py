@@ -6,7 +6,7 @@ import plotly.io as pio
 import pytest
 
 from interp.errors import SchemaError
-from interp.plots.heads import FLOOR, head_map, template, top_heads
+from interp.plots.heads import head_map, template, top_heads
 from interp.plots.rows import largest, leading, scores
 from interp.results.results import Result, frame
 
@@ -32,10 +32,10 @@ def table(n_layers=3, n_heads=8, *, unit="probability", sign=1.0, **columns):
     return frame(pd.DataFrame(rows | columns), extra={"label": "boolean"})
 
 
-def test_a_map_holds_every_value_at_its_layer_and_head():
+def test_a_map_holds_every_value_less_its_null_at_its_layer_and_head():
     rows = table()
     heat = head_map(rows.sample(frac=1, random_state=0)).data[0]
-    np.testing.assert_array_equal(heat.z, rows["value"].to_numpy().reshape(3, 8))
+    np.testing.assert_allclose(heat.z, rows["value"].to_numpy().reshape(3, 8) - 0.02)
     assert heat.text[2][7].startswith("<b>L2H7</b><br>0.9 probability<br>95 % interval 0.89 to 0.92<br>null 0.02")
 
 
@@ -52,23 +52,23 @@ def test_labelled_heads_are_outlined_and_no_others():
 @pytest.mark.parametrize(
     ("unit", "values", "limits"),
     [
-        ("probability", [0.0, 0.03], (0, FLOOR)),
+        ("probability", [0.0, 0.03], (0, 1)),
         ("probability", [0.0, 0.7], (0, 1)),
-        ("fraction", [0.2, 1.8], (0, 1.8)),
-        ("fraction", [-0.01, 0.2], (-FLOOR, FLOOR)),
-        ("nats", [0.0, 3.0], (0, 3)),
-        ("nats", [-4.0, 3.0], (-4, 4)),
+        ("fraction", [0.2, 1.8], (0, 2)),
+        ("fraction", [-0.1, 0.2], (-1, 1)),
+        ("nats", [0.0, 3.0], (0, 5)),
+        ("nats", [-4.0, 3.0], (-5, 5)),
         ("nats", [0.0, 0.0], (0, 1)),
         ("nats", [math.nan, math.nan], (0, 1)),
     ],
 )
 def test_the_scale_is_anchored_at_zero_and_never_filled_by_noise(unit, values, limits):
-    heat = head_map(table(1, 2, unit=unit, value=values, ci_low=None, ci_high=None)).data[0]
+    heat = head_map(table(1, 2, unit=unit, value=values, null=0.0, ci_low=None, ci_high=None)).data[0]
     assert (heat.zmin, heat.zmax) == limits
 
 
 def test_signed_values_get_the_diverging_scale():
-    assert head_map(table(sign=-1.0)).data[0].colorscale == head_map(table(sign=-0.1, unit="nats")).data[0].colorscale
+    assert head_map(table(sign=-1.0)).data[0].colorscale == head_map(table(sign=-0.3, unit="nats")).data[0].colorscale
     assert head_map(table(sign=-1.0)).data[0].colorscale != head_map(table()).data[0].colorscale
 
 
@@ -122,7 +122,7 @@ def test_names_are_text_not_markup():
     rows = table(1, 1, component="<b>x</b> & <script>", unit="<i>p</i>")
     for text in (head_map(rows).data[0].text[0][0], top_heads(rows).layout.yaxis.ticktext[0]):
         assert "&lt;b&gt;x&lt;/b&gt; &amp; &lt;script&gt;" in text
-    assert head_map(rows).data[0].colorbar.title.text == "&lt;i&gt;p&lt;/i&gt;"
+    assert head_map(rows).data[0].colorbar.title.text == "&lt;i&gt;p&lt;/i&gt; above null"
     assert top_heads(rows).layout.xaxis.title.text == "&lt;i&gt;p&lt;/i&gt;"
 
 
@@ -165,4 +165,4 @@ def test_the_template_is_registered_but_not_the_default():
 
 def test_result_plot_is_the_map_of_the_headline_variant():
     rows = table()
-    np.testing.assert_array_equal(Result(rows, {}).plot().data[0].z, rows["value"].to_numpy().reshape(3, 8))
+    np.testing.assert_allclose(Result(rows, {}).plot().data[0].z, rows["value"].to_numpy().reshape(3, 8) - 0.02)

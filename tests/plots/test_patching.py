@@ -24,12 +24,12 @@ def test_cells_are_layers_by_roles_in_the_order_asked_for():
     heat = patch_map(ROWS, order=["<b>", "S", "IO"]).data[0]
     assert_allclose(heat.z, [[-0.25, 0.5], [0.0, 0.1]])
     assert list(heat.x) == ["&lt;b&gt;", "IO"]
-    assert (heat.zmin, heat.zmax) == (-0.5, 0.5)
+    assert (heat.zmin, heat.zmax) == (-1.0, 1.0)
 
 
 def test_a_scale_without_negative_values_still_has_zero_in_the_middle():
     heat = patch_map(ROWS, value="value").data[0]
-    assert (heat.zmin, heat.zmax) == (-4.0, 4.0)
+    assert (heat.zmin, heat.zmax) == (-5.0, 5.0)
 
 
 def test_positions_stand_in_their_order():

@@ -3,6 +3,7 @@ import pytest
 
 from interp.errors import SchemaError
 from interp.plots._removal import against, depth_grid, removal
+from interp.plots.theme import GREY
 from interp.results.results import frame
 
 
@@ -42,6 +43,10 @@ def test_two_variants_meet_by_head_and_the_outermost_are_named():
     assert list(points.text) == ["", "", "L0H2", "L0H3"]
     crowded = against(heads([0.0, 1.0, 1.01, -0.9], "a"), heads([0.0, 1.0, 0.99, 0.0], "b")).data[0]
     assert list(crowded.text) == ["", "L0H1 L0H2", "", "L0H3"]  # one name for two that cover each other
+    assert not against(x, y).layout.shapes
+    up, across = against(x.assign(null=[0.1, 0.3, 0.1, 0.1]), y.assign(null=0.5)).layout.shapes
+    assert (up.x0, up.x1, up.line.color) == (0.15, 0.15, GREY)  # the mean of the heads' nulls, upright
+    assert (across.y0, across.y1, across.xref) == (0.5, 0.5, "x domain")
     assert against(x, y).layout.xaxis.title.text == "a: mover (logit)"
     flat = against(heads([0.01, 0.02], "a", unit="fraction"), heads([0.5, 0.4], "b"))
     assert flat.layout.xaxis.range[1] >= 0.1  # a fraction at chance does not fill the axis
@@ -54,7 +59,8 @@ def test_two_variants_meet_by_head_and_the_outermost_are_named():
 def test_the_grid_has_depths_down_and_lengths_across():
     rows = [(64, 0.0, 1.0), (64, 1.0, 0.5), (128, 0.0, 0.25), (128, 1.0, 0.0)]
     table = heads([r[2] for r in rows], "accuracy").assign(length=[r[0] for r in rows], depth=[r[1] for r in rows])
-    (heat,) = depth_grid(table.assign(unit="fraction")).data
+    heat, words = depth_grid(table.assign(unit="fraction")).data
+    assert list(words.text) == ["1.00", "0.25", "0.50", "0.00"]
     np.testing.assert_allclose(heat.z, [[1.0, 0.25], [0.5, 0.0]])
     assert (list(heat.x), list(heat.y), heat.zmax) == (["64", "128"], ["0.00", "1.00"], 1.0)
     with pytest.raises(SchemaError, match="one value per depth and length"):

@@ -1,3 +1,4 @@
+import base64
 import json
 import re
 from html.parser import HTMLParser
@@ -15,7 +16,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 import interp
 from interp.attention import Rows
 from interp.errors import InterpError, SchemaError, SiteError, TaskError
-from interp.reports import rows
+from interp.plots.frame import TELLER
+from interp.reports import rows as rows_module
+from interp.reports.rows import HeadRows, packed
 from interp.reports.viewer import UNIT, p_str, two
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "attention-viewer.md"
@@ -119,12 +122,14 @@ def test_heads_not_named_are_the_most_peaked(model):
         for number in range(model.info.n_heads):
             name = f"L{layer}H{number}"
             peak[name] = dense(model, ids, name)[:, 1:].max(1).mean()
-    assert [head.name for head in view.heads] == sorted(peak, key=lambda name: -peak[name])[: rows.HEADS]
+    assert {head.name for head in view.heads} == set(sorted(peak, key=lambda name: -peak[name])[: rows_module.HEADS])
+    first = [max(head.told(view.queries)) for head in view.heads]
+    assert first == sorted(first, reverse=True)
 
 
 def test_a_long_prompt_keeps_the_last_the_peaked_and_a_spread_of_rows(monkeypatch):
-    monkeypatch.setattr(rows, "ROWS", 32)
-    monkeypatch.setattr(rows, "PEAKED", 8)
+    monkeypatch.setattr(rows_module, "ROWS", 32)
+    monkeypatch.setattr(rows_module, "PEAKED", 8)
     model, ids = tiny(context=300), random_ids(300)
     view = interp.attention_view(model, ids, heads=["L0H0", "L1H2"])
     assert view.queries[0] == 0
@@ -196,8 +201,10 @@ def test_a_file_that_cannot_be_written_is_said_so(model, tmp_path):
 def test_a_notebook_gets_a_frame_that_cannot_reach_out(model):
     view = interp.attention_view(model, [5, 6, 7])
     shown = view._repr_html_()
-    assert shown.startswith('<iframe title="Attention" sandbox="allow-scripts" ')
-    assert shown.count("<") == 2
+    frame, script = shown.split("<script>")
+    assert frame.startswith('<iframe title="Attention" sandbox="allow-scripts" ')
+    assert frame.count("<") == 2
+    assert script == f"{TELLER}</script>"  # nothing of the prompt
     assert repr(view).startswith("<View of L")
 
 
@@ -274,3 +281,76 @@ def test_patterns_of_ones_own_are_viewed_as_those_of_a_model(model):
     ):
         with pytest.raises(SchemaError, match=message):
             interp.pattern_view(bad, tokens)
+
+
+def unpacked(text, width):
+    """Rows of (key, p) as the script reads them."""
+    data, rows, at = base64.b64decode(text), [], 0
+    while at < len(data):
+        n, at = data[at], at + 1
+        step = width + 1
+        cells = [data[at + i * step : at + (i + 1) * step] for i in range(n)]
+        rows.append({int.from_bytes(cell[:width], "little"): cell[width] / rows_module.STEPS for cell in cells})
+        at += n * step
+    return rows
+
+
+def test_all_other_heads_travel_as_a_few_keys_in_steps(model):
+    ids = random_ids(40)
+    view = interp.attention_view(model, ids, heads=["L3H6", "L0H0"])
+    every = {f"L{i}H{h}" for i in range(4) for h in range(12)}
+    found = data(view._page())
+    assert [head["name"] for head in found["heads"]] == ["L3H6", "L0H0"]
+    assert {head["name"] for head in found["others"]} == every - {"L3H6", "L0H0"}
+    assert found["other_queries"] == list(range(40))
+    packed = next(head for head in found["others"] if head["name"] == "L2H10")
+    pattern = dense(model, ids, "L2H10")
+    for i, row in enumerate(unpacked(packed["packed"], found["key_bytes"])):
+        largest = np.sort(pattern[i])[::-1][: rows_module.MANY]
+        np.testing.assert_allclose(list(row.values()), [p for p in largest if p >= 0.5 / 255], atol=0.5 / 255 + 1e-6)
+        np.testing.assert_allclose(list(row.values()), pattern[i, list(row)], atol=0.5 / 255 + 1e-6)
+    assert "at most 16 keys of a row, in steps of 1/255" in view._page()
+
+
+def test_keys_beyond_two_bytes_take_four():
+    head = HeadRows("x", "", np.array([[70_000, 3]]), np.array([[0.6, 0.4]]))
+    assert unpacked(packed(head, 2, 4), 4) == [{70_000: 153 / 255, 3: 102 / 255}]
+
+
+@pytest.mark.parametrize(("n", "entries"), [(48, 20_000), (48, 1_000), (512, 300_000)])
+def test_what_all_heads_keep_is_bounded(model, n, entries):
+    shown = [(3, 6)]
+    others, queries = rows_module.glance(model, random_ids(n), shown, list(range(n)), entries=entries)
+    assert len(others) == 47
+    assert sum(head.p.size for head in others) <= max(entries, 2 * 47 * rows_module.FEW)
+    assert queries[0] == 0 and queries[-1] == n - 1
+    assert all(head.p.shape[0] == len(queries) for head in others)
+
+
+def test_512_tokens_and_48_heads_are_a_small_page(model, tmp_path):
+    ids = random_ids(512)
+    for heads, most in ((None, 2 << 20), ("all", 5 << 19)):
+        view = interp.attention_view(model, ids, heads=heads)
+        assert view.save(tmp_path / f"{heads}.html").stat().st_size <= most
+        found = data(view._page())
+        assert len(found["heads"]) + len(found["others"]) == 48
+
+
+def test_the_row_shown_first_has_something_to_see():
+    """Not the first token, not the query itself, not what an even row would give; of like rows the latest."""
+    pattern = np.zeros((6, 6))
+    pattern[0, 0] = pattern[1, 0] = pattern[5, 5] = pattern[4, 0] = 1
+    pattern[2, :3] = 1 / 3
+    pattern[3, 1], pattern[3, 3] = 0.7, 0.3
+    assert interp.pattern_view(pattern, list("abcdef")).at == 3
+    pattern[4] = [0, 0, 0.66, 0, 0.34, 0]  # less, by less than a hundredth of what is above even
+    assert interp.pattern_view(pattern, list("abcdef")).at == 4
+    even = np.tril(np.ones((4, 4))) / np.arange(1, 5)[:, None]
+    assert interp.pattern_view(even, list("abcd")).at == 3
+
+
+def test_heads_not_named_open_with_the_one_that_has_most_to_see(model):
+    block = random_ids(16)
+    view = interp.attention_view(model, [0, *block, *block])
+    assert view.top[0][2] > 9_000
+    assert view.top[0][0] not in (0, view.at)

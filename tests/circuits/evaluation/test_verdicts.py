@@ -16,6 +16,7 @@ from circuits.evaluation._curve import Curve
 from circuits.evaluation._faithfulness import Verdict, evaluate
 from circuits.evaluation._hypotheses import _equivalence, _independence, _minimality
 from circuits.evaluation._minimality import completeness, minimality, without
+from circuits.evaluation._removal import Removal, removal
 from circuits.evaluation.reuse import cross_faithfulness, overlap
 from circuits.evaluation.truth import planted as truth_of
 from circuits.find import Found, circuit
@@ -23,7 +24,7 @@ from circuits.graph.graph import Graph
 from circuits.graph.layout import Layout
 from circuits.wiring.case import Case
 from interp.decompose.lens import read_out
-from interp.measurement.ability import Ability
+from interp.measurement.ability import Ability, ability
 from interp.tasks import planted_task
 from interp.tasks.prompt import collate
 from interp.zoo.planted import factory
@@ -222,3 +223,43 @@ def test_a_reference_gives_the_means_of_its_own_prompts(made):
     case, other = Case.of(model, task), replace(task, corrupt=task.clean)
     same, given = (evaluate(case, [truth], ablation="mean", reference=r) for r in (None, other))
     assert np.abs(same[-1] - given[-1]).max() > 1e-3
+
+
+def test_accuracy_alone_and_without_are_of_the_circuit_and_of_its_complement(made):
+    planted, model, *_ = made
+    task = planted_task(planted, "induction", n=6, seed=1)
+    whole = Graph.full(Case.of(model, task).layout)
+    nothing = Graph.of(whole.layout, [])
+    found = removal(model, task, whole)
+    assert found.alone == ability(model, task)
+    assert found.alone.accuracy == 1
+    assert removal(model, task, nothing) == Removal(found.without, found.alone)
+    assert found.without.accuracy < 1
+
+
+def test_the_finding_is_a_sentence():
+    random = [[0.02, 0.02], [0.11, 0.11]]
+    found = found_of([0.9, 0.9], random, full=[1, 1], empty=[0, 0])
+    n = found.graph.n_edges
+    start = f"{n} of {n} edges do 0.90 of the task (2 random circuits of as many: 0.02 to 0.11)"
+    assert found.finding() == f"{start}."
+    gone = Removal(found.ability, replace(found.ability, accuracy=0.05))
+    assert replace(found, removal=gone).finding() == f"{start}; without them accuracy 0.90 -> 0.05 (chance 0.5)."
+    assert found.summary().split("\n")[0] == found.finding()
+    unable = replace(found, ability=replace(found.ability, p=0.5))
+    assert unable.finding() == f"{unable.ability.caution} {start}."
+    assert unable.ability.caution
+    same = {**found.provenance["data"], "judged_on": {"sha256": "a"}}
+    assert "of the task on the prompts they were found on (" in found.with_provenance({"data": same}).finding()
+    noise = found_of([0, 1, 0, 1], [[0, 0, 0, 0]], full=[1, 0, 1, 0], empty=[0, 1, 0, 0.9])
+    assert noise.finding().startswith(f"How much of the task {n} of {n} edges do cannot be said")
+
+
+def test_sizes_of_the_page_are_those_of_the_curve():
+    found = found_of([0.9, 0.9], [[0.1, 0.1]], full=[1, 1], empty=[0, 0])
+    small = Graph.of(LAYOUT, [found.graph.edges[0]])
+    curve = Curve((0.1,), replace(found.verdict, graphs=(small,), values=np.array([[0.3, 0.3]])))
+    page = replace(found, curve=curve).page(roles={"L0H0": "copy"})
+    assert [(s.graph.n_edges, s.faithfulness) for s in page.steps] == [(1, 0.3), (found.graph.n_edges, 0.9)]
+    assert page.roles == {"L0H0": ("copy",)}
+    assert page.title == "Circuit of t, found by eap"
