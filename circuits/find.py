@@ -113,13 +113,7 @@ class Found:
             f"{provenance['method']}: {self.graph.n_edges} of {self.graph.layout.n_edges} edges "
             f"({self.graph.fraction:.1%}), {len(self.graph.nodes)} nodes",
         ]
-<<<<<<< HEAD
-        if self.ability.caution:
-            lines.insert(1, self.ability.caution)
         faithful = f"faithfulness {row['faithfulness']:.3f} ({_interval(row)})"
-=======
-        faithful = f"faithfulness {row['faithfulness']:.3f} ({row['ci_low']:.3f} .. {row['ci_high']:.3f})"
->>>>>>> main
         if not self.verdict.stands:
             gap = self.verdict.advantage()
             return "\n".join([*lines, _no_faithfulness(metric, gap, faithful)])
@@ -346,12 +340,8 @@ def _outcome(
     data = {**search_task.provenance(), "judged_on": judge_task.provenance()}
     own = {**_own(method, scores.provenance), "metric": verdict.metric, "edges": size, "data": data}
     judged_random = faithfulness(model, judge_task, random, **how)
-<<<<<<< HEAD
-    return Found(graph, scores, verdict, judged_random, sizes, verdict.ability or ability(model, judge_task), own)
-=======
-    able, gone = ability(model, judge_task), removal(model, judge_task, graph, **how)
+    able, gone = verdict.ability or ability(model, judge_task), removal(model, judge_task, graph, **how)
     return Found(graph, scores, verdict, judged_random, sizes, able, own, gone)
->>>>>>> main
 
 
 def _prompts(

@@ -70,11 +70,8 @@ def circuit(
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Write table, graph, picture and faithfulness here.")
     ] = None,
-<<<<<<< HEAD
     save: Save = False,
-=======
     roles: Roles = None,
->>>>>>> main
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of prompts and random circuits.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
