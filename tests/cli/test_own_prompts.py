@@ -40,8 +40,8 @@ def test_a_circuit_of_a_file_whose_task_the_model_gets_wrong(said, tmp_path):
     text = " ".join(told.out.split())
     assert code == 0
     assert max(map(len, told.out.splitlines())) <= 80
-    assert text.startswith("own: the model is right in 0.00 of 6 prompts (chance 0.5)")
-    assert "The model does not do this task better than chance" in text
+    assert text.startswith("The model does not do this task better than chance")
+    assert "own: the model is right in 0.00 of 6 prompts (chance 0.5)" in text
     assert "no verdict: by logit_diff the whole model is not reliably better than nothing" in text
 
 
