@@ -113,12 +113,13 @@ class Found:
             f"{provenance['method']}: {self.graph.n_edges} of {self.graph.layout.n_edges} edges "
             f"({self.graph.fraction:.1%}), {len(self.graph.nodes)} nodes",
         ]
-        faithful = f"faithfulness {row['faithfulness']:.3f} ({row['ci_low']:.3f} .. {row['ci_high']:.3f})"
+        faithful = f"faithfulness {row['faithfulness']:.3f} ({_interval(row)})"
         if not self.verdict.stands:
             gap = self.verdict.advantage()
             return "\n".join([*lines, _no_faithfulness(metric, gap, faithful)])
-        where = "held-out prompts" if self.held_out else "prompts, those it was found on"
-        lines.append(f"{faithful} on {row['n']} {where}: {metric} {row['value']:.3f} with these edges")
+        noun = "prompt" if row["n"] == 1 else "prompts"
+        where = f"{row['n']} held-out {noun}" if self.held_out else f"{row['n']} {noun}, those it was found on"
+        lines.append(f"{faithful} on {where}: {metric} {row['value']:.3f} with these edges")
         return "\n".join([*lines, self._random_line(row)])
 
     def finding(self) -> str:
@@ -281,6 +282,11 @@ def circuit(
     )
 
 
+def _interval(row: Any) -> str:
+    """An interval over prompts, of which there have to be two."""
+    return f"{row['ci_low']:.3f} .. {row['ci_high']:.3f}" if row["n"] > 1 else "no interval over one prompt"
+
+
 def _no_faithfulness(metric: str, gap: Interval, ratio: str) -> str:
     """Why faithfulness is not to be read."""
     return (
@@ -334,7 +340,7 @@ def _outcome(
     data = {**search_task.provenance(), "judged_on": judge_task.provenance()}
     own = {**_own(method, scores.provenance), "metric": verdict.metric, "edges": size, "data": data}
     judged_random = faithfulness(model, judge_task, random, **how)
-    able, gone = ability(model, judge_task), removal(model, judge_task, graph, **how)
+    able, gone = verdict.ability or ability(model, judge_task), removal(model, judge_task, graph, **how)
     return Found(graph, scores, verdict, judged_random, sizes, able, own, gone)
 
 

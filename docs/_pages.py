@@ -112,6 +112,7 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "interp.studies.atlas",
             "interp.studies.dynamics",
             "interp.studies.findings",
+            "interp.studies.summary",
             "interp.studies.reproduce",
             "interp.studies.published",
             "interp.studies.scoreboard",

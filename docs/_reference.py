@@ -38,7 +38,7 @@ def cli() -> str:
         "What each command prints when asked for `--help`. Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted,\n"
         "141 nobody reads the output; what they mean, and what happens to files:\n"
         "[files and exit codes](files-and-exit-codes.md). Data goes to stdout, progress and complaints to stderr;\n"
-        "`interp --debug COMMAND` shows a traceback.\n",
+        "`--debug`, anywhere in a command, shows a traceback.\n",
     ]
     parts += [f"## {path}\n\n```text\n{text.rstrip()}\n```\n" for path, text in commands()]
     return "\n".join(parts)

@@ -24,7 +24,7 @@ from circuits.wiring.case import Case
 from circuits.wiring.edges import Other, run_edges, sent
 from interp.edits import Edit
 from interp.errors import SchemaError, TaskError, UnknownTask, nearest
-from interp.measurement.ability import advantage
+from interp.measurement.ability import Ability, advantage
 from interp.model import Model
 from interp.results.provenance import recorded
 from interp.results.stats import Interval, bootstrap
@@ -46,6 +46,7 @@ class Verdict:
         values: m(C) of each circuit and prompt. full: m(M). empty: m(0), every edge removed.
         metric, ablation: what was measured, and what removed edges carried.
         provenance: of the call: plain values.
+        ability: how well the whole model does the task on these prompts, of the pass that gave m(M).
     """
 
     graphs: tuple[Graph, ...]
@@ -55,6 +56,7 @@ class Verdict:
     metric: str
     ablation: str
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    ability: Ability | None = None
 
     __repr__ = brief
 
@@ -167,7 +169,8 @@ def faithfulness(
             f"{task.name}: {case.metric} is {full.mean():.3g} for the model and the same with every edge removed: "
             "there is nothing to explain"
         )
-    return Verdict(circuits, values[:-1], full, empty, case.metric, ablation, {"metric": case.metric})
+    able, facts = Ability.of_case(case), {"metric": case.metric}
+    return Verdict(circuits, values[:-1], full, empty, case.metric, ablation, facts, able)
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shlex
 import sys
 from functools import partial
@@ -16,6 +17,7 @@ from interp.cli import own
 from interp.cli.index import entries
 from interp.cli.names import LARGEST_SEED, check_options, check_run
 from interp.cli.options import Force, Quote
+from interp.cli.tables import wrapped
 from interp.environment import CIRCUIT_METHODS, plugin_names
 from interp.files import writable_folder, write_files
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from circuits.find import Found
     from interp.results.results import Result
 
+OWN = "circuit"
+"""How the name of a folder begins that is named after what was asked."""
 FILES = ("edges.csv", "faithfulness.csv", "graph.json", "circuit.dot", "circuit.html")
 Roles = Annotated[
     Path | None,
@@ -31,6 +35,12 @@ Roles = Annotated[
 LARGEST_ROLES = 1 << 24
 """Bytes of a file of roles at most."""
 TABLES = ("table.parquet", "table.csv")
+
+Save = Annotated[bool, typer.Option("--save", help="The same into circuit-MODEL-TASK-METHOD, made in this folder.")]
+Size = Annotated[int, typer.Option(min=2, max=100_000, help="Prompts to find it on, and as many others to judge it.")]
+Random = Annotated[
+    int, typer.Option("--random", min=1, metavar="N", help="Random circuits of the same size; from 99 on with a p.")
+]
 
 
 def circuit(
@@ -54,16 +64,13 @@ def circuit(
     edges: Annotated[int | None, typer.Option(min=1, metavar="N", help="Size of the circuit before pruning.")] = None,
     metric: Annotated[str | None, typer.Option(help="What is measured; the task's own otherwise.")] = None,
     ablation: Annotated[str, typer.Option(help="What removed edges carry: resample, mean or zero.")] = "resample",
-    n_prompts: Annotated[
-        int, typer.Option(min=2, max=100_000, help="Prompts to find it on, and as many others to judge it.")
-    ] = 64,
-    n_random: Annotated[
-        int, typer.Option("--random", min=1, metavar="N", help="Random circuits of the same size; from 99 on with a p.")
-    ] = 20,
+    n_prompts: Size = 64,
+    n_random: Random = 20,
     top: Annotated[int, typer.Option(min=0, metavar="K", help="Edges printed.")] = 20,
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Write table, graph, picture and faithfulness here.")
     ] = None,
+    save: Save = False,
     roles: Roles = None,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of prompts and random circuits.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")] = False,
@@ -83,6 +90,7 @@ def circuit(
     options = dict(_option(text) for text in option or ())
     check_run(model, dtype=dtype, device=device, method=method, tasks=[task] if task else ())
     check_options(method, options)
+    out = _folder(out, folder_name(model, task, method), save=save)
     gives = entries("methods")[method]["gives"]
     if out is not None:
         writable_folder(out, TABLES if gives == "table" else FILES, force=force)
@@ -113,6 +121,24 @@ def circuit(
         _write_table(outcome, out=out, top=top, as_json=as_json, force=force, quote=quote)
     else:
         _write_circuit(outcome, roles=role_table, out=out, top=top, as_json=as_json, force=force, quote=quote)
+
+
+def _folder(out: Path | None, named: str, *, save: bool) -> Path | None:
+    """Where files go: the folder that is given, the one that is named after what was asked, or nowhere."""
+    if save and out is not None:
+        raise typer.BadParameter("--save names the folder itself; leave --out out")
+    return Path(named) if save else out
+
+
+def folder_name(model: str, task: str | None, method: str) -> str:
+    """`circuit-default-ioi-eap-ig`: after the last part of a model's name, the task ("own" without one), the method.
+
+    >>> folder_name("zoo:default", "greater-than", "eap-ig")
+    'circuit-default-greater-than-eap-ig'
+    """
+    last = [part for part in re.split(r"[/\\:]", model) if part.strip(".")] or ["model"]
+    parts = (OWN, last[-1], task or "own", method)
+    return "-".join(re.sub(r"[^\w.-]+", "_", part) for part in parts)
 
 
 def _option(text: str) -> tuple[str, Any]:
@@ -169,7 +195,8 @@ def _write_circuit(
         }
         sys.stdout.write(json.dumps(document, indent=1) + "\n")
         return
-    sys.stdout.write(outcome.summary() + "\n")
+    lines = [line for text in outcome.summary().splitlines() for line in wrapped(text)]
+    sys.stdout.write("\n".join(lines) + "\n")
     rows = outcome.graph.table().head(top)
     if len(rows):
         sys.stdout.write(rows[["sender", "receiver", "port", "score"]].to_string(index=False) + "\n")

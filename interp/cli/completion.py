@@ -77,6 +77,8 @@ def commands(program: Any) -> Iterator[Command]:
 
 def _words(name: str, path: tuple[str, ...]) -> tuple[str, ...]:
     """What may stand for a parameter; `--kind` of `sae train` and NAME of `reproduce` are other things."""
+    if path == ("list",) and name == "name":
+        return (*index.entries("analyses"), *index.entries("methods"))
     if path[:1] == ("reproduce",) or (path[:1] == ("sae",) and name == "kind"):
         return ()
     known = KNOWN.get(name, ())

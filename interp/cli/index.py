@@ -22,6 +22,30 @@ KINDS = ("analyses", "tasks", "methods", "zoo")
 ANALYSES = "interp.analyses"
 """Entry points of modules that hold analyses."""
 
+ANNOTATED = {
+    "PromptTask": "task",
+    "Prompts": "prompts",
+    "Format": "needle",
+    "Spans": "instructions",
+    "Conflict": "conflicts",
+    "Dictionary": "dictionary",
+    "Mapping[str, Prompts]": "object",
+    "Mapping[str, Sequence[str]]": "object",
+    "Mapping[str, Sequence[int]]": "object",
+    "Mapping[str, Sequence[Sequence[str]]]": "object",
+    "Sequence[int]": "integers",
+    "tuple[int, int]": "integers",
+    "Sequence[float]": "numbers",
+    "tuple[float, ...]": "numbers",
+    "Sequence[str]": "texts",
+    "tuple[str, ...]": "texts",
+    "int": "integer",
+    "float": "number",
+    "str": "text",
+}
+"""Annotation of an option -> kind of its value, where the default does not say; of a union the first that is a member.
+`interp.cli.values` reads each kind."""
+
 Entries = dict[str, dict[str, Any]]
 
 
@@ -120,9 +144,17 @@ def _options(run: Any, common: Iterable[str]) -> dict[str, str]:
     import inspect
 
     parameters = inspect.signature(run).parameters.values()
-    return {p.name: _kind(p.default) for p in parameters if p.name not in common and p.kind is not p.VAR_KEYWORD}
+    return {p.name: _kind(p) for p in parameters if p.name not in common and p.kind is not p.VAR_KEYWORD}
 
 
-def _kind(default: Any) -> str:
-    kinds = ((bool, "true or false"), (int, "integer"), (float, "number"), (str, "text"), (tuple, "list"))
-    return next((name for kind, name in kinds if isinstance(default, kind)), "")
+def _kind(parameter: Any) -> str:
+    """Kind of value by the default; where that is None or a tuple, by the annotation. "" where neither says."""
+    kinds = ((bool, "true or false"), (int, "integer"), (float, "number"), (str, "text"))
+    plain = next((name for kind, name in kinds if isinstance(parameter.default, kind)), "")
+    if plain:
+        return plain
+    annotation = parameter.annotation
+    named = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+    members = {part.strip() for part in named.split("|")} - {"None"}
+    found = next((kind for annotated, kind in ANNOTATED.items() if annotated in members), "")
+    return found or ("list" if isinstance(parameter.default, tuple) else "")

@@ -3,46 +3,53 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import textwrap
 from typing import Annotated
 
 import typer
 
-from interp.cli import index
+from interp.cli import index, names
+from interp.cli.tables import line_width
+from interp.cli.values import READ
 from interp.errors import nearest
 
-NARROW, INDENT = 80, 26
+INDENT = 26
+SINGULAR = {"analyses": "analysis", "tasks": "task", "methods": "method", "zoo": "model"}
 
 
 def list_names(
     kind: Annotated[
         str | None, typer.Argument(metavar="[KIND]", help=f"{', '.join(index.KINDS)}; without it, the names of all.")
     ] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="One of them, with the options it takes.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")] = False,
 ) -> None:
-    """What analyses, tasks, circuit methods and models are there?
+    """What analyses, tasks, circuit methods and models are there, and which options does one take?
 
-    Example: interp list analyses
+    Example: interp list analyses induction
     """
     if kind is not None and kind not in index.KINDS:
         raise typer.BadParameter(f"nothing is listed as {kind!r}; {nearest(kind, index.KINDS)}")
-    chosen = {name: index.entries(name) for name in ([kind] if kind else index.KINDS)}
+    chosen = {one: index.entries(one) for one in ([kind] if kind else index.KINDS)}
+    if kind is not None and name is not None:
+        names.check(kind, [name], called=SINGULAR[kind])
+        chosen = {kind: {name: chosen[kind][name]}}
     if as_json:
         sys.stdout.write(json.dumps(chosen, indent=1) + "\n")
         return
     width = line_width()
-    for name, entries in chosen.items():
+    for one, entries in chosen.items():
         if kind is None:
-            sys.stdout.write(_names(name, entries, width))
+            sys.stdout.write(_names(one, entries, width))
         else:
             sys.stdout.write("".join(name_line(n, about(entry), width) for n, entry in entries.items()))
-
-
-def line_width() -> int:
-    """Columns of the terminal, 40 to 120; where the output goes elsewhere, 80."""
-    return max(40, min(shutil.get_terminal_size().columns, 120)) if sys.stdout.isatty() else NARROW
+    if name is not None:
+        options = chosen[str(kind)][name].get("options", {})
+        said = {option: READ.get(value, value) or "see the reference" for option, value in options.items()}
+        sys.stdout.write("".join(name_line(f"  -o {option}=", text, width) for option, text in said.items()))
 
 
 def about(entry: dict[str, str]) -> str:

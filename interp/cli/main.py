@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -21,7 +21,7 @@ from interp.cli import (
     circuit as cli_circuit,
 )
 from interp.cli import (
-    options as cli_options,
+    detect as cli_detect,
 )
 from interp.cli import (
     report as cli_report,
@@ -40,15 +40,11 @@ from interp.cli import (
 )
 from interp.cli.completion import completion
 from interp.cli.listing import list_names
-from interp.cli.names import LARGEST_SEED, check_run
-from interp.cli.output import abandon, plain_warnings, printable, printable_streams, unguarded
+from interp.cli.output import abandon, plain_warnings, printable_streams
 from interp.environment import __version__
-from interp.errors import InterpError, SchemaError, UnknownName
+from interp.errors import InterpError, UnknownName
 
-if TYPE_CHECKING:
-    from interp.measurement.registry import Analysis
-    from interp.results.results import Result
-
+DEBUG = "--debug"
 FAILED, USAGE, INTERRUPTED, UNREAD = 1, 2, 130, 141
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer exports the leaf of its usage errors alone
 
@@ -69,13 +65,8 @@ app.command()(cli_runs.runs)
 app.command()(cli_reproduce.reproduce)
 app.command("list")(list_names)
 app.command()(completion)
-
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, local folder, or zoo:NAME.")]
-Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of prompts, intervals and random controls.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...")]
-Names = Annotated[list[str] | None, typer.Option("--analysis", "-a", metavar="NAME", help="Run this one; repeatable.")]
+app.command()(cli_detect.detect)
+app.command()(cli_detect.demo)
 
 
 def _say_version(wanted: bool) -> None:
@@ -89,92 +80,11 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version and exit.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the whole traceback of an error; at the end too.")
+    ] = False,
 ) -> None:
     """Look inside transformer language models."""
-
-
-@app.command()
-def detect(
-    model: ModelArgument,
-    analysis: Names = None,
-    seed: Seed = 0,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write .parquet, .csv or .json.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")] = False,
-    top: Annotated[int, typer.Option(min=1, metavar="K", help="Heads shown per analysis.")] = 5,
-    revision: Revision = None,
-    dtype: Dtype = "float32",
-    device: Device = None,
-    bos: cli_options.Bos = None,
-    stack: Annotated[str | None, typer.Option(help="Of an encoder-decoder: encoder or decoder.")] = None,
-    source: Annotated[str | None, typer.Option(metavar="TEXT", help="What its decoder reads.")] = None,
-    force: cli_options.Force = False,
-    quote: cli_options.Quote = False,
-    text: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="A prompt of your own to measure on; repeatable.")
-    ] = None,
-    span: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=PLACE", help="A part of it, START:END or words; repeatable.")
-    ] = None,
-) -> None:
-    """What do the attention heads of MODEL do? One table, with nulls, intervals and causal checks.
-
-    Example: interp detect zoo:default -a induction --out heads.parquet
-
-    With --text only analyses that measure on prompts of one's own run; which do not is said. --span names a stretch of
-    each text: characters START to END (document=0:5200; an end left out is the text's), or words that it has once.
-    """
-    check_run(model, dtype=dtype, device=device, analyses=analysis)
-    cli_options.check_bos(bos)
-    with cli_options.usage():
-        texts = [cli_options.read_text(path) for path in text or ()]
-        spans = cli_options.read_spans(span or [], texts)
-    target = None if out is None else cli_options.table_target(out, force=force)
-    from interp.loading.load import load
-    from interp.measurement.registry import detect as run
-
-    checkpoint = load(model, revision=revision, dtype=dtype, device=device, stack=stack, source_text=source)
-    prompts = cli_options.own_prompts(checkpoint, texts, spans, bos=bos)
-    policy = None if texts else bos  # of the texts themselves
-    result = run(checkpoint, analysis, prompts=prompts, seed=seed, bos=policy, progress=cli_report.progress)
-    result.provenance["command"] = _command()
-    cli_options.say_left_out(result.provenance["left_out"])
-    if target is not None:
-        result.save(target, force=force, quote=quote)
-        _say(f"wrote {target}")
-    if as_json:
-        sys.stdout.write(result.to_json() + "\n")
-    else:
-        _print_tables(result, top)
-        _print_roles(result)
-
-
-@app.command()
-def demo(
-    model: Annotated[str, typer.Argument(metavar="[MODEL]", help="Hub id, local folder, or zoo:NAME.")] = "zoo:default",
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the page goes.")] = Path("report.html"),
-    prompt: Annotated[str | None, typer.Option(help="Text to show attention on, instead of random tokens.")] = None,
-    seed: Seed = 0,
-    force: cli_options.Force = False,
-) -> None:
-    """Detect the heads of the shipped model, print the best, and write a page about them."""
-    from interp.files import writable_file
-
-    check_run(model)
-    target = writable_file(out, force=force)
-    from interp.loading.load import load
-    from interp.measurement.registry import detect as run
-    from interp.reports import report
-
-    checkpoint = load(model)
-    if prompt is not None:
-        checkpoint.batch(prompt)  # a prompt that cannot be run is refused before the work, not after it
-    result = run(checkpoint, seed=seed, progress=cli_report.progress)
-    result.provenance["command"] = _command()
-    cli_options.say_left_out(result.provenance["left_out"])
-    _print_tables(result, 3)
-    path = report(checkpoint, results=result, prompt=prompt, seed=seed, path=target, force=force, command=_command())
-    sys.stdout.write(f"report: {path.resolve()}\n")
 
 
 @app.command()
@@ -203,88 +113,8 @@ def bench(
     raise typer.Exit(run(quick=quick, out=out))
 
 
-def _print_tables(result: Result, top: int) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from interp.measurement.registry import find
-
-    console = Console(highlight=False, file=unguarded(sys.stdout))
-    for name in result.table["analysis"].unique():
-        spec = find(name)
-        rows = result.top(name, variant=spec.headline, k=top)
-        table = Table(title=f"{spec.title}  ({spec.name}: {spec.headline})", title_justify="left", title_style="bold")
-        for heading in ("component", "score", "95 % interval", "null", "q", "labelled"):
-            table.add_column(heading, justify="left" if heading == "component" else "right")
-        for row in rows.to_dict(orient="records"):
-            interval = f"{row['ci_low']:.3f} .. {row['ci_high']:.3f}"
-            label = "yes" if row.get("label") is True else ""
-            table.add_row(
-                printable(row["component"]),
-                f"{row['value']:.3f}",
-                interval,
-                f"{row['null']:.3f}",
-                f"{row['q']:.1e}",
-                label,
-            )
-        console.print(table)
-        _print_labelled(console, result, spec)
-
-
-def _print_labelled(console: Any, result: Result, spec: Analysis) -> None:
-    """One line with the labelled heads, and one with what removing them all does."""
-    console.print(_labelled_text(result, spec), soft_wrap=True)
-    effects: Any = result.interventions
-    effects = effects[effects["analysis"] == spec.name]
-    whole = set(effects["set_id"])
-    for row in effects[effects["n_random"] > 0].to_dict(orient="records"):
-        how, n = row["set_id"].split(":")[0], row["n_random"]
-        dose = any(other.startswith(row["set_id"] + " ") for other in whole)  # the first few heads of a larger set
-        edit = f"{how}-ablated" if how in ("zero", "mean", "resample") else how
-        spread = f" +- {row['random_sd']:.3f}" if n > 1 else ""
-        console.print(
-            f"  {'top' if dose else 'all'} {row['k']} {edit}: {row['metric']} {row['clean']:.3f} -> {row['edited']:.3f}"
-            f"  ({n} random set{'s' * (n > 1)}, {row['control']}: {row['random_mean']:.3f}{spread})",
-            soft_wrap=True,
-        )
-    console.print()
-
-
-def _labelled_text(result: Result, spec: Analysis) -> str:
-    """Number and names of the labelled rows, class by class where the analysis tells several apart."""
-    from interp.measurement.classes import labelled_by_class
-
-    rows = result.top(spec.name, variant=spec.headline, k=len(result.table))
-    classes = labelled_by_class(spec, result.table)
-    count = f"{sum(map(len, classes.values()))} of {len(rows)} {'heads' if spec.unit.startswith('head') else 'rows'}"
-    if len(classes) > 1:
-        parts = [f"{len(names)} {name}{f' ({_some(names)})' if names else ''}" for name, names in classes.items()]
-        return f"{count} labelled: {', '.join(parts)}"
-    (names,) = classes.values()
-    return f"{count} labelled{': ' + _some(names) if names else ''}"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:12]) + (" ..." if len(names) > 12 else "")
-
-
-def _print_roles(result: Result) -> None:
-    """The heads' roles, all analyses together; nothing to sum up where there was one."""
-    from interp.studies.atlas import atlas
-
-    if result.table["analysis"].nunique() > 1:
-        with suppress(SchemaError):  # none of them scores heads
-            sys.stdout.write("Roles\n" + "\n".join(atlas(result).summary()) + "\n")
-
-
 def _say(text: str) -> None:
     sys.stderr.write(text + "\n")
-
-
-def _command() -> str:
-    import shlex
-
-    return shlex.join(["interp", *sys.argv[1:]])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -292,15 +122,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if sys.stderr is None or not sys.stderr.isatty():  # bars are for terminals; read when Hugging Face is imported
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    with _interruptible() as interrupted, printable_streams(), plain_warnings():
+    label = " ".join(["interp", *arguments[:2]])[:60]
+    with _interruptible() as interrupted, printable_streams(label), plain_warnings():
         code = _run(arguments, interrupted)
     sys.exit(code)
 
 
 def _run(arguments: Sequence[str], interrupted: list[int]) -> int:
-    """The exit code of a command; what went wrong is said."""
+    """The exit code of a command; what went wrong is said. `--debug` may stand anywhere before a `--`."""
+    own = list(arguments)
+    end = own.index("--") if "--" in own else len(own)
+    debug = DEBUG in own[:end]
     try:
-        code = app(args=list(arguments), prog_name="interp", standalone_mode=False)
+        code = app(
+            args=[word for word in own[:end] if word != DEBUG] + own[end:], prog_name="interp", standalone_mode=False
+        )
         sys.stdout.flush()
     except UsageError as error:
         _complain(error.format_message())  # type: ignore[attr-defined]
@@ -313,7 +149,7 @@ def _run(arguments: Sequence[str], interrupted: list[int]) -> int:
     except Exception as error:
         if interrupted:  # some library has made another error of it
             code = INTERRUPTED
-        elif "--debug" in arguments:
+        elif debug:
             raise
         else:
             return _failed(error)
@@ -335,7 +171,7 @@ def _failed(error: Exception) -> int:
     elif isinstance(error, MemoryError):
         _complain(f"out of memory: {error}; take fewer or shorter prompts")
     else:
-        _complain(f"unexpected {type(error).__name__}: {error} (--debug shows the traceback)")
+        _complain(f"unexpected {type(error).__name__}: {error} (for the traceback add {DEBUG} to the command)")
     return FAILED
 
 

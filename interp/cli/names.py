@@ -26,6 +26,9 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     "number": (int, float),
     "text": (str,),
     "list": (list, str),
+    "integers": (list,),
+    "numbers": (list,),
+    "texts": (list, str),
 }
 
 
@@ -66,7 +69,11 @@ def check_options(method: str, options: Mapping[str, Any]) -> None:
             hint = nearest(name, known) if known else "it has none of its own"
             raise typer.BadParameter(f"{method!r} has no option {name!r}; {hint}")
         kind = known[name]
-        fits = not kind or isinstance(value, _KINDS[kind]) and (isinstance(value, bool) == (kind == "true or false"))
+        fits = (
+            kind not in _KINDS
+            or isinstance(value, _KINDS[kind])
+            and (isinstance(value, bool) == (kind == "true or false"))
+        )
         if isinstance(value, int) and abs(value) > LARGEST:
             raise typer.BadParameter(f"{method!r}: {name} is {value:.3g}; expected at most {LARGEST}")
         if not fits:

@@ -24,6 +24,9 @@ Bos = Annotated[
     typer.Option(metavar="POLICY", help="Start random prompts with a BOS: default (as the tokenizer), forced, none."),
 ]
 
+TextFiles = Annotated[
+    list[Path] | None, typer.Option("--text", metavar="FILE", help="A file that is such a prompt; repeatable.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace a file that is there and is no earlier output.")]
 Quote = Annotated[bool, typer.Option("--quote", help="Quote cells of CSV that a spreadsheet would execute.")]
 
@@ -97,7 +100,7 @@ def read_spans(options: Sequence[str], texts: Sequence[str]) -> dict[str, list[A
     for option in options:
         name, equals, place = option.partition("=")
         if not texts:
-            raise InterpError(f"--span {option}: a span is part of a text; give --text FILE")
+            raise InterpError(f"--span {option}: a span is part of a text; give --prompt TEXT or --text FILE")
         if not equals or not name.strip() or not place:
             raise InterpError(f"--span {option}: spans are written NAME=START:END, in characters, or NAME=words")
         pieces = spans.setdefault(name.strip(), [[] for _ in texts])

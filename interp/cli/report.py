@@ -10,14 +10,26 @@ from typing import Annotated, Any
 
 import typer
 
-from interp.cli import own
+from interp.cli import own, values
+from interp.cli.detect import head_analyses
 from interp.cli.names import LARGEST_SEED, check_run
-from interp.cli.options import Bos, Force, check_bos, progress, say_left_out
+from interp.cli.options import Bos, Force, check_bos, own_prompts, progress, read_text, say_left_out, usage
 from interp.files import writable_file
 
 Texts = own.Texts
 OWN = 4
 """Pairs of one's own whose clean prompts are taken apart; the circuit is of all."""
+
+MeasuredOn = Annotated[
+    list[Path] | None, typer.Option("--text", metavar="FILE", help="A prompt that analyses measure on; repeatable.")
+]
+Wrong = Annotated[Texts, typer.Option(help="Token it is compared with, one for each prompt; '' for the mean of all.")]
+OfGraphs = Annotated[
+    str | None, typer.Option("--dictionary", "-d", metavar="D", help="Attribution graphs: folder, hub id, or neurons.")
+]
+Names = Annotated[
+    Texts, typer.Option("--analysis", "-a", metavar="NAME", help="Run this one, not all that suit; repeatable.")
+]
 
 
 def report(
@@ -28,20 +40,15 @@ def report(
     ] = "eap-ig",
     prompt: Annotated[Texts, typer.Option(help="Text whose answer is taken apart; repeatable.")] = None,
     answer: Annotated[Texts, typer.Option(help="Next token explained, one for each prompt; '' for likeliest.")] = None,
-    wrong: Annotated[
-        Texts, typer.Option(help="Token it is compared with, one for each prompt; '' for the mean of all.")
-    ] = None,
+    wrong: Wrong = None,
     clean: own.Clean = None,
     corrupt: own.Corrupt = None,
     pairs: own.PairFile = None,
     answer_tokens: own.AnswerTokens = "one",
-    dictionary: Annotated[
-        str | None,
-        typer.Option("--dictionary", "-d", metavar="D", help="Attribution graphs: folder, hub id, or neurons."),
-    ] = None,
-    analysis: Annotated[
-        Texts, typer.Option("--analysis", "-a", metavar="NAME", help="Run this one, not all that suit; repeatable.")
-    ] = None,
+    dictionary: OfGraphs = None,
+    analysis: Names = None,
+    option: values.Options = None,
+    text: MeasuredOn = None,
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where the page goes.")] = Path("report.html"),
     seed: Annotated[
         int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of prompts, intervals and random controls.")
@@ -55,6 +62,8 @@ def report(
     """Write what the parts of MODEL do as one HTML page: heads, circuits of tasks, your own prompts taken apart.
 
     With --clean, --corrupt and --answer the circuit of your own pair is found, and the clean prompt is taken apart.
+    With --text the analyses measure on texts of your own, and those that cannot are left out; -o sets any of their
+    options, as in interp detect.
 
     Example: interp report zoo:default --task ioi --out report.html
     """
@@ -70,7 +79,11 @@ def report(
         questions += list(zip(given.clean, given.answer, given.wrong or [None] * len(given), strict=True))[:OWN]
     if dictionary is not None and not questions:
         raise typer.BadParameter("--dictionary makes attribution graphs of prompts; give --prompt")
+    options = values.typed_options(option or [], analysis or head_analyses())
+    check_run(model, tasks=values.task_names(options))
     target = writable_file(out, force=force)
+    with usage():
+        texts, options = [read_text(path) for path in text or ()], values.checked(options)
     from interp.loading.load import load
     from interp.reports import report as write
 
@@ -89,7 +102,11 @@ def report(
         path=target,
         force=force,
         command=shlex.join(["interp", *sys.argv[1:]]),
-        bos=bos,
+        bos=None if texts else bos,
+        detecting={
+            "prompts": own_prompts(checkpoint, texts, {}, bos=bos),
+            "options": values.of_model(options, checkpoint, seed=seed),
+        },
         progress=progress,
         left_out=say_left_out,
         told=lambda name: sys.stderr.write(f"circuit of {name} ...\n"),

@@ -9,10 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from interp.cli.listing import line_width, name_line
+from interp.cli.listing import name_line
 from interp.cli.names import check
 from interp.cli.options import Force, table_target
 from interp.cli.output import unguarded
+from interp.cli.tables import line_width
 
 app = typer.Typer(help="Models with known mechanisms that come with the package.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(metavar="NAME", help="As in `interp zoo list`, without zoo: or with it.")]

@@ -29,7 +29,7 @@ from interp.errors import ModelLoadError, first_line
 from interp.files import read_json
 from interp.loading.hooked.decoder import register
 from interp.loading.hooked.read import is_hooked, read_hooked
-from interp.loading.hub import snapshot
+from interp.loading.hub import fetch, snapshot
 from interp.loading.memory import adapted, check_device, dtype_of, module_of
 from interp.loading.shards import check_dtypes, check_keys, sha256, weight_files
 from interp.loading.sizes import check_sizes
@@ -47,6 +47,10 @@ log = logging.getLogger("interp")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 TOKENIZER_CLASS = "tokenizer_config.json"
 """Names a class, which may need no vocabulary (bytes), or one in a file of a name of its own."""
+BESIDE = (TOKENIZER_CLASS, "special_tokens_map.json", "added_tokens.json", "merges.txt")
+"""What a tokenizer may have beside these."""
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
+"""Of files by which a folder is taken for a checkpoint, though it has no config."""
 register()
 relu_llama.register()
 
@@ -82,7 +86,7 @@ def read(
         own = hooked.tokenizer or _tokenizer(name, path if path.is_dir() else path.parent, None)
         return Checkpoint(name, check_device(hooked.model, device), tokenizer or own, None, sha256(hooked.weights))
     local = _folder(name)
-    folder, commit = snapshot(name, revision) if local is None else (local, None)
+    folder, commit = _of_hub(name, path, revision) if local is None else (local, None)
     if not (folder / "config.json").is_file():
         return _of_adapter(folder, tokenizer, dtype=dtype, device=device, device_map=device_map)
     config = _config(name, folder)
@@ -90,10 +94,33 @@ def read(
     if strip_prefix:
         more["key_mapping"] = {f"^{re.escape(strip_prefix)}": ""}
     model = _weights(name, folder, config, dtype=torch_dtype or "auto", **more)
-    tokenizer = tokenizer or _tokenizer(name, local, commit)
+    tokenizer = tokenizer or _tokenizer(
+        name, _own_files(name, path, folder, commit) if local is None else local, commit
+    )
     sha = None if local is None else sha256(weight_files(local))
     model = model if device_map is not None or tensor_parallel else check_device(model, device)
     return Checkpoint(name, model, tokenizer, commit, sha)
+
+
+def _of_hub(name: str, path: Path, revision: str | None) -> tuple[Path, str | None]:
+    """`snapshot`; where a folder of that name is here as well, which holds no checkpoint, an error says so."""
+    try:
+        return snapshot(name, revision)
+    except ModelLoadError as error:
+        if not path.is_dir():
+            raise
+        raise ModelLoadError(
+            f"{name!r} has no config.json: not a Hugging Face checkpoint folder, and no model of the hub: {error}"
+        ) from error
+
+
+def _own_files(name: str, path: Path, folder: Path, commit: str | None) -> Path | None:
+    """Where a hub's tokenizer is, if a folder here is called like it: transformers would look in there."""
+    if not path.is_dir():
+        return None
+    for file in (*TOKENIZER_FILES, *BESIDE):
+        fetch(name, file, commit)
+    return folder
 
 
 def _of_zoo(
@@ -127,17 +154,19 @@ def _of_adapter(folder: Path, tokenizer: PreTrainedTokenizerBase | None, **optio
 
 
 def _folder(name: str) -> Path | None:
-    """The local folder `name` means, None for a hub id."""
+    """The local folder `name` means, None for a hub id, also where a folder called like it holds no weights."""
     if not name.strip():
         raise ModelLoadError("an empty name; give a hub id, a folder or zoo:NAME")
     path = Path(name).expanduser()
+    looks_local = name.startswith((".", "~", os.sep)) or name.count("/") > 1
     if path.is_dir():
         if not any((path / name).is_file() for name in ("config.json", ADAPTER)):
+            if not looks_local and not any(file.suffix in WEIGHT_SUFFIXES for file in path.iterdir()):
+                return None  # a folder of something else, called like a model of the hub
             raise ModelLoadError(f"{name!r} has no config.json: not a Hugging Face checkpoint folder")
         return path
     if path.exists():
         raise ModelLoadError(f"{name!r} is a file; give the folder that holds config.json and the safetensors")
-    looks_local = name.startswith((".", "~", os.sep)) or name.count("/") > 1
     if looks_local:
         raise ModelLoadError(f"no folder {name!r}")
     return None

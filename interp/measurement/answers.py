@@ -95,13 +95,8 @@ def answered(case: Case, end: Float[Tensor, "batch d_model"]) -> bool:
 
 
 def right_share(logits: Float[Tensor, "..."], task: PromptTask) -> float:
-    """Share of prompts whose right answer's logit is above every wrong one's.
-
-    Unless every prompt has a wrong one, it has to be the largest of all tokens'. Logits are [batch pos d_vocab], or
-    [batch d_vocab] at END.
-    """
-    right = metrics.logit_margin(logits, task) > 0 if task.contrasted else metrics.accuracy(logits, task)
-    return float(right.double().mean())
+    """Share of prompts answered right (`metrics.right`); logits [batch pos d_vocab], or [batch d_vocab] at END."""
+    return float(metrics.right(logits, task).double().mean())
 
 
 @dataclass(frozen=True, eq=False)

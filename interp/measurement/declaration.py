@@ -6,6 +6,7 @@ Whatever shows, joins or judges analyses reads these; none of it knows an analys
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -165,5 +166,22 @@ class Analysis:
 
 
 def singular(title: str) -> str:
-    """One of the things a title names: "Induction heads" -> "induction head"."""
-    return (title[:1].lower() + title[1:]).removesuffix("s")
+    """One of the things a title names: "Induction heads" -> "induction head".
+
+    Where something follows the noun it is the noun that changes, and the verb of a clause: "Heads that look at both
+    ends" -> "head that looks at both ends".
+    """
+    lower = title[:1].lower() + title[1:]
+    if re.search(r"\b(head|sink)s\b.", lower):
+        one = re.sub(r"\b(head|sink)s\b", r"\1", lower, count=1)
+        return re.sub(r"\bthat ([a-z]+)( or ([a-z]+))?", _singular_verbs, one)
+    return lower.removesuffix("s")
+
+
+def _singular_verbs(clause: re.Match[str]) -> str:
+    first, other = clause[1], clause[3]
+    return f"that {first}s" + (f" or {_third(other)}" if other else "")
+
+
+def _third(verb: str) -> str:
+    return verb[:-1] + "ies" if verb.endswith("y") else verb + "s"

@@ -10,7 +10,9 @@ import torch
 from jaxtyping import Float
 
 from interp.edits import Edit
+from interp.measurement.ability import Ability
 from interp.measurement.rerun import Rerun
+from interp.model import Model
 from interp.tasks.needles import Answer, Needles
 
 T = TypeVar("T")
@@ -21,6 +23,11 @@ def needle_accuracy(run: Rerun, haystacks: Needles, edits: Sequence[Edit] = ()) 
     """Share of needles answered right, and the mean loss of their tokens in nats."""
     right, loss = each_answer(run, haystacks, edits)
     return {"needle_accuracy": float(right.mean()), "needle_loss_nats": float(loss.mean())}
+
+
+def needle_ability(right: Float[np.ndarray, " needle"], model: Model) -> dict[str, Ability]:
+    """Ability to answer needles, from which were answered right; chance is that of one token of the vocabulary."""
+    return {"needles": Ability.of_right(right, 1 / model.info.d_vocab)}
 
 
 def each_answer(

@@ -30,6 +30,7 @@ from interp.errors import (
     UnknownEntry,
     nearest,
 )
+from interp.measurement.ability import Ability
 from interp.measurement.declaration import CAUSAL, TOKEN_LOGITS, Analysis, PlantedTask, Section, Stage
 from interp.measurement.options import checked_options, other_prompts, why_no_prompts
 from interp.model import Model, with_edits
@@ -41,6 +42,8 @@ from interp.tasks.spell import MUTE
 from interp.tasks.synthetic import bos_id
 
 P = ParamSpec("P")
+ASKED = {"prompts", "task", "temporal_task", "texts", "normal"}
+"""Options by which a caller says himself what an analysis asks."""
 PLAIN = 16  # random prompts, and tokens of each, that show whether a model gives numbers at all
 
 
@@ -53,11 +56,13 @@ class Findings:
             `component` are filled in) and those the analysis declared.
         data: what was run on: task, sizes, hash, BOS policy.
         interventions: rows of the second table.
+        ability: task that the prompts ask -> how well the model does it; of every analysis of prompts with answers.
     """
 
     rows: Sequence[Mapping[str, Any]] | pd.DataFrame
     data: Mapping[str, Any] = field(default_factory=dict)
     interventions: Sequence[Mapping[str, Any]] = ()
+    ability: Mapping[str, Ability] = field(default_factory=dict)
 
 
 _registry: dict[str, Analysis] = {}
@@ -105,6 +110,8 @@ def analysis(
             interventions = pd.DataFrame(list(findings.interventions))
             interventions.insert(0, "analysis", name)
             provenance = _provenance(model, name, body, by_name, findings.data, time.perf_counter() - start)
+            if findings.ability:
+                provenance["ability"] = {task: own.as_dict() for task, own in findings.ability.items()}
             return Result(table, provenance, frame(interventions, interventions=True))
 
         run.__annotations__ = {**body.__annotations__, "return": "Result"}
@@ -196,6 +203,7 @@ def detect(
     prompts: Prompts | None = None,
     seed: int = 0,
     bos: str | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
     progress: Callable[[Sequence[Analysis]], Any] | None = None,
 ) -> Result:
     """Every head analysis that suits the model as one result, or those named, each of which must suit it.
@@ -206,8 +214,8 @@ def detect(
     Provenance says under `left_out` which analyses were not run, and why: {name: reason}. One that cannot be run leaves
     the others alone, whatever it raises. `bos` is the policy of analyses whose random prompts may start with a BOS
     ("default": as the tokenizer does by itself, "forced", "none"); None leaves it to each. `edits` are in
-    force meanwhile, as in `analyze`. `progress` may wrap the list
-    of analyses in a progress bar.
+    force meanwhile, as in `analyze`. `options` are of single analyses, {name: {option: value}}, and go before all
+    others. `progress` may wrap the list of analyses in a progress bar.
 
     Raises:
         NotApplicable: an analysis asked for by name does not suit the model, or none does.
@@ -221,7 +229,11 @@ def detect(
         bos_id(model, bos)
     specs = [find(n) for n in names] if names else [a for a in analyses().values() if a.unit == "head"]
     batch = None if prompts is None else model.batch(prompts)
-    obstacles = {a.name: _obstacle(a, model) or _no_prompts(a, batch) for a in specs}
+    options = options or {}
+    obstacles = {
+        a.name: _obstacle(a, model, options.get(a.name)) or _no_prompts(a, batch, options.get(a.name, {}))
+        for a in specs
+    }
     left_out = {name: reason for name, reason in obstacles.items() if reason}
     for name, reason in left_out.items():
         if names:
@@ -232,8 +244,8 @@ def detect(
         try:
             takes_bos = bos is not None and "bos" in inspect.signature(spec.run).parameters
             own: dict[str, Any] = {"bos": bos} if takes_bos else {}
-            own |= {} if batch is None else {"prompts": batch}
-            results.append(analyze(model, spec.name, seed=seed, **own))
+            own |= {} if batch is None or not _takes_prompts(spec) else {"prompts": batch}
+            results.append(analyze(model, spec.name, **{"seed": seed, **own, **options.get(spec.name, {})}))
         except Exception as error:  # a fault of one analysis, a stranger's perhaps, must not take the others down
             if isinstance(error, NotFinite):
                 _check_numbers(model, seed=seed)
@@ -253,11 +265,15 @@ def detect(
     return result
 
 
-def _no_prompts(spec: Analysis, prompts: Batch | None) -> str | None:
-    """Why an analysis cannot be run on a caller's prompts, None where it can or there are none."""
-    if prompts is None:
+def _takes_prompts(spec: Analysis) -> bool:
+    return "prompts" in inspect.signature(spec.run).parameters
+
+
+def _no_prompts(spec: Analysis, prompts: Batch | None, options: Mapping[str, Any]) -> str | None:
+    """Why an analysis cannot be run on a caller's prompts, None where it can, is given others, or there are none."""
+    if prompts is None or set(options) & ASKED:
         return None
-    if "prompts" not in inspect.signature(spec.run).parameters:
+    if not _takes_prompts(spec):
         return f"takes no prompts of one's own: {why_no_prompts(spec.run)}"
     other = other_prompts(spec.run, prompts)
     return f"takes no text as its prompts, but {other}" if other else None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interp.batch import Batch
@@ -104,7 +104,19 @@ class Case:
     @cached_property
     def clean(self) -> Float[Tensor, " batch"]:
         """m(clean), one value per prompt."""
-        return self.metric_values(self.task.clean)
+        return self._clean[0]
+
+    @cached_property
+    def right(self) -> Bool[Tensor, " batch"]:
+        """Whether each clean prompt is answered right (`interp.tasks.metrics.right`), of the same pass as `clean`."""
+        return self._clean[1]
+
+    @cached_property
+    @torch.no_grad()
+    def _clean(self) -> tuple[Float[Tensor, " batch"], Bool[Tensor, " batch"]]:
+        logits = self.model.run(self.task.clean).logits
+        assert logits is not None  # no `stop`
+        return self.value(logits), metrics.right(logits, self.task)
 
     @cached_property
     def corrupt(self) -> Float[Tensor, " batch"]:

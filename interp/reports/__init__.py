@@ -36,6 +36,7 @@ def report(
     force: bool = False,
     command: str | None = None,
     bos: str | None = None,
+    detecting: Mapping[str, Any] | None = None,
     progress: Callable[[Sequence[Analysis]], Any] | None = None,
     told: Callable[[str], Any] | None = None,
     left_out: Callable[[Mapping[str, str]], Any] | None = None,
@@ -61,6 +62,7 @@ def report(
         force: replace a file that is not an earlier page.
         command: shell command that made the report, shown for copying.
         bos: policy of the analyses' random prompts: "default", "forced" or "none"; None leaves it to each.
+        detecting: further arguments of `interp.detect`: `prompts` to measure on, `options` of single analyses.
         progress: may wrap the list of analyses in a progress bar.
         told: called with the name of each task when its circuit is begun.
         left_out: called with the analyses that were not run, {name: reason}, once the others are.
@@ -86,15 +88,14 @@ def report(
     analyses = several(analyses, "names of analyses") or None
     views = views_of(model, features)
     tasks = [tasks] if hasattr(tasks, "provenance") else several(tasks, "tasks")  # one result of a search
-    for name in analyses or () if results is None else ():
-        find(name)
+    _ = [find(name) for name in analyses or () if results is None]  # refuses what is no analysis
     questions = token_questions(model, prompts)
     shown = _shown_prompt(model, prompt, questions)
     pairs = circuits.prompts(model, tasks, seed=seed, method=method)
     made = graphs.prompt_graphs(model, questions, dictionary, seed=seed)
-    result = detect(model, analyses, seed=seed, bos=bos, progress=progress) if results is None else results
-    if left_out is not None:
-        left_out(result.provenance.get("left_out") or {})
+    given = {"bos": bos, "progress": progress, **(detecting or {})}
+    result = detect(model, analyses, seed=seed, **given) if results is None else results
+    (left_out or dict)(result.provenance.get("left_out") or {})
     outcomes = circuits.find(model, pairs, seed=seed, method=method, told=told)
     parts = {"questions": questions, "circuits": outcomes, "graphs": made, "features": views}
     page = render(model, result, analyses=analyses, prompt=shown, **parts, seed=seed, command=command)

@@ -52,7 +52,7 @@ def counted(html: str) -> str:
 
 def _captioned(table: re.Match[str]) -> str:
     start, of, rest, title, content = table.groups()
-    bodies = re.findall(r"<tbody>.*?</tbody>", content, re.DOTALL)
+    bodies = re.findall(r"<tbody.*?</tbody>", content, re.DOTALL)
     rows = "".join(bodies or [content]).count("<tr")
     count = f"{rows} of {of} rows" if of and int(of) > rows else f"{rows} row{'s' if rows != 1 else ''}"
     if "<caption>" in content:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
+from interp.components import is_head
+from interp.measurement.ability import Ability
 from interp.measurement.classes import labelled_by_class, labelled_rows
 from interp.measurement.declaration import PATTERN, Analysis, singular
 from interp.measurement.registry import analyses
@@ -43,6 +47,7 @@ class Finding:
         classes: class -> labelled components, highest first; one class where the analysis does not tell several apart.
         scored: components it scored.
         effect: of removing them, where that was tried.
+        caution: what to know of the task that it is measured on, where the model cannot do it; else "".
     """
 
     analysis: str
@@ -51,6 +56,7 @@ class Finding:
     classes: dict[str, list[str]]
     scored: int
     effect: Effect | None
+    caution: str = ""
 
     @property
     def names(self) -> list[str]:
@@ -62,6 +68,9 @@ class Finding:
         """`4 induction heads`."""
         title = self.title if self.title[1:2].isupper() else self.title[:1].lower() + self.title[1:]  # "MLPs" stays
         n = len(self.names)
+        if n and not re.search(r"s\b", title.split(" (")[0]):  # the name of a method, not of what it finds
+            kind = "head" if all(is_head(name) for name in self.names) else "component"
+            return f"{n} {kind}{'s' * (n > 1)} ({title})"
         return f"{n or 'no'} {singular(title) if n == 1 else title}"
 
     def sentence(self, *, named: int = NAMED) -> str:
@@ -72,7 +81,8 @@ class Finding:
         else:
             listed = some(self.names, named)
         told = f"{self.counted}: {listed}" if listed else self.counted
-        return told if self.effect is None else f"{told}; {self.effect.sentence()}"
+        told = told if self.effect is None else f"{told}; {self.effect.sentence()}"
+        return f"{told} ({self.caution})" if self.caution else told
 
 
 def some(names: Sequence[str], k: int) -> str:
@@ -85,10 +95,24 @@ def findings(result: Result) -> list[Finding]:
 
     Among those, the one first whose removal does most beyond random sets, as a share of the metric.
     """
-    specs = analyses()
+    specs, own = analyses(), calls(result)
     present = [specs[name] for name in dict.fromkeys(result.table["analysis"]) if name in specs]
-    every = [_finding(spec, result) for spec in present if _labels(spec, result.table)]
+    every = [
+        _finding(spec, result, cautions(own.get(spec.name, {}))) for spec in present if _labels(spec, result.table)
+    ]
     return sorted(every, key=lambda f: (not f.names, f.pattern, -_weight(f.effect)))
+
+
+def calls(result: Result) -> dict[str, Mapping[str, Any]]:
+    """Provenance of each analysis of a result, of one call or of several joined."""
+    parts = [{**result.provenance, **own} for own in result.provenance.get("calls", ({},))]
+    return {str(part["call"]["analysis"]): part for part in parts if "call" in part}
+
+
+def cautions(provenance: Mapping[str, Any]) -> str:
+    """`the model does this task at chance: .48 of .50`, of each task that it cannot do; "" where it can do all."""
+    found = [Ability.from_dict(own) for own in provenance.get("ability", {}).values()]
+    return "; ".join(ability.brief for ability in found if not ability.able)
 
 
 def _labels(spec: Analysis, table: pd.DataFrame) -> bool:
@@ -97,13 +121,13 @@ def _labels(spec: Analysis, table: pd.DataFrame) -> bool:
     return "label" in table and bool(table.loc[rows, "label"].notna().any())
 
 
-def _finding(spec: Analysis, result: Result) -> Finding:
+def _finding(spec: Analysis, result: Result, caution: str) -> Finding:
     rows = (result.table["analysis"] == spec.name) & (result.table["variant"] == spec.headline)
     pattern = spec.stage is not None and spec.stage.stage == PATTERN and not spec.stage.kinds
     classes = labelled_by_class(spec, result.table)
     names = set(labelled_rows(spec, result.table)["component"])
     effect = _effect(result.interventions, spec.name, names)
-    return Finding(spec.name, spec.title, pattern, classes, int(rows.sum()), effect)
+    return Finding(spec.name, spec.title, pattern, classes, int(rows.sum()), effect, caution)
 
 
 def _effect(interventions: pd.DataFrame, name: str, labelled: set[str]) -> Effect | None:

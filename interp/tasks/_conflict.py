@@ -12,11 +12,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from interp import data
-from interp.batch import Batch
+from interp.batch import Batch, Prompts
 from interp.errors import NotApplicable, SchemaError, TaskError, nearest
 from interp.model import Model
 from interp.shapes import brief
 from interp.tasks.build import TRIES, fit_words
+from interp.tasks.own import pair_parts
 from interp.tasks.prompt import PromptTask, collate
 from interp.tasks.source import Document, Template, checkpoint_tasks, document, shipped_tasks
 from interp.tasks.spell import EncodedPair, Example, Speller
@@ -53,6 +54,24 @@ class Conflict:
     group: Int[Tensor, " batch"]
 
     __repr__ = brief
+
+    @classmethod
+    def of(
+        cls, model: Model, *, clean: Prompts, corrupt: Prompts, answers: Any, wrong: Any, questions: Prompts
+    ) -> Conflict:
+        """Conflicts of one's own prompts: `interp.pair` with what is known as `wrong`, and the facts asked for alone.
+
+        All are of one wording and one relation, so that the null exchanges answers among all of them.
+
+        Raises:
+            TaskError: see `interp.pair`, or another number of questions.
+        """
+        parts = pair_parts(model, clean, corrupt, answers, wrong, name="conflict", corruption="context agrees")
+        task, asked = collate(**parts), model.batch(questions).to("cpu").padded_on("right")
+        if len(asked.ids) != len(task):
+            raise TaskError(f"{len(asked.ids)} questions for {len(task)} prompts: give one for each")
+        none = torch.zeros(len(task), dtype=torch.long)
+        return cls(task, asked, (Frame("own", "{core} {told}", None),), none, none)
 
     def select(self, rows: Tensor) -> Conflict:
         """Some of the prompts."""

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.errors import TaskError, UnknownTask, first_line, nearest
@@ -98,6 +98,32 @@ def rank(logits: Float[Tensor, "..."], task: AnswerKey) -> Float[Tensor, " batch
 def accuracy(logits: Float[Tensor, "..."], task: AnswerKey) -> Float[Tensor, " batch"]:
     """1 where a right answer has the largest logit of all, else 0. Not differentiable."""
     return (rank(logits, task) == 0).to(logits.dtype)
+
+
+def right(logits: Float[Tensor, "..."], task: AnswerKey) -> Bool[Tensor, " batch"]:
+    """Whether the right answer's logit is above every wrong one's.
+
+    Unless every prompt has a wrong one, it has to be the largest of all tokens'.
+    """
+    if bool((task.wrong >= 0).any(1).all()):
+        return logit_margin(logits, task) > 0
+    return rank(logits, task) == 0
+
+
+def of_equal_logits(metric: str, task: AnswerKey, n_logits: int) -> Float[Tensor, " batch"]:
+    """A metric where a model prefers nothing: of equal logits for all `n_logits` tokens, of each prompt.
+
+    Of `rank` and `accuracy`, which equal logits do not order, what a random order is expected to give for k right
+    answers of V tokens: (V - k) / (k + 1) and k / V. NaN for `kl` and for metrics that are not in `METRICS`.
+    """
+    k = (task.answers >= 0).sum(1).double()
+    if metric == "rank":
+        return (n_logits - k) / (k + 1)
+    if metric == "accuracy":
+        return k / n_logits
+    if metric == "kl" or metric not in METRICS:
+        return torch.full_like(k, math.nan)
+    return METRICS[metric](torch.zeros(len(k), n_logits, dtype=torch.float64, device=k.device), task)
 
 
 METRICS: Mapping[str, Metric] = {

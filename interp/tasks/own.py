@@ -177,6 +177,16 @@ def _positions(model: Model, role: str, place: Place, rows: Sequence[Sequence[in
     return [at % len(row) for at, row in zip(entries, rows, strict=True)]
 
 
+def position_of(model: Model, role: str, word: str, prompt: Any, number: int) -> int:
+    """Where the one token of this text stands in a prompt, as `model.batch` reads it; `number` is for the error.
+
+    Raises:
+        TaskError: it is not there, or several times.
+    """
+    (row,) = _rows(model.batch(prompt if isinstance(prompt, str) else [list(prompt)]))
+    return _of_word(model, role, word, number, row)
+
+
 def _of_word(model: Model, role: str, word: str, number: int, row: Sequence[int]) -> int:
     """The one place of a token, spaces around it left aside."""
     if model.tokenizer is None:

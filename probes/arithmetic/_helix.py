@@ -13,6 +13,7 @@ from numpy import ndarray
 
 from interp.edits import Add
 from interp.errors import NotApplicable, SchemaError
+from interp.measurement.ability import abilities
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL
 from interp.model import Model
@@ -177,7 +178,8 @@ def helix(
         table.loc[mask, "label"] = table.loc[mask, "q"] < LEVEL
     table = table.assign(component=table["site"] + " at " + table["role"])
     table["chance"] = design.features(np.zeros(1, dtype=int)).shape[1] / (len(exchanges[0]) - 1)
-    return Findings(table, {**task.provenance(), "periods": [float(t) for t in periods], "linear": linear})
+    data = {**task.provenance(), "periods": [float(t) for t in periods], "linear": linear}
+    return Findings(table, data, ability=abilities(case))
 
 
 def _periods(model: Model, task: PromptTask, linear: bool) -> tuple[tuple[float, ...], bool]:

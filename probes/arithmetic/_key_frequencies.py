@@ -12,6 +12,7 @@ from torch import Tensor
 
 from interp.batch import Batch
 from interp.components import mlp_name
+from interp.measurement.ability import Ability
 from interp.measurement.fourier import Spectrum, fourier_spectrum
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL
@@ -107,7 +108,10 @@ def key_frequencies(
         **layout.facts(),
     }
     facts["key_frequencies"] = key_list(table, "logits")
-    return Findings(table, facts)
+    (a, b), p = layout.pairs(), layout.modulus
+    right = logits.argmax(2) == ((a + b) % p).view(p, p)
+    ability = {"modular addition": Ability.of_counts(int(right.sum()), p * p, 1 / p, contrasted=True)}
+    return Findings(table, facts, ability=ability)
 
 
 def key_list(table: pd.DataFrame, variant: str) -> list[int]:

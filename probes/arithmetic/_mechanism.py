@@ -14,6 +14,7 @@ from torch import Tensor
 from interp.batch import Batch
 from interp.edits import Add
 from interp.gradients import gradients
+from interp.measurement.ability import Ability
 from interp.measurement.fourier import fourier_basis
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL
@@ -120,11 +121,12 @@ def addition_mechanism(
     table = pd.DataFrame(rows)
     table["q"] = stats.benjamini_hochberg(table["p"].to_numpy(dtype=float))
     verdict, reasons = algorithm(table)
+    ability = {"modular addition": Ability.of_counts(round(hits.sum() * p), p * p, 1 / p, contrasted=True)}
     facts: dict[str, object] = {"task": "modular addition", **layout.facts(), "algorithm": verdict, "reasons": reasons}
     facts["circles"] = circles
     triples = {"gradients": {"sha256": fingerprint([Batch.of(layout.prompts(*_triples(p, n_triples, seed)[:2]))])}}
     facts |= {"sha256": fingerprint([Batch.of(layout.prompts(a, b))]), **triples}
-    return Findings(table.assign(algorithm=verdict, component=table["variant"]), facts)
+    return Findings(table.assign(algorithm=verdict, component=table["variant"]), facts, ability=ability)
 
 
 def algorithm(table: pd.DataFrame) -> tuple[str, dict[str, bool]]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from interp.batch import Batch
 from interp.errors import NotApplicable, SchemaError
+from interp.measurement.ability import abilities
 from interp.measurement.fourier import fourier_spectrum
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL
@@ -91,7 +92,9 @@ def number_spectrum(
         parts.append(_rows(site, _detrended(x) if detrend else x, top, n_shuffles, seed))
     rows = pd.concat(parts, ignore_index=True).sort_values("variant", kind="stable", ignore_index=True)
     facts: dict[str, object] = {"task": "numbers", "n_numbers": len(ids), "sha256": fingerprint([Batch.of(ids[None])])}
-    return Findings(rows, facts | ({} if task is None else {"prompts": task.provenance()}))
+    if task is None:
+        return Findings(rows, facts)
+    return Findings(rows, facts | {"prompts": task.provenance()}, ability=abilities((model, task)))
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from interp import tasks
 from interp.edits import Edit, RotaryBase
 from interp.errors import NotApplicable, SiteError, TaskError
 from interp.measurement.documents import Layout, needle_documents
+from interp.measurement.needle_answers import needle_ability
 from interp.measurement.registry import Findings, analysis
 from interp.model import Model
 from interp.results.figures import dots
@@ -112,14 +113,14 @@ def attention_buckets(
         some = torch.stack([each[0], *(answer_distributions(model, layout, base_edits(b, own)) for b in drawn[1:])])
         controls.append(alone[0] - _losses(layout, vote(some)[0]))
     rows = [gain_row(alone[0] - _losses(layout, joint), controls, seed=seed)]
-    rows.append(
-        value_row("accuracy", "fraction", _right(layout, joint), seed=seed, null=float(_right(layout, each[0]).mean()))
-    )
+    right = _right(layout, each[0])
+    rows.append(value_row("accuracy", "fraction", _right(layout, joint), seed=seed, null=float(right.mean())))
     flat = float(np.log(model.info.d_vocab))
     for base, loss, weight in zip(bases, alone, weights, strict=True):
         rows.append(value_row("loss", "nats", loss, seed=seed, null=flat, base=base, weight=float(weight.mean())))
     data = {**documents.facts, "bos": bos, "own_base": own, "bases": bases}
-    return Findings(rows, {**data, "sha256": tasks.fingerprint([layout.batch])})
+    data["sha256"] = tasks.fingerprint([layout.batch])
+    return Findings(rows, data, ability=needle_ability(right, model))
 
 
 def waveform(base: float, *, planes: int, distance: int) -> Float[np.ndarray, " distance"]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from interp import tasks
 from interp.edits import Edit
 from interp.measurement.documents import Documents, each_score, needle_documents, span_mass
+from interp.measurement.needle_answers import needle_ability
 from interp.measurement.registry import Findings, analysis
 from interp.model import Model
 from interp.results.figures import dots
@@ -116,7 +117,8 @@ def attention_sorting(
     ):
         rows += [value_row(variant, unit, x, seed=seed, null=null, round=i) for i, x in enumerate(of)]
     data = {**documents.facts, "bos": bos, "layers": chosen, "rounds": rounds}
-    return Findings(rows, {**data, "sha256": tasks.fingerprint([documents.laid_out().batch])})
+    data["sha256"] = tasks.fingerprint([documents.laid_out().batch])
+    return Findings(rows, data, ability=needle_ability(scores[0][0], model))
 
 
 def sorted_orders(

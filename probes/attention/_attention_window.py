@@ -13,7 +13,7 @@ from torch import Tensor
 from interp import tasks
 from interp.edits import Edit, KnockOut, SinkWindow
 from interp.errors import NotApplicable
-from interp.measurement.needle_answers import chunks, each_answer
+from interp.measurement.needle_answers import chunks, each_answer, needle_ability
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.rerun import Rerun
 from interp.measurement.scoring import interval_columns
@@ -120,7 +120,7 @@ def attention_window(
     q = stats.benjamini_hochberg(np.array([row["p"] for row in rows], dtype=float))
     rows = [{**row, "q": q[i]} for i, row in enumerate(rows)]
     data = {**hidden.describe(), "bos": bos, "loss_nats": float(before.mean()), "sha256": tasks.fingerprint([batch])}
-    return Findings(rows, data)
+    return Findings(rows, data, ability=needle_ability(found, model))
 
 
 def random_keys(n: int, budget: int, generator: torch.Generator) -> Bool[Tensor, "query key"]:

@@ -14,6 +14,7 @@ from interp import tasks
 from interp.edits import CalibrateSpans
 from interp.errors import SiteError
 from interp.measurement.documents import Layout, baseline_mass, each_score, needle_documents, span_mass
+from interp.measurement.needle_answers import needle_ability
 from interp.measurement.registry import Findings, analysis
 from interp.model import Model
 from interp.results.figures import dots
@@ -130,7 +131,7 @@ def position_calibration(
     for place in range(documents.places):
         rows.append(value_row("bias", "probability", mean_bias[:, place], seed=seed, null=null, place=place))
     data = {**documents.facts, "bos": bos, "layers": chosen, "sha256": tasks.fingerprint([layout.batch])}
-    return Findings(rows, data)
+    return Findings(rows, data, ability=needle_ability(right, model))
 
 
 def calibrated_layers(model: Model, layers: Sequence[int] | None) -> list[int]:

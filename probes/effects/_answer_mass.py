@@ -13,6 +13,7 @@ from torch import Tensor
 from interp.components import stream_name
 from interp.decompose.lens import read_out
 from interp.errors import NotApplicable, TaskError
+from interp.measurement.ability import Ability
 from interp.measurement.answers import TASKS, model_task
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, MARGIN, interval_columns
@@ -118,7 +119,8 @@ def answer_mass(
         variant("right", of_right, null=chance),
         variant("first", first, null=chance),
     ]
-    return Findings(pd.concat(parts, ignore_index=True), prompts.provenance())
+    ability = {prompts.name: Ability.of(log_p[-1], case.task.to("cpu"))}
+    return Findings(pd.concat(parts, ignore_index=True), prompts.provenance(), ability=ability)
 
 
 MOST = 0.5

@@ -16,6 +16,7 @@ from interp import tasks
 from interp.batch import Batch, Prompts
 from interp.edits import Scale, ablate_heads
 from interp.errors import TaskError, nearest
+from interp.measurement.ability import abilities
 from interp.measurement.declaration import PREPARE, PlantedTask, Stage
 from interp.measurement.head_effects import Objective, ablation_effects, first_order_effects, head_activations
 from interp.measurement.registry import Findings, analysis
@@ -93,9 +94,10 @@ def importance(
         TaskError: a task and prompts at once, fewer than four prompts, an unknown way of ablating.
 
     Reference: Michel et al. 2019 (arXiv 1905.10650), equation 2. They prune on the data they score; halves, intervals
-    and tests are ours. Not part of `interp detect`: one pass (from the head's layer on) per head and way of ablating.
+    and tests are ours. Not part of `interp detect`: one pass (from the head's layer on) per head and ablation.
     """
-    objective, donors, data = _objective(model, task, prompts, n_prompts=n_prompts, length=length, bos=bos, seed=seed)
+    pair = tasks.task(task, model, n=n_prompts, seed=seed, bos=bos) if isinstance(task, str) else task
+    objective, donors, data = _objective(model, pair, prompts, n_prompts=n_prompts, length=length, bos=bos, seed=seed)
     _check_options(objective, how)
     mean = model.mean(objective.batch)[list(model.info.attention_layers)]
     values: dict[str, Any] = {"mean": mean, "zero": None, "resample": None}
@@ -104,7 +106,6 @@ def importance(
     costs = {way: ablation_effects(model, objective, way, values[way]) for way in dict.fromkeys(("mean", *how))}
     signed_gradient = first_order_effects(model, objective)
     costs["mask_gradient"] = np.abs(signed_gradient)
-
     full_ablation = ablate_heads([(x, h) for x in model.info.attention_layers for h in range(model.info.n_heads)])
     clean, bare = (float(objective.measure(model, edits).mean()) for edits in ((), full_ablation))
     whole = clean - bare
@@ -127,7 +128,7 @@ def importance(
     if pruning:
         parts.append(_pruning_rows(model, objective, costs, n_random=n_random, seed=seed))
     data |= {"metric": objective.metric, "clean": clean, "all_heads": whole}
-    return Findings(pd.concat(parts, ignore_index=True), data)
+    return Findings(pd.concat(parts, ignore_index=True), data, ability={} if pair is None else abilities((model, pair)))
 
 
 def _check_options(objective: Objective, how: tuple[str, ...]) -> None:
@@ -141,7 +142,7 @@ def _check_options(objective: Objective, how: tuple[str, ...]) -> None:
 
 def _objective(
     model: Model,
-    task: str | PromptTask | None,
+    task: PromptTask | None,
     prompts: Prompts | None,
     *,
     n_prompts: int,
@@ -153,8 +154,7 @@ def _objective(
     if task is not None and prompts is not None:
         raise TaskError("a task and prompts: which of them? Give one")
     if task is not None:
-        pair = tasks.task(task, model, n=n_prompts, seed=seed, bos=bos) if isinstance(task, str) else task
-        return Objective.of_task(pair), pair.corrupt, dict(pair.provenance())
+        return Objective.of_task(task), task.corrupt, dict(task.provenance())
     if prompts is not None:
         batch, first, task_name = model.batch(prompts).to("cpu"), 0, "prompts given"
     else:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from interp import tasks
 from interp.edits import Edit, Scale, ablate_heads
+from interp.measurement.ability import Ability
 from interp.measurement.conflict_scores import ROLES, conflict_scores, known_conflicts
 from interp.measurement.declaration import IDENTIFY, RECALL, PlantedTask, Stage
 from interp.measurement.planted import planted_prompts
@@ -109,13 +110,15 @@ def conflict(
             parts.append(head_rows(model, f"direct_{wording.name}", "logit", **interval))
     answers = _answers(Rerun(model), conflicts, by_wording=True)
     data = {**conflicts.task.provenance(), "known": known, **answers}
+    asked = len(candidates.task)
+    ability = {"facts asked alone": Ability.of_counts(round(known * asked), asked, 1 / model.info.d_vocab)}
     effects: list[dict[str, object]] = []
     if causal and label.any():
         pool = ranked_heads(model, ~label, np.abs(score.mean))
         for name in ROLES:
             heads = ranked_heads(model, label & (role == name), np.abs(score.mean))
             effects += _switch(model, conflicts, name, heads, pool, factor=factor, n_random=n_random, seed=seed)
-    return Findings(pd.concat(parts, ignore_index=True), data, effects)
+    return Findings(pd.concat(parts, ignore_index=True), data, effects, ability)
 
 
 def _answers(

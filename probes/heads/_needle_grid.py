@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from interp import tasks
-from interp.measurement.needle_answers import each_answer
+from interp.measurement.needle_answers import each_answer, needle_ability
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.rerun import Rerun
 from interp.model import Model
@@ -77,7 +77,7 @@ def needle_grid(
         NotApplicable: no length leaves room for a haystack.
     """
     limit = model.info.context
-    rows, batches, description = [], [], {}
+    rows, batches, description, answered = [], [], {}, []
     for length in dict.fromkeys(min(n, limit or n) for n in lengths):
         for depth in np.linspace(0, 1, n_depths).tolist():
             haystacks = needles.hide(
@@ -93,9 +93,9 @@ def needle_grid(
             )
             batches.append(haystacks.batch)
             description = haystacks.describe()
-            for variant, unit, values in zip(
-                ("accuracy", "loss"), ("fraction", "nats"), each_answer(Rerun(model), haystacks), strict=True
-            ):
+            both = each_answer(Rerun(model), haystacks)
+            answered.append(both[0])
+            for variant, unit, values in zip(("accuracy", "loss"), ("fraction", "nats"), both, strict=True):
                 score = stats.bootstrap_mean(values, seed=seed)
                 rows.append(
                     {
@@ -112,4 +112,5 @@ def needle_grid(
                     }
                 )
     data = {**description, "bos": bos, "lengths": list(lengths), "sha256": tasks.fingerprint(batches)}
-    return Findings(sorted(rows, key=lambda row: row["variant"]), data)
+    ability = needle_ability(np.concatenate(answered), model)
+    return Findings(sorted(rows, key=lambda row: row["variant"]), data, ability=ability)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from interp.measurement.declaration import IDENTIFY, PlantedTask, Stage
-from interp.measurement.needle_answers import needle_accuracy
+from interp.measurement.needle_answers import each_answer, needle_ability, needle_accuracy
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.removal import removal_rows
 from interp.measurement.rerun import Rerun
@@ -98,28 +98,28 @@ def retrieval(
     a part; here it is the value, all of which is asked for, so that 1 can be reached. A needle token counts once, as in
     the paper's formula (its code counts steps). Teacher forcing, the test and the null are ours.
     """
-    sizes: dict[str, Any] = {"n_needles": n_needles, "value_words": value_words, "task": task}
-    haystacks = needles.hide(model, n=n_prompts, length=length, **sizes, bos=bos, seed=seed)
+    sizes: dict[str, Any] = {"n_needles": n_needles, "value_words": value_words, "task": task, "length": length}
+    haystacks = needles.hide(model, n=n_prompts, **sizes, bos=bos, seed=seed)
     scores = _hits.teacher_forced(model, haystacks, method=method, seed=seed)
     in_reach = _hits.reach_mask(model, haystacks)[:, None] & np.ones(model.info.n_heads, dtype=bool)  # layer head
     score = stats.bootstrap_mean(scores.hits, seed=seed)
     p = np.where(in_reach, stats.p_against_nulls(score.mean, scores.wrong, margin=MARGIN), np.nan)
     q = stats.benjamini_hochberg(p)
-    label = in_reach & (q < LEVEL) & (score.low >= WEAK)
-    null = _hits.chance(haystacks)
+    null, label = _hits.chance(haystacks), in_reach & (q < LEVEL) & (score.low >= WEAK)
     nosink, mass = (stats.bootstrap_mean(x, seed=seed) for x in (scores.hits_nosink, scores.mass))
     parts = [
         _rows(model, "teacher_forced", "fraction", score, in_reach, null=null.hit, p=p, q=q, label=label),
         _rows(model, "teacher_forced_nosink", "fraction", nosink, in_reach, null=null.hit_nosink),
         _rows(model, "mass", "probability", mass, in_reach, null=null.mass),
     ]
-    data = {**haystacks.describe(), "bos": bos, "accuracy": needle_accuracy(Rerun(model), haystacks)["needle_accuracy"]}
+    able = needle_ability(each_answer(Rerun(model), haystacks)[0], model)
+    data = {**haystacks.describe(), "bos": bos, "accuracy": able["needles"].accuracy}
     if decoding:
         greedy = _hits.decode(model, haystacks, max_new_tokens=max_new_tokens, method=method)
         parts += _decoding_rows(model, greedy, in_reach, null=null.hit, seed=seed)
         data |= {"decoded_found": float(greedy.found.mean()), "decoded_tokens": greedy.steps}
     effects = _drop(model, haystacks, label, score.mean, n_random=n_random, seed=seed) if causal and label.any() else []
-    return Findings(pd.concat(parts, ignore_index=True), data, effects)
+    return Findings(pd.concat(parts, ignore_index=True), data, effects, able)
 
 
 def _rows(

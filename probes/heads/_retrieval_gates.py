@@ -15,7 +15,9 @@ from interp.components import kv_head_name
 from interp.edits import Add, Edit, KnockOut, Scale
 from interp.errors import NotApplicable
 from interp.measurement.declaration import IDENTIFY, Stage
+from interp.measurement.needle_answers import each_answer, needle_ability
 from interp.measurement.registry import Findings, analysis
+from interp.measurement.rerun import Rerun
 from interp.model import Model
 from interp.results.figures import dots
 from interp.sites import Site
@@ -121,7 +123,8 @@ def retrieval_gates(
         "distance": float(distance.detach()),
         "steps": steps,
     }
-    return Findings(_table(model, gates.detach().double().cpu().numpy()), data)
+    able = needle_ability(each_answer(Rerun(model), haystacks)[0], model)
+    return Findings(_table(model, gates.detach().double().cpu().numpy()), data, ability=able)
 
 
 def _table(model: Model, gates: Float[np.ndarray, "layer kv_head"]) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from interp.batch import Batch
 from interp.components import head_names
 from interp.decompose.embeddings import effective_embedding
 from interp.edits import Ablate
+from interp.measurement.ability import Ability
 from interp.measurement.declaration import REASON, PlantedTask, Stage
 from interp.measurement.offsets import offset_scores
 from interp.measurement.prompts import repeat_groups
@@ -125,11 +127,15 @@ def successor(
         "sha256": tasks.fingerprint([Batch.of(c.ids[None]) for c in series]),
     }
     effects: list[dict[str, object]] = []
+    ability: dict[str, Ability] = {}
     if causal and labels["full"].any():
         heads = ranked_heads(model, labels["full"], scores["full"])
         effects, more = _dissociation(model, series, heads, sizes=(n_lists, n_repeats), bos=bos, n=n_random, seed=seed)
         data |= more
-    return Findings(pd.concat(parts, ignore_index=True), data, effects)
+        if "ordinal_accuracy" in more:
+            n = int(more["n_lists"])
+            ability["lists"] = Ability.of_counts(round(more["ordinal_accuracy"] * n), n, 1 / model.info.d_vocab)
+    return Findings(pd.concat(parts, ignore_index=True), data, effects, ability)
 
 
 def _ranks(model: Model, classes: Sequence[Ordinal], variant: str) -> Ranks:
@@ -238,7 +244,7 @@ def _dissociation(
     bos: str,
     n: int,
     seed: int,
-) -> tuple[list[dict[str, object]], dict[str, object]]:
+) -> tuple[list[dict[str, object]], dict[str, Any]]:
     """Lists and copying without the successor heads, and without the copying heads."""
     ordinal_lists = _ordinals.lists(model, classes, n=sizes[0], bos=bos, seed=seed)
     if ordinal_lists is None:
@@ -246,7 +252,8 @@ def _dissociation(
     groups = repeat_groups(model, n_prompts=sizes[1], lengths=(8, 24), n_lengths=3, bos=bos, seed=seed)
     copy_prompts = [_middle(g) for g in groups]
     clean = _accuracy(Rerun(model), ordinal_lists, copy_prompts, ())
-    data: dict[str, object] = {"ordinal_accuracy": clean["ordinal_accuracy"], "copy_accuracy": clean["copy_accuracy"]}
+    data: dict[str, Any] = {"ordinal_accuracy": clean["ordinal_accuracy"], "copy_accuracy": clean["copy_accuracy"]}
+    data["n_lists"] = len(ordinal_lists.answers)
     if clean["ordinal_accuracy"] <= 0.5:
         return [], data
     stripe = offset_scores(

@@ -13,6 +13,7 @@ from scipy import stats as distributions
 from interp import tasks
 from interp.edits import Edit
 from interp.errors import NotApplicable
+from interp.measurement.ability import ability
 from interp.measurement.declaration import RECALL, PlantedTask, Stage
 from interp.measurement.head_effects import Objective, first_order_effects, head_activations
 from interp.measurement.planted import planted_prompts
@@ -98,6 +99,7 @@ def temporal(
         "temporal": temporal_task or tasks.task("greater_than", model, n=n_prompts, seed=seed, bos=bos),
         "timeless": timeless_task or _timeless(model, n_prompts, seed, bos),
     }
+    able = {name: ability(model, pair) for name, pair in pairs.items()}
     shares = {name: _shares(model, pair, name) for name, pair in pairs.items()}
     scores = {name: stats.bootstrap_mean(x, seed=seed) for name, x in shares.items()}
     control = np.sign(scores["timeless"].mean) * shares["timeless"]
@@ -119,7 +121,7 @@ def temporal(
             seed=seed,
             how=("mean",),
         )
-    return Findings(pd.concat(parts, ignore_index=True), data, effects)
+    return Findings(pd.concat(parts, ignore_index=True), data, effects, able)
 
 
 def _timeless(model: Model, n: int, seed: int, bos: str) -> PromptTask:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from interp import tasks
 from interp.errors import NotApplicable, TaskError
+from interp.measurement.ability import Ability
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, interval_columns
 from interp.model import Model
@@ -115,7 +116,8 @@ def context_knob(
         values = {"value": [own.numbers[name] for own in layers], "null": chance, "n": len(test.task)}
         rows.append(pd.DataFrame({"variant": name, "unit": "fraction", **base, **values}))
     data = {**runs.task.provenance(), "obeyed": len(runs.task) / len(pairs), "held_out": len(test.task)}
-    return Findings(pd.concat(rows, ignore_index=True), data)
+    ability = {pairs.name: Ability.of_counts(len(runs.task), len(pairs), 1 / 4, contrasted=True)}  # either way as asked
+    return Findings(pd.concat(rows, ignore_index=True), data, ability=ability)
 
 
 def obeyed_runs(model: Model, pairs: PromptTask) -> IntentRuns:

@@ -14,6 +14,7 @@ from torch import Tensor
 from interp.components import mlp_name
 from interp.decompose import Decomposition, decompose
 from interp.errors import BackendError, NotApplicable
+from interp.measurement.ability import abilities
 from interp.measurement.answers import TASKS, model_task
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, interval_columns
@@ -123,7 +124,8 @@ def mlp_mixing(
         columns = interval_columns(stats.bootstrap_mean(np.stack(per_layer, 1), seed=seed))
         extra = test if name == "mixing_change" else {}
         rows.append(pd.DataFrame({"variant": name, **base, **columns, **extra}))
-    return Findings(pd.concat(rows, ignore_index=True), {**prompts.provenance(), "missed": errors})
+    data = {**prompts.provenance(), "missed": errors}
+    return Findings(pd.concat(rows, ignore_index=True), data, ability=abilities((model, prompts)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ from torch import Tensor
 from interp.components import attn_name
 from interp.edits import Edit, KnockOut
 from interp.errors import NotApplicable
+from interp.measurement.ability import Ability
 from interp.measurement.answers import ANSWERED, exchange_columns, model_task
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, interval_columns
@@ -122,7 +123,7 @@ def reasoning_flow(
     rows.append(_control_rows(np.stack(control), list(masks), layers[0], seed=seed))
     peaks = {s: layers[int(np.abs(m).argmax())] for s, m in zip(masks, mean, strict=True)}
     data = {**prompts.provenance(), "renormalise": renormalise, "able": able, "mostly_read_in": peaks}
-    return Findings(pd.concat(rows, ignore_index=True), data)
+    return Findings(pd.concat(rows, ignore_index=True), data, ability={prompts.name: cuts.ability})
 
 
 @dataclass(eq=False)
@@ -141,7 +142,8 @@ class Cuts:
         with torch.no_grad():
             run = self.model.run(self.task.clean, capture=sites)
         self.entries = {layer: run.acts[site] for layer, site in zip(self.layers, sites, strict=True)}
-        self.clean = differences(end_logits(run.logits, self.task), self.ways)
+        end = end_logits(run.logits, self.task)
+        self.clean, self.ability = differences(end, self.ways), Ability.of(end, self.task.to(end.device))
 
     def late(self, mask: Bool[Tensor, "batch pos"]) -> Float[np.ndarray, "layer way batch"]:
         """Falls with attention to these tokens cut in each layer and those above; NaN in prompts without them."""

@@ -15,6 +15,7 @@ from interp.batch import Batch
 from interp.components import stream_name
 from interp.decompose.lens import read_out
 from interp.errors import SchemaError, nearest
+from interp.measurement.ability import Ability
 from interp.measurement.answers import ANSWERED, derangements, exchange_columns, model_task
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, interval_columns
@@ -131,7 +132,8 @@ def reasoning_prior(
     whole = {"component": [ALL_LAYERS], **interval_columns(depth)}
     rows.append(pd.DataFrame({"variant": "depth", "unit": "layer", **whole}))
     data = {**prompts.provenance(), "prior_is": prior, "able": able}
-    return Findings(pd.concat(rows, ignore_index=True), data)
+    ability = {prompts.name: Ability.of(lens.log_probs[-1], prompts.to(lens.log_probs.device))}
+    return Findings(pd.concat(rows, ignore_index=True), data, ability=ability)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ from torch import Tensor
 from interp.decompose import Decomposition, decompose
 from interp.edits import Edit
 from interp.measurement import source_attribution as _attributed
+from interp.measurement.ability import abilities
 from interp.measurement.answers import model_task, right_share
 from interp.measurement.declaration import IDENTIFY, PREPARE, PlantedTask, Stage
 from interp.measurement.head_effects import Objective, ablation_effects, head_activations
@@ -115,13 +116,13 @@ def reasoning(
         columns = interval_columns(stats.bootstrap_mean(brought, seed=seed))
         rows.append(head_rows(model, "source", "logit", **columns, source=name))
     data = {**prompts.provenance(), "able": able}
-    effects = []
+    effects, case = [], Case.of(model, prompts)
     if causal:
-        moved, data["twin_changes"] = _moved(Case.of(model, prompts), seed=seed, able=able)
+        moved, data["twin_changes"] = _moved(case, seed=seed, able=able)
         rows += moved
         if label.any():
             effects = _removal(model, prompts, label, answer.mean, n_random=n_random, seed=seed)
-    return Findings(pd.concat(rows, ignore_index=True), data, effects)
+    return Findings(pd.concat(rows, ignore_index=True), data, effects, abilities(case))
 
 
 def groups(task: PromptTask) -> dict[str, Bool[Tensor, "batch pos"]]:

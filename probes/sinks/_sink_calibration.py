@@ -18,7 +18,7 @@ from interp.components import head_name, head_names
 from interp.edits import ScaleColumns
 from interp.errors import TaskError
 from interp.measurement.declaration import Stage
-from interp.measurement.needle_answers import each_answer, needle_accuracy
+from interp.measurement.needle_answers import each_answer, needle_ability, needle_accuracy
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.removal import intervention_rows
 from interp.measurement.rerun import Rerun
@@ -126,9 +126,9 @@ def sink_calibration(
     pool = _named(model, np.argwhere(count.numpy() > 0))
     interventions = _judged(model, held, columns[:, half:], heads, pool, factor, n_random=n_random, seed=seed)
     data = {**hidden.describe(), "bos": bos, "factor": factor, "threshold": threshold}
-    return Findings(
-        pd.concat(parts, ignore_index=True), {**data, "sha256": tasks.fingerprint([hidden.batch])}, interventions
-    )
+    data["sha256"] = tasks.fingerprint([hidden.batch])
+    able = needle_ability(each_answer(Rerun(model), held)[0], model)
+    return Findings(pd.concat(parts, ignore_index=True), data, interventions, able)
 
 
 def sink_columns(model: Model, batch: Batch, threshold: float) -> Tensor:

@@ -27,9 +27,9 @@ def said(capsys):
 def test_a_circuit_of_two_prompts_typed(said):
     code, told = said("circuit", "zoo:default", *PAIR, *QUICK)
     assert code == 0
-    assert "own: the model is right in 1.00 of 1 prompts (chance 0.5)" in told.out
-    assert "cannot be told from 1 prompts" in told.out
-    assert "on 1 prompts, those it was found on" in told.out
+    assert "own: the model is right in 1.00 of 1 prompt (chance 0.5)" in told.out
+    assert "cannot be told from 1" in told.out
+    assert "(no interval over one prompt) on 1 prompt, those it was found on" in " ".join(told.out.split())
 
 
 def test_a_circuit_of_a_file_whose_task_the_model_gets_wrong(said, tmp_path):
@@ -37,11 +37,12 @@ def test_a_circuit_of_a_file_whose_task_the_model_gets_wrong(said, tmp_path):
     row = {"clean": CLEAN, "corrupt": CORRUPT, "answer": "Skozul", "wrong": "Moxgax"}
     (tmp_path / "p.jsonl").write_text("\n".join([json.dumps(row)] * 12), encoding="utf-8")
     code, told = said("circuit", "zoo:default", "--pairs", tmp_path / "p.jsonl", *QUICK)
-    lines = told.out.splitlines()
+    text = " ".join(told.out.split())
     assert code == 0
-    assert lines[0].startswith("own: the model is right in 0.00 of 6 prompts (chance 0.5)")
-    assert lines[1].startswith("The model does not do this task better than chance")
-    assert "no verdict: by logit_diff the whole model is not reliably better than nothing" in told.out
+    assert max(map(len, told.out.splitlines())) <= 80
+    assert text.startswith("The model does not do this task better than chance")
+    assert "own: the model is right in 0.00 of 6 prompts (chance 0.5)" in text
+    assert "no verdict: by logit_diff the whole model is not reliably better than nothing" in text
 
 
 def test_a_report_of_ones_own_pair(said, tmp_path):
@@ -50,7 +51,7 @@ def test_a_report_of_ones_own_pair(said, tmp_path):
     text = page.read_text(encoding="utf-8")
     assert code == 0
     assert "Circuit of own" in text
-    assert "right in 1.00 of 1 prompts" in text
+    assert "right in 1.00 of 1 prompt" in text
     assert "those it was found on" in text
 
 

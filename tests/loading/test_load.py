@@ -16,6 +16,7 @@ from tolerance import assert_equal_to_rounding
 
 import interp
 from interp.errors import ModelLoadError, NotApplicable
+from interp.loading import checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +114,28 @@ def test_a_file_is_no_folder(copy):
 
 def test_a_folder_without_config(tmp_path):
     refused(tmp_path, "has no config.json")
+
+
+def test_a_folder_called_like_a_model_of_the_hub(tmp_path, monkeypatch):
+    """Results lie in `gpt2`: it is the model that is meant. Weights without a config are a broken checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "gpt2" / "edges.csv").write_text("a")
+    saved = tmp_path / "cache"
+    build("llama").save_pretrained(saved)
+    wanted = []
+    monkeypatch.setattr(checkpoints, "snapshot", lambda name, revision: (saved, "c" * 40))
+    monkeypatch.setattr(checkpoints, "fetch", lambda name, file, commit: wanted.append((name, file, commit)))
+    assert interp.load("gpt2").info.commit == "c" * 40
+    assert ("gpt2", "tokenizer.json", "c" * 40) in wanted
+
+    def nowhere(name, revision):
+        raise ModelLoadError("no such model")
+
+    monkeypatch.setattr(checkpoints, "snapshot", nowhere)
+    refused("gpt2", "'gpt2' has no config.json.*no model of the hub: no such model")
+    (tmp_path / "gpt2" / "model.safetensors").write_text("a")
+    refused("gpt2", "'gpt2' has no config.json: not a Hugging Face checkpoint folder$")
 
 
 def test_a_broken_config(copy):

@@ -51,6 +51,19 @@ def back_one(model, *, n_prompts: int = 32, seed: int = 0) -> Findings:
     return Findings(score_rows(model, "mass", "probability", mass["1"], wrong, null=null, seed=seed), data.data)
 
 
+def asks(model, *, n_prompts: int = 32, seed: int = 0) -> Findings:
+    """Mass one token back, on prompts that are said to have answers."""
+    data = {"task": "t", "corruption": "own", "metric": "prob"}
+    found = back_one(model, n_prompts=n_prompts, seed=seed)
+    return Findings(found.rows, {**found.data, **data})
+
+
+def test_prompts_with_answers_need_the_ability(check):
+    check(demands=["ability"])
+    with pytest.raises(CheckError, match="ability: its prompts have answers"):
+        check(asks, demands=["ability"])
+
+
 @pytest.fixture
 def check():
     """Check a body with some of its declaration changed; the registry is as before afterwards."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import interp
-from interp.cli.main import _labelled_text
+from interp.cli.tables import labelled_text
 from interp.measurement.classes import class_variants, labelled_by_class, labelled_rows
 from interp.measurement.registry import find
 from interp.reports.sections import _section
@@ -50,7 +50,7 @@ def test_a_head_of_the_other_class_alone_is_counted(induction_alone):
     result, truth = induction_alone
     head = name(truth, "induction")
     heads = result.table["component"].nunique()
-    assert _labelled_text(result, find(SPEC)) == f"1 of {heads} heads labelled: 0 echo, 1 induction ({head})"
+    assert labelled_text(result, find(SPEC)) == f"1 of {heads} heads labelled: 0 echo, 1 induction ({head})"
     section = _section(result, SPEC)
     assert section.counted.startswith("1 echo and induction head")
     assert section.found == head
@@ -71,4 +71,4 @@ def test_one_class_is_the_headline():
     assert class_variants(spec, result.table) == [spec.headline]
     head = name(truth, "previous_token")
     assert labelled_by_class(spec, result.table) == {spec.headline: [head]}
-    assert _labelled_text(result, spec).endswith(f"heads labelled: {head}")
+    assert labelled_text(result, spec).endswith(f"heads labelled: {head}")

@@ -66,3 +66,7 @@ def test_every_analysis_of_heads_has_a_stage():
 def test_one_of_what_a_title_names():
     assert singular("Induction heads") == "induction head"
     assert singular("Copy suppression") == "copy suppression"
+    assert singular("Heads that look at both ends") == "head that looks at both ends"
+    assert singular("Heads that write or carry a conclusion") == "head that writes or carries a conclusion"
+    assert singular("Attention sinks at any token") == "attention sink at any token"
+    assert singular("Induction heads on text") == "induction head on text"

@@ -31,6 +31,25 @@ INTERNAL = re.compile(r"unknown task|(\d+) of \1\b|Traceback|NoneType|-\d+ of")
 """What no reason may say: names of tasks nobody has asked for, words that are all there, negative sizes."""
 
 
+def test_options_of_single_analyses_go_before_those_of_all():
+    model = interp.load("zoo:planted-induction")
+    options = {"previous_token": {"n_prompts": 6, "seed": 5}, "copying": {"n_tokens": 16}}
+    result = detect(model, ["previous_token", "sink"], seed=3, options=options)
+    passed = {call["call"]["analysis"]: call["call"]["passed"] for call in result.provenance["calls"]}
+    assert passed == {"previous_token": {"n_prompts": 6, "seed": 5}, "sink": {"seed": 3}}
+
+
+def test_an_analysis_that_is_asked_something_of_its_own_is_not_left_out():
+    model = interp.load("zoo:default")
+    task = interp.task("ioi", model, n=8)
+    text = ["lamp fork road " * 8] * 3
+    options = {"movers": {"task": task, "n_draws": 6}}
+    result = detect(model, ["movers", "sink"], prompts=text, options=options)
+    assert set(result.table["analysis"]) == {"movers", "sink"}
+    with pytest.raises(NotApplicable, match="takes no prompts of one's own"):
+        detect(model, ["movers"], prompts=text)
+
+
 @pytest.fixture
 def failing():
     """Register an analysis that raises, for one test."""

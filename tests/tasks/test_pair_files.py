@@ -10,7 +10,8 @@ from numpy.testing import assert_allclose
 
 import interp
 from interp.errors import SchemaError, TaskError
-from interp.tasks.files import read_pairs
+from interp.tasks import Conflict
+from interp.tasks.files import read_pairs, read_prompts
 
 CLEAN = "While Skozul and Moxgax stayed at the market , Skozul passed a cake to"
 CORRUPT = "While Rivlim and Zanlim stayed at the market , Quasov passed a cake to"
@@ -101,3 +102,81 @@ def test_answers_of_several_tokens_by_each_rule(default):
             interp.pair(default, CLEAN, CORRUPT, whole, wrong, answer_tokens=rule)
     with pytest.raises(TaskError, match="no list of right ones"):
         interp.pair(default, CLEAN, CORRUPT, [["Moxgax", "Skozul"]], answer_tokens="all")
+
+
+def test_roles_are_words_or_positions_of_each_pair(tmp_path, default):
+    rows = [{**ROW, "roles": {"SUBJECT": "Moxgax", "PLACE": 8}} for _ in range(3)]
+    lines, table = tmp_path / "p.jsonl", tmp_path / "p.csv"
+    lines.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    quoted = json.dumps(rows[0]["roles"]).replace('"', '""')
+    table.write_text(
+        "clean,corrupt,answer,wrong,roles\n" + f'"{CLEAN}","{CORRUPT}",Moxgax,Skozul,"{quoted}"\n' * 3, encoding="utf-8"
+    )
+    one, two = (read_pairs(path).task(default, name="p") for path in (lines, table))
+    assert one.sha256 == two.sha256
+    assert (one.name, len(one)) == ("p", 3)  # all of them: an analysis holds out what it needs to
+    at = one.role("SUBJECT")
+    assert {default.single_token("Moxgax")} == set(one.clean.ids[range(3), at].tolist())
+    assert one.role("PLACE").tolist() == [8] * 3
+
+
+@pytest.mark.parametrize(
+    ("roles", "why"),
+    [
+        (["SUBJECT"], "roles are an object"),
+        ({"SUBJECT": 1.5}, "roles are an object"),
+        ("not json", "is no JSON"),
+    ],
+)
+def test_roles_that_are_none(tmp_path, roles, why):
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps({**ROW, "roles": roles}), encoding="utf-8")
+    with pytest.raises(SchemaError, match=why):
+        read_pairs(path)
+
+
+def test_every_pair_needs_the_same_roles_and_a_word_that_is_there(tmp_path, default):
+    path = tmp_path / "p.jsonl"
+    path.write_text("\n".join(json.dumps({**ROW, "roles": {name: 1}}) for name in "ab"), encoding="utf-8")
+    with pytest.raises(SchemaError, match="every pair needs the same roles"):
+        read_pairs(path)
+    path.write_text(json.dumps({**ROW, "roles": {"S": "Skozul"}}), encoding="utf-8")
+    with pytest.raises(TaskError, match="role 'S': the token 'Skozul' stands at positions"):
+        read_pairs(path).task(default)
+
+
+def test_prompts_of_a_file(tmp_path):
+    contents = {
+        "p.txt": "one\n\ntwo\n",
+        "p.jsonl": '"one"\n{"prompt": "two"}\n',
+        "p.json": '["one", {"prompt": "two"}]',
+        "p.csv": "prompt,other\none,1\ntwo,2\n",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        assert read_prompts(tmp_path / name) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("p.txt", "\n", "has no prompt"),
+        ("p.jsonl", "3", "row 1 is no prompt"),
+        ("p.csv", "text\none\n", "row 1 is no prompt"),
+        ("p.md", "one", "end it in .jsonl, .json, .csv, .txt"),
+        ("p.json", '{"prompt": "x"}', "expected a list"),
+    ],
+)
+def test_a_file_without_prompts(tmp_path, name, content, why):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(SchemaError, match=why):
+        read_prompts(tmp_path / name)
+
+
+def test_conflicts_of_ones_own(default):
+    texts = {"clean": ["the lamp", "the fork"], "corrupt": ["the road", "the lamp"], "questions": ["a lamp", "a"]}
+    own = Conflict.of(default, **texts, answers=["moon", "sun"], wrong=["star", "star"])
+    assert own.questions.mask.sum(1).tolist() == default.batch(texts["questions"]).mask.sum(1).tolist()
+    assert own.task.contrasted and own.frame.tolist() == own.group.tolist() == [0, 0]
+    with pytest.raises(TaskError, match="1 questions for 2 prompts"):
+        Conflict.of(default, **{**texts, "questions": ["a"]}, answers=["moon", "sun"], wrong=["star", "star"])

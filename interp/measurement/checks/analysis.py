@@ -168,6 +168,14 @@ def provenance(case: Case) -> Faults:
         yield "`data` of its `Findings` has no `sha256` of what was run on (`interp.tasks.fingerprint`)"
 
 
+def ability(case: Case) -> Faults:
+    """Provenance of an analysis of prompts with answers says how well the model does the task (`Findings.ability`)."""
+    facts = case.result.provenance
+    needles = "questions" in facts["data"] and "task" in inspect.signature(case.spec.run).parameters
+    if (needles or _asks_a_task(facts["data"])) and not facts.get("ability"):
+        yield "its prompts have answers, and `ability` of its `Findings` does not say whether the model gives them"
+
+
 def planted(case: Case) -> Faults:
     """Every planted head or neuron is labelled and no other; nothing is labelled where nothing is planted."""
     task = case.spec.planted
@@ -256,6 +264,7 @@ DEMANDS: Mapping[str, Callable[[Case], Faults]] = {
     "seed": seed,
     "sample": sample,
     "provenance": provenance,
+    "ability": ability,
     "planted": planted,
     "refusal": refusal,
     "scale": scale,
@@ -283,6 +292,12 @@ def _hashes(data: Mapping[str, Any]) -> list[str]:
     """Every hash of data in these facts, and in facts inside of them."""
     inner = [h for value in data.values() if isinstance(value, Mapping) for h in _hashes(value)]
     return [str(data["sha256"]), *inner] if data.get("sha256") else inner
+
+
+def _asks_a_task(data: Mapping[str, Any]) -> bool:
+    """Whether data, or some in them, are what a `PromptTask` says of itself."""
+    inner = any(_asks_a_task(value) for value in data.values() if isinstance(value, Mapping))
+    return inner or {"task", "corruption", "metric"} <= set(data)
 
 
 def _labelled(result: Result, variant: str) -> set[str]:
