@@ -22,6 +22,10 @@ import numpy as np
 import pytest
 import torch
 
+# Without a GPU the kernels of Triton are interpreted; read once, when it is first imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # Until all is imported and collected: none of it is garbage, and looking through it takes nine seconds.
 gc.disable()
 

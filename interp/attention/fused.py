@@ -54,6 +54,14 @@ def answer_all(call: Call, questions: Mapping[str, Statistic]) -> tuple[Tensor, 
     return output, {n: answers[n] if n in answers else answer(q, forward) for n, q in questions.items()}
 
 
+def answer_one(question: Statistic, forward: Forward) -> Tensor:
+    """The answer to one question, in a pass over tiles of its own where it takes one."""
+    asked = _asked(question)
+    if not streams(asked, forward):
+        return answer(question, forward)
+    return finish(question, answer_streamed({"": asked}, forward)[""], forward)
+
+
 def _asked(question: Statistic) -> Statistic:
     """What a mean is of, any other question itself."""
     return question.of if isinstance(question, Mean) else question
@@ -102,6 +110,11 @@ def attend(
         output, lse = _attend_segments(call, v)
     if isinstance(call.mask, WindowMask) and call.mask.window.compensate:
         output, lse = with_dropped(call, v, output, lse)
+    return with_slot(call, output, lse)
+
+
+def with_slot(call: Call, output: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp of keys alone, with the sink slot of models that have one: L' = logaddexp(L, sink)."""
     if call.sinks is None:
         return output, lse
     if torch.is_grad_enabled() and call.softcap is None and (call.query.requires_grad or call.key.requires_grad):

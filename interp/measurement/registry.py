@@ -16,6 +16,7 @@ from typing import Any, Concatenate, ParamSpec
 import pandas as pd
 import torch
 
+from interp.attention import methods_used
 from interp.batch import Batch, Prompts
 from interp.components import head_name, mlp_name
 from interp.edits import Edit
@@ -105,11 +106,13 @@ def analysis(
             if obstacle:
                 raise NotApplicable(f"{name!r} {obstacle}")
             start = time.perf_counter()
-            findings = body(model, **by_name)  # type: ignore[call-arg]  # pyright: all of P by name
+            with methods_used() as attention:
+                findings = body(model, **by_name)  # type: ignore[call-arg]  # pyright: all of P by name
             table = _full_table(findings.rows, name, columns or {})
             interventions = pd.DataFrame(list(findings.interventions))
             interventions.insert(0, "analysis", name)
             provenance = _provenance(model, name, body, by_name, findings.data, time.perf_counter() - start)
+            provenance["attention"] = sorted(attention)
             if findings.ability:
                 provenance["ability"] = {task: own.as_dict() for task, own in findings.ability.items()}
             return Result(table, provenance, frame(interventions, interventions=True))

@@ -1,4 +1,4 @@
-"""Fused attention on CUDA against the naive oracle on the same device. Needs torch and transformers alone."""
+"""Every method on CUDA against the naive oracle on the same device. Needs torch, transformers and triton alone."""
 
 import pytest
 import torch
@@ -39,6 +39,7 @@ def a_call(*, dtype, n, predicate, softcap, sinks, padded):
     return Call(q, k, v, 64**-0.5, mask, softcap, slot)
 
 
+@pytest.mark.parametrize("method", ["fused", "triton", "flex"])
 @pytest.mark.parametrize("padded", [False, True], ids=["full", "left-padded"])
 @pytest.mark.parametrize(
     ("predicate", "softcap", "sinks"),
@@ -47,7 +48,7 @@ def a_call(*, dtype, n, predicate, softcap, sinks, padded):
 )
 @pytest.mark.parametrize("n", [77, 515])
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
-def test_fused_agrees_with_naive_on_cuda(dtype, n, predicate, softcap, sinks, padded):
+def test_agrees_with_naive_on_cuda(dtype, n, predicate, softcap, sinks, padded, method):
     call = a_call(dtype=dtype, n=n, predicate=predicate, softcap=softcap, sinks=sinks, padded=padded)
     rows = torch.tensor([[n - 1, 5, -1], [n - 1, n // 2, n // 3]], device="cuda")
     first = torch.zeros(2, n, dtype=torch.bool, device="cuda")
@@ -64,9 +65,19 @@ def test_fused_agrees_with_naive_on_cuda(dtype, n, predicate, softcap, sinks, pa
         "top": TopKeys(rows, k=1),
         "relative distance": Distance(),
     }
-    _, fused = measure(call, questions, method="fused")
+    _, ours = measure(call, questions, method=method)
     _, naive = measure(call, questions, method="naive")
     for name, expected in naive.items():
         scale = n if name == "relative distance" else 1
         close = {"atol": TOLERANCE[dtype], "rtol": 0, "equal_nan": True}
-        torch.testing.assert_close(fused[name] / scale, expected / scale, **close, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(ours[name] / scale, expected / scale, **close, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_auto_takes_the_kernels_for_sums_over_scores():
+    from interp.attention import methods_used
+
+    call = a_call(dtype=torch.bfloat16, n=77, predicate=None, softcap=None, sinks=False, padded=False)
+    with methods_used() as used:
+        measure(call, {"entropy": Entropy()})
+        measure(call, {"previous": Offset(1)})
+    assert used == {"triton", "fused"}
