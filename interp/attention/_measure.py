@@ -32,7 +32,7 @@ def _triton(call: Call, questions: Mapping[str, Statistic]) -> Answers:
         import triton  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise BackendError('method="triton" needs the package triton: pip install "interp-toolkit[gpu]"') from error
-    from interp.attention.triton import answer_all
+    from interp.attention.triton.answers import answer_all
 
     return answer_all(call, questions)
 
@@ -109,7 +109,7 @@ def choice(call: Call, questions: Mapping[str, Statistic]) -> str:
         return "naive"
     if not call.query.is_cuda or find_spec("triton") is None:
         return "fused"
-    from interp.attention.triton import refusal
+    from interp.attention.triton.answers import refusal
 
     return "triton" if any(map(_is_sum, questions.values())) and refusal(call) is None else "fused"
 

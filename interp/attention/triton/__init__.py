@@ -3,7 +3,3 @@
 `method="triton"` of `interp.attention.measure`, and what "auto" takes on a GPU where it can. README.md derives and
 bounds what it does.
 """
-
-from interp.attention.triton.answers import answer_all, refusal
-
-__all__ = ["answer_all", "refusal"]

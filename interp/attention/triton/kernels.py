@@ -131,13 +131,10 @@ def attend_kernel(
     tl.store(lse + out, sum_exp, mask=here)
     if ENTROPY:
         tl.store(entropy + out, finite - scores * share - (tl.exp(sink - finite) * sink if SLOT else 0.0), mask=here)
-    if DISTANCE:
-        tl.store(distance + out, back * share, mask=here)
-    if SQUARES:
-        tl.store(squares + out, twice * share * share, mask=here)
-    if BEST:
-        tl.store(best + out, tl.where(has_key, tl.exp(largest - finite), 0.0), mask=here)
-        tl.store(best_key + out, where, mask=here)
+    tl.store(distance + out, back * share, mask=here & DISTANCE)
+    tl.store(squares + out, twice * share * share, mask=here & SQUARES)
+    tl.store(best + out, tl.where(has_key, tl.exp(largest - finite), 0.0), mask=here & BEST)
+    tl.store(best_key + out, where, mask=here & BEST)
     if READOUTS > 0:
         place = mass + (pair * READOUTS + r[None, :]) * n_query + rows[:, None]
         tl.store(place, reads * share[:, None], mask=here[:, None] & (r[None, :] < READOUTS))
