@@ -53,6 +53,7 @@ class Attribution:
         mask: where there is something to attribute: real tokens that have an answer.
         unit: "logit", or "stream" along a direction.
         model: its name.
+        end: all logits at the one position that was attributed at; None at all of them, and along a direction.
     """
 
     terms: tuple[Term, ...]
@@ -65,6 +66,7 @@ class Attribution:
     mask: Bool[Tensor, "batch *pos"]
     unit: str = field(default="logit")
     model: str = field(default="", repr=False)
+    end: Float[Tensor, "batch d_vocab"] | None = field(default=None, repr=False)
 
     __repr__ = brief
 
@@ -264,6 +266,7 @@ def _attribution(
         at(mask),
         "logit" if reading.what == LOGITS else "stream",
         stream.model.info.name,
+        None if stream.position is None else reading.logits,
     )
 
 
@@ -289,7 +292,7 @@ class _Reading:
     Attributes:
         direction: what each position's writes are multiplied with. ends: what comes after the stream, by name.
         total, capped, softcap: as in `Attribution`. scale: what errors are relative to. mask: where there is something.
-        what: what is read, as messages call it.
+        what: what is read, as messages call it. logits: of the model, of the real tokens.
     """
 
     direction: Float[Tensor, "batch #pos d_model"]
@@ -300,6 +303,7 @@ class _Reading:
     ends: dict[str, Tensor] = field(default_factory=dict)
     softcap: float | None = None
     what: str = LOGITS
+    logits: Float[Tensor, "token d_vocab"] | None = None
 
 
 def _along(stream: StreamRun, direction: Tensor) -> _Reading:
@@ -334,7 +338,7 @@ def _logits(stream: StreamRun, head: LogitHead, answer: Answers | None, wrong: A
     bias = {name: x.masked_fill(~mask, 0.0) for name, x in ends.items()}
     present = {name: x for name, x in bias.items() if bool(x.any())}
     direction = direction.masked_fill(~mask[..., None], 0.0)
-    return _Reading(direction, total, capped, scale, mask, present, head.softcap)
+    return _Reading(direction, total, capped, scale, mask, present, head.softcap, logits=head.logits)
 
 
 def _next_ids(stream: StreamRun) -> Int[Tensor, "batch pos 1"]:

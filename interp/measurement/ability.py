@@ -21,6 +21,8 @@ LOW_IS_GOOD = ("loss_nats", "kl", "rank")
 """Metrics of `interp.tasks.metrics` of which a model that can do the task has less."""
 LEVEL = 0.05
 """p of the accuracy below which a model counts as able."""
+Asked = Case | PromptTask
+"""Prompts with answers that a model is asked."""
 
 
 @dataclass(frozen=True)
@@ -137,22 +139,30 @@ def _prompts(n: int) -> str:
     return f"{n} prompt{'s' * (n != 1)}"
 
 
-def abilities(*tasks: Case | tuple[Model, PromptTask]) -> dict[str, Ability]:
-    """By task's name, for `Findings.ability`: of a case without a pass of its own, of a task with one."""
-    found = [(own, Ability.of_case(own)) if isinstance(own, Case) else (own[1], ability(*own)) for own in tasks]
-    return {(source.task if isinstance(source, Case) else source).name: own for source, own in found}
+def abilities(model: Model, asked: Asked | Mapping[str, Ability]) -> dict[str, Ability]:
+    """By task's name: of a case without a pass of its own, of a task with one; what is known already stays as it is."""
+    if isinstance(asked, Mapping):
+        return dict(asked)
+    if isinstance(asked, Case):
+        return {asked.task.name: Ability.of_case(asked)}
+    return {asked.name: ability(model, asked)}
+
+
+def ability(model: Model, task: PromptTask, *, batch_size: int = 64) -> Ability:
+    """`Ability` on a task's clean prompts; one pass over them."""
+    return Ability.of(end_logits(model, task, batch_size=batch_size), task.to("cpu"))
 
 
 @torch.no_grad()
-def ability(model: Model, task: PromptTask, *, batch_size: int = 64) -> Ability:
-    """`Ability` on a task's clean prompts; one pass over them."""
+def end_logits(model: Model, task: PromptTask, *, batch_size: int = 64) -> Float[Tensor, "batch d_vocab"]:
+    """Logits at END of a task's clean prompts, on the CPU; one pass over them."""
     parts = []
     for first in range(0, len(task), batch_size):
         part = task.select(slice(first, first + batch_size))
         logits = model.run(part.clean).logits
         assert logits is not None  # no `stop`
         parts.append(metrics.answer_logits(logits, part).cpu())
-    return Ability.of(torch.cat(parts), task.to("cpu"))
+    return torch.cat(parts)
 
 
 def advantage(

@@ -31,7 +31,7 @@ from interp.errors import (
     UnknownEntry,
     nearest,
 )
-from interp.measurement.ability import Ability
+from interp.measurement.ability import Ability, Asked, abilities
 from interp.measurement.declaration import CAUSAL, TOKEN_LOGITS, Analysis, PlantedTask, Section, Stage
 from interp.measurement.options import checked_options, other_prompts, why_no_prompts
 from interp.model import Model, with_edits
@@ -57,13 +57,14 @@ class Findings:
             `component` are filled in) and those the analysis declared.
         data: what was run on: task, sizes, hash, BOS policy.
         interventions: rows of the second table.
-        ability: task that the prompts ask -> how well the model does it; of every analysis of prompts with answers.
+        ability: how well the model does the task that the prompts ask, of every analysis of prompts with answers: by
+            the task's name where that is known, else the case, or the task, which takes a pass more.
     """
 
     rows: Sequence[Mapping[str, Any]] | pd.DataFrame
     data: Mapping[str, Any] = field(default_factory=dict)
     interventions: Sequence[Mapping[str, Any]] = ()
-    ability: Mapping[str, Ability] = field(default_factory=dict)
+    ability: Asked | Mapping[str, Ability] = field(default_factory=dict)
 
 
 _registry: dict[str, Analysis] = {}
@@ -113,8 +114,9 @@ def analysis(
             interventions.insert(0, "analysis", name)
             provenance = _provenance(model, name, body, by_name, findings.data, time.perf_counter() - start)
             provenance["attention"] = sorted(attention)
-            if findings.ability:
-                provenance["ability"] = {task: own.as_dict() for task, own in findings.ability.items()}
+            able = abilities(model, findings.ability)
+            if able:
+                provenance["ability"] = {task: own.as_dict() for task, own in able.items()}
             return Result(table, provenance, frame(interventions, interventions=True))
 
         run.__annotations__ = {**body.__annotations__, "return": "Result"}

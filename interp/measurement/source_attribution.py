@@ -27,13 +27,14 @@ class Sources:
     Attributes:
         heads: each head, from each token. mlps: each MLP.
         rest: embedding, biases and what edits in force add, by name.
-        logit: the difference, before a soft-cap.
+        logit: the difference, before a soft-cap. end: all logits at END.
     """
 
     heads: Float[Tensor, "layer head key batch"]
     mlps: Float[Tensor, "layer batch"]
     rest: dict[str, Float[Tensor, " batch"]]
     logit: Float[Tensor, " batch"]
+    end: Float[Tensor, "batch d_vocab"]
 
 
 def sources(
@@ -69,7 +70,8 @@ def _by_source(model: Model, effects: Attribution, width: int) -> Sources:
             mlps[c.layer] = values
         else:
             rest[c.name] = values
-    return Sources(heads[list(info.attention_layers)], mlps, rest, effects.logit)
+    assert effects.end is not None  # at one position
+    return Sources(heads[list(info.attention_layers)], mlps, rest, effects.logit, effects.end)
 
 
 def source_masks(task: PromptTask, subject: str) -> dict[str, Bool[Tensor, "batch key"]]:

@@ -13,7 +13,6 @@ from numpy import ndarray
 
 from interp.edits import Add
 from interp.errors import NotApplicable, SchemaError
-from interp.measurement.ability import abilities
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL
 from interp.model import Model
@@ -179,7 +178,7 @@ def helix(
     table = table.assign(component=table["site"] + " at " + table["role"])
     table["chance"] = design.features(np.zeros(1, dtype=int)).shape[1] / (len(exchanges[0]) - 1)
     data = {**task.provenance(), "periods": [float(t) for t in periods], "linear": linear}
-    return Findings(table, data, ability=abilities(case))
+    return Findings(table, data, ability=case)
 
 
 def _periods(model: Model, task: PromptTask, linear: bool) -> tuple[tuple[float, ...], bool]:

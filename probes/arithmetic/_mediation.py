@@ -16,7 +16,6 @@ from interp.batch import Batch
 from interp.components import head_name, mlp_name
 from interp.edits import Edit, Replace
 from interp.errors import NotApplicable
-from interp.measurement.ability import abilities
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.removal import intervention_rows
 from interp.measurement.scoring import LEVEL
@@ -158,7 +157,7 @@ def arithmetic_mediation(
     strong = sorted(nodes, key=lambda n: -float(np.mean(values[n])))
     effects = _together(case, strong, n_random=n_random, rng=rng)
     table = table.sort_values("variant", key=lambda v: v.map(VARIANTS.index), kind="stable", ignore_index=True)
-    return Findings(table, {**task.provenance(), "controls_left_out": left_out}, effects, abilities(case))
+    return Findings(table, {**task.provenance(), "controls_left_out": left_out}, effects, case)
 
 
 def _check(task: PromptTask) -> None:

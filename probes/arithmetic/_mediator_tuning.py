@@ -15,7 +15,6 @@ from interp.batch import Batch
 from interp.components import head_names
 from interp.edits import Edit
 from interp.errors import NotApplicable, SchemaError
-from interp.measurement.ability import abilities
 from interp.measurement.neuron_effects import Neuron, NeuronEffects, matched_neurons, neuron_names
 from interp.measurement.prompts import prompt_set
 from interp.measurement.registry import Findings, analysis
@@ -142,7 +141,7 @@ def mediator_tuning(
     table = table.sort_values("variant", key=lambda v: v.map(VARIANTS.index), kind="stable", ignore_index=True)
     found = {"heads": head_names(best[0]), "neurons": neuron_names(best[1])}
     data = {**task.provenance(), **found, "missing": trial.missing, "too_few_others": alone}
-    return Findings(table, data, ability=abilities((model, task)))
+    return Findings(table, data, ability=task)
 
 
 Measured = Mapping[str, Float[ndarray, " prompt"]]

@@ -15,7 +15,6 @@ from torch import Tensor
 from interp.batch import Batch
 from interp.edits import Add, Apply, Edit
 from interp.errors import NotApplicable, SchemaError
-from interp.measurement.ability import abilities
 from interp.measurement.fourier import fourier_basis
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, interval_columns
@@ -126,7 +125,7 @@ def number_filters(
     table = table.sort_values("variant", key=lambda v: v.map(METRICS.index), kind="stable", ignore_index=True)
     facts: dict[str, object] = {"takes_all": takes_all, "n_numbers": numbers.n}
     facts["filters"] = {name: list(keep) for name, keep in kept.items()}
-    return Findings(table, {**task.provenance(), **facts}, ability=abilities((model, task)))
+    return Findings(table, {**task.provenance(), **facts}, ability=task)
 
 
 def filtered(

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from interp.batch import Batch
 from interp.errors import NotApplicable, SchemaError
-from interp.measurement.ability import abilities
 from interp.measurement.fourier import fourier_spectrum
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL
@@ -94,7 +93,7 @@ def number_spectrum(
     facts: dict[str, object] = {"task": "numbers", "n_numbers": len(ids), "sha256": fingerprint([Batch.of(ids[None])])}
     if task is None:
         return Findings(rows, facts)
-    return Findings(rows, facts | {"prompts": task.provenance()}, ability=abilities((model, task)))
+    return Findings(rows, facts | {"prompts": task.provenance()}, ability=task)
 
 
 @torch.no_grad()

@@ -16,7 +16,6 @@ from interp import tasks
 from interp.batch import Batch, Prompts
 from interp.edits import Scale, ablate_heads
 from interp.errors import TaskError, nearest
-from interp.measurement.ability import abilities
 from interp.measurement.declaration import PREPARE, PlantedTask, Stage
 from interp.measurement.head_effects import Objective, ablation_effects, first_order_effects, head_activations
 from interp.measurement.registry import Findings, analysis
@@ -128,7 +127,7 @@ def importance(
     if pruning:
         parts.append(_pruning_rows(model, objective, costs, n_random=n_random, seed=seed))
     data |= {"metric": objective.metric, "clean": clean, "all_heads": whole}
-    return Findings(pd.concat(parts, ignore_index=True), data, ability={} if pair is None else abilities((model, pair)))
+    return Findings(pd.concat(parts, ignore_index=True), data, ability={} if pair is None else pair)
 
 
 def _check_options(objective: Objective, how: tuple[str, ...]) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from interp.measurement import source_attribution as _attributed
-from interp.measurement.ability import abilities
+from interp.measurement.ability import Ability
 from interp.measurement.answers import TASKS, candidates, model_task, subject_role
 from interp.measurement.declaration import RECALL, PlantedTask, Stage
 from interp.measurement.planted import planted_prompts
@@ -108,4 +108,5 @@ def direct_attribution(
         pd.DataFrame({"variant": "mlp", "unit": "logit", "layer": range(model.info.n_layers), "head": None, **mlps})
     )
     data = {**prompts.provenance(), "subject": name, "logit_over_candidates": float(sources.logit.mean())}
-    return Findings(pd.concat(parts, ignore_index=True), data, ability=abilities((model, prompts)))
+    able = {prompts.name: Ability.of(sources.end, prompts.to("cpu"))}
+    return Findings(pd.concat(parts, ignore_index=True), data, ability=able)

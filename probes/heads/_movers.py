@@ -9,7 +9,7 @@ import torch
 from interp.attention import KeyMass, Mean
 from interp.errors import NotApplicable
 from interp.measurement import source_attribution as _attributed
-from interp.measurement.ability import abilities
+from interp.measurement.ability import Ability
 from interp.measurement.answers import model_task
 from interp.measurement.declaration import PREPARE, PlantedTask, Stage
 from interp.measurement.planted import planted_prompts
@@ -114,7 +114,8 @@ def movers(
         "mlp_share": float(sources.mlps.sum(0).mean()) / logit,
         "holds_answer": int(has_answer.sum()),
     }
-    return Findings(pd.concat(parts, ignore_index=True), data, ability=abilities((model, prompts)))
+    able = {prompts.name: Ability.of(sources.end, prompts.to("cpu"))}
+    return Findings(pd.concat(parts, ignore_index=True), data, ability=able)
 
 
 def _sums(heads: torch.Tensor, at: torch.Tensor) -> np.ndarray:

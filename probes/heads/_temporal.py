@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float
 from scipy import stats as distributions
 
 from interp import tasks
 from interp.edits import Edit
 from interp.errors import NotApplicable
-from interp.measurement.ability import ability
+from interp.measurement.ability import Ability, end_logits
 from interp.measurement.declaration import RECALL, PlantedTask, Stage
 from interp.measurement.head_effects import Objective, first_order_effects, head_activations
 from interp.measurement.planted import planted_prompts
@@ -99,8 +100,8 @@ def temporal(
         "temporal": temporal_task or tasks.task("greater_than", model, n=n_prompts, seed=seed, bos=bos),
         "timeless": timeless_task or _timeless(model, n_prompts, seed, bos),
     }
-    able = {name: ability(model, pair) for name, pair in pairs.items()}
-    shares = {name: _shares(model, pair, name) for name, pair in pairs.items()}
+    ends = {name: end_logits(model, pair) for name, pair in pairs.items()}
+    shares = {name: _shares(model, pair, ends[name], name) for name, pair in pairs.items()}
     scores = {name: stats.bootstrap_mean(x, seed=seed) for name, x in shares.items()}
     control = np.sign(scores["timeless"].mean) * shares["timeless"]
     p = _exceeds(shares["temporal"] - MARGIN, control)
@@ -121,6 +122,7 @@ def temporal(
             seed=seed,
             how=("mean",),
         )
+    able = {name: Ability.of(ends[name], pair.to("cpu")) for name, pair in pairs.items()}
     return Findings(pd.concat(parts, ignore_index=True), data, effects, able)
 
 
@@ -129,9 +131,13 @@ def _timeless(model: Model, n: int, seed: int, bos: str) -> PromptTask:
     return tasks.task(name, model, n=n, seed=seed, bos=bos)
 
 
-def _shares(model: Model, pair: PromptTask, name: str) -> Float[np.ndarray, "prompt layer head"]:
+def _shares(
+    model: Model, pair: PromptTask, end: Float[Tensor, "prompt d_vocab"], name: str
+) -> Float[np.ndarray, "prompt layer head"]:
+    """Of the difference between clean prompts, whose logits at END are known, and corrupt ones: what heads carry."""
     clean, corrupt = Objective.of_task(pair), Objective.of_task(pair, corrupt=True)
-    whole = float((clean.measure(model) - corrupt.measure(model)).mean())
+    known = Objective.of_task(pair.to("cpu")).value(end, torch.arange(len(end))).double().numpy()
+    whole = float((known - corrupt.measure(model)).mean())
     if not whole > LEAST:
         raise NotApplicable(f"the model does not tell {name} pairs apart: {pair.metric_name} changes by {whole:.2g}")
     there = first_order_effects(model, clean, head_activations(model, pair.corrupt))

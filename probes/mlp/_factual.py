@@ -15,7 +15,6 @@ from interp import tasks
 from interp.components import mlp_name
 from interp.errors import InterpError, NotApplicable
 from interp.measurement import source_attribution as attributed
-from interp.measurement.ability import abilities
 from interp.measurement.answers import TASKS, candidates, exchange_columns, model_task, subject_role
 from interp.measurement.conflict_scores import conflict_scores, known_conflicts
 from interp.measurement.declaration import PlantedTask
@@ -135,7 +134,7 @@ def factual(
     effects = recall_removal(case, found, tried, skills or {}, n_random=n_random, n_prompts=n_prompts, seed=seed)
     data = {**prompts.provenance(), "subject": role, "logit_over_candidates": float(mechanisms.sources.logit.mean())}
     data |= {"sum_error": mechanisms.sum_error, "able": mechanisms.able, "left_out": left_out}
-    return Findings(pd.concat([*parts, context], ignore_index=True), data, effects, abilities(case))
+    return Findings(pd.concat([*parts, context], ignore_index=True), data, effects, case)
 
 
 def _enrichment(case: Case, role: str, *, n_draws: int, seed: int) -> list[pd.DataFrame]:

@@ -14,7 +14,6 @@ from torch import Tensor
 from interp.components import ARROW, mlp_name
 from interp.decompose import Decomposition, decompose
 from interp.errors import BackendError, NotApplicable, SchemaError, nearest
-from interp.measurement.ability import abilities
 from interp.measurement.answers import TASKS, AnswerDirections, exchange_columns, model_task
 from interp.measurement.declaration import PlantedTask
 from interp.measurement.planted import planted_prompts
@@ -128,7 +127,7 @@ def mlp_inputs(
     table["label"] = np.where(at, (table["q"] < LEVEL) & table.pop("strong").astype(bool) & ~idle, None)
     table = table.sort_values("variant", key=lambda v: v != "shapley", kind="stable", ignore_index=True)
     data = {**prompts.provenance(), "base": base, "able": able, "sum_rule_error": errors}
-    return Findings(table, data, ability=abilities((model, prompts)))
+    return Findings(table, data, ability=prompts)
 
 
 def idle_mlps(rows: pd.DataFrame) -> list[str]:

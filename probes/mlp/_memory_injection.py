@@ -16,7 +16,6 @@ from torch import Tensor
 from interp.components import attn_name
 from interp.edits import Add, Edit
 from interp.errors import NotApplicable, SchemaError, SiteError, TaskError, nearest
-from interp.measurement.ability import abilities
 from interp.measurement.answers import TASKS, model_task, subject_role
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, interval_columns
@@ -135,7 +134,7 @@ def memory_injection(
         rows.append(pd.DataFrame({"variant": name, "unit": unit, **base, **beside}))
     data = {**prompts.provenance(), "into": into, "tokens": tokens, "space": space}
     data |= {"memory": "ids of the caller's" if isinstance(memory, Tensor) else memory or "subject"}
-    return Findings(pd.concat(rows, ignore_index=True), data, ability=abilities(case))
+    return Findings(pd.concat(rows, ignore_index=True), data, ability=case)
 
 
 def memory_ids(task: PromptTask, memory: str | Tensor) -> Int[Tensor, "batch k"]:

@@ -14,7 +14,6 @@ from torch import Tensor
 from interp.components import mlp_name
 from interp.decompose import Decomposition, decompose
 from interp.errors import BackendError, NotApplicable
-from interp.measurement.ability import abilities
 from interp.measurement.answers import TASKS, model_task
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, interval_columns
@@ -125,7 +124,7 @@ def mlp_mixing(
         extra = test if name == "mixing_change" else {}
         rows.append(pd.DataFrame({"variant": name, **base, **columns, **extra}))
     data = {**prompts.provenance(), "missed": errors}
-    return Findings(pd.concat(rows, ignore_index=True), data, ability=abilities((model, prompts)))
+    return Findings(pd.concat(rows, ignore_index=True), data, ability=prompts)
 
 
 @dataclass(frozen=True, eq=False)

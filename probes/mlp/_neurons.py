@@ -11,7 +11,6 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
-from interp.measurement.ability import abilities
 from interp.measurement.answers import TASKS, answered, model_task
 from interp.measurement.declaration import PlantedTask
 from interp.measurement.neuron_effects import (
@@ -138,7 +137,7 @@ def neurons(
     together = shares.together(labelled, norms, n_sets=n_sets, seed=seed) if labelled else []
     data = {**prompts.provenance(), "how": how, "neurons": len(names), "all_neurons": shares.whole, "able": able}
     data |= {"layers_without": {str(layer): why for layer, why in effects.missing.items()}}
-    return Findings(pd.concat(parts, ignore_index=True), data, together, abilities(effects.case))
+    return Findings(pd.concat(parts, ignore_index=True), data, together, effects.case)
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,6 @@ from interp.batch import Batch
 from interp.decompose import Term, decompose
 from interp.edits import Edit, Scale
 from interp.errors import InterpError, NotApplicable
-from interp.measurement.ability import abilities
 from interp.measurement.answers import TASKS, AnswerDirections, exchange_columns, model_task, right_share
 from interp.measurement.prompts import prompt_set, text_prompts
 from interp.measurement.registry import Findings, analysis
@@ -137,7 +136,7 @@ def overconfidence(
     effects = outcome.rows(found, terms, own_factors, n_random=n_random, seed=seed) if found else []
     data = {**prompts.provenance(), "late_from_layer": first, "text": source}
     data["top_is_right"] = float((top == prompts.answers.cpu()).any(1).double().mean())
-    return Findings(pd.concat(rows, ignore_index=True), data, effects, abilities(case))
+    return Findings(pd.concat(rows, ignore_index=True), data, effects, case)
 
 
 @dataclass(frozen=True, eq=False)

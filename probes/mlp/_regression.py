@@ -15,7 +15,6 @@ from torch import Tensor
 from interp.components import ARROW, mlp_name, stream_name
 from interp.decompose import Term, decompose
 from interp.errors import NotApplicable, SchemaError, nearest
-from interp.measurement.ability import abilities
 from interp.measurement.answers import TASKS, model_task
 from interp.measurement.registry import Findings, analysis
 from interp.measurement.scoring import LEVEL, MARGIN
@@ -129,7 +128,7 @@ def mlp_regression(
     table["role"] = np.where(at & label, role, None)
     table = table.sort_values("variant", key=lambda v: v != "beta", kind="stable", ignore_index=True)
     data = {**prompts.provenance(), "regressors": regressors, "scaled": scaled, "mlps": [mlp_name(i) for i in own]}
-    return Findings(table, data, ability=abilities((model, prompts)))
+    return Findings(table, data, ability=prompts)
 
 
 @dataclass(frozen=True, eq=False)

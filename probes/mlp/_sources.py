@@ -14,7 +14,6 @@ from interp.components import attn_name, mlp_name
 from interp.decompose import decompose
 from interp.edits import KnockOut
 from interp.errors import NotApplicable
-from interp.measurement.ability import abilities
 from interp.measurement.answers import TASKS, AnswerDirections, exchange_columns, model_task
 from interp.measurement.declaration import PlantedTask
 from interp.measurement.planted import planted_prompts
@@ -128,7 +127,7 @@ def mlp_sources(
         columns = interval_columns(stats.bootstrap_mean(values, seed=seed))
         rows.append(pd.DataFrame({"variant": variant, "unit": unit, "component": names, **base, **columns, **extra}))
     data = {**prompts.provenance(), "renormalise": renormalise, "able": able}
-    return Findings(pd.concat(rows, ignore_index=True), data, ability=abilities(case))
+    return Findings(pd.concat(rows, ignore_index=True), data, ability=case)
 
 
 def _knock_outs(

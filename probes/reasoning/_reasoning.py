@@ -14,7 +14,6 @@ from torch import Tensor
 from interp.decompose import Decomposition, decompose
 from interp.edits import Edit
 from interp.measurement import source_attribution as _attributed
-from interp.measurement.ability import abilities
 from interp.measurement.answers import model_task, right_share
 from interp.measurement.declaration import IDENTIFY, PREPARE, PlantedTask, Stage
 from interp.measurement.head_effects import Objective, ablation_effects, head_activations
@@ -122,7 +121,7 @@ def reasoning(
         rows += moved
         if label.any():
             effects = _removal(model, prompts, label, answer.mean, n_random=n_random, seed=seed)
-    return Findings(pd.concat(rows, ignore_index=True), data, effects, abilities(case))
+    return Findings(pd.concat(rows, ignore_index=True), data, effects, case)
 
 
 def groups(task: PromptTask) -> dict[str, Bool[Tensor, "batch pos"]]:
