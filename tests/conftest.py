@@ -116,7 +116,7 @@ def pytest_sessionstart():
         ("tolerance", "tolerance.py"),
         ("probe_cases", "probes/cases.py"),
         ("hub_server", "loading/hub_server.py"),
-        ("malformed_inputs", "cli/malformed.py"),
+        ("malformed_inputs", "cli/malformed/__init__.py"),
         ("edited_models", "edits/edited_models.py"),
         ("dictionaries_made", "dictionaries/made.py"),
         ("mlp_written", "probes/mlp/written.py"),

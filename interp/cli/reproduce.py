@@ -11,6 +11,7 @@ import typer
 
 from interp.cli.names import LARGEST_SEED, check_run
 from interp.cli.options import usage
+from interp.cli.tables import wrapped
 
 Pairs = Annotated[
     list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Rows of the file that count; repeatable.")
@@ -82,12 +83,12 @@ def _pairs(given: Sequence[str] | None, option: str) -> dict[str, str]:
 
 def _say(rows: Sequence[Mapping[Any, Any]]) -> None:
     for row in rows:
-        sys.stdout.write(f"{row['what']}  ({row['analysis']}: {row['variant']}; {row['source']})\n")
+        for line in wrapped(f"{row['what']}  ({row['analysis']}: {row['variant']}; {row['source']})"):
+            sys.stdout.write(line + "\n")
         if isinstance(row["why"], str):
-            sys.stdout.write(f"  not measured: {row['why']}\n")
+            sys.stdout.write("\n".join(wrapped(f"  not measured: {row['why']}")) + "\n")
             continue
         has_rank = row["spearman"] == row["spearman"]  # NaN for named heads
         rho = f"Spearman {row['spearman']:.3f} over {row['heads']:.0f} heads, " if has_rank else ""
-        sys.stdout.write(
-            f"  {rho}{row['overlap']:.0%} of the {row['k']:.0f} best heads shared (at random {row['chance']:.1%})\n"
-        )
+        text = f"  {rho}{row['overlap']:.0%} of the {row['k']:.0f} best heads shared (at random {row['chance']:.1%})"
+        sys.stdout.write("\n".join(wrapped(text)) + "\n")

@@ -30,6 +30,7 @@ def runs(
     """
     if sql is not None and compare is not None:
         raise typer.BadParameter("--sql and --compare are two questions; ask one at a time")
+    from interp.cli.tables import line_width
     from interp.results import runs as folders
     from interp.results.sql import plain_cells
 
@@ -48,4 +49,5 @@ def runs(
     elif not len(table):
         sys.stdout.write("nothing found\n")
     else:
-        sys.stdout.write(table.to_string(index=False, na_rep="", float_format=lambda x: f"{x:.4g}") + "\n")
+        form = {"index": False, "na_rep": "", "float_format": lambda x: f"{x:.4g}", "line_width": line_width()}
+        sys.stdout.write(table.to_string(**form) + "\n")  # columns that do not fit come in a block of their own
