@@ -48,6 +48,9 @@ DEBUG = "--debug"
 FAILED, USAGE, INTERRUPTED, UNREAD = 1, 2, 130, 141
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer exports the leaf of its usage errors alone
 
+LONGEST = 2000
+"""Characters of an error, what is left out of it not counted."""
+
 app = typer.Typer(
     name="interp",
     help="Look inside transformer language models.",
@@ -111,6 +114,11 @@ def bench(
     from interp.studies.bench import run
 
     raise typer.Exit(run(quick=quick, out=out))
+
+
+def _shortened(text: str) -> str:
+    """Both ends of a text that nobody reads: a file of one line may stand in a message, before what to do instead."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
 
 
 def _say(text: str) -> None:
@@ -177,7 +185,7 @@ def _failed(error: Exception) -> int:
 
 def _complain(text: str) -> None:
     with suppress(OSError):  # nobody reads this either
-        _say(f"interp: {' '.join(text.split())}")
+        _say(f"interp: {_shortened(' '.join(text.split()))}")
 
 
 @contextmanager

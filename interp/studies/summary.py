@@ -71,7 +71,8 @@ def _measured(result: Result) -> str:
     """`zoo:default (4 layers x 12 heads): 27 analyses, seed 0`."""
     info, n = result.provenance.get("model", {}), result.table["analysis"].nunique()
     own = all(call.get("data", {}).get("task") == "prompts given" for call in calls(result).values())
-    size = f"{info.get('n_layers')} layers x {info.get('n_heads')} heads"
+    layers, heads = info.get("n_layers"), info.get("n_heads")
+    size = f"{layers} layer{'s' * (layers != 1)} x {heads} head{'s' * (heads != 1)}"
     counted = f"{n} {'analysis' if n == 1 else 'analyses'}"
     return (
         f"{info.get('name')} ({size}): {counted}, seed {result.provenance.get('seed')}{', prompts of your own' * own}"

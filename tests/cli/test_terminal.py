@@ -262,3 +262,14 @@ def test_every_command_that_writes_has_force():
     writing = [name for name, part in sections.items() if "--out" in part or "--save " in part]
     assert [name for name in writing if "--force" not in sections[name]] == ["interp bench"]
     assert isinstance(cli.FAILED, int)
+
+
+def test_a_long_error_keeps_both_its_ends(run):
+    code, _, err = run("detect", PLANTED, "-a", "induction", "-o", "bos=" + "[" * 9999)
+    assert code == 2 and len(err) < 2100 and "valid choices: default" in err
+
+
+def test_stored_runs_fit_into_80_columns(run, tmp_path):
+    run("detect", PLANTED, "-a", "previous_token", "--out", tmp_path / "heads.parquet")
+    code, out, _ = run("runs", tmp_path)
+    assert code == 0 and "previous_token" in out and max(map(len, out.splitlines())) <= 80
