@@ -218,8 +218,8 @@ def detect(
 ) -> Result:
     """Every head analysis that suits the model as one result, or those named, each of which must suit it.
 
-    Those that cost more than three passes over 1,024 tokens run by name only. The others share passes: where several
-    ask for the same prompts these are run once (`interp.attention.shared`); what is kept is freed at the end.
+    Those that cost more than three passes over 1,024 tokens run by name only, or on a caller's `prompts`. Analyses that
+    ask for the same prompts share passes (`interp.attention.shared`); what is kept for that is freed at the end.
 
     With `prompts` (text, ids or a batch, spans included) those that measure on a caller's own prompts run on them; the
     others are left out, since what they measure is defined on prompts that they make.
@@ -240,7 +240,9 @@ def detect(
     names = several(names, "names of analyses")
     if bos is not None:
         bos_id(model, bos)
-    specs = [find(n) for n in names] if names else [a for a in analyses().values() if a.unit == "head" and a.default]
+    heads = [a for a in analyses().values() if a.unit == "head"]
+    dear = {} if names or prompts is not None else {a.name: BY_NAME for a in heads if not a.default}
+    specs = [find(n) for n in names] if names else [a for a in heads if a.name not in dear]
     batch = None if prompts is None else model.batch(prompts)
     options = options or {}
     obstacles = {
@@ -251,8 +253,7 @@ def detect(
     for name, reason in left_out.items():
         if names:
             raise NotApplicable(f"{name!r} {reason}")
-    if not names:
-        left_out |= {a.name: BY_NAME for a in analyses().values() if a.unit == "head" and not a.default}
+    left_out |= dear
     suitable = beside([a for a in specs if a.name not in left_out])
     results, errors = {}, []
     with sharing():

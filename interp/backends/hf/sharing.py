@@ -38,8 +38,10 @@ class SharedPasses:
 
     @classmethod
     def of(cls, model: HFModel) -> SharedPasses | None:
-        """None outside of `sharing`, and of models whose passes cannot be told apart or kept: standing edits, several
-        processes, a source text, modules that write in place."""
+        """None outside of `sharing`, and where passes cannot be told apart or kept.
+
+        That is under edits that stand, on several processes, with a source text, and where modules write in place.
+        """
         memory = shared_memory()
         alone = memory is None or model._standing or model.anatomy.shards is not None or model.anatomy.overwrites
         if alone or model.info.source is not None or torch.is_inference_mode_enabled():
