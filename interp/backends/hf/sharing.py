@@ -14,6 +14,7 @@ from interp.attention.shared import KeptPass, Memory, shared_memory
 from interp.backends.hf.rewrite import connect
 from interp.backends.plan.capture import Pass
 from interp.batch import Batch
+from interp.errors import BackendError
 
 if TYPE_CHECKING:
     from interp.backends.hf.model import HFModel
@@ -100,8 +101,13 @@ class SharedPasses:
         return max(below), stream if rows is None else stream[list(rows)]
 
     def _from_kept(self, kept: KeptPass, recorder: Recorder, layers: Sequence[int]) -> None:
-        for layer in layers:
-            recorder.answers[layer] = measure(kept.calls[layer], recorder.questions, method=recorder.method)[1]
+        with torch.no_grad():
+            for layer in layers:
+                try:
+                    answers = measure(kept.calls[layer], recorder.questions, method=recorder.method)[1]
+                except BackendError as error:
+                    raise type(error)(f"layer {layer}: {error}") from error
+                recorder.answers[layer] = answers
 
     def _replay(self, kept: KeptPass, batch: Batch, plan: Pass, layers: Sequence[int]) -> None:
         """Let a plan look at kept queries, keys and values."""
