@@ -288,7 +288,7 @@ def beside(specs: Sequence[Analysis]) -> list[Analysis]:
     What was computed for the one is then still there for the next.
     """
     first = {a.shares: i for i, a in reversed(list(enumerate(specs))) if a.shares is not None}
-    order = sorted(enumerate(specs), key=lambda item: (first.get(item[1].shares, item[0]), item[0]))
+    order = sorted(enumerate(specs), key=lambda item: (first[item[1].shares] if item[1].shares else item[0], item[0]))
     return [a for _, a in order]
 
 

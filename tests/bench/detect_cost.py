@@ -1,9 +1,8 @@
 """What `interp detect` costs on a GPT-2-small shape: forwards of each analysis, alone and where passes are shared.
 
-One forward is 1,024 tokens through all layers, each layer's attention counted for a third and its MLP for two thirds (a
-GPT-2 layer's parameters stand so), as the modules run: a pass that ends or starts in the middle counts its share.
-Numbers of passes do not depend on widths, so that they are counted on a narrow model; memory is measured at full width,
-each time in a new process.
+One forward is 1,024 tokens through the matrices of all layers, each counted by its size, as they run: a pass that ends
+or starts in the middle counts its share. Numbers of passes do not depend on widths, so that they are counted on a narrow
+model; memory is measured at full width, each time in a new process.
 
     python tests/bench/detect_cost.py            # counts: a minute or two; memory with --memory: some minutes more
 """
@@ -14,7 +13,6 @@ import argparse
 import contextlib
 import csv
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,32 +48,23 @@ def load(*, narrow: bool = True) -> interp.Model:
 
 
 class Counting:
-    """Tokens that go through attention and MLP modules of a GPT-2, and columns of logits."""
+    """Numbers multiplied in the layers' matrices of a GPT-2, for each token that goes through."""
 
     def __init__(self, module: GPT2LMHeadModel) -> None:
-        self.tokens: Counter[str] = Counter()
+        self.products = 0
+        self.whole = 0
         for block in module.transformer.h:
-            self._count(block.attn, "attention")
-            self._count(block.mlp, "mlp")
-        self._count(module.lm_head, "logits")
-        self.layers = len(module.transformer.h)
+            for part in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj):
+                self.whole += part.weight.numel()
+                part.register_forward_pre_hook(self._count)
 
-    def _count(self, module: torch.nn.Module, name: str) -> None:
-        def hook(_: object, args: tuple, kwargs: dict[str, Any]) -> None:
-            x = args[0] if args else kwargs["hidden_states"]
-            self.tokens[name] += x[..., 0].numel()
-
-        module.register_forward_pre_hook(hook, with_kwargs=True)
+    def _count(self, module: torch.nn.Module, args: tuple) -> None:
+        self.products += args[0][..., 0].numel() * module.weight.numel()  # type: ignore[operator]
 
     @property
     def forwards(self) -> float:
         """So far."""
-        return (self.tokens["attention"] + 2 * self.tokens["mlp"]) / 3 / self.layers / FORWARD
-
-    @property
-    def unembedded(self) -> float:
-        """Tokens whose logits were computed, in thousands of 1,024."""
-        return self.tokens["logits"] / FORWARD
+        return self.products / self.whole / FORWARD
 
 
 @contextlib.contextmanager
@@ -104,6 +93,7 @@ def counts() -> pd.DataFrame:
     together: dict[str, tuple[float, float]] = {}
     with watched(counting, together):
         registry.detect(model, seed=0)
+    print({name: round(cost, 2) for name, (cost, _) in together.items()}, flush=True)
     rows = []
     for spec in (a for a in registry.analyses().values() if a.unit == "head"):
         before = counting.forwards

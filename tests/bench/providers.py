@@ -166,9 +166,10 @@ PROVIDERS: dict[str, Callable[[], Provider]] = {
 
 def reading_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE with whole words for all that the shipped tasks say, and numbers, as GPT-2's has."""
+    from tokenizers import decoders, pre_tokenizers, trainers
+
     from interp import data
     from interp.texts import sources
-    from tokenizers import decoders, pre_tokenizers, trainers
 
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

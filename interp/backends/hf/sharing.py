@@ -123,7 +123,7 @@ class SharedPasses:
         """Context in which a pass is kept, if it comes to its end."""
         info, kept = self.model.info, KeptPass({} if batch.padded else {r: i for i, r in enumerate(_rows(batch))})
         self.memory.room(self._size(batch))
-        streams = {*range(EVERY, info.n_layers, EVERY), info.n_layers - 1} - {0}
+        streams = {*range(1, info.n_layers, EVERY), info.n_layers - 1} - {0}
         blocks = self.model.anatomy.blocks
         there = [i for i in streams if "resid_pre" not in self.model.anatomy.stream[i].missing]
 
