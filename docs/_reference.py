@@ -69,7 +69,8 @@ def analyses() -> str:
         "",
         NOTE,
         "",
-        "`interp detect MODEL` runs every analysis of heads that suits the model; `interp detect MODEL -a NAME`, or",
+        "`interp detect MODEL` runs every analysis of heads that suits the model, but those that are dear (what each",
+        "[costs](../explanation/cost.md)); `interp detect MODEL -a NAME`, or",
         '`interp.analyze(model, "induction", seed=0)` in Python, one of them. Options, variants and errors stand in',
         "the docstrings of `probes.heads` and `probes.attention`. How nulls, intervals and q are made:",
         "[statistics](../explanation/statistics.md).",
@@ -87,6 +88,7 @@ def analyses() -> str:
             "Headline": f"variant `{s.headline}`, one row per {s.unit}",
             "Judged": f"on planted `{s.planted.recovers}`, see the [scoreboard](../scoreboard.md)" if s.planted else "",
             "Columns": ", ".join(f"`{name}` ({kind})" for name, kind in s.columns.items()),
+            "Runs": "" if s.default else "by name, or on prompts of one's own: it costs more than three passes",
             "Reference": s.reference,
             "Code": f"`{s.run.__module__}`",
         }

@@ -59,12 +59,14 @@ def detect(
     a stretch of each: characters START to END (document=0:5200; an end left out is the text's), or words that it has
     once.
 
+    Analyses that cost more than three passes over 1,024 tokens run by name only, or on prompts of one's own.
+
     -o sets any option of the analyses that are run (interp list analyses NAME shows them): n_prompts=64 of each that
     has it, induction.prompts=FILE of one. Prompts and pairs of one's own are files: see the how-to on own prompts.
     """
     check_run(model, dtype=dtype, device=device, analyses=analysis)
     cli_options.check_bos(bos)
-    given = values.typed_options(option or [], analysis or head_analyses())
+    given = values.typed_options(option or [], analysis or head_analyses(dear=bool(prompt or text)))
     check_run(model, tasks=values.task_names(given))
     with cli_options.usage():
         texts = [*(prompt or ()), *(cli_options.read_text(path) for path in text or ())]
@@ -123,9 +125,10 @@ def demo(
     print_summary(result, more=[f"report: {path.resolve()}"])
 
 
-def head_analyses() -> list[str]:
-    """Names of the analyses that are run where none is named."""
-    return [name for name, entry in entries("analyses").items() if entry["of"] == HEAD]
+def head_analyses(*, dear: bool = False) -> list[str]:
+    """Names of the analyses that are run where none is named; the `dear` ones on prompts of one's own alone."""
+    found = entries("analyses")
+    return [name for name, entry in found.items() if entry["of"] == HEAD and (dear or "by_name" not in entry)]
 
 
 def _say(text: str) -> None:

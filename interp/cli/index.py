@@ -92,6 +92,7 @@ def analyses(*, own: bool = False) -> Entries:
             "of": spec.unit,
             "family": spec.family,
             "options": _options(spec.run, ("model", "edits")),
+            **({} if spec.default else {"by_name": True}),
         }
         for spec in registered().values()
         if not own or spec.run.__module__.startswith("probes.")

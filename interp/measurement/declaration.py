@@ -112,6 +112,10 @@ class Analysis:
         quick: options with which a run is short and still says something, for the checks of all analyses.
         exemptions: demand of `interp.measurement.checks.check_analysis` that cannot apply to it -> why.
         subject: "zoo:NAME" of the model that checks run it on where no planted task judges it; None for the usual one.
+        default: whether `detect` runs it where none is named; not where it costs more than three passes over 1,024
+            tokens on a model of GPT-2-small's shape.
+        shares: name of the prompts that it measures on by itself, where others do too: `detect` runs these one behind
+            the other, so that what was computed for one is there for the next.
     """
 
     name: str
@@ -136,6 +140,8 @@ class Analysis:
     quick: Mapping[str, Any] = field(default_factory=dict)
     exemptions: Mapping[str, str] = field(default_factory=dict)
     subject: str | None = None
+    default: bool = True
+    shares: str | None = None
 
     def __repr__(self) -> str:
         """Name and unit: a table of them is read as a whole."""

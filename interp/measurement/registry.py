@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 
 from interp.attention import methods_used
+from interp.attention.shared import sharing
 from interp.batch import Batch, Prompts
 from interp.components import head_name, mlp_name
 from interp.edits import Edit
@@ -45,6 +46,8 @@ from interp.tasks.synthetic import bos_id
 P = ParamSpec("P")
 ASKED = {"prompts", "task", "temporal_task", "texts", "normal"}
 """Options by which a caller says himself what an analysis asks."""
+BY_NAME = "run only by name: it costs more than three passes over 1,024 tokens"
+"""Why `detect` leaves a dear analysis out."""
 PLAIN = 16  # random prompts, and tokens of each, that show whether a model gives numbers at all
 
 
@@ -93,6 +96,8 @@ def analysis(
     quick: Mapping[str, Any] | None = None,
     exemptions: Mapping[str, str] | None = None,
     subject: str | None = None,
+    default: bool = True,
+    shares: str | None = None,
 ) -> Callable[[Callable[Concatenate[Model, P], Findings]], Callable[Concatenate[Model, P], Result]]:
     """Register an analysis; the decorated function then returns a `Result` with provenance.
 
@@ -144,6 +149,8 @@ def analysis(
             quick=dict(quick or {}),
             exemptions=dict(exemptions or {}),
             subject=subject,
+            default=default,
+            shares=shares,
         )
         return run
 
@@ -213,6 +220,9 @@ def detect(
 ) -> Result:
     """Every head analysis that suits the model as one result, or those named, each of which must suit it.
 
+    Those that cost more than three passes over 1,024 tokens run by name only, or on a caller's `prompts`. Analyses that
+    ask for the same prompts share passes (`interp.attention.shared`); what is kept for that is freed at the end.
+
     With `prompts` (text, ids or a batch, spans included) those that measure on a caller's own prompts run on them; the
     others are left out, since what they measure is defined on prompts that they make.
 
@@ -232,7 +242,9 @@ def detect(
     names = several(names, "names of analyses")
     if bos is not None:
         bos_id(model, bos)
-    specs = [find(n) for n in names] if names else [a for a in analyses().values() if a.unit == "head"]
+    heads = [a for a in analyses().values() if a.unit == "head"]
+    dear = {} if names or prompts is not None else {a.name: BY_NAME for a in heads if not a.default}
+    specs = [find(n) for n in names] if names else [a for a in heads if a.name not in dear]
     batch = None if prompts is None else model.batch(prompts)
     options = options or {}
     obstacles = {
@@ -243,31 +255,43 @@ def detect(
     for name, reason in left_out.items():
         if names:
             raise NotApplicable(f"{name!r} {reason}")
-    suitable = [a for a in specs if a.name not in left_out]
-    results, errors = [], []
-    for spec in progress(suitable) if progress else suitable:
-        try:
-            takes_bos = bos is not None and "bos" in inspect.signature(spec.run).parameters
-            own: dict[str, Any] = {"bos": bos} if takes_bos else {}
-            own |= {} if batch is None or not _takes_prompts(spec) else {"prompts": batch}
-            results.append(analyze(model, spec.name, **{"seed": seed, **own, **options.get(spec.name, {})}))
-        except Exception as error:  # a fault of one analysis, a stranger's perhaps, must not take the others down
-            if isinstance(error, NotFinite):
-                _check_numbers(model, seed=seed)
-            refusal = _refusal(error)
-            if names:
-                raise type(refusal)(f"{spec.name!r}: {refusal}") from error
-            left_out[spec.name] = str(refusal)
-            errors.append(refusal)
+    left_out |= dear
+    suitable = beside([a for a in specs if a.name not in left_out])
+    results, errors = {}, []
+    with sharing():
+        for spec in progress(suitable) if progress else suitable:
+            try:
+                takes_bos = bos is not None and "bos" in inspect.signature(spec.run).parameters
+                own: dict[str, Any] = {"bos": bos} if takes_bos else {}
+                own |= {} if batch is None or not _takes_prompts(spec) else {"prompts": batch}
+                results[spec.name] = analyze(model, spec.name, **{"seed": seed, **own, **options.get(spec.name, {})})
+            except Exception as error:  # a fault of one analysis, a stranger's perhaps, must not take the others down
+                if isinstance(error, NotFinite):
+                    _check_numbers(model, seed=seed)
+                refusal = _refusal(error)
+                if names:
+                    raise type(refusal)(f"{spec.name!r}: {refusal}") from error
+                left_out[spec.name] = str(refusal)
+                errors.append(refusal)
     if not results:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         others = [type(e) for e in errors if not isinstance(e, NotApplicable)]
         if others:
             raise others[0](f"no analysis could be run on {model.info.name!r}: {reasons}") from errors[0]
         raise NotApplicable(f"no analysis suits {model.info.name!r}: {reasons}")
-    result = Result.concat(results)
+    result = Result.concat([results[a.name] for a in specs if a.name in results])
     result.provenance["left_out"] = left_out
     return result
+
+
+def beside(specs: Sequence[Analysis]) -> list[Analysis]:
+    """Analyses in the order in which they are run: those that share prompts one behind the other, at the first's place.
+
+    What was computed for the one is then still there for the next.
+    """
+    first = {a.shares: i for i, a in reversed(list(enumerate(specs))) if a.shares is not None}
+    order = sorted(enumerate(specs), key=lambda item: (first[item[1].shares] if item[1].shares else item[0], item[0]))
+    return [a for _, a in order]
 
 
 def _takes_prompts(spec: Analysis) -> bool:

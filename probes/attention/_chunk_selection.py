@@ -32,6 +32,7 @@ LEAST = 24
     title="Heads served by chunks",
     headline="gain",
     order=280,
+    default=False,
     stage=Stage("long-range"),
     planted=PlantedTask(
         "retrieval",

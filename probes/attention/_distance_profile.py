@@ -50,6 +50,7 @@ def _lines(rows: pd.DataFrame) -> go.Figure:
     title="Heads that look at both ends",
     headline="u_shape",
     order=211,
+    default=False,
     stage=Stage("both ends"),
     figures={"by_distance": _lines},
     quick={"n_prompts": 8, "n_permutations": 32},

@@ -28,6 +28,7 @@ LEFT = 1e-3  # mass that must be off the first token for the rest of the row to 
     title="Focused heads",
     headline="focus",
     order=200,
+    shares="random tokens",
     stage=Stage("focused"),
     exemptions={"planted": "where a head looks, whatever for: heads of many mechanisms do"},
     columns={"label": "boolean"},

@@ -43,6 +43,7 @@ def _lines(rows: pd.DataFrame) -> go.Figure:
     title="Lag-following heads",
     headline="best",
     order=220,
+    shares="random blocks, repeated",
     stage=Stage("lag"),
     figures={"profile": _lines},
     exemptions={"planted": "where a head looks, whatever for: heads of many mechanisms do"},

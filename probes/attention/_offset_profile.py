@@ -35,6 +35,7 @@ def _lines(rows: pd.DataFrame) -> go.Figure:
     title="Fixed-offset heads",
     headline="peak",
     order=210,
+    shares="random tokens",
     stage=Stage("fixed offset"),
     figures={"profile": _lines},
     exemptions={"planted": "where a head looks, whatever for: heads of many mechanisms do"},

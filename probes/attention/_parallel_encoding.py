@@ -51,6 +51,7 @@ def _by_blocks(rows: pd.DataFrame) -> go.Figure:
     title="Heads scattered by parallel contexts",
     headline="rise",
     order=310,
+    default=False,
     stage=Stage("scattered"),
     figures={"entropy": _by_blocks, "entropy_with_sinks": _by_blocks},
     quick={"n_prompts": 8, "n_blocks": (2, 4)},

@@ -31,6 +31,7 @@ QUERIES = "question"
     title="Heads that attend to a part of the prompt",
     headline="strongest",
     order=212,
+    default=False,
     stage=Stage("span"),
     quick={"n_prompts": 8},
     exemptions={"planted": "which part it is, and why, is the prompt's: heads of many mechanisms attend to one"},

@@ -51,6 +51,7 @@ def _profiles(rows: pd.DataFrame) -> go.Figure:
     title="Long-range heads",
     headline="beyond",
     order=290,
+    default=False,
     stage=Stage("long-range"),
     planted=PlantedTask("induction"),
     figures={"profile": _profiles},

@@ -32,6 +32,7 @@ from interp.tasks import Repeats
     title="Duplicate-token heads",
     headline="score",
     order=30,
+    shares="random blocks, repeated",
     stage=Stage("duplicate token", IDENTIFY),
     planted=PlantedTask("duplicate_token"),
     columns={"label": "boolean"},

@@ -50,6 +50,7 @@ from interp.tasks import Repeats
     title="Induction heads",
     headline="prefix_matching",
     order=10,
+    shares="random blocks, repeated",
     stage=Stage("induction", REASON),
     planted=PlantedTask("induction"),
     section="attention",

@@ -28,6 +28,7 @@ FEWEST = 3  # ordinary tokens below which prompts say nothing, repeated or not
     title="Previous-token heads",
     headline="score",
     order=20,
+    shares="random tokens",
     stage=Stage("previous token", IDENTIFY),
     planted=PlantedTask("previous_token"),
     columns={"label": "boolean"},

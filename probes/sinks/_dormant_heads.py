@@ -47,6 +47,7 @@ def _by_domain(rows: pd.DataFrame) -> go.Figure:
     title="Dormant heads",
     headline="sink_mass",
     order=45,
+    default=False,
     stage=Stage("dormant", kinds={"active-dormant": Stage("active-dormant")}),
     planted=PlantedTask("sink"),
     figures={"by_domain": _by_domain},

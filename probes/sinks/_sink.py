@@ -30,6 +30,7 @@ LEAST_OWN = 12  # tokens: with fewer there are fewer than five other keys to com
     title="First-token sinks",
     headline="first_token",
     order=40,
+    shares="random tokens",
     stage=Stage("attention sink"),
     planted=PlantedTask("sink"),
     section="sinks",
@@ -203,7 +204,7 @@ def uniform_share(length: int, *, causal: bool = True) -> Float[np.ndarray, " ke
 
 def _value_norm_ratio(model: Model, batch: Batch) -> Float[np.ndarray, "prompt layer head"]:
     """||v_first|| over the median ||v|| of later tokens, of each query head's group; NaN where those are all zero."""
-    acts = model.run(batch, capture=["v"]).acts
+    acts = model.run(batch, capture=["v"], stop=max(model.info.attention_layers)).acts
     group = model.info.n_heads // model.info.n_kv_heads
     norms = torch.stack([acts[Site("v", layer)].float().norm(dim=-1) for layer in model.info.attention_layers], dim=1)
     others = norms[:, :, 1:].median(dim=2).values  # prompt layer kv_head

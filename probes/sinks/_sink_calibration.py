@@ -41,6 +41,7 @@ QUERIES = 16  # that have to see a key, for it to be called a sink
     title="Heads with hidden sinks",
     headline="gain",
     order=48,
+    default=False,
     stage=Stage("hidden sink"),
     two_sided=True,
     quick={"n_prompts": 8, "length": 64, "n_random": 2},

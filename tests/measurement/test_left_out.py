@@ -124,8 +124,9 @@ def test_a_model_that_gives_no_numbers_is_an_error(failing):
         detect(model, progress=only("constant", "sink"))
     model = interp.load(build("llama"))
     model.torch_module.model.layers[1].mlp.down_proj.weight.data[3, 5] = torch.nan
-    with pytest.raises(NotFinite, match="^residual stream not finite"):
-        detect(model, progress=only("constant", "sink"))
+    failing("whole", lambda model: Findings([{**row, "value": float(model.run(torch.arange(8)[None]).logits.sum())}]))
+    with pytest.raises(NotFinite, match="^residual stream not finite"):  # behind the last attention, which sink ends at
+        detect(model, progress=only("constant", "whole"))
 
 
 def test_numbers_that_an_analysis_breaks_are_its_own_reason(failing):

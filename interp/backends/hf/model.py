@@ -26,6 +26,7 @@ from interp.backends.hf.read_writes import read_writes
 from interp.backends.hf.rewrite import connect
 from interp.backends.hf.rotary import Rotary
 from interp.backends.hf.shards import GRADIENTS
+from interp.backends.hf.sharing import SharedPasses
 from interp.backends.hf.stacks import Stack, probing, source_ids
 from interp.backends.plan.arguments import check_mode, edit_list, layer_number, layer_tuple, statistics_by_name
 from interp.backends.plan.budget import check_memory
@@ -154,7 +155,11 @@ class HFModel(EditContexts):
             raise SiteError(f"start at layer {start[0]}: {self.anatomy.stream[start[0]].missing['resid_pre']}")
         rows, n = batch.ids.shape
         check_memory(plan.captures, self.info, (rows, n), self.device, d_mlp=self._d_mlp, logits=stop is None)
-        logits = self._forward(batch, plan, start=start, stop=stop)
+        shared = None if start is not None or gradients else SharedPasses.of(self)
+        if shared is not None:
+            logits = shared.run(batch, plan, stop=stop)
+        else:
+            logits = self._forward(batch, plan, start=start, stop=stop)
         check_visited(plan, self.torch_module)
         if self.anatomy.unembed is None and stop is None:
             return MuteRun(plan.acts, f"{self.info.name}: {NO_LOGITS}", self.difference)
@@ -188,7 +193,11 @@ class HFModel(EditContexts):
             for kind in (kind for kind in SQUARE if self.anatomy.shards is not None and plan.edited(layer, kind)):
                 raise refuse(plan.edits[kind, layer][0], SPREAD)
         recorder = Recorder(statistics, layers, method, last=max(layers), padded=batch.padded)
-        self._forward(batch, plan, recorder=recorder)
+        shared = SharedPasses.of(self)
+        if shared is not None:
+            shared.answer(batch, plan, recorder)
+        else:
+            self._forward(batch, plan, recorder=recorder)
         check_visited(plan, self.torch_module, end=max(layers))
         spread = self.anatomy.shards
         if spread is not None:
