@@ -114,15 +114,8 @@ def analysis(
             start = time.perf_counter()
             with methods_used() as attention:
                 findings = body(model, **by_name)  # type: ignore[call-arg]  # pyright: all of P by name
-            table = _full_table(findings.rows, name, columns or {})
-            interventions = pd.DataFrame(list(findings.interventions))
-            interventions.insert(0, "analysis", name)
             provenance = _provenance(model, name, body, by_name, findings.data, time.perf_counter() - start)
-            provenance["attention"] = sorted(attention)
-            able = abilities(model, findings.ability)
-            if able:
-                provenance["ability"] = {task: own.as_dict() for task, own in able.items()}
-            return Result(table, provenance, frame(interventions, interventions=True))
+            return _result(model, findings, provenance | {"attention": sorted(attention)}, name, columns or {})
 
         run.__annotations__ = {**body.__annotations__, "return": "Result"}
         declare(name, figure, figures or {})
@@ -155,6 +148,19 @@ def analysis(
         return run
 
     return decorate
+
+
+def _result(
+    model: Model, findings: Findings, provenance: dict[str, Any], name: str, columns: Mapping[str, str]
+) -> Result:
+    """Findings as tables that are checked, with how well the model does what it was asked."""
+    table = _full_table(findings.rows, name, columns)
+    interventions = pd.DataFrame(list(findings.interventions))
+    interventions.insert(0, "analysis", name)
+    able = abilities(model, findings.ability)
+    if able:
+        provenance["ability"] = {task: own.as_dict() for task, own in able.items()}
+    return Result(table, provenance, frame(interventions, interventions=True))
 
 
 def analyses() -> dict[str, Analysis]:
