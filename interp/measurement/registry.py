@@ -108,8 +108,7 @@ def analysis(
         @functools.wraps(body)
         def run(model: Model, *args: P.args, **options: P.kwargs) -> Result:
             by_name: dict[str, Any] = checked_options(name, body, args, options)
-            obstacle = _registry[name].obstacle(model.info, by_name)
-            if obstacle:
+            if obstacle := _registry[name].obstacle(model.info, by_name):
                 raise NotApplicable(f"{name!r} {obstacle}")
             start = time.perf_counter()
             with methods_used() as attention:

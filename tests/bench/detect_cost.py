@@ -1,7 +1,7 @@
 """What `interp detect` costs on a GPT-2-small shape: forwards of each analysis, alone and where passes are shared.
 
-One forward is 1,024 tokens through the matrices of all layers, each counted by its size, as they run: a pass that ends
-or starts in the middle counts its share. Numbers of passes do not depend on widths, so that they are counted on a
+One forward is 1,024 tokens through the matrices of all layers, each counted by its size, as they run: a pass that
+ends or starts in the middle counts its share. Numbers of passes do not depend on widths, so that they are counted on a
 narrow model; memory is measured at full width, each time in a new process.
 
     python tests/bench/detect_cost.py            # counts: a minute or two; memory with --memory: some minutes more
