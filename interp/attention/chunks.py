@@ -84,7 +84,8 @@ class Portions:
         answer, question = answer.cpu(), self.question
         self.dtype = answer.dtype
         if isinstance(question, Rows):
-            answer = torch.nn.functional.pad(answer, (0, self.keys.shape[1] - stop))
+            no_row = answer[..., :1].isnan()
+            answer = torch.nn.functional.pad(answer, (0, self.keys.shape[1] - stop)).masked_fill(no_row, torch.nan)
         if isinstance(question, Rows | TopKeys):
             self._rows(answer, rows_in(question.rows.cpu(), start, stop) >= 0)
         elif isinstance(question, Mean):
@@ -109,10 +110,7 @@ class Portions:
 
     def _rows(self, answer: Tensor, here: Tensor) -> None:
         here = here.view(len(here), 1, -1, *(1,) * (answer.ndim - 3))
-        if self.sum is None:
-            none = torch.tensor(torch.nan, dtype=answer.dtype)
-            self.sum = torch.where(here, answer, none) if isinstance(self.question, Rows) else answer
-        self.sum = torch.where(here, answer, self.sum)
+        self.sum = answer if self.sum is None else torch.where(here, answer, self.sum)
 
     def _mean(self, answer: Tensor, rows: Tensor | None, start: int, stop: int) -> None:
         if rows is not None:

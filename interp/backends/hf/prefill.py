@@ -21,9 +21,9 @@ from interp.backends.hf.generation import whole_cache
 from interp.backends.hf.stacks import Stack
 from interp.backends.plan.capture import Pass
 from interp.batch import Batch
-from interp.edits import Ablate, Add, Replace, Scale
+from interp.edits import Ablate, Add, Edit, Replace, Scale
 from interp.errors import BackendError, TaskError
-from interp.sites import SQUARE
+from interp.sites import PER_HEAD, SQUARE
 
 if TYPE_CHECKING:
     from interp.backends.hf.model import HFModel
@@ -93,12 +93,23 @@ def obstacle(model: HFModel, batch: Batch, plan: Pass) -> str | None:
         for edit in edits:
             if kind in SQUARE or not isinstance(edit, PER_TOKEN):
                 return f"{edit.site}: {type(edit).__name__} may look at all tokens at once"
+            if _of_tokens(edit):
+                return f"{edit.site}: {type(edit).__name__} has a value of each token"
     return None
 
 
-def prefill(
-    model: HFModel, batch: Batch, plan: Pass, recorder: Recorder, size: int
-) -> dict[int, dict[str, Tensor]]:
+def _of_tokens(edit: Edit) -> bool:
+    """Whether the value of an edit has an axis of positions; the leading one of a mean is of layers."""
+    value = getattr(edit, "factor", None) if isinstance(edit, Scale) else getattr(edit, "value", None)
+    rest = 2 if edit.site.kind in PER_HEAD and edit.site.head is None else 1
+    if not isinstance(value, Tensor) or value.ndim <= rest:
+        return False
+    if isinstance(edit, Ablate) and edit.how == "mean":
+        return edit.by is not None
+    return value.shape[-rest - 1] != 1
+
+
+def prefill(model: HFModel, batch: Batch, plan: Pass, recorder: Recorder, size: int) -> dict[int, dict[str, Tensor]]:
     """Answers to a recorder's questions by layer, on the CPU, the prompts run `size` columns at a time.
 
     Raises:
