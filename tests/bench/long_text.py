@@ -5,8 +5,8 @@ python tests/bench/long_text.py [--quick] [--sizes 4096 16384] [--layers 2] [--o
 A GPT-2 of 12 layers, 768 wide, 12 heads, random weights, 16,384 positions; one prompt of random tokens; every analysis
 of heads that takes prompts of one's own and needs no spans. `detect` is the command's own call, chunks by its own rule;
 `statistics` is one `Model.attention` of every statistic, run whole and in chunks. Seconds are CPU time of the process;
-memory is the highest resident memory above what was resident before, weights excluded. `dense patterns` are computed: those
-of all heads in float32.
+memory is the highest resident memory above what was resident before, weights excluded. `dense patterns` are
+computed: those of all heads in float32.
 """
 
 from __future__ import annotations

@@ -89,6 +89,11 @@ def obstacle(model: HFModel, batch: Batch, plan: Pass) -> str | None:
         return "layers without attention carry a state, which is not continued by several tokens at a time"
     if any(limit < n for _, limit in model.rotary.limits):
         return "its rotary tables are those of the whole length"
+    return _edit_in_the_way(plan)
+
+
+def _edit_in_the_way(plan: Pass) -> str | None:
+    """Why an edit has to see whole prompts, None where none has."""
     for (kind, _), edits in plan.edits.items():
         for edit in edits:
             if kind in SQUARE or not isinstance(edit, PER_TOKEN):
