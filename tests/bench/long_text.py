@@ -36,7 +36,7 @@ def model(n: int, layers: int):
     return interp.load(GPT2LMHeadModel(config).eval())
 
 
-def measured(n: int, what: str, layers: int) -> tuple[float, float, list[str]]:
+def measured(n: int, what: str, layers: int, analyses: Sequence[str]) -> tuple[float, float, list[str]]:
     """(CPU seconds, extra peak MB, analyses run) of one call, in a fresh process."""
     import torch
 
@@ -52,7 +52,7 @@ def measured(n: int, what: str, layers: int) -> tuple[float, float, list[str]]:
 
     def run() -> None:
         if what == DETECT:
-            names.extend(detect(own, prompts=tokens).provenance["analyses"])
+            names.extend(detect(own, list(analyses) or None, prompts=tokens).table["analysis"].unique())
         else:
             own.attention(tokens, asked, chunk=n if what == WHOLE else None)
 
@@ -61,11 +61,11 @@ def measured(n: int, what: str, layers: int) -> tuple[float, float, list[str]]:
     return time.process_time() - begin, memory or float("nan"), names
 
 
-def bench(n: int, whats: Sequence[str], layers: int, stamp: str) -> list[Row]:
+def bench(n: int, whats: Sequence[str], layers: int, analyses: Sequence[str], stamp: str) -> list[Row]:
     """Rows of one length."""
     rows = []
     for what in whats:
-        seconds, memory, names = fresh(measured, n, what, layers)
+        seconds, memory, names = fresh(measured, n, what, layers, analyses)
         rows.append(
             Row(
                 CASE,
@@ -98,12 +98,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="1024 tokens, no record unless --out is given")
     parser.add_argument("--sizes", type=int, nargs="+")
     parser.add_argument("--only", choices=(DETECT, WHOLE, CHUNKED), nargs="+", default=(DETECT, WHOLE, CHUNKED))
+    parser.add_argument("--analyses", nargs="+", default=(), help="those that detect runs; else all that can")
     parser.add_argument("--layers", type=int, default=LAYERS, help="fewer make it quicker")
     parser.add_argument("--out", type=Path, help="CSV that rows are added to")
     given, stamp = parser.parse_args(argv), now()
     out = given.out or (None if given.quick else RESULTS / f"{CASE}.csv")
     for n in given.sizes or ([1024] if given.quick else SIZES):
-        rows = bench(n, given.only, given.layers, stamp)
+        rows = bench(n, given.only, given.layers, given.analyses, stamp)
         if out is not None:
             append(out, rows)
 
