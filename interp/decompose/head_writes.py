@@ -9,7 +9,7 @@ from torch import Tensor
 
 from interp.batch import Prompts
 from interp.errors import TaskError
-from interp.model import Model
+from interp.model import Model, Reducer
 from interp.shapes import Float, brief
 from interp.sites import Site
 
@@ -86,7 +86,7 @@ def head_writes(
 
         return reduce
 
-    sites = {Site("z", layer): read(layer) for layer in layers}
+    sites: dict[Site | str, Reducer | None] = {Site("z", layer): read(layer) for layer in layers}
     run = model.run(tokens, capture=sites, stop=max(layers))
     both = torch.stack([run[site] for site in sites])
     return HeadWrites(layers, both[..., 0], both[..., 1:])

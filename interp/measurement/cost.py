@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,13 +17,12 @@ from torch import nn
 
 from interp.batch import Batch, Prompts
 from interp.environment import human_bytes
-from interp.errors import InterpError
 from interp.measurement.registry import _no_prompts, _obstacle, _takes_prompts, analyses, analyze, find
 from interp.model import Model
 from interp.several import several
 
 COUNTS = Path(__file__).with_name("cost.json")
-"""What the analyses of heads cost by themselves; made anew by `python -m interp.measurement.cost`."""
+"""What the analyses of heads cost by themselves; made anew by `python tests/bench/analysis_counts.py`."""
 UNIT = 1024  # tokens of a pass that costs are counted in
 SAMPLE = (16, 64)  # prompts and tokens of the one pass that is timed before anything runs
 MODEL = "a random GPT-2 of 12 layers, 12 heads and d_model 96, one thread of a CPU"
@@ -174,7 +172,7 @@ def plan(
         TaskError: prompts that cannot be run.
     """
     chosen = several(names, "names of analyses")
-    specs = [find(n) for n in chosen] if chosen else _usual()
+    specs = [find(n) for n in chosen] if chosen else usual_analyses()
     batch, options = None if prompts is None else model.batch(prompts), options or {}
     reasons = {
         a.name: _obstacle(a, model, options.get(a.name)) or _no_prompts(a, batch, options.get(a.name, {}))
@@ -191,7 +189,7 @@ def plan(
     return Plan(pd.DataFrame(rows, columns=columns), left_out, per_token, str(model.device))
 
 
-def _usual() -> list[Any]:
+def usual_analyses() -> list[Any]:
     """What `detect` runs where nothing is named."""
     return [a for a in analyses().values() if a.unit == "head" and getattr(a, "default", True)]
 
@@ -228,39 +226,3 @@ def _row(model: Model, name: str, batch: Batch | None, options: Mapping[str, Any
         "seconds": tokens * per_token * count["factor"] * max(1.0, longer),
         "bytes": largest * WIDTHS * d * getattr(torch, model.info.dtype).itemsize,
     }
-
-
-def measure_counts() -> dict[str, dict[str, Any]]:
-    """Counts of every head analysis that can be run on `MODEL` with the tokenizer of zoo:default, options as they are.
-
-    `factor` is time over what the tokens alone would take in the small pass that `plan` times.
-    """
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    import interp
-
-    tokenizer = interp.load("zoo:default").tokenizer
-    torch.manual_seed(0)
-    config = GPT2Config(n_embd=96, vocab_size=max(1000, len(tokenizer)), bos_token_id=None, eos_token_id=None)  # type: ignore[arg-type]
-    model = interp.load(GPT2LMHeadModel(config).eval(), tokenizer=tokenizer)
-    per_token, counts = seconds_per_token(model), {}
-    for spec in _usual():
-        try:
-            cost = forwards(model, spec.name, seed=0)
-        except InterpError:  # its words are no tokens of this tokenizer
-            continue
-        default = inspect.signature(spec.run).parameters.get("n_prompts")
-        factor = max(1.0, cost.seconds / max(cost.tokens * per_token, 1e-9))
-        counts[spec.name] = {
-            "forwards": cost.forwards,
-            "tokens": round(cost.tokens),
-            "batch": cost.batch,
-            "width": cost.width,
-            "factor": round(factor, 2),
-            "n_prompts": default.default if default is not None and isinstance(default.default, int) else None,
-        }
-    return counts
-
-
-if __name__ == "__main__":
-    COUNTS.write_text(json.dumps(measure_counts(), indent=1) + "\n", encoding="utf-8")
