@@ -18,7 +18,7 @@ from interp.measurement import cost
 
 
 def measure_counts() -> dict[str, dict[str, Any]]:
-    """Counts of every head analysis that can be run on `cost.MODEL` with the tokenizer of zoo:default, options as they are.
+    """Counts of every head analysis that can be run on `cost.MODEL` with zoo:default's tokenizer.
 
     `factor` is time over what the tokens alone would take in the small pass that `cost.plan` times.
     """
