@@ -5,11 +5,11 @@ logits that each layer would give, `head_writes` how much heads write and along 
 """
 
 from interp.decompose.attribution import Attribution, attribute
-from interp.decompose.head_writes import HeadWrites, head_writes
 from interp.decompose.lens import LogitLens, logit_lens, read_out
 from interp.decompose.scores import ScoreParts, score_parts
 from interp.decompose.stream import Decomposition, decompose
 from interp.decompose.terms import Term
+from interp.decompose.written import HeadWrites, head_writes
 
 __all__ = [
     "Attribution",

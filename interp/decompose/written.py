@@ -67,7 +67,7 @@ def head_writes(
         TaskError: directions that are not [direction d_model].
 
     >>> import interp, torch
-    >>> from interp.decompose.head_writes import head_writes
+    >>> from interp.decompose import head_writes
     >>> head_writes(interp.load("zoo:planted-induction"), torch.arange(1, 6)).norms.shape
     torch.Size([2, 1, 5, 8])
     """
