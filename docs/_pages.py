@@ -74,6 +74,7 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "What the analyses share, public for those of other packages.",
         (
             "interp.measurement.declaration",
+            "interp.measurement.cost",
             "interp.measurement.prompt_losses",
             "interp.measurement.prompts",
             "interp.measurement.offsets",

@@ -302,8 +302,12 @@ class Model(TokenMethods, Protocol):
         method: str = "auto",
         layers: Sequence[int] | None = None,
         edits: Sequence[Edit] = (),
+        chunk: int | None = None,
     ) -> AttentionRun:
-        """Attention statistics without attention matrices; ends the pass at the last layer asked for."""
+        """Attention statistics without attention matrices; ends the pass at the last layer asked for.
+
+        `chunk`: tokens of each prompt that are run at a time, with a cache; None leaves it to the backend.
+        """
         ...
 
     def mean(

@@ -155,6 +155,8 @@ class CausalMask:
     def _segment(self, rows: Tensor, start: int, stop: int) -> Segment:
         # queries live at key positions offset..offset+n_query-1
         first, last = max(start, self.offset) - self.offset, stop - self.offset
+        if last <= first:  # every token of these prompts stands before the queries
+            return Segment(rows, start, stop, (), False, True)
         starts = list(range(first, last, BLOCK))
         ends = [min(a + BLOCK, last) for a in starts]
         square = self.offset == 0 and self.n_query == self.n_key

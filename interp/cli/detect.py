@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,10 @@ from interp.cli import values
 from interp.cli.index import entries
 from interp.cli.names import LARGEST_SEED, check_run
 from interp.cli.tables import FEW, print_roles, print_summary, print_tables
+
+if TYPE_CHECKING:
+    from interp.batch import Batch
+    from interp.model import Model
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, local folder, or zoo:NAME.")]
 Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of prompts, intervals and random controls.")]
@@ -35,6 +39,9 @@ def detect(
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write .parquet, .csv or .json.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would take: passes, time, memory. Nothing is measured.")
+    ] = False,
     top: Annotated[int | None, typer.Option(min=1, metavar="K", help="Rows in each table; 5 unless said.")] = None,
     option: values.Options = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
@@ -52,6 +59,8 @@ def detect(
     """What do the attention heads of MODEL do? What was found in twenty lines, or tables with nulls and intervals.
 
     Example: interp detect zoo:default -a induction --out heads.parquet
+
+    --dry-run says first what it would take: passes, an estimate of time, and memory.
 
     Tables are shown of one or two analyses named by -a, and of all with --full or --top.
 
@@ -81,6 +90,9 @@ def detect(
     prompts = cli_options.own_prompts(checkpoint, texts, spans, bos=bos)
     policy = None if texts else bos  # of the texts themselves
     options = values.of_model(given, checkpoint, seed=seed)
+    if dry_run:
+        _print_plan(checkpoint, analysis, prompts, options)
+        return
     result = run(
         checkpoint, analysis, prompts=prompts, seed=seed, bos=policy, options=options, progress=cli_options.progress
     )
@@ -98,6 +110,15 @@ def detect(
         print_roles(result)
     else:
         print_summary(result, more=[MORE])
+
+
+def _print_plan(model: Model, names: list[str] | None, prompts: Batch | None, options: dict[str, Any]) -> None:
+    """What `detect` would take, on stdout; what would not be run, on stderr."""
+    from interp.measurement.cost import plan
+
+    foretold = plan(model, names, prompts=prompts, options=options)
+    sys.stdout.write(f"{foretold}\n")
+    cli_options.say_left_out(foretold.left_out)
 
 
 def demo(

@@ -229,3 +229,12 @@ def test_demo_ends_in_the_path_of_the_page(run, tmp_path, monkeypatch):
     assert len(lines) <= 20
     assert lines[-1] == f"report: {page}"
     assert "1 previous-token head: L" in out
+
+
+def test_a_dry_run_foretells_and_measures_nothing(run, monkeypatch):
+    monkeypatch.setattr(registry, "detect", lambda *args, **options: pytest.fail("was run"))
+    code, out, _ = run("detect", PLANTED, "--dry-run", *QUICK)
+    lines = out.splitlines()
+    assert code == 0 and lines[0].split() == ["analysis", "passes", "prompts", "x", "tokens", "time", "memory"]
+    assert any(line.split()[:5] == ["previous_token", "0.5", "8", "x", "64"] for line in lines)
+    assert "Estimates." in out and max(map(len, lines)) <= 80

@@ -175,7 +175,8 @@ class Hooks:
         return x
 
     def _check(self, layer: int, x: Tensor) -> Tensor:
-        check_finite(x, self.plan.mask, layer)
+        start = self.plan.offset
+        check_finite(x, self.plan.mask[:, start : start + x.shape[1]], layer)
         return x
 
     def _z(self, layer: int, n_heads: int, x: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from interp.backends.hf.existence import NO_LOGITS, check_keys_of_source, missin
 from interp.backends.hf.generation import generation, needs_attention
 from interp.backends.hf.hooks import Hooks
 from interp.backends.hf.padding import Padding
+from interp.backends.hf.prefill import Portion, chunk_size, prefill
 from interp.backends.hf.read_reads import read_reads
 from interp.backends.hf.read_weights import read_weights
 from interp.backends.hf.read_writes import read_writes
@@ -54,6 +55,8 @@ class HFModel(EditContexts):
     """A transformers model seen through the attention interface; implements `interp.model.Model`."""
 
     backend = "hf"
+    prefills = True
+    """Whether long prompts may be run in chunks, with a cache."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         """Observe the model's anatomy with a two-token pass.
@@ -174,16 +177,19 @@ class HFModel(EditContexts):
         method: str = "auto",
         layers: Sequence[int] | None = None,
         edits: Sequence[Edit] = (),
+        chunk: int | None = None,
     ) -> AttentionRun:
         """Answers to `statistics`, each [layer batch head ...]; the pass ends after the last layer asked for.
 
         They are of attention as it is edited. Windows and rotary edits leave the memory at O(n); heads whose pattern
-        another edit is of are asked densely.
+        another edit is of are asked densely. `chunk`: tokens of each prompt that are run at a time, with a cache; by
+        itself from 128 MiB of MLP neurons on, see `interp.backends.hf.prefill.chunk_size`.
 
         Raises:
             SchemaError: something that is no statistic or no edit.
             SiteError: layers without attention.
-            BackendError: attention is not finite; torch.autocast is on.
+            TaskError: a chunk that is no number of tokens.
+            BackendError: attention is not finite; torch.autocast is on; a chunk, where prompts cannot be cut.
         """
         check_mode(self.torch_module, self.device)
         statistics, layers = statistics_by_name(statistics), layer_tuple(layers, self.info)
@@ -193,18 +199,26 @@ class HFModel(EditContexts):
             for kind in (kind for kind in SQUARE if self.anatomy.shards is not None and plan.edited(layer, kind)):
                 raise refuse(plan.edits[kind, layer][0], SPREAD)
         recorder = Recorder(statistics, layers, method, last=max(layers), padded=batch.padded)
-        shared = SharedPasses.of(self)
-        if shared is not None:
-            shared.answer(batch, plan, recorder)
+        size = chunk_size(self, batch, plan, chunk)
+        if size < batch.ids.shape[1]:
+            for statistic in statistics.values():
+                statistic.check(batch=len(batch.ids), n_query=batch.ids.shape[1], n_key=batch.ids.shape[1])
+            answers = prefill(self, batch, plan, recorder, size)
         else:
-            self._forward(batch, plan, recorder=recorder)
+            shared = SharedPasses.of(self)
+            if shared is not None:
+                shared.answer(batch, plan, recorder)
+            else:
+                self._forward(batch, plan, recorder=recorder)
+            answers = {layer: self.gathered(own) for layer, own in recorder.answers.items()}
         check_visited(plan, self.torch_module, end=max(layers))
-        spread = self.anatomy.shards
-        if spread is not None:
-            for answers in recorder.answers.values():
-                answers.update({name: spread.gather(x, 1) for name, x in answers.items()})
-        values = {name: torch.stack([recorder.answers[layer][name].cpu() for layer in layers]) for name in statistics}
+        values = {name: torch.stack([answers[layer][name].cpu() for layer in layers]) for name in statistics}
         return AttentionRun(layers, values)
+
+    def gathered(self, answers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Answers of all heads, where they are spread over processes; else as they are."""
+        spread = self.anatomy.shards
+        return dict(answers) if spread is None else {name: spread.gather(x, 1) for name, x in answers.items()}
 
     @exclusive
     def generate(
@@ -346,10 +360,13 @@ class HFModel(EditContexts):
         recorder: Recorder | None = None,
         start: Start | None = None,
         stop: int | None = None,
+        portion: Portion | None = None,
     ) -> Tensor | None:
         """Logits, or None when the pass ended early; the model is as it was afterwards, whatever happens."""
         self.rotary.check(batch)
-        plan.begin(batch.mask, (batch.ids.shape[0], batch.ids.shape[1]), spans=batch.spans)
+        ids = batch.ids if portion is None else batch.ids[:, portion.start : portion.stop]
+        offset = 0 if portion is None else portion.start
+        plan.begin(batch.mask, (ids.shape[0], ids.shape[1]), offset, spans=batch.spans)
         own = needs_attention(self.torch_module, plan, padded=batch.padded, gated=self.anatomy.gated)
         recorder = recorder or (Recorder(padded=batch.padded) if own else None)
         if recorder is not None:
@@ -361,12 +378,13 @@ class HFModel(EditContexts):
             stack.enter_context(evaluating(self.torch_module))
             stack.enter_context(self.rotary.fresh())
             inputs = {"use_cache": False, **(self.padding.inputs(batch) if batch.padded else {})}
+            inputs = inputs if portion is None else portion.inputs(batch, inputs)
             stack.enter_context(torch.set_grad_enabled(plan.gradients))
             if recorder is not None:
                 stack.enter_context(intercept(self.torch_module, connect(recorder, plan, self.anatomy)))
             stack.enter_context(hooks.installed(start=start, stop=stop, finite=True))
             try:
-                return self.torch_module(batch.ids, **inputs).logits
+                return self.torch_module(ids, **inputs).logits
             except StopForward:
                 return None
 

@@ -187,12 +187,16 @@ class LensModel(ModuleModel):
         method: str = "auto",
         layers: Sequence[int] | None = None,
         edits: Sequence[Edit] = (),
+        chunk: int | None = None,
     ) -> AttentionRun:
         """Answers to `statistics`, each [layer batch head ...], from dense patterns; ends after the last layer asked.
 
         Raises:
-            BackendError: a method other than "auto" or "naive": a bridge has no fused attention.
+            BackendError: a method other than "auto" or "naive": a bridge has no fused attention, and runs whole
+                prompts.
         """
+        if chunk is not None:
+            raise BackendError("a TransformerLens bridge runs whole prompts; leave `chunk` out")
         if method not in {"auto", "naive"}:
             raise BackendError(f"a TransformerLens bridge computes attention densely, not {method!r}; use 'auto'")
         check_mode(self.torch_module, self.device)

@@ -34,6 +34,7 @@ class NNsightModel(HFModel):
     """An nnsight `TransformersModel` (or `NNsight` wrapper) of a decoder; implements `interp.model.Model`."""
 
     backend = "nnsight"
+    prefills = False
 
     def __init__(self, model: Any, *, name: str | None = None, commit: str | None = None) -> None:
         """Observe the wrapped module with short passes of its own.

@@ -123,6 +123,7 @@ class RemoteModel(HFModel):
         method: str = "auto",
         layers: Sequence[int] | None = None,
         edits: Sequence[Edit] = (),
+        chunk: int | None = None,
     ) -> AttentionRun:
         """Refused: statistics are of our attention function, which no server has."""
         raise BackendError(f"{self.info.name}: attention statistics: {INSIDE}")
