@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import cache
 
+import pytest
 import torch
 import transformers
 
@@ -75,6 +76,8 @@ ARCHITECTURES = tuple(CONFIGS)
 SPANNING = ("gpt2", "llama", "gpt_neox", "qwen3", "gemma2", "gpt_oss", "olmo2")
 """Every kind of position, norm, grouping, window, sink and residual at least once; what is built on laws that hold for
 all eleven is tested on these."""
+MOST = tuple(pytest.param(n, marks=[] if n in SPANNING else [pytest.mark.slow]) for n in ARCHITECTURES)
+"""All eleven, those that are like one of these left to `make slow`."""
 WINDOWED = ("gemma2", "mistral", "gpt_oss")
 
 

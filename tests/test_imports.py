@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("interp", "circuits", "probes")
 HEAVY = ("torch", "transformers", "transformer_lens", "nnsight", "pandas", "plotly", "sklearn", "scipy")
 OPTIONAL = ["triton", "duckdb", "submitit", "ray", "statsmodels"]  # extras: see pyproject.toml
-ORDERS = 3
+ORDERS = 2
 
 CHILD = """
 import beartype, importlib, inspect, json, os, random, sys

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tiny_models import (
-    ARCHITECTURES,
+    MOST,
     first_token,
     ragged,
     tiny,
@@ -16,7 +16,7 @@ from interp.attention import Distance, Entropy, KeyMass, Mean, Offset, SumSquare
 from interp.batch import Batch
 
 
-@pytest.fixture(params=ARCHITECTURES)
+@pytest.fixture(params=MOST)
 def model(request):
     return tiny(request.param)
 

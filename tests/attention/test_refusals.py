@@ -6,9 +6,9 @@ import pytest
 import torch
 import transformers
 from tiny_models import (
-    ARCHITECTURES,
     CONTEXT,
     D_VOCAB,
+    MOST,
     N_HEADS,
     N_LAYERS,
     build,
@@ -25,7 +25,7 @@ from interp.errors import BackendError, InterpError, ModelLoadError
 METHODS = ("fused", "naive")
 
 
-@pytest.fixture(params=ARCHITECTURES)
+@pytest.fixture(params=MOST)
 def model(request):
     return tiny(request.param)
 

@@ -20,7 +20,14 @@ import interp
 from interp.edits import Ablate, Add, KnockOut, Noise, Replace, Scale
 
 REFUSED = ("q", "k", "v", "scores", "pattern", "head_out", "token_embed", "pos_embed", "unembed_in", "router_logits")
-FAMILIES = ("gpt2", "llama", "gpt_neox", "gemma2", "gpt_oss", "olmo2")
+FAMILIES = (
+    "gpt2",
+    "gpt_neox",
+    "gemma2",
+    "gpt_oss",
+    *(pytest.param(n, marks=pytest.mark.slow) for n in ("llama", "olmo2")),
+)
+"""Llama is edited below; that norms stand behind the sublayers, as in OLMo 2, gemma2 has as well."""
 
 
 @pytest.fixture(scope="module")

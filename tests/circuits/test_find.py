@@ -32,7 +32,7 @@ def made():
     return planted, interp.load(planted.model, tokenizer=planted.tokenizer)
 
 
-@pytest.mark.parametrize("task", ["ioi", "greater-than"])
+@pytest.mark.parametrize("task", ["ioi", pytest.param("greater-than", marks=pytest.mark.slow)])
 def test_a_tenth_of_the_edges_does_the_task_and_random_circuits_do_not(default, task):
     found = circuit(default, task, n_prompts=8)
     assert found.graph.fraction <= 0.1

@@ -146,7 +146,7 @@ def test_the_command_and_the_report(tmp_path, capsys, asked):
 
 def test_tables_are_judged_on_planted_components():
     judged = ["activation-patching", "atp-ig", "path-patching", "tracing"]
-    board = scoreboard(methods=judged, mechanisms=["two_hop"], architectures=["llama-gqa"], seeds=1, n=4)
+    board = scoreboard(methods=judged, mechanisms=["two_hop"], architectures=["llama-gqa"], seeds=1, n=2)
     board = board.set_index("method")
     assert (board.loc[["activation-patching", "atp-ig"], "auroc"] > 0.9).all()
     assert board["found"].isna().tolist() == [True, True, True, False]

@@ -6,7 +6,7 @@ import contextlib
 
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, N_HEADS, N_LAYERS, ragged, tiny
+from tiny_models import MOST, N_HEADS, N_LAYERS, ragged, tiny
 from tolerance import assert_equal_to_rounding
 from torch.testing import assert_close
 
@@ -18,7 +18,7 @@ from interp.errors import SiteError
 from interp.sites import Site
 
 
-@pytest.fixture(params=ARCHITECTURES)
+@pytest.fixture(params=MOST)
 def model(request):
     return tiny(request.param)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, ragged, tiny
+from tiny_models import MOST, ragged, tiny
 
 import interp
 from interp.edits import Ablate
@@ -30,7 +30,7 @@ def starts(monkeypatch):
     return watch
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", MOST)
 @pytest.mark.parametrize("lengths", [(20, 20), (20, 13)])
 def test_logits_are_those_of_whole_runs(architecture, lengths):
     model, batch = tiny(architecture), ragged(20, "left", lengths=lengths)

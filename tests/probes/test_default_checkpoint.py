@@ -24,7 +24,7 @@ def default():
 
 @pytest.fixture(scope="module", params=[0, pytest.param(1, marks=pytest.mark.slow)])
 def found(default, request):
-    return interp.analyze(default, "retrieval", seed=request.param)
+    return interp.analyze(default, "retrieval", n_prompts=16, n_random=5, seed=request.param)
 
 
 def test_retrieval_heads_are_found_and_no_others_are_near(found):
@@ -49,7 +49,7 @@ def test_masking_the_top_retrieval_heads_breaks_recall_and_random_heads_do_not(f
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in (1, 2))])
 def test_teacher_forcing_ranks_heads_as_decoding_does(default, seed):
-    hidden = needles.hide(default, n=12, n_needles=1, seed=seed)
+    hidden = needles.hide(default, n=8, n_needles=1, seed=seed)
     forced = measured.teacher_forced(default, hidden).hits.mean(0)
     said = measured.decode(default, hidden)
     assert said.found.mean() > 0.95

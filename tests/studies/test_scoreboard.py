@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import pandas as pd
 import pytest
 from numpy.testing import assert_allclose
 
@@ -19,14 +18,15 @@ LEAST = {"temporal": 0.9, "neurons": 0.3, "chunk_selection": 0.6, "span_profile"
 alone; a neuron that holds one fact of six counts at its own prompts; what stands of a chunk is an average of its keys;
 a loss without what lies far off is in nats."""
 
+NEURONS = ("factual", "neurons")
+"""Dear to ask for: `check_analysis` and tests of their own have them found, and not found where there are none."""
+SMALL = {"seeds": 1, "architectures": ("llama-gqa",)}
+
 
 @pytest.fixture(scope="module")
 def board():
-    """Neurons are dear to ask for where there are none: `check_analysis` and tests of their own do."""
-    names, options = [a.name for a in scoreboard.judged_analyses()], {"seeds": 1, "architectures": ("llama-gqa",)}
-    dear = ["factual", "neurons"]
-    heads = scoreboard.scoreboard(names=[n for n in names if n not in dear], settings=("alone", "inert"), **options)
-    return pd.concat([heads, scoreboard.scoreboard(names=dear, settings=("alone",), **options)], ignore_index=True)
+    names = [a.name for a in scoreboard.judged_analyses() if a.name not in NEURONS]
+    return scoreboard.scoreboard(names=names, settings=("alone", "inert"), **SMALL)
 
 
 def test_every_analysis_claims_a_truth_or_says_why_it_has_none():
@@ -52,6 +52,11 @@ def test_planted_heads_are_found_and_no_others(board):
     check(board[board["setting"] == "alone"])
     assert not board["false_labels"].any()
     assert not scoreboard.failed(board)
+
+
+@pytest.mark.slow
+def test_planted_neurons_are_found():
+    check(scoreboard.scoreboard(names=NEURONS, settings=("alone",), **SMALL))
 
 
 @pytest.mark.slow

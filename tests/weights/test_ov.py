@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, N_HEADS, N_LAYERS, build, tiny
+from tiny_models import MOST, N_HEADS, N_LAYERS, build, tiny
 from torch.testing import assert_close
 
 import interp
@@ -14,7 +14,7 @@ from interp.errors import BackendError
 from interp.weights.ov import OV, copying_ratio
 
 
-@pytest.fixture(params=ARCHITECTURES)
+@pytest.fixture(params=MOST)
 def model(request):
     return tiny(request.param)
 

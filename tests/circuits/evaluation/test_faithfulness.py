@@ -175,9 +175,9 @@ def test_leaving_out_a_component():
 
 def test_hypotheses_of_a_right_and_a_wrong_circuit(made):
     *_, model, task, truth = made
-    right = hypotheses(model, task, truth, n_random=4).set_index("test")
+    right = hypotheses(model, task, truth, n_random=3).set_index("test")
     assert right.loc[["sufficiency", "partial_necessity"], "upheld"].all()
-    wrong = hypotheses(model, task, random_circuits(truth, n=1, seed=9)[0], n_random=4).set_index("test")
+    wrong = hypotheses(model, task, random_circuits(truth, n=1, seed=9)[0], n_random=3).set_index("test")
     assert not wrong.loc["sufficiency", "upheld"]
     assert not wrong.loc["equivalence", "upheld"]
     with pytest.raises(SchemaError, match="leaves nothing to test"):

@@ -56,7 +56,7 @@ def told(weights, values, task, *, gain):
 
 def test_edges_are_worth_their_closed_form():
     """Without norms all edges of induction, from tokens alone; where to park is worth nothing without a cue."""
-    made, model, task = load([factory.Induction()], "induction", architecture="llama-nonorm", n=4)
+    made, model, task = load([factory.Induction()], "induction", architecture="llama-nonorm", n=2)
     graph = all_edges_exact(model, task)
     clean, corrupt = task.clean.ids, task.corrupt.ids
 
@@ -84,7 +84,7 @@ def test_edges_are_worth_their_closed_form():
 
 
 def test_tracing_finds_the_chain_from_the_logits_down():
-    made, model, task = load([factory.TwoHop()], "two_hop", architecture="llama-gqa")
+    made, model, task = load([factory.TwoHop()], "two_hop", architecture="llama-gqa", n=4)
     found = trace(model, task, share=0.2)
     truth = planted(made.truth, found.graph.layout)
     heads = Graph.of(truth.layout, [e for e in truth.edges if e.sender != "embed"])

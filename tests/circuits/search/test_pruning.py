@@ -138,7 +138,7 @@ def test_a_closed_node_closes_its_edges_and_the_right_ones_are_closed():
 def test_subnetwork_probing_finds_the_planted_heads():
     built = factory.plant([factory.Induction()], architecture="llama-gqa", seed=0, noise=0.0)
     model = interp.load(built.model, tokenizer=built.tokenizer)
-    found = subnetwork_probing(model, planted_task(built, "induction", n=4), nodes=2, schedule=Schedule(steps=40))
+    found = subnetwork_probing(model, planted_task(built, "induction", n=4), nodes=2, schedule=Schedule(steps=30))
     needed = {f"L{layer}H{head}" for role in ("induction", "previous_token") for layer, head in built.truth.roles[role]}
     assert set(found.nodes) == {"embed", *needed, "logits"}
     assert found.provenance["kl"] < 0.1
@@ -156,7 +156,7 @@ def test_a_planted_circuit_is_found():
     built = factory.plant([factory.Induction()], architecture="llama-gqa", seed=0, noise=0.0)
     model = interp.load(built.model, tokenizer=built.tokenizer)
     task = planted_task(built, "induction", n=4)
-    found = edge_pruning(model, task, edges=6, schedule=Schedule(steps=60))
+    found = edge_pruning(model, task, edges=6, schedule=Schedule(steps=40))
     whole, truth = planted(built.truth, found.layout), planted(built.truth, found.layout, mechanism="induction")
     assert judge_edges(found, truth, absolute=False, beside=whole)["auroc"] >= 0.95
     assert (found.mask & truth.mask).sum() >= 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, D_VOCAB, tiny
+from tiny_models import D_VOCAB, MOST, tiny
 from torch.testing import assert_close
 
 import interp
@@ -20,7 +20,7 @@ from interp.zoo.planted import factory
 CLOSE = {"atol": 2e-5, "rtol": 2e-5}
 
 
-@pytest.fixture(params=ARCHITECTURES)
+@pytest.fixture(params=MOST)
 def model(request):
     return tiny(request.param)
 

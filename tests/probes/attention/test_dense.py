@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 from probe_cases import LENGTH, column, eager, variant
-from tiny_models import ARCHITECTURES, WINDOWED, build, ragged, tiny
+from tiny_models import MOST, WINDOWED, build, ragged, tiny
 from tolerance import assert_equal_to_rounding
 
 import interp
@@ -20,7 +20,7 @@ from probes.relevance._divergence import jensen_shannon
 from probes.relevance._flow import max_flows, rolled_out
 
 
-@pytest.fixture(params=ARCHITECTURES)
+@pytest.fixture(params=MOST)
 def model(request):
     return tiny(request.param)
 

@@ -140,7 +140,7 @@ def test_the_planted_head_is_found_and_no_other(architecture):
 
 
 def test_chance_is_reproduced_by_a_random_model(random_gpt2):
-    result = interp.analyze(random_gpt2, "retrieval", n_prompts=32, length=100)
+    result = interp.analyze(random_gpt2, "retrieval", n_prompts=16, length=100)
     for variant in ("teacher_forced", "teacher_forced_nosink", "mass"):
         rows = headline(result, variant)
         assert len(rows) == 144

@@ -37,10 +37,11 @@ def labelled(result: interp.Result) -> set[tuple[int, int]]:
 )
 def test_planted_heads_of_toys_are_found_and_no_other(words, context, architecture):
     planted, model = toy(words, context, architecture=architecture)
-    for name in ("induction", "previous_token", "duplicate_token"):
-        result = interp.analyze(model, name, **({"causal": False} if name == "induction" else {}))
+    names = ("induction", "previous_token", "duplicate_token")
+    found = {name: interp.analyze(model, name, **({"causal": False} if name == "induction" else {})) for name in names}
+    for name, result in found.items():
         assert labelled(result) == set(planted.truth.roles.get(name, [])), name
-    rows = interp.analyze(model, "induction", causal=False).top("induction", k=1)
+    rows = found["induction"].top("induction", k=1)
     assert rows["value"].iloc[0] > 0.95
     assert rows["q"].iloc[0] < 0.01
 
@@ -114,7 +115,7 @@ def false_labels(models: range) -> int:
 
 
 def test_random_toys_are_left_alone():
-    assert false_labels(range(12)) == 0
+    assert false_labels(range(8)) == 0
 
 
 @pytest.mark.slow
