@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
@@ -169,7 +169,8 @@ def _lay_out(figure: Figure, layers: Sequence[int], n_heads: int) -> None:
 
     A page may take back what a wide one leaves empty: `meta` says how far below the map the legend begins.
     """
-    names = [str(trace.name) for trace in figure.data if trace.name]
+    traces: Any = figure.data  # plotly makes its attributes at run time
+    names = [str(trace.name) for trace in traces if trace.name]
     beside, letter, line = ENTRY
     entry = round(letter * max(map(len, names), default=0))
     cells = round(_side((len(layers), n_heads)) * len(layers))
