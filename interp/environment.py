@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
 import platform
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +42,21 @@ CGROUPS = (
         "total_inactive_file",
     ),
 )
+
+
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """Without transformers' bar over the tensors that it loads, which a notebook shows in red.
+
+    Whether bars are on, of transformers and of the hub, is left as it is, and a hook of one's own is put back.
+    """
+    from transformers.utils import logging as own
+
+    before = own.set_tqdm_hook(lambda _, args, options: own.EmptyTqdm(*args, **options))
+    try:
+        yield
+    finally:
+        own.set_tqdm_hook(before)
 
 
 def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:

@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from circuits.graph.drawing import BINS, COLOURS, INK, WIDTH
-from interp.plots.theme import template
+from interp.plots.theme import LINES, template
 
 if TYPE_CHECKING:
     from circuits.features.feature_graph import FeatureGraph
@@ -18,7 +18,7 @@ MOST = 400
 """Edges drawn at most, the strongest shares; the title says so."""
 ROW = 84
 LOOK = {
-    "embedding": ("square", "#78828d"),
+    "embedding": ("square", LINES[2]),
     "error": ("diamond-open", "#b2432f"),
     "feature": ("circle", "#d97706"),
     "logit": ("square", "#3b82c4"),

@@ -112,8 +112,9 @@
       let text = `Faithfulness was not measured with ${state.n === 1 ? "this edge" : `these ${state.n.toLocaleString("en")} edges`} alone.`;
       if (state.n < data.own && !at) text = `The strongest ${plural(state.n, "edge")} of the circuit’s ${data.own.toLocaleString("en")}. ${text}`;
       if (at) {
-        const [value, low, high] = at.map((x) => x.toFixed(2));
-        text = `Faithfulness of ${isOwn ? "this circuit of " : ""}${plural(state.n, "edge")}: ${value} (95 % interval ${low} .. ${high}).`;
+        const [value, low, high] = at.map((x) => x?.toFixed(2));
+        const interval = low === undefined || high === undefined ? "" : ` (95 % interval ${low} .. ${high})`;
+        text = `Faithfulness of ${isOwn ? "this circuit of " : ""}${plural(state.n, "edge")}: ${value}${interval}.`;
         if (state.n > data.own) text += " Larger than the circuit chosen.";
       }
       part("measured").textContent = measured.size || state.n < all ? text : "";

@@ -105,7 +105,8 @@ class CircuitPage:
     def steps(self) -> tuple[Size, ...]:
         """The measured sizes that the slider can show: each has all edges of the one before, ascending."""
         kept: list[Size] = []
-        for size in sorted(self.sizes, key=lambda size: size.graph.n_edges):
+        known = [size for size in self.sizes if math.isfinite(size.faithfulness)]
+        for size in sorted(known, key=lambda size: size.graph.n_edges):
             small_enough = size.graph.n_edges <= max(BEYOND, self.graph.n_edges) and size.graph.n_edges <= MOST
             nested = not kept or (size.graph.mask >= kept[-1].graph.mask).all()
             larger = size.graph.n_edges > (kept[-1].graph.n_edges if kept else 0)
@@ -174,7 +175,7 @@ class CircuitPage:
         place = tuple(self.order[i])
         columns = [self.graph.scores, *(self.graph.columns.get(name) for name in ("ci_low", "ci_high"))]
         values = [math.nan if column is None else float(column[place]) for column in columns]
-        score, low, high = (None if math.isnan(value) else float(f"{value:.4g}") for value in values)
+        score, low, high = (float(f"{value:.4g}") if math.isfinite(value) else None for value in values)
         return score, low, high
 
     def _row(self, edge: Edge, score: float | None, low: float | None, high: float | None) -> Row:
@@ -203,7 +204,7 @@ class CircuitPage:
                 for i, edge in enumerate(self.edges)
             ],
             "shared": [[number[kv], number[head]] for kv, head in self.shared(number)],
-            "sizes": [[size.graph.n_edges, *(round(float(x), 4) for x in size[1:])] for size in self.steps],
+            "sizes": [[size.graph.n_edges, *(_plain(float(x)) for x in size[1:])] for size in self.steps],
             "own": self.graph.n_edges,
             "first": self.first,
             "words": [self.signs.negative, self.signs.positive],
@@ -246,6 +247,11 @@ class CircuitPage:
 
     def __repr__(self) -> str:
         return f"<CircuitPage of {self.graph!r}, {len(self.steps)} measured sizes>"
+
+
+def _plain(value: float) -> float | None:
+    """To four places; None for what is no number, which JSON does not have."""
+    return round(value, 4) if math.isfinite(value) else None
 
 
 @lru_cache

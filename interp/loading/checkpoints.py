@@ -25,6 +25,7 @@ from transformers.utils import logging as hf_logging
 
 from interp import zoo
 from interp.backends import Checkpoint
+from interp.environment import without_bars
 from interp.errors import ModelLoadError, first_line
 from interp.files import read_json
 from interp.loading.hooked.decoder import register
@@ -261,7 +262,8 @@ def _quiet() -> Iterator[None]:
     before = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()
     try:
-        yield
+        with without_bars():
+            yield
     finally:
         hf_logging.set_verbosity(before)
 

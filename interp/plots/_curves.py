@@ -17,6 +17,8 @@ from interp.several import several
 ABOVE = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "xanchor": "left"}
 """A legend over the plot, in as many lines as it needs."""
 Numbers = Sequence[float | int] | np.ndarray | pd.Series
+FEW = 6
+"""Whole numbers that an axis marks one by one."""
 
 
 def curves(
@@ -71,7 +73,7 @@ def curves(
             **look,
         )
     figure.update_layout(template=template(), height=320, legend=ABOVE)
-    figure.update_xaxes(title_text=as_text(x_title))
+    figure.update_xaxes(title_text=as_text(x_title), dtick=whole_step(x))
     figure.update_yaxes(title_text=as_text(y_title), showgrid=True, gridcolor=GRID)
     every = np.concatenate(
         [np.asarray(y, dtype=float) for y in (*lines.values(), *sum((intervals or {}).values(), ()))]
@@ -79,6 +81,13 @@ def curves(
     if np.isfinite(every).any():
         figure.update_yaxes(range=axis_range(every, unit))
     return figure
+
+
+def whole_step(x: Numbers) -> int | None:
+    """1 where few whole numbers are to be told apart, layers or rounds, none of which has halves; else None."""
+    at = np.asarray(x, dtype=float)
+    whole = len(at) > 0 and bool(np.isfinite(at).all()) and bool((at == np.round(at)).all())
+    return 1 if whole and at.max() - at.min() <= FEW else None
 
 
 def arms(y: Numbers, low: Numbers, high: Numbers) -> dict[str, Any]:

@@ -122,7 +122,9 @@ def depth_grid(rows: pd.DataFrame) -> go.Figure:
     x, y = [f"{n:,}" for n in table.columns], [f"{d:.2f}" for d in table.index]
     scale = colour_scale(z, unit)
     figure = Figure(go.Heatmap(z=z, x=x, y=y, xgap=1, ygap=1, colorbar=bar(as_text(unit)), **scale))
-    cell_text(figure, np.array([[f"{v:.2f}" for v in row] for row in z]), z, scale["zmax"], x=x, y=y)
+    cell_text(
+        figure, np.array([["" if np.isnan(v) else f"{v:.2f}" for v in row] for row in z]), z, scale["zmax"], x=x, y=y
+    )
     figure.update_layout(template=template(), height=34 * len(table) + 90)
     figure.update_xaxes(title_text="tokens", type="category")
     figure.update_yaxes(title_text="depth", type="category", autorange="reversed", ticksuffix=" ")

@@ -23,6 +23,8 @@ from interp.plots.scales import above_null, axis_range, bar, colour_scale, has_n
 from interp.plots.theme import ACCENT, GREY, GRID, MARK, Figure, as_text, null_line, template
 
 INSET = 0.47  # half the side of the outline around a labelled cell
+SHALLOW = 8  # layers below which the title of a colour bar takes two lines, so as to end with its map
+LEAST = 110  # pixels of a map at least, which such a title needs
 
 
 def head_map(rows: Any, *, unit: str = "") -> go.Figure:
@@ -44,6 +46,7 @@ def head_map(rows: Any, *, unit: str = "") -> go.Figure:
     for (place, score), excess in zip(cells.items(), above_null(rows), strict=True):
         z[place], hover[place] = excess, _hover(score)
     unit = next(iter(cells.values())).unit
+    named = bar_title(unit, has_null(rows))
     heat = go.Heatmap(
         z=z,
         text=hover.tolist(),
@@ -51,12 +54,17 @@ def head_map(rows: Any, *, unit: str = "") -> go.Figure:
         hoverongaps=False,
         xgap=1,
         ygap=1,
-        colorbar=bar(bar_title(unit, has_null(rows)), ypad=0, nticks=3 if n_layers < 5 else 6),
+        colorbar=bar(
+            named.replace(" above", "<br>above") if n_layers < SHALLOW else named,
+            ypad=0,
+            nticks=3 if n_layers < 5 else 6,
+        ),
         **colour_scale(z, unit),
     )
     figure = Figure([heat, *_outlines([place for place, score in cells.items() if score.label])])
     side = float(np.clip(440 / n_layers, 9, 40))
-    figure.update_layout(template=template(), height=round(side * n_layers) + 76, showlegend=False)
+    height = max(round(side * n_layers), LEAST) + 76
+    figure.update_layout(template=template(), height=height, showlegend=False)
     figure.update_xaxes(title_text="head", dtick=tick_step(n_heads), tickangle=0, range=[-0.5, n_heads - 0.5])
     figure.update_yaxes(title_text="layer", dtick=tick_step(n_layers), range=[n_layers - 0.5, -0.5])
     return figure

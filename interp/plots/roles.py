@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
@@ -22,6 +22,9 @@ PATTERNS = ("#6f8296", "#566473", "#7d8392", "#5f7168", "#7a7182")
 EMPTY = "rgba(120,138,155,0.13)"
 SIDE = 34, 15  # pixels of a cell: at most, at least
 LETTERED = 22  # pixels from which a cell says its role in letters
+NARROW = 320  # pixels that the legend has on a page of 400
+ENTRY = 36, 5.6, 19  # pixels of an entry of the legend beside its text, of a letter, of a line
+BELOW = 54  # pixels between the map and its legend, for the axis
 
 
 class HeadRole(NamedTuple):
@@ -65,7 +68,7 @@ def role_map(roles: Sequence[HeadRole], *, layers: Sequence[int], n_heads: int) 
     for key in order:
         name = f"{codes[key[0]]}  {key[0]} ({counts[key]})"
         figure.add_scatter(x=[None], y=[None], mode="markers", name=name, marker=_square(colours[key]))
-    _lay_out(figure, layers, n_heads, n_roles=len(order))
+    _lay_out(figure, layers, n_heads)
     return figure
 
 
@@ -161,17 +164,26 @@ def _side(shape: tuple[int, ...]) -> float:
     return float(np.clip(560 / max(shape[0], shape[1] / 1.6), SIDE[1], SIDE[0]))
 
 
-def _lay_out(figure: go.Figure, layers: Sequence[int], n_heads: int, *, n_roles: int) -> None:
-    """The legend lies below in as many lines as a narrow page needs; it narrows no map."""
-    cells, lines = round(_side((len(layers), n_heads)) * len(layers)), 22 * math.ceil(n_roles / 3)
-    below = {"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0, "x": 0, "xanchor": "left"}
-    still = {"itemclick": False, "itemdoubleclick": False, "font": {"size": 12}}
+def _lay_out(figure: Figure, layers: Sequence[int], n_heads: int) -> None:
+    """The legend lies below, in as many lines as a narrow page needs; it narrows no map and hides none of its roles.
+
+    A page may take back what a wide one leaves empty: `meta` says how far below the map the legend begins.
+    """
+    traces: Any = figure.data  # plotly makes its attributes at run time
+    names = [str(trace.name) for trace in traces if trace.name]
+    beside, letter, line = ENTRY
+    entry = round(letter * max(map(len, names), default=0))
+    cells = round(_side((len(layers), n_heads)) * len(layers))
+    below = BELOW + line * math.ceil(len(names) / max(1, NARROW // (entry + beside))) + 12
+    place = {"orientation": "h", "yref": "paper", "yanchor": "top", "y": -BELOW / cells, "x": 0, "xanchor": "left"}
+    still = {"itemclick": False, "itemdoubleclick": False, "font": {"size": 11}, "maxheight": 1.0}
     figure.update_layout(
         template=template(),
-        height=cells + lines + 66,
-        margin={"b": lines + 54},
-        showlegend=n_roles > 0,
-        legend={**below, **still, "entrywidth": 165},
+        height=cells + below + 12,
+        margin={"t": 12, "b": below, "autoexpand": False, "l": 44, "r": 8},
+        showlegend=bool(names),
+        legend={**place, **still, "entrywidth": entry},
+        meta={"below": BELOW},
     )
     figure.update_xaxes(title_text="head", dtick=tick_step(n_heads), tickangle=0, range=[-0.5, n_heads - 0.5])
     ticks = list(range(0, len(layers), tick_step(len(layers))))

@@ -27,11 +27,24 @@
   function draw(id, isDark) {
     const { data, layout } = themed(figures[id], isDark);
     Plotly.react(id, data, layout, config);
+    fit(document.getElementById(id));
     // The label of the place says what the drawing shows; its loose numbers would only be noise.
     // A graph is read from its logits, which stand at the right.
     const canvas = document.getElementById(id).closest(".graph .canvas");
     if (canvas && !canvas.scrollLeft) canvas.scrollLeft = canvas.scrollWidth;
     for (const svg of document.getElementById(id).querySelectorAll(".main-svg")) svg.ariaHidden = "true";
+  }
+
+  // A legend under a plot has room for a narrow page; a wide one needs fewer lines, and the rest is taken back.
+  function fit(plot) {
+    const { below } = plot.layout.meta ?? {};
+    const legend = below && plot.querySelector(".legend .bg");
+    if (!legend || !plot.clientWidth) return;
+    const room = below + Math.ceil(legend.getBBox().height) + 6;
+    const { height, margin } = plot.layout;
+    if (Math.abs(margin.b - room) < 3) return;
+    plot.style.minHeight = 0;
+    Plotly.relayout(plot, { height: height - margin.b + room, "margin.b": room });
   }
 
   const drawAll = (isDark) => Object.keys(figures).forEach((id) => draw(id, isDark));
@@ -45,6 +58,7 @@
   }
 
   drawInTurn();
+  addEventListener("resize", () => setTimeout(() => document.querySelectorAll(".plot.js-plotly-plot").forEach(fit), 100));
   dark.addEventListener("change", () => drawAll(dark.matches));
   let unfolded = [];
   addEventListener("beforeprint", () => {

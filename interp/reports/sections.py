@@ -13,15 +13,17 @@ import plotly.graph_objects as go
 
 from interp.components import is_head
 from interp.errors import SchemaError, nearest
+from interp.measurement.ability import Ability
 from interp.measurement.classes import labelled_rows
-from interp.measurement.declaration import singular
 from interp.measurement.registry import analyses, find
 from interp.plots.heads import top_heads
 from interp.plots.rows import Score, largest, leading, scores
+from interp.plots.titles import provenance_of
 from interp.reports.cells import DASH, Cell, cell, interval, number
 from interp.results.figures import INFLATED, Draw, dots, figure_of, head_map, readable, readable_dots
 from interp.results.results import Result
 from interp.several import several
+from interp.studies.findings import count_text
 
 TOP = 10
 NAMED = 16  # labelled heads listed by name
@@ -31,7 +33,10 @@ Row = dict[str, str | Cell]
 
 @dataclass(frozen=True)
 class Section:
-    """One analysis. `rows`, `others` and `effects` are tables ready to print; `mapped` if its figure is a head map."""
+    """One analysis. `rows`, `others` and `effects` are tables ready to print; `mapped` if its figure is a head map.
+
+    `ability`: each task that its prompts ask, and how well the model does it.
+    """
 
     name: str
     title: str
@@ -48,6 +53,7 @@ class Section:
     others: list[Row]
     measures: list[str]
     effects: list[Row]
+    ability: list[tuple[str, Ability]] = field(default_factory=list)
     caption: str = ""
     mapped: bool = False
     highest: str = "The highest scores"
@@ -96,12 +102,6 @@ def title_of(name: str) -> str:
     return find(name).title if name in analyses() else name
 
 
-def count_text(n: int, title: str) -> str:
-    """The number of things a title names: "3 induction heads", "1 induction head", "no induction heads"."""
-    several_of = title if title[1:2].isupper() else title[:1].lower() + title[1:]  # "MLPs" stays as it is
-    return f"{n or 'no'} {singular(title) if n == 1 else several_of}"
-
-
 def _section(result: Result, name: str) -> Section:
     rows = headline(result, name)
     row_scores = scores(rows)
@@ -122,7 +122,7 @@ def _section(result: Result, name: str) -> Section:
         means=spec.means if spec else "",
         misleads=spec.misleads if spec else "",
         reference=spec.reference if spec else "",
-        counted="" if all(s.label is None for s in row_scores) else count_text(len(labelled), title),
+        counted="" if all(s.label is None for s in row_scores) else count_text([s.component for s in labelled], title),
         found=_names(labelled),
         scored=len(row_scores),
         best=_row(max(labelled, key=lambda s: abs(s.value)) if labelled else (top or row_scores)[0]),
@@ -130,6 +130,7 @@ def _section(result: Result, name: str) -> Section:
         others=others,
         measures=measures,
         effects=_effects(result.interventions, name),
+        ability=_ability(result.provenance, name),
         caption=caption(draw),
         mapped=draw is head_map,
         highest="The highest scores" + f" of a variance inflation of {INFLATED:g} at most" * clear,
@@ -161,6 +162,12 @@ def _row(score: Score) -> Row:
         "q": cell(score.q),
         "label": {None: DASH, True: "yes", False: "no"}[score.label],
     }
+
+
+def _ability(provenance: Mapping[str, Any], name: str) -> list[tuple[str, Ability]]:
+    """Each task that the prompts of an analysis ask, with how well the model does it."""
+    own = provenance_of(provenance, name).get("ability") or {}
+    return [(str(task), Ability.from_dict(values)) for task, values in own.items()]
 
 
 def _names(labelled: Sequence[Score]) -> str:

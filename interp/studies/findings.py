@@ -66,12 +66,7 @@ class Finding:
     @property
     def counted(self) -> str:
         """`4 induction heads`."""
-        title = self.title if self.title[1:2].isupper() else self.title[:1].lower() + self.title[1:]  # "MLPs" stays
-        n = len(self.names)
-        if n and not re.search(r"s\b", title.split(" (")[0]):  # the name of a method, not of what it finds
-            kind = "head" if all(is_head(name) for name in self.names) else "component"
-            return f"{n} {kind}{'s' * (n > 1)} ({title})"
-        return f"{n or 'no'} {singular(title) if n == 1 else title}"
+        return count_text(self.names, self.title)
 
     def sentence(self, *, named: int = NAMED) -> str:
         """`4 induction heads: L3H6, L3H4 ..; without them accuracy 0.998 → 0.001 (random sets 0.997)`."""
@@ -83,6 +78,19 @@ class Finding:
         told = f"{self.counted}: {listed}" if listed else self.counted
         told = told if self.effect is None else f"{told}; {self.effect.sentence()}"
         return f"{told} ({self.caution})" if self.caution else told
+
+
+def count_text(names: Sequence[str], title: str) -> str:
+    """How many things of a title these are: `3 induction heads`, `1 induction head`, `no induction heads`.
+
+    Of a title that is a method's and not of what it finds: `2 heads (direct attribution by source)`.
+    """
+    several = title if title[1:2].isupper() else title[:1].lower() + title[1:]  # "MLPs" stays as it is
+    n = len(names)
+    if n and not re.search(r"s\b", several.split(" (")[0]):
+        kind = "head" if all(is_head(name) for name in names) else "component"
+        return f"{n} {kind}{'s' * (n > 1)} ({several})"
+    return f"{n or 'no'} {singular(title) if n == 1 else several}"
 
 
 def some(names: Sequence[str], k: int) -> str:

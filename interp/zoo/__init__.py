@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from interp.components import Edge
+from interp.environment import without_bars
 from interp.errors import ModelLoadError, UnknownModel
 from interp.zoo.ground_truth import Truth
 
@@ -159,7 +160,8 @@ def load(name: str, *, revision: str | None = None) -> tuple[PreTrainedModel, Pr
     from interp.zoo import relu_llama
 
     relu_llama.register()
-    model = AutoModelForCausalLM.from_pretrained(weights, dtype="float32", local_files_only=True)
+    with without_bars():
+        model = AutoModelForCausalLM.from_pretrained(weights, dtype="float32", local_files_only=True)
     return model.eval(), PreTrainedTokenizerFast.from_pretrained(where, local_files_only=True)
 
 

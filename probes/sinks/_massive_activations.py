@@ -37,6 +37,7 @@ VARIANTS = ("ratio", "activation", "rms_ratio")
 
 def sizes(rows: pd.DataFrame) -> go.Figure:
     """Largest activations after each layer over the median of all there; massive ones are filled."""
+    from interp.plots._curves import whole_step
     from interp.plots.theme import GRID, Figure, line_style, template
 
     figure = Figure()
@@ -51,7 +52,8 @@ def sizes(rows: pd.DataFrame) -> go.Figure:
         name = f"dimension {dimension}, {place} token"
         figure.add_scatter(x=layer, y=own["value"], mode="markers+lines", name=name, **look)
     figure.update_yaxes(type="log", title_text="|x| / median |x|", showgrid=True, gridcolor=GRID, dtick=1)
-    figure.update_xaxes(title_text="after layer (-1: embedding)", tickformat="d")
+    step = whole_step(valued["layer"].astype(float).fillna(-1).to_numpy())
+    figure.update_xaxes(title_text="after layer (-1: embedding)", tickformat="d", dtick=step)
     figure.update_layout(template=template(), height=360)
     return figure
 

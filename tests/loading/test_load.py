@@ -15,6 +15,7 @@ from tiny_models import ARCHITECTURES, N_LAYERS, build, ragged
 from tolerance import assert_equal_to_rounding
 
 import interp
+from interp.environment import without_bars
 from interp.errors import ModelLoadError, NotApplicable
 from interp.loading import checkpoints
 
@@ -275,3 +276,31 @@ def test_a_notebook_sees_the_facts_of_a_model_and_its_name_as_text():
     assert "&lt;b&gt;mine" in shown
     for fact in (f"{N_LAYERS} layers", "Sliding window", "hf"):
         assert fact in shown
+
+
+def test_loading_shows_no_bar_and_leaves_a_hook_and_the_settings_of_bars_as_they_were(capfd, tmp_path):
+    """In a notebook the bar over a tenth of a second stood there for good, in red."""
+    from huggingface_hub.utils import are_progress_bars_disabled
+    from transformers.utils import logging
+
+    build("llama").save_pretrained(tmp_path)
+    made = []
+
+    def hook(factory, args, options):
+        made.append(options)
+        return factory(*args, **options)
+
+    state = logging.is_progress_bar_enabled(), are_progress_bars_disabled()
+    before = logging.set_tqdm_hook(hook)
+    try:
+        interp.load(str(tmp_path))
+        interp.load("zoo:modular-addition")
+        assert made == []
+        assert logging.set_tqdm_hook(hook) is hook
+        with pytest.raises(KeyError), without_bars():
+            raise KeyError
+        assert logging.set_tqdm_hook(hook) is hook
+    finally:
+        logging.set_tqdm_hook(before)
+    assert (logging.is_progress_bar_enabled(), are_progress_bars_disabled()) == state
+    assert "Loading weights" not in capfd.readouterr().err

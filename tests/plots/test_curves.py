@@ -7,7 +7,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from interp.errors import SchemaError
-from interp.plots._curves import curves
+from interp.plots._curves import curves, whole_step
 from interp.plots.theme import GREY
 
 TITLES = {"x_title": "share removed", "y_title": "probability"}
@@ -53,3 +53,8 @@ def test_a_line_that_is_next_to_nothing_stays_on_the_floor():
 def test_refusals(lines, control, message):
     with pytest.raises(SchemaError, match=message):
         curves([0, 1], lines, control=control, **TITLES)
+
+
+def test_few_whole_numbers_are_marked_one_by_one_and_nothing_else():
+    assert curves([0, 1, 2], {"a": [1.0, 0.5, 0.2]}, **TITLES).layout.xaxis.dtick == 1
+    assert [whole_step(x) for x in ([0, 6], [0, 0.5, 1], [0, 7], [0, np.nan], [])] == [1, None, None, None, None]

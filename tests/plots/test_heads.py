@@ -122,7 +122,7 @@ def test_names_are_text_not_markup():
     rows = table(1, 1, component="<b>x</b> & <script>", unit="<i>p</i>")
     for text in (head_map(rows).data[0].text[0][0], top_heads(rows).layout.yaxis.ticktext[0]):
         assert "&lt;b&gt;x&lt;/b&gt; &amp; &lt;script&gt;" in text
-    assert head_map(rows).data[0].colorbar.title.text == "&lt;i&gt;p&lt;/i&gt; above null"
+    assert head_map(rows).data[0].colorbar.title.text == "&lt;i&gt;p&lt;/i&gt;<br>above null"
     assert top_heads(rows).layout.xaxis.title.text == "&lt;i&gt;p&lt;/i&gt;"
 
 
@@ -166,3 +166,11 @@ def test_the_template_is_registered_but_not_the_default():
 def test_result_plot_is_the_map_of_the_headline_variant():
     rows = table()
     np.testing.assert_allclose(Result(rows, {}).plot().data[0].z, rows["value"].to_numpy().reshape(3, 8) - 0.02)
+
+
+def test_the_title_of_a_colour_bar_ends_with_its_map():
+    """Beside two layers one line of it was longer than the map and lay over the figure's title."""
+    rows = {"layer": [0, 1], "head": 0, "component": ["L0H0", "L1H0"], "value": 0.5, "null": 0.1, "unit": "probability"}
+    figure = head_map(frame(pd.DataFrame(rows)))
+    longest = max(map(len, figure.data[0].colorbar.title.text.split("<br>")))
+    assert longest * 8 <= figure.layout.height - 76

@@ -63,6 +63,7 @@ def test_the_grid_has_depths_down_and_lengths_across():
     assert list(words.text) == ["1.00", "0.25", "0.50", "0.00"]
     np.testing.assert_allclose(heat.z, [[1.0, 0.25], [0.5, 0.0]])
     assert (list(heat.x), list(heat.y), heat.zmax) == (["64", "128"], ["0.00", "1.00"], 1.0)
+    assert list(depth_grid(table[:3]).data[1].text) == ["1.00", "0.25", "0.50", ""]  # never "nan" in a cell
     with pytest.raises(SchemaError, match="one value per depth and length"):
         depth_grid(table.assign(length=64))
     with pytest.raises(SchemaError, match="no rows with a length"):

@@ -58,3 +58,14 @@ def test_no_roles_are_a_map_of_pale_cells():
     figure = role_map([], layers=[0, 1], n_heads=2)
     assert len(figure.data) == 1
     assert figure.layout.showlegend is False
+
+
+def test_a_narrow_page_has_room_for_every_role_of_the_legend():
+    """At 400 pixels two entries stand side by side at most: nothing of twenty may lie under the edge."""
+    roles = [HeadRole(i % 4, i % 12, f"role number {chr(97 + i)}", i > 10, 0.9) for i in range(20)]
+    layout = role_map(roles, layers=range(4), n_heads=12).layout
+    assert layout.margin.b >= layout.meta["below"] + 10 * 19
+    assert layout.legend.maxheight == 1
+    cells = layout.height - layout.margin.b - layout.margin.t
+    assert cells == 4 * 34
+    assert abs(-layout.legend.y * cells - layout.meta["below"]) < 1

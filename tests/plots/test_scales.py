@@ -128,7 +128,7 @@ def test_what_is_drawn_is_the_value_less_its_null():
     assert not has_null(rows.drop(columns="null"))
     heat = head_map(rows).data[0]
     np.testing.assert_allclose(heat.z, [[0.4, 0.5, -0.5]])
-    assert heat.colorbar.title.text == "fraction above null"
+    assert heat.colorbar.title.text == "fraction<br>above null"
     assert head_map(rows.assign(null=0.0)).data[0].colorbar.title.text == "fraction"
 
 

@@ -13,9 +13,11 @@ import interp
 from circuits import circuit
 from interp import tasks
 from interp.errors import SchemaError, TaskError
+from interp.measurement.ability import Ability
 from interp.reports import report
 from interp.reports.circuits import dips, task_circuit
 from interp.reports.roles import roles
+from interp.reports.sections import sections
 from interp.reports.sinks import sinks
 from interp.reports.templates import counted
 
@@ -121,6 +123,19 @@ def test_the_atlas_has_the_roles_and_maps_what_was_labelled(result, source):
     assert any("previous token" in str(trace.name) for trace in shown.figures["roles"].data)
     table = words_of(source.split("Every role a head was labelled with")[1].split("</table>")[0])
     assert f"{shown.rows[0].component} previous token in-context identification Previous-token heads" in table
+
+
+def test_how_well_the_model_does_a_task_stands_with_the_analysis_that_asks_it(model, result, tmp_path):
+    """An explanation of what a model cannot do must not be read as one of what it does."""
+    asked = {"facts": Ability.of_counts(10, 10, 0.5).as_dict(), "ioi": Ability.of_counts(5, 10, 0.5).as_dict()}
+    provenance = {"calls": [{"call": {"analysis": "sink"}, "ability": asked}, {"call": {"analysis": "previous_token"}}]}
+    own = interp.Result(result.table, provenance, result.interventions)
+    told = {section.name: [task for task, _ in section.ability] for section in sections(own)}
+    assert told == {"previous_token": [], "sink": ["facts", "ioi"], "duplicate_token": []}
+    said = words_of(report(model, results=own, path=tmp_path / "r.html").read_text(encoding="utf-8"))
+    assert "facts: the model is right in 1.00 of 10 prompts (chance 0.5)" in said
+    assert "The model does not do this task better than chance: what it does instead" in said
+    assert said.count("the model is right in") == 2
 
 
 def test_one_analysis_makes_no_atlas(model, result):

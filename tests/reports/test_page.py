@@ -18,9 +18,10 @@ from interp.attention import Rows
 from interp.errors import InterpError, SchemaError, TaskError
 from interp.reports import report
 from interp.reports.attention import BLOCK, attention, top_heads
-from interp.reports.sections import count_text, number
+from interp.reports.sections import number
 from interp.reports.tokens import pieces, visible
 from interp.results.results import Result, frame
+from interp.studies.findings import count_text
 from interp.tokens.texts import token_texts
 
 EVIL = "</script><script>alert(1)</script>&<q>"
@@ -362,9 +363,11 @@ def test_numbers_are_written_for_reading(value, shown):
 
 
 def test_counting_things():
-    assert count_text(0, "Induction heads") == "no induction heads"
-    assert count_text(1, "First-token sinks") == "1 first-token sink"
-    assert count_text(3, "Induction heads") == "3 induction heads"
+    assert count_text([], "Induction heads") == "no induction heads"
+    assert count_text(["L0H1"], "First-token sinks") == "1 first-token sink"
+    assert count_text(["L0H1", "L0H2", "L1H0"], "Induction heads") == "3 induction heads"
+    assert count_text(["L0H1", "L0H2"], "Direct attribution by source") == "2 heads (direct attribution by source)"
+    assert count_text(["M1"], "Direct attribution by source") == "1 component (direct attribution by source)"
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium on PATH")

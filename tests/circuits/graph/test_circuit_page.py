@@ -30,7 +30,13 @@ def scored(layout, seed=0, provenance=HOW):
 
 
 def data_of(page):
-    return json.loads(re.search(r'<script type="application/json">(.*?)</script>', page.html, re.DOTALL)[1])
+    text = re.search(r'<script type="application/json">(.*?)</script>', page.html, re.DOTALL)[1]
+    return json.loads(text, parse_constant=refuse)
+
+
+def refuse(name):
+    """What a browser does with NaN and Infinity: they are no JSON, and the whole page would stay empty."""
+    raise ValueError(name)
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +163,24 @@ def test_circuits_of_nothing_and_without_scores():
     edge = data_of(Graph.of(GROUPED, [("embed", LOGITS, "in")]).page())["edges"][0]
     assert edge[2:] == ["in", None, None, None]
     assert Graph.of(GROUPED, []).page().rows == []
+
+
+def test_what_is_no_number_leaves_the_page_whole():
+    ends = [("embed", "L0H1", "q"), ("L0H1", LOGITS, "in"), ("embed", LOGITS, "in")]
+    graph = Graph.of(GROUPED, dict(zip(map(Edge._make, ends), (np.inf, np.nan, -np.inf), strict=True)))
+    bare, full = Graph.of(GROUPED, [("embed", LOGITS, "in")]), Graph.full(GROUPED)
+    sizes = (Size(bare, 0.2, np.nan, np.nan), Size(graph, 0.5, 0.4, 0.6), Size(full, np.nan, np.nan, np.nan))
+    page = CircuitPage(graph, "t", "f", sizes=sizes)
+    data = data_of(page)
+    assert [edge[3:] for edge in data["edges"]] == [[None, None, None]] * 3
+    assert data["sizes"] == [[1, 0.2, None, None], [3, 0.5, 0.4, 0.6]]
+    assert [row.score for row in page.rows] == ["", "", ""]
+
+
+def test_one_layer_is_drawn():
+    data = data_of(scored(Layout(1, 1, 1)).page())
+    assert data["layers"] == 1
+    assert {node[0] for node in data["nodes"]} >= {"embed", "L0H0", "logits"}
 
 
 def test_a_frame_tells_the_page_the_theme_and_keeps_its_text_in():
