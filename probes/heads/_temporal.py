@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from scipy import stats as distributions
+from torch import Tensor
 
 from interp import tasks
 from interp.edits import Edit

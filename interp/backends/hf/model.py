@@ -201,15 +201,10 @@ class HFModel(EditContexts):
         recorder = Recorder(statistics, layers, method, last=max(layers), padded=batch.padded)
         size = chunk_size(self, batch, plan, chunk)
         if size < batch.ids.shape[1]:
-            for statistic in statistics.values():
-                statistic.check(batch=len(batch.ids), n_query=batch.ids.shape[1], n_key=batch.ids.shape[1])
             answers = prefill(self, batch, plan, recorder, size)
         else:
-            shared = SharedPasses.of(self)
-            if shared is not None:
-                shared.answer(batch, plan, recorder)
-            else:
-                self._forward(batch, plan, recorder=recorder)
+            answer = SharedPasses.answering(self)
+            answer(batch, plan, recorder=recorder)
             answers = {layer: self.gathered(own) for layer, own in recorder.answers.items()}
         check_visited(plan, self.torch_module, end=max(layers))
         values = {name: torch.stack([answers[layer][name].cpu() for layer in layers]) for name in statistics}

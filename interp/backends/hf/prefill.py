@@ -119,7 +119,10 @@ def prefill(model: HFModel, batch: Batch, plan: Pass, recorder: Recorder, size: 
 
     Raises:
         BackendError: the model does not keep the keys of what it has read.
+        TaskError: a question that does not fit the prompts.
     """
+    for statistic in recorder.questions.values():
+        statistic.check(batch=len(batch.ids), n_query=batch.ids.shape[1], n_key=batch.ids.shape[1])
     n, layers, cache = batch.ids.shape[1], tuple(recorder.layers or ()), whole_cache(model.torch_module)
     answers = {i: {name: Portions(q, batch.mask) for name, q in recorder.questions.items()} for i in layers}
     for start in range(0, n, size):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -51,6 +51,12 @@ class SharedPasses:
             return None
         assert memory is not None
         return cls(model, memory)
+
+    @classmethod
+    def answering(cls, model: HFModel) -> Callable[..., Any]:
+        """What runs prompts so that a recorder's questions are answered: shared passes where there are any."""
+        shared = cls.of(model)
+        return model._forward if shared is None else shared.answer
 
     def answer(self, batch: Batch, plan: Pass, recorder: Recorder) -> None:
         """Fill the recorder's answers: of kept calls, of a pass from the lowest edit, or of a whole pass."""

@@ -21,6 +21,7 @@ from interp.attention import Recorder, StopForward, intercept
 from interp.backends.checkpoint import Checkpoint
 from interp.backends.hf.generation import needs_attention
 from interp.backends.hf.model import HFModel
+from interp.backends.hf.prefill import Portion
 from interp.backends.hf.rewrite import connect
 from interp.backends.nnsight.steps import Step, Steps, Taps, execution_order
 from interp.backends.plan.capture import Pass
@@ -70,6 +71,7 @@ class NNsightModel(HFModel):
         recorder: Recorder | None = None,
         start: Start | None = None,
         stop: int | None = None,
+        portion: Portion | None = None,  # prompts are not cut here: `chunk_size` refuses
     ) -> Tensor | None:
         """Logits, or None when the trace ended early."""
         plan.begin(batch.mask, (int(batch.ids.shape[0]), int(batch.ids.shape[1])), spans=batch.spans)

@@ -19,6 +19,7 @@ from interp.attention import Recorder, Statistic
 from interp.backends.checkpoint import Checkpoint
 from interp.backends.hf.anatomy import Anatomy
 from interp.backends.hf.model import HFModel
+from interp.backends.hf.prefill import Portion
 from interp.backends.nnsight.program import Program
 from interp.backends.nnsight.replica import chart
 from interp.backends.nnsight.served import carry_out
@@ -188,6 +189,7 @@ class RemoteModel(HFModel):
         recorder: Recorder | None = None,
         start: Start | None = None,
         stop: int | None = None,
+        portion: Portion | None = None,  # prompts are not cut here: `chunk_size` refuses
     ) -> Tensor | None:
         plan.begin(batch.mask, (int(batch.ids.shape[0]), int(batch.ids.shape[1])), spans=batch.spans)
         program = Program(self._chart, plan, self._sizes())
