@@ -49,5 +49,8 @@ def runs(
     elif not len(table):
         sys.stdout.write("nothing found\n")
     else:
+        if compare is not None:  # standard errors and intervals of both are in --json
+            spread = [name for name in table if str(name).startswith(("se_", "ci_"))]
+            table = table.drop(columns=spread).dropna(axis=1, how="all")
         form = {"index": False, "na_rep": "", "float_format": lambda x: f"{x:.4g}", "line_width": line_width()}
         sys.stdout.write(table.to_string(**form) + "\n")  # columns that do not fit come in a block of their own

@@ -68,7 +68,7 @@ def test_it_is_missed_where_it_works_and_nowhere_else(found):
     assert rise["loss_nats: busy"] > 0.5
     assert abs(rise["loss_nats: quiet"]) < 0.05
     assert ((rows["random_mean"] - rows["clean"]).abs() < 0.05).all()
-    assert len(found.plot("dormant_heads", variant="by_domain").data) == 2
+    assert len(found.plot("dormant_heads", variant="by_domain").data) == 3  # two domains, and their null
 
 
 def test_a_head_that_always_rests_is_dormant_and_does_not_switch(planted):
