@@ -122,7 +122,8 @@ class Attribution:
         """Layers by heads, MLP and the rest, of one prompt or the mean over all; see `interp.plots.component_map`."""
         from interp.decompose.pictures import attribution_figure
 
-        return attribution_figure(self, prompt)
+        own = {"model": self.model, "unit": self.unit}
+        return attribution_figure(self.terms, self.values, self.mask, **own, prompt=prompt)
 
     def _rows(self, labels: Sequence[dict[str, object]], values: Tensor) -> pd.DataFrame:
         where, unit = self.mask.nonzero().tolist(), {"unit": self.unit}

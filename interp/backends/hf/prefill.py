@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,15 +18,13 @@ from interp.attention import Recorder, Statistic
 from interp.attention.chunks import Portions, count_rows, portion
 from interp.attention.masks import BLOCK
 from interp.backends.hf.generation import whole_cache
+from interp.backends.hf.passes import Passes
 from interp.backends.hf.stacks import Stack
 from interp.backends.plan.capture import Pass
 from interp.batch import Batch
 from interp.edits import Ablate, Add, Edit, Replace, Scale
 from interp.errors import BackendError, TaskError
 from interp.sites import PER_HEAD, SQUARE
-
-if TYPE_CHECKING:
-    from interp.backends.hf.model import HFModel
 
 LARGE = 2**27
 """Bytes of MLP neurons of all tokens from which on prompts run in chunks by themselves."""
@@ -54,7 +52,7 @@ class Portion:
         return own
 
 
-def chunk_size(model: HFModel, batch: Batch, plan: Pass, chunk: int | None) -> int:
+def chunk_size(model: Passes, batch: Batch, plan: Pass, chunk: int | None) -> int:
     """Tokens of each prompt that are run at a time; the prompts' width where they run whole.
 
     Without a `chunk`, prompts whose MLP neurons would take more than 128 MiB a layer run in chunks of 32 MiB, in
@@ -78,7 +76,7 @@ def chunk_size(model: HFModel, batch: Batch, plan: Pass, chunk: int | None) -> i
     return n if reason else min(n, chunk or max(BLOCK, ROOM // token // BLOCK * BLOCK))
 
 
-def obstacle(model: HFModel, batch: Batch, plan: Pass) -> str | None:
+def obstacle(model: Passes, batch: Batch, plan: Pass) -> str | None:
     """Why prompts cannot be cut, None where they can."""
     module, n = model.torch_module, batch.ids.shape[1]
     if not model.prefills:
@@ -114,7 +112,7 @@ def _of_tokens(edit: Edit) -> bool:
     return value.shape[-rest - 1] != 1
 
 
-def prefill(model: HFModel, batch: Batch, plan: Pass, recorder: Recorder, size: int) -> dict[int, dict[str, Tensor]]:
+def prefill(model: Passes, batch: Batch, plan: Pass, recorder: Recorder, size: int) -> dict[int, dict[str, Tensor]]:
     """Answers to a recorder's questions by layer, on the CPU, the prompts run `size` columns at a time.
 
     Raises:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from interp.attention import Call, Recorder, measure
 from interp.attention.shared import KeptPass, Memory, shared_memory
+from interp.backends.hf.passes import Passes
 from interp.backends.hf.rewrite import connect
 from interp.backends.plan.capture import Pass
 from interp.batch import Batch
 from interp.errors import BackendError
-
-if TYPE_CHECKING:
-    from interp.backends.hf.model import HFModel
 
 BEHIND = ("logits", "unembed_in")
 """Places behind the last layer."""
@@ -33,12 +31,12 @@ class SharedPasses:
     layer starts at the last kept stream below it. What is not known yet is run whole, and kept.
     """
 
-    def __init__(self, model: HFModel, memory: Memory) -> None:
+    def __init__(self, model: Passes, memory: Memory) -> None:
         self.model, self.memory = model, memory
         self.owner: Hashable = (id(model.torch_module), model.fingerprint(), str(model.device))
 
     @classmethod
-    def of(cls, model: HFModel) -> SharedPasses | None:
+    def of(cls, model: Passes) -> SharedPasses | None:
         """None outside of `sharing`, and where passes cannot be told apart or kept.
 
         That is under edits that stand, on several processes, with a source text, and where modules write in place.
@@ -53,7 +51,7 @@ class SharedPasses:
         return cls(model, memory)
 
     @classmethod
-    def answering(cls, model: HFModel) -> Callable[..., Any]:
+    def answering(cls, model: Passes) -> Callable[..., Any]:
         """What runs prompts so that a recorder's questions are answered: shared passes where there are any."""
         shared = cls.of(model)
         return model._forward if shared is None else shared.answer
