@@ -12,6 +12,16 @@ from interp.errors import BackendError
 SMALLEST = 16
 """Side of a matrix product that a kernel can do."""
 
+ATTEND = (
+    "(Tensor query, Tensor key, Tensor value, Tensor low, Tensor high, Tensor start, Tensor? slot, Tensor readout, "
+    "Tensor offsets, float scale, float? cap, SymInt first_position, SymInt extra, bool entropy, bool distance, "
+    "bool squares, bool best) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+RECEIVED = (
+    "(Tensor query, Tensor key, Tensor low, Tensor high, Tensor start, Tensor lse, Tensor weight, float scale, "
+    "float? cap, SymInt first_position, SymInt extra) -> Tensor"
+)
+
 
 def _width(n: int) -> int:
     return max(SMALLEST, 1 << (n - 1).bit_length())
@@ -50,7 +60,7 @@ def _check_device(x: Tensor) -> None:
         )
 
 
-@torch.library.custom_op("interp::attend", mutates_args=())
+@torch.library.custom_op("interp::attend", mutates_args=(), schema=ATTEND)
 def attend(
     query: Tensor,
     key: Tensor,
@@ -157,7 +167,7 @@ def _results(
     )
 
 
-@torch.library.custom_op("interp::received", mutates_args=())
+@torch.library.custom_op("interp::received", mutates_args=(), schema=RECEIVED)
 def received(
     query: Tensor,
     key: Tensor,

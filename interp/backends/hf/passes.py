@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from interp.batch import Batch, Prompts
 from interp.model import ModelInfo, Start
 
 
+@runtime_checkable
 class Passes(Protocol):
     """A model whose forward passes may begin, end and be cut where they are told to; `HFModel` is one.
 

@@ -42,7 +42,7 @@ class Portion:
     stop: int
     cache: DynamicCache
 
-    def inputs(self, batch: Batch, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+    def inputs(self, batch: Batch, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """What the model is passed with, of what the whole batch would be."""
         own: dict[str, Any] = {"use_cache": True, "past_key_values": self.cache}
         if "attention_mask" in inputs:
