@@ -68,7 +68,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(Adopt|Draw|Make|Piece|Port|Section|Skill|metrics\.Metric|Mapping\[str|tuple\[.*|\u200b\w+)"),
     (r"py:.*", r"dict\[.*"),  # cut in two where autodoc shortens a mapping's types
     # Type variables, and aliases that are written out where they are defined.
-    (r"py:.*", r".*\b(P|T|Head|Heads|Writes|Reads|Position|Positions|" + "|".join(_pages.TYPES) + ")"),
+    (r"py:.*", r".*\b(P|T|Roles|Head|Heads|Writes|Reads|Position|Positions|" + "|".join(_pages.TYPES) + ")"),
 ]
 
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "dollarmath"]
