@@ -24,19 +24,25 @@ def _words() -> list[str]:
     return sorted({word for text in SENTENCES for word in text.replace(",", " ,").replace(".", " .").split()})
 
 
-def sentencepiece() -> Any:
-    """Pieces that begin with a mark for the space, bytes for the rest, and a BOS: as Llama's."""
-    letters = sorted({letter for text in SENTENCES for letter in text} - {" "})
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", *letters]
-    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+def _merges(vocabulary: dict[str, int], space: str) -> list[tuple[str, str]]:
+    """Pairs that make every word of its letters, one after another; what they make is added to the vocabulary."""
     merges = []
     for word in _words():
-        piece = "\u2581"
+        piece = space
         for letter in word:
             if piece + letter not in vocabulary:
                 merges.append((piece, letter))
                 vocabulary[piece + letter] = len(vocabulary)
             piece += letter
+    return merges
+
+
+def sentencepiece() -> Any:
+    """Pieces that begin with a mark for the space, bytes for the rest, and a BOS: as Llama's."""
+    letters = sorted({letter for text in SENTENCES for letter in text} - {" "})
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", *letters]
+    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+    merges = _merges(vocabulary, "\u2581")
     words = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     words.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
     words.decoder = decoders.Sequence(
@@ -51,14 +57,7 @@ def sentencepiece() -> Any:
 def byte_pairs() -> Any:
     """Merged bytes, the space being one of them, and no BOS of its own: as GPT-2's."""
     vocabulary = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    merges = []
-    for word in _words():
-        piece = "\u0120"
-        for letter in word:
-            if piece + letter not in vocabulary:
-                merges.append((piece, letter))
-                vocabulary[piece + letter] = len(vocabulary)
-            piece += letter
+    merges = _merges(vocabulary, "\u0120")
     vocabulary["<|endoftext|>"] = len(vocabulary)
     words = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     words.pre_tokenizer, words.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()

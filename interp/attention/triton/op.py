@@ -113,26 +113,9 @@ def attend(
 
 
 @attend.register_fake
-def _(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    low: Tensor,
-    high: Tensor,
-    start: Tensor,
-    slot: Tensor | None,
-    readout: Tensor,
-    offsets: Tensor,
-    scale: float,
-    cap: float | None,
-    first_position: int,
-    extra: int,
-    entropy: bool,
-    distance: bool,
-    squares: bool,
-    best: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _results(query, value, readout, offsets, entropy, distance, squares, best)
+def _(*words: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    query, _, value, *_, readout, offsets = words[:9]
+    return _results(query, value, readout, offsets, *words[13:])
 
 
 def _results(
@@ -204,19 +187,7 @@ def received(
 
 
 @received.register_fake
-def _(
-    query: Tensor,
-    key: Tensor,
-    low: Tensor,
-    high: Tensor,
-    start: Tensor,
-    lse: Tensor,
-    weight: Tensor,
-    scale: float,
-    cap: float | None,
-    first_position: int,
-    extra: int,
-) -> Tensor:
+def _(query: Tensor, key: Tensor, *_: Any) -> Tensor:
     return torch.empty(*query.shape[:2], key.shape[2], dtype=torch.float32, device=query.device)
 
 
