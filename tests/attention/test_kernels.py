@@ -56,7 +56,7 @@ def chunked(size):
 def a_call(n, *, group=1, predicate=causal, cap=None, slot=False, side=None, window=None, offset=0, width=16, **more):
     """Two prompts, the second padded on a side."""
     generator = torch.Generator().manual_seed(n)
-    heads, n_query = max(4, group), n - offset
+    heads, n_query = max(4, 2 * group), n - offset
     query, key, value = (
         torch.randn(2, h, m, d, generator=generator).to(more.get("dtype", torch.float32))
         for h, m, d in (

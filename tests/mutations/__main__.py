@@ -28,6 +28,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
+os.environ.setdefault("TRITON_INTERPRET", "1")  # read when torch is imported below, before a test's conftest can say it
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 LIMIT = 600
